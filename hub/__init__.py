@@ -1,0 +1,21 @@
+"""Weights as files and on the Hugging Face Hub: folders, downloads, conversions. Knows configs and files, not model names."""
+
+import importlib
+
+_HOME = {
+    "HubError": "errors",
+    "save": "checkpoint",
+    "read": "checkpoint",
+    "pull": "remote",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

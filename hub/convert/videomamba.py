@@ -1,0 +1,40 @@
+"""Official VideoMamba files: the same parameter names as ours, below ``net.`` (reference: protocol, section 5)."""
+
+import os
+
+from torch import Tensor
+
+from hub.checkpoint import is_state_dict, load_pickle
+from hub.errors import HubError
+
+__all__ = ["read_official", "to_zoo"]
+
+# Present in self-distilled files: the projection onto the teacher's width, of no use after training.
+DROPPED = ("distill_head.",)
+
+
+def read_official(path: str | os.PathLike) -> dict[str, Tensor]:
+    """Reads a released file: weights under "model" (ImageNet files), under "module", or flat (video files).
+
+    Raises:
+        HubError: the file cannot be read as data, or holds no weights.
+    """
+    if str(path).endswith(".safetensors"):
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise HubError(f"{path} is not a readable safetensors file ({error}); check the path or fetch it again.") from error
+    content = load_pickle(path)
+    candidates = [content.get("model"), content.get("module"), content] if isinstance(content, dict) else []
+    for candidate in candidates:
+        if is_state_dict(candidate):
+            return dict(candidate)
+    raise HubError(f'{path} holds no weights, neither flat nor under "model" or "module"; check that it is a checkpoint.')
+
+
+def to_zoo(official: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Official names -> names in a `VideoClassifier`."""
+    return {f"net.{name}": tensor for name, tensor in official.items() if not name.startswith(DROPPED)}

@@ -1,0 +1,200 @@
+"""Image and video classification with VideoMamba."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_modules.base import IMAGENET_MEAN, IMAGENET_STD, BaseModule
+from lightning_modules.errors import ModelError
+from lightning_modules.metrics import SampleAccuracy
+from lightning_modules.nets.videomamba import VideoMamba
+
+__all__ = ["VideoClassifier"]
+
+
+class VideoClassifier(BaseModule):
+    """VideoMamba classifier for clips, or for still images where ``num_frames`` is None.
+
+    Validation and testing average the softmax over all views of a video and count every video once, also across processes.
+
+    Args:
+        num_classes: number of classes.
+        embed_dim: width of a token; the paper's Ti, S, M, B have 192, 384, 576, 768.
+        depth: number of blocks; the paper's Ti, S, M, B have 24, 24, 32, 24.
+        num_frames: frames of a clip; None makes the image model.
+        image_size: side of the square input in pixels.
+        patch_size: side of a patch in pixels.
+        tubelet_size: frames per token.
+        class_names: names of the classes in the order of the logits.
+        mean: per channel, of inputs in [0, 1].
+        std: per channel, of inputs in [0, 1].
+        short_side: pixels of the short side before cropping at test time; None means ``image_size``.
+        sampling: how frames are picked: "sparse" (spread over the video), "ssv2" (the same, as Something-Something V2
+            models were tested) or "dense" (consecutive with a stride); see `datamodules.sampling`.
+        frame_stride: frames between two picked ones where ``sampling`` is "dense".
+        interpolation: "bilinear", or "bicubic" (with antialiasing, as the image models were trained).
+        drop: dropout before the head.
+        drop_path: stochastic depth of the last block, growing linearly from 0.
+        label_smoothing: share of the target spread over all classes.
+        init: "mamba" or "official", see `lightning_modules.nets.bimamba.BiMamba`.
+        checkpoint_blocks: how many of the first blocks are recomputed in the backward pass to save memory.
+        lr: peak learning rate of AdamW.
+        min_lr: learning rate at the end.
+        warmup_lr: learning rate at the start.
+        warmup_epochs: length of the linear warm-up; fractions are allowed.
+        weight_decay: AdamW's.
+        betas: AdamW's.
+        layer_decay: factor on the learning rate per layer of depth; 1 is off.
+        layer_decay_scope: "all", or "embedding" as the official code does; see `lightning_modules.optim`.
+        decay_state_matrix: apply weight decay to A_log as the official code does.
+
+    Raises:
+        ModelError: class names that do not match ``num_classes``; data with other classes than the model.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        embed_dim: int = 192,
+        depth: int = 24,
+        num_frames: int | None = 16,
+        image_size: int = 224,
+        patch_size: int = 16,
+        tubelet_size: int = 1,
+        class_names: list[str] | None = None,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        short_side: int | None = None,
+        sampling: str = "sparse",
+        frame_stride: int = 4,
+        interpolation: str = "bilinear",
+        *,
+        drop: float = 0.0,
+        drop_path: float = 0.0,
+        label_smoothing: float = 0.1,
+        init: str = "mamba",
+        checkpoint_blocks: int = 0,
+        lr: float = 1e-3,
+        min_lr: float = 1e-6,
+        warmup_lr: float = 1e-6,
+        warmup_epochs: float = 5.0,
+        weight_decay: float = 0.05,
+        betas: Sequence[float] = (0.9, 0.999),
+        layer_decay: float = 1.0,
+        layer_decay_scope: str = "all",
+        decay_state_matrix: bool = False,
+    ) -> None:
+        super().__init__()
+        self.save_config()
+        if num_classes < 1:
+            raise ModelError(f"num_classes is {num_classes}; a classifier needs at least 1.")
+        if class_names is not None and len(class_names) != num_classes:
+            raise ModelError(f"class_names lists {len(class_names)} names for num_classes {num_classes}; make them agree.")
+        self.num_classes = num_classes
+        self.class_names = None if class_names is None else list(class_names)
+        self.net = VideoMamba(
+            num_classes,
+            embed_dim,
+            depth,
+            num_frames,
+            image_size,
+            patch_size,
+            tubelet_size,
+            drop=drop,
+            drop_path=drop_path,
+            init=init,
+            checkpoint_blocks=checkpoint_blocks,
+        )
+        self.set_normalisation(mean, std)
+        self.accuracy = SampleAccuracy(num_classes)
+
+    @property
+    def preprocessing(self) -> dict:
+        h = self.hparams
+        return {
+            "num_frames": h.num_frames or 1,
+            "image_size": h.image_size,
+            "short_side": h.short_side or h.image_size,
+            "sampling": h.sampling,
+            "frame_stride": h.frame_stride,
+            "interpolation": h.interpolation,
+        }
+
+    def setup(self, stage: str) -> None:
+        names = getattr(self.trainer.datamodule, "class_names", None)
+        if names is None:
+            return
+        if len(names) != self.num_classes:
+            raise ModelError(f"The data has {len(names)} classes and the model {self.num_classes}; "
+                             f"set model.num_classes to {len(names)}.")  # fmt: skip
+        if self.class_names is None:
+            self.class_names = self.hparams["class_names"] = list(names)
+        elif self.class_names != list(names):
+            first = next(i for i, pair in enumerate(zip(self.class_names, names, strict=True)) if pair[0] != pair[1])
+            raise ModelError(f"Class {first} is {self.class_names[first]!r} in the model and {names[first]!r} in the data; "
+                             "give the data the model's class order, or the model class_names: null.")  # fmt: skip
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Clips (B, 3, T, H, W), uint8 0..255 or float 0..1 (not clipped) -> logits (B, num_classes).
+
+        The image model takes T = 1, or images (B, 3, H, W).
+        """
+        if self.hparams.num_frames is not None:
+            return self.net(self.normalise(video))
+        images = video.unsqueeze(2) if video.ndim == 4 else video
+        if images.shape[2] != 1:
+            raise ModelError(f"This is an image model and the clip has {images.shape[2]} frames; pass one frame at a time.")
+        return self.net(self.normalise(images).squeeze(2))
+
+    def forward_features(self, video: Tensor, pool: str | None = "cls") -> Tensor:
+        """Clips as in `forward` -> features after the final norm.
+
+        Args:
+            video: (B, 3, T, H, W).
+            pool: "cls" gives the class token (B, embed_dim), None all tokens, class token first (B, 1 + tokens, embed_dim).
+        """
+        x = self.normalise(video)
+        x = x.squeeze(2) if self.hparams.num_frames is None else x
+        return self.net.forward_tokens(x) if pool is None else self.net.forward_features(x)
+
+    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+        logits = self(batch["video"])
+        target = batch.get("target", batch["label"])
+        loss = F.cross_entropy(logits.float(), target, label_smoothing=self.training_arguments["label_smoothing"])
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(logits))
+        return loss
+
+    def predict_scores(self, video: Tensor) -> Tensor:
+        """Views (B, V, 3, T, H, W), or one view (B, 3, T, H, W) -> mean over views of the softmax (B, num_classes)."""
+        views = video.unbind(1) if video.ndim == 6 else [video]
+        return torch.stack([self(view).float().softmax(dim=1) for view in views]).mean(dim=0)
+
+    def _evaluate(self, batch: dict) -> None:
+        scores = self.predict_scores(batch["video"])
+        loss = F.nll_loss(scores.clamp_min(1e-12).log(), batch["label"], reduction="none")
+        self.accuracy.update(scores, batch["label"], batch["index"], loss)
+
+    def _log_accuracy(self, stage: str) -> None:
+        result = self.accuracy.compute()
+        self.accuracy.reset()
+        result.pop("samples")
+        # compute() has already joined the processes, so the mean over them changes nothing.
+        self.log_dict({f"{stage}/{k}": v for k, v in result.items()}, prog_bar=True, sync_dist=True)
+
+    def validation_step(self, batch: dict, batch_idx: int) -> None:
+        self._evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_accuracy("val")
+
+    def test_step(self, batch: dict, batch_idx: int) -> None:
+        self._evaluate(batch)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_accuracy("test")
+
+    def predict_step(self, batch: dict, batch_idx: int) -> dict:
+        """Scores (B, num_classes) on the CPU with the paths they belong to."""
+        return {"path": batch["path"], "scores": self.predict_scores(batch["video"]).cpu()}

@@ -1,0 +1,12 @@
+"""Plain networks, each readable beside its paper; importable without Lightning."""
+
+import importlib
+
+_HOME = {"VideoMamba": "videomamba", "BiMamba": "bimamba"}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,110 @@
+"""The bidirectional Mamba mixer and the residual block around it (VideoMamba, section 3.1; the block of Vision Mamba).
+
+Legend of shapes: B batch, L tokens, D width, E = expand * D inner channels, N states per channel, R rank of delta.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_modules.ops import bidirectional_conv1d, bidirectional_scan
+
+__all__ = ["BiMamba", "Block"]
+
+
+class BiMamba(nn.Module):
+    """Selective state-space mixer that scans the sequence from both ends.
+
+    ::
+
+        h --in_proj--+-- x --+-- conv, SiLU -- scan from the first token --+
+                     |       +-- conv, SiLU -- scan from the last token  --+ (sum) * SiLU(z) --out_proj--> y
+                     +-- z -------------------------------------------------------^
+
+    Both directions share the two projections and the gate; each has its own convolution, step size, B, C, A and D (the
+    backward ones end in ``_b``). Parameter names are those of the official checkpoints.
+
+    Args:
+        dim: width D of a token.
+        state_size: states N per channel.
+        conv_width: taps of the depthwise convolution.
+        expand: inner channels per channel of width.
+        init: "mamba" starts the step sizes log-uniform in [0.001, 0.1] as Mamba (arXiv 2312.00752, section 3.6);
+            "official" as the released VideoMamba code, whose later initialisation overwrites them: dt_proj.weight
+            is truncated normal and dt_proj.bias 0.
+    """
+
+    def __init__(
+        self, dim: int, state_size: int = 16, conv_width: int = 4, expand: int = 2, init: str = "mamba"
+    ) -> None:
+        super().__init__()
+        if init not in ("mamba", "official"):
+            raise ValueError(f"init is {init!r}; choose 'mamba' or 'official'.")
+        inner = expand * dim
+        self.state_size = state_size
+        self.dt_rank = math.ceil(dim / 16)
+        self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
+        self.out_proj = nn.Linear(inner, dim, bias=False)
+        for suffix in ("", "_b"):
+            conv1d = nn.Conv1d(inner, inner, conv_width, groups=inner)
+            x_proj = nn.Linear(inner, self.dt_rank + 2 * state_size, bias=False)
+            dt_proj = nn.Linear(self.dt_rank, inner)
+            a_log = torch.arange(1, state_size + 1, dtype=torch.float32).log().repeat(inner, 1)
+            self.add_module(f"conv1d{suffix}", conv1d)
+            self.add_module(f"x_proj{suffix}", x_proj)
+            self.add_module(f"dt_proj{suffix}", dt_proj)
+            self.register_parameter(f"A{suffix}_log", nn.Parameter(a_log))
+            self.register_parameter(f"D{suffix}", nn.Parameter(torch.ones(inner)))
+        self._reset_parameters(init)
+
+    @torch.no_grad()
+    def _reset_parameters(self, init: str) -> None:
+        for linear in (self.in_proj, self.x_proj, self.x_proj_b, self.dt_proj, self.dt_proj_b):
+            nn.init.trunc_normal_(linear.weight, std=0.02)
+        nn.init.kaiming_uniform_(self.out_proj.weight, a=math.sqrt(5))
+        for dt_proj in (self.dt_proj, self.dt_proj_b):
+            if init == "official":
+                nn.init.zeros_(dt_proj.bias)
+                continue
+            nn.init.uniform_(dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
+            dt = torch.exp(torch.empty_like(dt_proj.bias).uniform_(math.log(1e-3), math.log(0.1)))
+            dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
+
+    def _selection(self, x: Tensor, x_proj: nn.Linear, dt_proj: nn.Linear) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, L, E) -> delta before bias and softplus (B, L, E), B (B, L, N), C (B, L, N)."""
+        dt, b, c = x_proj(x).split([self.dt_rank, self.state_size, self.state_size], dim=-1)
+        return F.linear(dt, dt_proj.weight), b, c
+
+    def forward(self, h: Tensor) -> Tensor:
+        """(B, L, D) -> (B, L, D)."""
+        x, z = self.in_proj(h).chunk(2, dim=-1)
+        x_f, x_b = bidirectional_conv1d(
+            x, self.conv1d.weight, self.conv1d.bias, self.conv1d_b.weight, self.conv1d_b.bias
+        )
+        delta_f, b_f, c_f = self._selection(x_f, self.x_proj, self.dt_proj)
+        delta_b, b_b, c_b = self._selection(x_b, self.x_proj_b, self.dt_proj_b)
+        y = bidirectional_scan(
+            x_f, delta_f, -torch.exp(self.A_log.float()), b_f, c_f, self.D.float(),
+            x_b, delta_b, -torch.exp(self.A_b_log.float()), b_b, c_b, self.D_b.float(),
+            z=z, delta_bias=self.dt_proj.bias.float(), delta_bias_b=self.dt_proj_b.bias.float(), delta_softplus=True,
+        )  # fmt: skip
+        return self.out_proj(y)
+
+
+class Block(nn.Module):
+    """Add, norm, mix: hands on the mixer's output and the residual stream that does not hold it yet.
+
+    The next block, or the final norm, adds the two. The residual stream stays in float32 under mixed precision.
+    """
+
+    def __init__(self, dim: int, mixer: nn.Module, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.mixer = mixer
+        self.norm = nn.RMSNorm(dim, eps=eps)
+
+    def forward(self, hidden: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, L, D) and (B, L, D) -> the mixer's output (B, L, D), the residual stream before it (B, L, D)."""
+        residual = hidden.float() if residual is None else residual + hidden
+        return self.mixer(self.norm(residual.to(self.norm.weight.dtype))), residual

@@ -1,0 +1,195 @@
+"""VideoMamba (arXiv 2403.06977): images and clips as one sequence of patches through bidirectional Mamba blocks."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torchvision.ops import stochastic_depth
+
+from lightning_modules.nets.bimamba import BiMamba, Block
+from lightning_modules.nets.layers import PatchEmbed
+
+__all__ = ["VideoMamba", "adapt_state_dict", "inflate_patch_embedding", "resize_frames", "resize_grid"]
+
+
+class VideoMamba(nn.Module):
+    """The plain network: tokens, blocks, class token, linear head.
+
+    ::
+
+        clip (B, 3, T, H, W) -> patches, frame by frame in raster order -> [CLS, frame 0, frame 1, ...]
+             -> depth x (add, RMSNorm, BiMamba) -> RMSNorm -> CLS -> head
+
+    Parameter names are those of the official checkpoints. Sizes of the paper (embed_dim, depth): Ti 192, 24; S 384, 24;
+    M 576, 32; B 768, 24.
+
+    Args:
+        num_classes: outputs of the head; 0 leaves it out.
+        embed_dim: width of a token.
+        depth: number of blocks.
+        num_frames: frames of a clip; None makes the image model (2-D patch embedding, no temporal embedding).
+        image_size: side of the square input in pixels.
+        patch_size: side of a patch in pixels.
+        tubelet_size: frames per token.
+        state_size: states per channel of the scan.
+        conv_width: taps of the depthwise convolution in the mixer.
+        expand: inner channels of the mixer per channel of width.
+        drop: dropout before the head.
+        drop_path: stochastic depth of the last block; grows linearly from 0 at the first.
+        init: "mamba" or "official", see `BiMamba`.
+        checkpoint_blocks: how many of the first blocks are recomputed in the backward pass to save memory.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        embed_dim: int = 192,
+        depth: int = 24,
+        num_frames: int | None = 16,
+        image_size: int = 224,
+        patch_size: int = 16,
+        tubelet_size: int = 1,
+        state_size: int = 16,
+        conv_width: int = 4,
+        expand: int = 2,
+        drop: float = 0.0,
+        drop_path: float = 0.0,
+        init: str = "mamba",
+        checkpoint_blocks: int = 0,
+    ) -> None:
+        super().__init__()
+        if image_size % patch_size:
+            raise ValueError(f"image_size {image_size} is not a multiple of patch_size {patch_size}; change one of them.")
+        if num_frames is not None and (num_frames < 1 or num_frames % tubelet_size):
+            raise ValueError(f"num_frames {num_frames} is not a positive multiple of tubelet_size {tubelet_size}.")
+        self.embed_dim = embed_dim
+        self.depth = depth
+        self.num_frames = num_frames
+        self.image_size = image_size
+        self.checkpoint_blocks = checkpoint_blocks
+        self.grid_size = image_size // patch_size
+
+        self.patch_embed = PatchEmbed(embed_dim, patch_size, None if num_frames is None else tubelet_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.grid_size**2 + 1, embed_dim))
+        if num_frames is not None:
+            self.temporal_pos_embedding = nn.Parameter(torch.zeros(1, num_frames // tubelet_size, embed_dim))
+        self.layers = nn.ModuleList(
+            Block(embed_dim, BiMamba(embed_dim, state_size, conv_width, expand, init)) for _ in range(depth)
+        )
+        self.norm_f = nn.RMSNorm(embed_dim, eps=1e-5)
+        self.drop = nn.Dropout(drop)
+        self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
+        # The output of block j is dropped when it is added, by the next block or the final norm (protocol, section 0).
+        self.drop_rates = [drop_path * j / max(depth - 1, 1) for j in range(depth)]
+
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        if num_classes:
+            nn.init.trunc_normal_(self.head.weight, std=0.02)
+            nn.init.zeros_(self.head.bias)
+        with torch.no_grad():
+            for block in self.layers:
+                block.mixer.out_proj.weight.div_(math.sqrt(depth))
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Normalised clip (B, 3, T, H, W), or image (B, 3, H, W) -> tokens with positions (B, 1 + T'H'W', D).
+
+        Raises:
+            ValueError: the clip's frames or size are not the network's.
+        """
+        frames = () if self.num_frames is None else (self.num_frames,)
+        expected = (3, *frames, self.image_size, self.image_size)
+        if x.shape[1:] != expected:
+            remedy = "resample the input, or build the network with other num_frames / image_size (zoo.load interpolates)"
+            raise ValueError(f"The network takes inputs of shape (batch, {', '.join(map(str, expected))}), "
+                             f"this one is {tuple(x.shape)}: {remedy}.")  # fmt: skip
+        tokens = self.patch_embed(x) + self.pos_embed[:, None, 1:]
+        if self.num_frames is not None:
+            tokens = tokens + self.temporal_pos_embedding[:, :, None]
+        cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
+        return torch.cat([cls_token.to(tokens.dtype), tokens.flatten(1, 2)], dim=1)
+
+    def forward_blocks(self, hidden: Tensor) -> Tensor:
+        """Tokens (B, L, D) -> the residual stream after the last block, not yet normalised (B, L, D)."""
+        residual = None
+        for j, block in enumerate(self.layers):
+            if j:
+                hidden = self._drop_path(hidden, self.drop_rates[j - 1])
+            if j < self.checkpoint_blocks and torch.is_grad_enabled():
+                hidden, residual = checkpoint(block, hidden, residual, use_reentrant=False)
+            else:
+                hidden, residual = block(hidden, residual)
+        return residual + self._drop_path(hidden, self.drop_rates[-1])
+
+    def _drop_path(self, x: Tensor, rate: float) -> Tensor:
+        return stochastic_depth(x, rate, "row") if self.training and rate else x
+
+    def forward_tokens(self, x: Tensor) -> Tensor:
+        """Normalised input as in `embed` -> all tokens after the final norm, class token first (B, 1 + T'H'W', D)."""
+        return self.norm_f(self.forward_blocks(self.embed(x)).to(self.norm_f.weight.dtype))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Normalised input as in `embed` -> class token after the final norm (B, D)."""
+        return self.norm_f(self.forward_blocks(self.embed(x))[:, 0].to(self.norm_f.weight.dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised clip (B, 3, T, H, W), or image (B, 3, H, W) -> logits (B, num_classes)."""
+        return self.head(self.drop(self.forward_features(x)))
+
+    def layer_id(self, name: str) -> int:
+        """Depth of a parameter for layer-wise learning-rate decay: 0 embeddings, 1..depth blocks, depth + 1 the rest."""
+        if name in ("cls_token", "pos_embed", "temporal_pos_embedding") or name.startswith("patch_embed."):
+            return 0
+        if name.startswith("layers."):
+            return int(name.split(".")[1]) + 1
+        return self.depth + 1
+
+
+def resize_grid(pos_embed: Tensor, side: int) -> Tensor:
+    """Spatial embedding (1, 1 + s*s, D), class token first -> (1, 1 + side*side, D), bicubic (protocol, section 5)."""
+    old = math.isqrt(pos_embed.shape[1] - 1)
+    if old == side:
+        return pos_embed
+    grid = pos_embed[:, 1:].reshape(1, old, old, -1).permute(0, 3, 1, 2).float()
+    grid = F.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
+    return torch.cat([pos_embed[:, :1], grid.flatten(2).transpose(1, 2).to(pos_embed.dtype)], dim=1)
+
+
+def resize_frames(temporal: Tensor, frames: int) -> Tensor:
+    """Temporal embedding (1, t, D) -> (1, frames, D), linear (protocol, section 5)."""
+    if temporal.shape[1] == frames:
+        return temporal
+    resized = F.interpolate(temporal.float().transpose(1, 2), size=frames, mode="linear", align_corners=False)
+    return resized.transpose(1, 2).to(temporal.dtype)
+
+
+def inflate_patch_embedding(weight: Tensor, tubelet_size: int, center: bool = True) -> Tensor:
+    """2-D kernel (D, 3, p, p) -> 3-D kernel (D, 3, t, p, p): in the centre frame t // 2, or spread evenly over all."""
+    if not center:
+        return weight.unsqueeze(2).repeat(1, 1, tubelet_size, 1, 1) / tubelet_size
+    inflated = weight.new_zeros(*weight.shape[:2], tubelet_size, *weight.shape[2:])
+    inflated[:, :, tubelet_size // 2] = weight
+    return inflated
+
+
+def adapt_state_dict(state_dict: dict[str, Tensor], net: VideoMamba) -> dict[str, Tensor]:
+    """Fits weights of another number of frames or another resolution, or of an image model, to `net`.
+
+    Position embeddings are interpolated in space and time; a 2-D patch embedding is inflated, and the temporal embedding it
+    lacks starts at 0 as in the official code. Everything else is returned as it came, for a strict load to judge.
+    """
+    adapted = dict(state_dict)
+    if "pos_embed" in adapted:
+        adapted["pos_embed"] = resize_grid(adapted["pos_embed"], net.grid_size)
+    if net.num_frames is None:
+        return adapted
+    frames = net.temporal_pos_embedding.shape[1]
+    weight = adapted.get("patch_embed.proj.weight")
+    if weight is not None and weight.ndim == 4:
+        adapted["patch_embed.proj.weight"] = inflate_patch_embedding(weight, net.patch_embed.tubelet_size)
+        adapted.setdefault("temporal_pos_embedding", weight.new_zeros(1, frames, net.embed_dim))
+    if "temporal_pos_embedding" in adapted:
+        adapted["temporal_pos_embedding"] = resize_frames(adapted["temporal_pos_embedding"], frames)
+    return adapted

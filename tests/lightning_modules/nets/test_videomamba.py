@@ -1,0 +1,193 @@
+"""VideoMamba against the official implementation (golden tensors) and against independent definitions."""
+
+import json
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import nn
+
+from lightning_modules.nets.bimamba import BiMamba
+from lightning_modules.nets.layers import PatchEmbed
+from lightning_modules.nets.videomamba import (
+    VideoMamba,
+    adapt_state_dict,
+    inflate_patch_embedding,
+    resize_frames,
+    resize_grid,
+)
+from lightning_modules.ops import available_backends, use_backend
+
+BACKENDS = available_backends("cpu")
+
+
+def golden(shared, name):
+    tensors = load_file(shared / "golden" / f"{name}.safetensors")
+    meta = json.loads((shared / "golden" / f"{name}.json").read_text())
+    weights = {k.removeprefix("state_dict."): v for k, v in tensors.items() if k.startswith("state_dict.")}
+    return tensors, weights, meta["constructor"]
+
+
+def close(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def build(constructor, image=False):
+    return VideoMamba(
+        num_classes=constructor["num_classes"],
+        embed_dim=constructor["embed_dim"],
+        depth=constructor["depth"],
+        num_frames=None if image else constructor["num_frames"],
+        image_size=constructor["img_size"],
+        tubelet_size=constructor.get("kernel_size", 1),
+    ).eval()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_mixer_equals_the_official_one(shared, backend):
+    tensors, weights, constructor = golden(shared, "bimamba_mixer")
+    mixer = BiMamba(constructor["d_model"])
+    mixer.load_state_dict(weights)
+    x = tensors["input"].requires_grad_()
+    with use_backend(backend):
+        y = mixer(x)
+        (y * tensors["grad_output"] if "grad_output" in tensors else y).sum().backward()
+    close(y, tensors["output"])
+    close(x.grad, tensors["grad_input"])
+    for name, parameter in mixer.named_parameters():
+        close(parameter.grad, tensors[f"grad.{name}"])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["videomamba_image", "videomamba_video", "videomamba_video_k2"])
+def test_network_equals_the_official_one(shared, name, backend):
+    tensors, weights, constructor = golden(shared, name)
+    net = build(constructor, image=name == "videomamba_image")
+    net.load_state_dict(weights)
+    seen = {}
+    for i, block in enumerate(net.layers):
+        block.register_forward_hook(lambda _m, _i, out, i=i: seen.update({i: out}))
+    with use_backend(backend):
+        logits = net(tensors["input"])
+        assert sorted(seen) == list(range(constructor["depth"]))
+        for i, (hidden, residual) in seen.items():
+            close(hidden, tensors[f"block{i}.hidden"])
+            close(residual, tensors[f"block{i}.residual"])
+        close(net.embed(tensors["input"]), tensors["tokens"])
+        close(net.forward_features(tensors["input"]), tensors["features"])
+        close(net.forward_tokens(tensors["input"])[:, 0], tensors["features"])
+        logits.sum().backward()
+    close(logits, tensors["logits"])
+    gradients = {k.removeprefix("grad."): v for k, v in tensors.items() if k.startswith("grad.")}
+    assert gradients
+    for key, expected in gradients.items():
+        close(net.get_parameter(key).grad, expected)
+
+
+@pytest.mark.parametrize("case", ["grow", "shrink", "odd"])
+def test_position_embeddings_resize_as_official(shared, case):
+    tensors, _, _ = golden(shared, "checkpoint_adaptation")
+    new = tensors[f"{case}.pos_embed_new"]
+    close(resize_grid(tensors[f"{case}.pos_embed_old"], math.isqrt(new.shape[1] - 1)), new)
+    new = tensors[f"{case}.temporal_new"]
+    close(resize_frames(tensors[f"{case}.temporal_old"], new.shape[1]), new)
+
+
+@pytest.mark.parametrize("tubelet_size", [1, 2, 3])
+def test_patch_embedding_inflates_as_official(shared, tubelet_size):
+    tensors, _, _ = golden(shared, "checkpoint_adaptation")
+    weight = tensors["inflate.weight_2d"]
+    assert torch.equal(inflate_patch_embedding(weight, tubelet_size), tensors[f"inflate.center_k{tubelet_size}"])
+    close(inflate_patch_embedding(weight, tubelet_size, center=False), tensors[f"inflate.average_k{tubelet_size}"])
+
+
+def tiny(**kwargs):
+    defaults = dict(num_classes=5, embed_dim=32, depth=2, num_frames=4, image_size=32)
+    return VideoMamba(**{**defaults, **kwargs}).eval()
+
+
+def test_still_video_through_inflated_image_weights_gives_the_image_models_tokens():
+    torch.manual_seed(0)
+    image_net, video_net = tiny(num_frames=None), tiny(num_frames=2)
+    video_net.load_state_dict(adapt_state_dict(image_net.state_dict(), video_net))
+    image = torch.randn(1, 3, 32, 32)
+    tokens = image_net.embed(image)
+    clip_tokens = video_net.embed(image.unsqueeze(2).expand(-1, -1, 2, -1, -1))
+    torch.testing.assert_close(clip_tokens, torch.cat([tokens, tokens[:, 1:]], dim=1))
+
+
+def test_adapting_to_the_same_shape_changes_nothing():
+    net = tiny()
+    for key, value in adapt_state_dict(net.state_dict(), net).items():
+        assert torch.equal(value, net.state_dict()[key]), key
+
+
+@pytest.mark.parametrize(("tubelet_size", "shape"), [(None, (2, 3, 32, 48)), (1, (2, 3, 4, 32, 32)), (2, (1, 3, 4, 32, 16))])
+def test_patch_embedding_is_the_convolution(tubelet_size, shape):
+    torch.manual_seed(0)
+    embed = PatchEmbed(8, 16, tubelet_size)
+    x = torch.randn(shape)
+    expected = embed.proj(x)
+    expected = expected.flatten(2).transpose(1, 2) if tubelet_size is None else expected.flatten(3).permute(0, 2, 3, 1)
+    torch.testing.assert_close(embed(x).flatten(1, 2), expected.reshape(shape[0], -1, 8))
+
+
+def test_tokens_are_frame_by_frame_in_raster_order_with_positions():
+    net = tiny(num_frames=2)
+    with torch.no_grad():
+        net.pos_embed.copy_(torch.arange(5.0)[None, :, None])
+        net.temporal_pos_embedding.copy_(torch.tensor([0.0, 100.0])[None, :, None])
+        nn.init.zeros_(net.patch_embed.proj.weight)
+        nn.init.zeros_(net.patch_embed.proj.bias)
+    tokens = net.embed(torch.zeros(1, 3, 2, 32, 32))[0, :, 0]
+    assert tokens.tolist() == [0, 1, 2, 3, 4, 101, 102, 103, 104]
+
+
+def test_stochastic_depth_drops_whole_samples_at_the_linear_rates():
+    torch.manual_seed(0)
+    net = tiny(depth=3, drop_path=0.5).train()
+    assert net.drop_rates == [0.0, 0.25, 0.5]
+    x = torch.ones(4000, 1, 1)
+    dropped = net._drop_path(x, 0.25).flatten()
+    torch.testing.assert_close(dropped.unique(), torch.tensor([0.0, 4 / 3]))
+    assert dropped.eq(0).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert torch.equal(net.eval()._drop_path(x, 0.25), x)
+
+
+def test_checkpointed_blocks_give_the_same_gradients():
+    torch.manual_seed(0)
+    net = tiny(drop_path=0.3).train()
+    x = torch.randn(2, 3, 4, 32, 32)
+    gradients = []
+    for blocks in (0, 2):
+        net.checkpoint_blocks = blocks
+        net.zero_grad()
+        torch.manual_seed(1)
+        net(x).square().sum().backward()
+        gradients.append([p.grad.clone() for p in net.parameters()])
+    for without, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(without, recomputed)
+
+
+def test_initialisations_are_those_of_the_papers():
+    torch.manual_seed(0)
+    mamba, official = BiMamba(64), BiMamba(64, init="official")
+    steps = F.softplus(mamba.dt_proj.bias)
+    assert 1e-3 * 0.999 <= steps.min() and steps.max() <= 0.1 * 1.001
+    assert official.dt_proj.bias.eq(0).all()
+    assert official.dt_proj.weight.std().item() == pytest.approx(0.02, rel=0.15)
+    assert torch.equal(mamba.A_log[5].exp().round(), torch.arange(1.0, 17.0))
+    bound = 1 / math.sqrt(128) / math.sqrt(2)  # Kaiming uniform over 128 inputs, divided by the root of the depth
+    weight = tiny(embed_dim=64, depth=2).layers[0].mixer.out_proj.weight
+    assert bound * 0.95 < weight.abs().max() <= bound
+
+
+def test_a_wrong_input_is_named():
+    with pytest.raises(ValueError, match=r"shape \(batch, 3, 4, 32, 32\), this one is \(1, 3, 5, 32, 32\)"):
+        tiny()(torch.zeros(1, 3, 5, 32, 32))
+    with pytest.raises(ValueError, match="image_size 30 is not a multiple of patch_size 16"):
+        tiny(image_size=30)
+    with pytest.raises(ValueError, match="num_frames 3 is not a positive multiple of tubelet_size 2"):
+        tiny(num_frames=3, tubelet_size=2)
