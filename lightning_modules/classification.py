@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_modules.base import IMAGENET_MEAN, IMAGENET_STD, BaseModule
 from lightning_modules.errors import ModelError
 from lightning_modules.metrics import SampleAccuracy
-from lightning_modules.nets.videomamba import VideoMamba
+from lightning_modules.nets.videomamba import VideoMamba, adapt_state_dict
 
 __all__ = ["VideoClassifier"]
 
@@ -91,7 +91,9 @@ class VideoClassifier(BaseModule):
         if num_classes < 1:
             raise ModelError(f"num_classes is {num_classes}; a classifier needs at least 1.")
         if class_names is not None and len(class_names) != num_classes:
-            raise ModelError(f"class_names lists {len(class_names)} names for num_classes {num_classes}; make them agree.")
+            raise ModelError(
+                f"class_names lists {len(class_names)} names for num_classes {num_classes}; make them agree."
+            )
         self.num_classes = num_classes
         self.class_names = None if class_names is None else list(class_names)
         self.net = VideoMamba(
@@ -145,7 +147,9 @@ class VideoClassifier(BaseModule):
             return self.net(self.normalise(video))
         images = video.unsqueeze(2) if video.ndim == 4 else video
         if images.shape[2] != 1:
-            raise ModelError(f"This is an image model and the clip has {images.shape[2]} frames; pass one frame at a time.")
+            raise ModelError(
+                f"This is an image model and the clip has {images.shape[2]} frames; pass one frame at a time."
+            )
         return self.net(self.normalise(images).squeeze(2))
 
     def forward_features(self, video: Tensor, pool: str | None = "cls") -> Tensor:
@@ -158,6 +162,12 @@ class VideoClassifier(BaseModule):
         x = self.normalise(video)
         x = x.squeeze(2) if self.hparams.num_frames is None else x
         return self.net.forward_tokens(x) if pool is None else self.net.forward_features(x)
+
+    def adapt_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of this model at other frames or another resolution, with position embeddings interpolated to fit."""
+        net = {k.removeprefix("net."): v for k, v in state_dict.items() if k.startswith("net.")}
+        rest = {k: v for k, v in state_dict.items() if not k.startswith("net.")}
+        return {**rest, **{f"net.{k}": v for k, v in adapt_state_dict(net, self.net).items()}}
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         logits = self(batch["video"])

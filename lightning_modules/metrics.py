@@ -55,7 +55,9 @@ class SampleAccuracy(Metric):
             return {"top1": nan, "top5": nan, "loss": nan, "samples": loss.new_tensor(0.0)}
         # Scores that put the stored classes first, best highest, rebuild what multiclass_accuracy ranks.
         scores = torch.zeros(len(label), self.num_classes, device=label.device)
-        scores.scatter_(1, best, torch.arange(self.k, 0, -1, device=label.device, dtype=scores.dtype).expand(len(label), -1))
+        scores.scatter_(
+            1, best, torch.arange(self.k, 0, -1, device=label.device, dtype=scores.dtype).expand(len(label), -1)
+        )
         accuracy = {
             f"top{k}": multiclass_accuracy(scores, label, self.num_classes, top_k=min(k, self.k), average="micro")
             for k in (1, 5)

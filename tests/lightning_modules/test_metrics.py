@@ -1,0 +1,40 @@
+"""SampleAccuracy against counting by hand and against torchmetrics."""
+
+import torch
+from torchmetrics.classification import MulticlassAccuracy
+
+from lightning_modules.metrics import SampleAccuracy
+
+
+def test_repeated_samples_count_once_and_placeholders_not_at_all():
+    metric = SampleAccuracy(num_classes=3)
+    scores = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.2, 0.7], [0.7, 0.2, 0.1], [0.0, 1.0, 0.0]])
+    metric.update(scores, torch.tensor([0, 1, 0, 2]), torch.tensor([4, 9, 4, -1]), torch.tensor([1.0, 3.0, 1.0, 100.0]))
+    result = metric.compute()
+    assert result["top1"] == 0.5  # of samples 4 (right) and 9 (wrong)
+    assert result["top5"] == 1.0
+    assert result["loss"] == 2.0
+    assert result["samples"] == 2
+
+
+def test_equals_torchmetrics_over_batches():
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(60, 11, generator=generator)
+    label = torch.randint(11, (60,), generator=generator)
+    ours = SampleAccuracy(11)
+    theirs = {k: MulticlassAccuracy(11, top_k=k, average="micro") for k in (1, 5)}
+    for batch in torch.arange(60).split(17):
+        ours.update(scores[batch], label[batch], batch, scores[batch, 0])
+        for metric in theirs.values():
+            metric.update(scores[batch], label[batch])
+    result = ours.compute()
+    torch.testing.assert_close(result["top1"], theirs[1].compute())
+    torch.testing.assert_close(result["top5"], theirs[5].compute())
+    torch.testing.assert_close(result["loss"], scores[:, 0].mean())
+    assert 0 < result["top1"] < result["top5"] < 1
+
+
+def test_nothing_counted_is_nan_not_zero():
+    metric = SampleAccuracy(3)
+    metric.update(torch.rand(1, 3), torch.tensor([0]), torch.tensor([-1]), torch.tensor([1.0]))
+    assert metric.compute()["top1"].isnan()

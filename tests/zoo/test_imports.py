@@ -1,0 +1,49 @@
+"""`import zoo` and the commands that only read the registry load no heavy library."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import zoo
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+HEAVY = ("torch", "numpy", "lightning", "transformers", "torchvision", "av", "matplotlib")
+RUN = "import sys; from zoo.commands.main import main; main({argv!r})"
+REPORT = "; import sys; print(*[name for name in {heavy!r} if name in sys.modules], file=sys.stderr)"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import zoo",
+        "import zoo; dir(zoo)",
+        "import zoo; zoo.info(zoo.list_models('*-m-k400')[0])",
+        RUN.format(argv=["list"]),
+        RUN.format(argv=["list", "--json"]),
+        RUN.format(argv=["info", "videomamba-m-k400"]),
+    ],
+)
+def test_nothing_heavy_is_loaded(code):
+    command = [sys.executable, "-c", code + REPORT.format(heavy=HEAVY)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=REPOSITORY)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.split() == []
+
+
+def test_public_names_are_listed_and_unknown_ones_refused():
+    promised = {"list_models", "info", "create", "load", "convert", "register", "predict", "extract_features"}
+    assert promised <= set(dir(zoo)) == set(zoo.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        zoo.lode  # noqa: B018
+
+
+@pytest.mark.parametrize("name", zoo.__all__)
+def test_every_public_name_resolves_and_stays(name):
+    # The import system binds a submodule on its package: a module zoo/predict.py would hide the function of that name.
+    importlib.import_module("zoo.inference")
+    assert getattr(zoo, name).__module__.startswith("zoo.")
+    assert getattr(zoo, name) is getattr(zoo, name)
+    assert callable(getattr(zoo, name))

@@ -1,0 +1,213 @@
+"""The registry against the reference table of released checkpoints, and the promises of its functions."""
+
+import csv
+import dataclasses
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import zoo
+from zoo.errors import UnknownModelError, ZooError
+from zoo.registry import Weights, entries, registered_class_paths
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+REFERENCE = REPOSITORY.parent / "shared" / "reference" / "videomamba_checkpoints.csv"
+BUNDLED = Path(zoo.__file__).parent / "assets" / "videomamba-nano-motion"
+SIZES = {"ti": (192, 24), "s": (384, 24), "m": (576, 32), "b": (768, 24)}  # width, depth: paper, table 1
+DEFAULT_FRAMES = {"k400": 16, "ssv2": 16, "breakfast": 32, "coin": 32}
+
+published = [entry for entry in entries() if entry.weights.repo_id]
+
+
+def reference_rows() -> list[dict[str, str]]:
+    if not REFERENCE.exists():
+        pytest.skip("needs the reference table of checkpoints")
+    with REFERENCE.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [row for row in rows if row["task"] in ("image_classification", "video_classification")]
+
+
+def test_all_released_classifiers_are_registered():
+    rows = reference_rows()
+    assert len(rows) == 58
+    assert {row["zoo_id"] for row in rows} == {entry.name for entry in published}
+
+
+def test_facts_agree_with_the_reference():
+    for row in reference_rows():
+        entry = zoo.info(row["zoo_id"])
+        args, meta = entry.init_args, entry.meta
+        assert entry.task == row["task"].replace("_", "-")
+        assert entry.weights == Weights(row["repo_id"], row["filename"], "main")
+        frames = None if row["dataset"] == "in1k" else int(row["frames"])
+        assert (args["num_frames"], args["image_size"]) == (frames, int(row["resolution"]))
+        assert args["num_classes"] == len(args["class_names"]) == int(row["num_classes"])
+        assert meta["params"] == int(row["params_exact"])
+        assert meta["top1"] == float(row["top1"])
+        assert meta["top5"] == (float(row["top5"]) if row["top5"] else None)
+        assert meta["flops"] == (pytest.approx(float(row["gflops"]) * 1e9) if row["gflops"] else None)
+        assert (meta["masked"], meta["distilled"]) == (row["masked"] == "1", row["distilled"] == "1")
+        assert meta["init_from"] == (row["init_from"] or None)
+        clips = 2 if row["dataset"] == "ssv2" else int(row["test_segments"])
+        assert (meta["num_clips"], meta["num_crops"]) == (clips, int(row["test_crops"]))
+
+
+def test_names_say_what_the_entry_is():
+    for entry in published:
+        meta, args = entry.meta, entry.init_args
+        size = meta["model"].removeprefix("videomamba-")
+        parts = ["videomamba", size, *(["mask"] if meta["masked"] else []), meta["dataset"]]
+        parts += [f"f{meta['frames']}"] if args["num_frames"] else []
+        assert entry.name == "-".join([*parts, f"r{meta['resolution']}"])
+        assert (args["embed_dim"], args["depth"]) == SIZES[size]
+        file = entry.weights.filename
+        assert file.startswith(f"videomamba_{size[0]}16_{meta['dataset']}_")
+        assert ("_mask_" in file) == meta["masked"]
+        assert file.endswith(f"{meta['resolution']}.pth")
+        assert args["num_frames"] is None or f"_f{meta['frames']}_" in file
+    files = [entry.weights.filename for entry in published]
+    assert len(set(files)) == len(files)
+
+
+def test_aliases_leave_out_default_parts_in_every_combination():
+    for entry in published:
+        frames = [f"-f{entry.meta['frames']}"] if entry.init_args["num_frames"] else []
+        resolution = f"-r{entry.meta['resolution']}"
+        stem = entry.name.removesuffix("".join([*frames, resolution]))
+        can_drop = {f"-f{DEFAULT_FRAMES.get(entry.meta['dataset'])}", "-r224"}
+        choices = [(part, "") if part in can_drop else (part,) for part in [*frames, resolution]]
+        spellings = {stem + "".join(chosen) for chosen in itertools.product(*choices)}
+        assert {entry.name, *entry.aliases} == spellings
+        for spelling in spellings:
+            assert zoo.info(spelling) == entry
+    assert zoo.info("videomamba-m-k400").name == "videomamba-m-k400-f16-r224"
+    assert zoo.info("videomamba-m-mask-k400").name == "videomamba-m-mask-k400-f16-r224"
+    assert zoo.info("videomamba-ti-coin").name == "videomamba-ti-coin-f32-r224"
+    assert zoo.info("videomamba-b-in1k").name == "videomamba-b-in1k-r224"
+
+
+def test_no_name_means_two_models():
+    names = [name for entry in entries() for name in (entry.name, *entry.aliases)]
+    assert len(names) == len(set(names))
+
+
+def test_preprocessing_follows_the_protocol_of_the_data_set():
+    image = zoo.info("videomamba-s-in1k-r576").init_args
+    assert (image["short_side"], image["interpolation"], image["num_frames"]) == (658, "bicubic", None)
+    assert zoo.info("videomamba-s-ssv2").init_args["sampling"] == "ssv2"
+    assert {zoo.info(f"videomamba-s-{name}").init_args["sampling"] for name in ("k400", "breakfast", "coin")} == {
+        "sparse"
+    }
+
+
+def test_only_one_file_stores_another_number_of_frames():
+    stored = {entry.name: entry.meta["stored_frames"] for entry in published if entry.meta["stored_frames"]}
+    assert stored == {"videomamba-m-mask-breakfast-f64-r224": 32}
+
+
+def test_bundled_model_is_described_by_its_config():
+    if not BUNDLED.exists():
+        pytest.skip("the bundled weights are not in this tree")
+    entry = zoo.info("videomamba-nano-motion")
+    config = json.loads((BUNDLED / "config.json").read_text())
+    assert {"class_path": entry.class_path, "init_args": entry.init_args} == config
+    assert entry.weights == Weights(folder=str(BUNDLED))
+    assert entry.meta["frames"] == config["init_args"]["num_frames"]
+
+
+def test_list_models_filters():
+    assert zoo.list_models() == sorted(zoo.list_models())
+    assert len(zoo.list_models(task="image-classification")) == 10
+    assert len(zoo.list_models("videomamba-[tsmb]*", task="video-classification")) == 48
+    assert len(zoo.list_models("videomamba-[tsmb]*", task="classification", pretrained=True)) == 58
+    assert zoo.list_models("videomamba-m-coin*", dataset="coin") == [
+        "videomamba-m-coin-f32-r224",
+        "videomamba-m-coin-f64-r224",
+    ]
+    assert zoo.list_models("videomamba-m-k400") == ["videomamba-m-k400-f16-r224"]  # an alias, canonical name returned
+    assert zoo.list_models("VideoMamba-M-K400") == ["videomamba-m-k400-f16-r224"]
+    assert zoo.list_models("resnet*") == []
+    assert zoo.list_models(pretrained=False) == []
+    with pytest.raises(ZooError, match=r"'classify'.*video-classification"):
+        zoo.list_models(task="classify")
+    with pytest.raises(ZooError, match=r"'k600'.*k400"):
+        zoo.list_models(dataset="k600")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "nearest"),
+    [
+        ("videomamba-m-k40", "videomamba-m-k400"),
+        ("VideoMamba_M_K400", "videomamba-m-k400"),
+        ("videomamba-tiny-ssv2", "videomamba-ti-ssv2"),
+        ("videomamba-m-k400-mask", "videomamba-m-mask-k400"),
+        ("videomamba-m-breakfast-f16", "videomamba-m-breakfast"),
+    ],
+)
+def test_unknown_name_suggests_the_nearest(wrong, nearest):
+    with pytest.raises(UnknownModelError) as caught:
+        zoo.info(wrong)
+    sentence = str(caught.value)
+    assert isinstance(caught.value, KeyError)
+    assert repr(wrong) in sentence and nearest in sentence
+    suggested = sentence.partition("did you mean ")[2].rstrip("?").split(" or ")
+    assert 1 <= len(suggested) <= 3
+    assert len({zoo.info(name).name for name in suggested}) == len(suggested)
+
+
+def test_name_near_to_nothing_points_to_the_list():
+    with pytest.raises(UnknownModelError, match="zoo list"):
+        zoo.info("qqq")
+
+
+def test_entries_are_copies():
+    zoo.info("videomamba-m-k400").init_args["class_names"].clear()
+    entries()[0].meta.clear()
+    assert len(zoo.info("videomamba-m-k400").init_args["class_names"]) == 400
+    assert entries()[0].meta
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        zoo.info("videomamba-m-k400").name = "mine"
+
+
+REGISTER = """
+import zoo
+from zoo.registry import registered_class_paths
+
+@zoo.register("mine", init_args={"num_classes": 3}, aliases=["my-model"])
+class Mine:
+    pass
+
+zoo.register("other", "somewhere.Other", weights=zoo.Weights(folder="here"), meta={"dataset": "pets"})
+assert Mine.__name__ == "Mine"
+assert zoo.info("my-model").init_args == {"num_classes": 3}
+assert zoo.info("mine").class_path == "__main__.Mine"
+assert zoo.list_models("my*") == ["mine"]
+assert zoo.list_models(dataset="pets", pretrained=True) == ["other"]
+assert zoo.list_models(pretrained=False) == ["mine"]
+assert {"__main__.Mine", "somewhere.Other"} < registered_class_paths()
+local = type("X", (), {"__qualname__": "f.<locals>.X"})
+for name, target in [("mine", "a.B"), ("videomamba-m-k400", "a.B"), ("new", "B"), ("new", local)]:
+    try:
+        zoo.register(name, target)
+    except zoo.ZooError as error:
+        print(error)
+    else:
+        raise AssertionError(name)
+"""
+
+
+def test_register_in_a_process_of_its_own():
+    result = subprocess.run(
+        [sys.executable, "-c", REGISTER], capture_output=True, text=True, timeout=60, cwd=REPOSITORY
+    )
+    assert result.returncode == 0, result.stderr
+    taken, official, short, local = result.stdout.splitlines()
+    assert "'mine'" in taken and "another name" in taken
+    assert "'videomamba-m-k400'" in official
+    assert "import path" in short and "import path" in local
+    assert "lightning_modules.VideoClassifier" in registered_class_paths()
+    assert "__main__.Mine" not in registered_class_paths()

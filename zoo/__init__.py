@@ -1,0 +1,32 @@
+"""A zoo of Mamba video models: find one, build it, load its weights, use it.
+
+Names are resolved on first use, so that ``import zoo`` and ``zoo list`` start without torch.
+"""
+
+import importlib
+
+_HOME = {
+    "Entry": "registry",
+    "Weights": "registry",
+    "info": "registry",
+    "list_models": "registry",
+    "register": "registry",
+    "UnknownModelError": "errors",
+    "ZooError": "errors",
+    "convert": "build",
+    "create": "build",
+    "load": "build",
+    "extract_features": "inference",
+    "predict": "inference",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

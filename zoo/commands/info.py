@@ -1,0 +1,113 @@
+"""`zoo info`: one model, all that is recorded about it and how to load it."""
+
+import argparse
+import dataclasses
+from collections.abc import Iterator
+
+from rich.table import Table
+from rich.text import Text
+
+from zoo.commands.console import print_json, show
+from zoo.commands.list import is_cached
+from zoo.registry import Entry, info
+
+__all__ = ["add_arguments", "run"]
+
+_EXAMPLES = """\
+examples:
+  zoo info videomamba-m-k400           the short name means videomamba-m-k400-f16-r224
+  zoo info videomamba-ti-ssv2 --json   for programs; holds all class names
+"""
+
+_MANY = 8  # so many class names are shown in full; of more, the first few
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `zoo info`."""
+    parser.epilog = _EXAMPLES
+    parser.add_argument("name", help="name or alias of a model, as `zoo list` shows it")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print one entry."""
+    entry = info(args.name)
+    if args.json:
+        print_json(dataclasses.asdict(entry) | {"cached": is_cached(entry.weights)})
+        return
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in _facts(entry):
+        table.add_row(key, Text(value))
+    show(Text(entry.name, style="bold"), table, "", *_how_to(entry))
+
+
+def _facts(entry: Entry) -> Iterator[tuple[str, str]]:
+    """The lines of the table; what is not recorded is left out."""
+    meta, args = entry.meta, entry.init_args
+    if entry.aliases:
+        yield "also called", ", ".join(entry.aliases)
+    yield "task", entry.task.replace("-", " ")
+    if meta.get("dataset"):
+        yield "trained on", meta["dataset"] + _started_from(meta)
+    if args.get("class_names"):
+        yield "classes", _some(args["class_names"])
+    if meta.get("resolution"):
+        frames = "one image" if args.get("num_frames") is None else f"{args['num_frames']} frames"
+        sampling = f", {args['sampling']} sampling" if args.get("sampling") else ""
+        yield "input", f"{frames} of {meta['resolution']} x {meta['resolution']} px{sampling}"
+    if meta.get("top1") is not None:
+        top5 = "" if meta.get("top5") is None else f", top-5 {meta['top5']:.1f}%"
+        yield "accuracy", f"top-1 {meta['top1']:.1f}%{top5} as published{_views(meta)}"
+    if meta.get("params"):
+        flops = "" if meta.get("flops") is None else f", {meta['flops'] / 1e9:g} GFLOPs per view as published"
+        yield "size", f"{meta['params']:,} parameters{flops}"
+    yield "class", entry.class_path
+    yield "settings", ", ".join(f"{key}={value}" for key, value in args.items() if key != "class_names")
+    if entry.weights is None:
+        yield "weights", "none: zoo.create builds it with fresh weights"
+    elif entry.weights.repo_id is None:
+        yield "weights", f"shipped, in {entry.weights.folder}"
+    else:
+        weights = entry.weights
+        yield "weights", f"{weights.repo_id}, {weights.filename}, revision {weights.revision}"
+        yield "sha256", weights.sha256 or "not recorded"
+        yield "cached", "yes" if is_cached(weights) else "no: the first use downloads the file"
+        yield "page", f"https://huggingface.co/{weights.repo_id}"
+    for key, label in (("license", "licence"), ("paper", "paper"), ("labels_source", "labels from"), ("note", "note")):
+        if meta.get(key):
+            yield label, meta[key]
+
+
+def _started_from(meta: dict) -> str:
+    steps = [f"from {meta['init_from']}"] if meta.get("init_from") else []
+    steps += ["after masked pretraining"] if meta.get("masked") else []
+    steps += ["with self-distillation"] if meta.get("distilled") else []
+    return f", {', '.join(steps)}" if steps else ""
+
+
+def _views(meta: dict) -> str:
+    clips, crops = meta.get("num_clips"), meta.get("num_crops")
+    if clips is None or crops is None:
+        return ""
+    return ", with one centre crop" if clips == crops == 1 else f", with {clips} clips x {crops} crops"
+
+
+def _some(names: list[str]) -> str:
+    shown = names if len(names) <= _MANY else [*names[:3], "..."]
+    return f"{len(names)}: {', '.join(shown)}"
+
+
+def _how_to(entry: Entry) -> list[str]:
+    name = min([entry.name, *entry.aliases], key=len)
+    if entry.weights is None:
+        return ["import zoo", f'model = zoo.create("{name}")']
+    file = "photo.jpg" if entry.task.startswith("image") else "clip.mp4"
+    return [
+        f"zoo predict {name} {file}",
+        "",
+        "import zoo",
+        f'model = zoo.load("{name}")',
+        f'zoo.predict(model, "{file}")',
+    ]

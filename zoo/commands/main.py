@@ -1,0 +1,116 @@
+"""Entry point of the `zoo` command: parses the command line and hands over to the subcommand's module.
+
+A subcommand is a module of this package, named in `COMMANDS`, with two functions: ``add_arguments(parser)`` and
+``run(args)``. Only the chosen one is imported, which keeps `zoo list` and every `--help` fast.
+
+Exit status: 0 success, 1 the request could not be served (one sentence on standard error), 2 the command line is wrong,
+130 interrupted. Errors that nobody foresaw keep their traceback.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+__all__ = ["COMMANDS", "main", "report"]
+
+COMMANDS = {
+    "list": "list the models, with their scores and sizes",
+    "info": "show all there is to know about one model",
+    "predict": "say what happens in a video",
+}
+
+_EXAMPLES = """\
+examples:
+  zoo list                                   every model
+  zoo list 'videomamba-s*' --dataset k400    some of them
+  zoo info videomamba-s-k400                 one of them, and how to load it
+  zoo predict videomamba-nano-motion clip.mp4
+  zoo predict --help                         the options of a command
+"""
+
+_PACKAGES = {"zoo", "lightning_modules", "datamodules", "hub"}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the `zoo` command; exits the process if it fails.
+
+    Args:
+        argv: Words of the command line after `zoo`; None: those of this process.
+    """
+    report(lambda: _run(sys.argv[1:] if argv is None else list(argv)), program="zoo")
+
+
+def report(command: Callable[[], object], *, program: str, usage_errors: tuple[type[Exception], ...] = ()) -> None:
+    """Call a command; turn a foreseen error into one sentence on standard error and an exit status.
+
+    Args:
+        command: What to run.
+        program: Name before the sentence.
+        usage_errors: Errors that mean that the command line is wrong: status 2 in place of 1.
+
+    Raises:
+        SystemExit: The command failed for a foreseen reason; see the head of this module for the statuses.
+    """
+    try:
+        command()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader (`| head`) has left; without this the interpreter complains once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        wrong_usage = isinstance(error, usage_errors)
+        if not wrong_usage and not _is_foreseen(error):
+            raise
+        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2 if wrong_usage else 1)
+
+
+def _run(argv: list[str]) -> None:
+    args = _parser(argv).parse_args(argv)
+    importlib.import_module(f"zoo.commands.{args.command}").run(args)
+
+
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="zoo",
+        description="A zoo of Mamba video models: find one, look at it, use it.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    chosen = next((word for word in argv if not word.startswith("-")), None)
+    for name, summary in COMMANDS.items():
+        subparser = subparsers.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if name == chosen:
+            importlib.import_module(f"zoo.commands.{name}").add_arguments(subparser)
+    return parser
+
+
+def _is_foreseen(error: Exception) -> bool:
+    """Whether the message was written for the user: an error type of ours, one of the system, or one our code raised.
+
+    Our packages raise subclasses of ValueError and the like for a caller's mistake, at some places the builtin itself.
+    A ValueError or RuntimeError that comes out of somebody else's code is a bug to report, with its traceback.
+    """
+    if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _PACKAGES:
+        return True
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    raised_in = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
+    return isinstance(error, (ValueError, RuntimeError)) and raised_in.partition(".")[0] in _PACKAGES
+
+
+if __name__ == "__main__":
+    main()

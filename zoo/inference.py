@@ -1,0 +1,130 @@
+"""Answers about a video for people who never train: labels with probabilities, and features."""
+
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from datamodules.views import Views, load_views
+from lightning_modules.base import BaseModule
+from zoo.build import load
+from zoo.errors import ZooError
+
+__all__ = ["Prediction", "extract_features", "predict", "score_views"]
+
+
+class Prediction(NamedTuple):
+    """One class of a ranking; ``probability`` is in [0, 1], ``index`` the position in the logits."""
+
+    label: str
+    probability: float
+    index: int
+
+
+def predict(
+    model: BaseModule | str,
+    path: str | os.PathLike,
+    *,
+    topk: int = 5,
+    num_clips: int | None = None,
+    num_crops: int | None = None,
+) -> list[Prediction]:
+    """The most probable classes of a video (or still image), best first.
+
+    The softmax is averaged over ``num_clips`` x ``num_crops`` views, as in the papers' tests.
+
+    Args:
+        model: a classifier, or anything `zoo.load` takes.
+        path: video or image file.
+        topk: how many classes; all if the model has fewer.
+        num_clips: clips in time. None means 4; 2 for a model with "ssv2" sampling, 1 for an image model.
+        num_crops: square crops along the long side, 1 or 3. None means 3; 1 for an image model.
+
+    Raises:
+        DecodeError: the file is missing, empty or not readable as video.
+        ZooError: the model does not classify.
+    """
+    model = _classifier(model)
+    return rank(model, score_views(model, read_views(model, path, num_clips, num_crops)), topk)
+
+
+def extract_features(
+    model: BaseModule | str,
+    path: str | os.PathLike,
+    *,
+    pool: str | None = "cls",
+    num_clips: int = 1,
+    num_crops: int = 1,
+) -> Tensor:
+    """Features of a video after the final norm, averaged over the views; on the CPU, float32.
+
+    Args:
+        model: a model with ``forward_features``, or anything `zoo.load` takes.
+        path: video or image file.
+        pool: "cls" gives the class token (dim,), None all tokens (1 + tokens, dim), class token first.
+        num_clips: clips in time.
+        num_crops: square crops along the long side, 1 or 3.
+
+    Raises:
+        DecodeError: the file is missing, empty or not readable as video.
+    """
+    if pool not in ("cls", None):
+        raise ZooError(f"pool is {pool!r}; choose 'cls' for the class token or None for all tokens.")
+    model = load(model) if isinstance(model, str | os.PathLike) else model
+    views = read_views(model, path, num_clips, num_crops)
+    return torch.stack(list(_each_view(model, views, lambda clip: model.forward_features(clip, pool=pool)))).mean(0)[0]
+
+
+def read_views(model: BaseModule, path: str | os.PathLike, num_clips: int | None, num_crops: int | None) -> Views:
+    """The views of a file as the model wants them; None takes the defaults that `predict` documents."""
+    still, ssv2 = model.hparams.get("num_frames") is None, model.preprocessing["sampling"] == "ssv2"
+    num_clips = num_clips or (1 if still else 2 if ssv2 else 4)
+    num_crops = num_crops or (1 if still else 3)
+    return load_views(path, **model.preprocessing, num_clips=num_clips, num_crops=num_crops)
+
+
+def score_views(model: BaseModule, views: Views, on_view: Callable[[], None] | None = None) -> Tensor:
+    """Mean over the views of the softmax, (num_classes,) on the CPU.
+
+    Args:
+        model: a classifier.
+        views: as `read_views` gives them.
+        on_view: called after each view, for a progress bar.
+    """
+    scores = []
+    for score in _each_view(model, views, lambda clip: model(clip).float().softmax(dim=1)):
+        scores.append(score)
+        if on_view is not None:
+            on_view()
+    return torch.stack(scores).mean(0)[0]
+
+
+def rank(model: BaseModule, scores: Tensor, topk: int) -> list[Prediction]:
+    """Scores (num_classes,) -> the `topk` best with their names."""
+    if topk < 1:
+        raise ZooError(f"topk is {topk}; ask for at least one class.")
+    names = model.class_names or [f"class {i}" for i in range(len(scores))]
+    best = scores.topk(min(topk, len(scores)))
+    pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    return [Prediction(names[index], probability, index) for probability, index in pairs]
+
+
+def _classifier(model: BaseModule | str) -> BaseModule:
+    model = load(model) if isinstance(model, str | os.PathLike) else model
+    if not hasattr(model, "class_names"):
+        raise ZooError(f"{type(model).__name__} has no classes to predict; use a classifier.")
+    return model
+
+
+def _each_view(model: BaseModule, views: Views, function: Callable[[Tensor], Tensor]):
+    """Runs views one at a time, so that memory does not grow with their number."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for view in views.video:
+                yield function(view.unsqueeze(0).to(model.device)).float().cpu()
+    finally:
+        model.train(training)

@@ -1,0 +1,310 @@
+"""What the zoo knows: names, aliases, configurations and where the weights are.
+
+An entry is a row of ``weights.csv`` (one checkpoint: file, data set, scores) on top of a file of ``models/`` (one
+network size: ``class_path`` and ``init_args``). A row with a ``folder`` is shipped in the package and described by that
+folder's ``config.json`` instead. Everything here is plain data: nothing imports torch, so `zoo list` answers at once.
+"""
+
+import copy
+import csv
+import difflib
+import fnmatch
+import functools
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from zoo.errors import UnknownModelError, ZooError
+
+__all__ = ["Entry", "Weights", "class_labels", "entries", "info", "list_models", "register", "registered_class_paths"]
+
+_HERE = Path(__file__).parent
+
+
+class _Dataset(NamedTuple):
+    """Facts shared by all checkpoints of one data set."""
+
+    default_frames: int | None  # frames of a model whose name does not say them; None: still images
+    sampling: str | None  # frame sampling of the authors' protocol (reference protocol, section 1); None: still images
+    labels_source: str
+
+
+_DATASETS = {
+    "in1k": _Dataset(None, None, "ImageNet-1K categories in synset order, as in torchvision's weight descriptions"),
+    "k400": _Dataset(
+        16, "sparse", "Kinetics-400 categories in alphabetical order, as in torchvision's weight descriptions"
+    ),
+    "ssv2": _Dataset(
+        16, "ssv2", "Something-Something V2 templates in the order of labels.json, as in mmaction2's sthv2 label map"
+    ),
+    "breakfast": _Dataset(32, "sparse", "Breakfast activities in the class_id order of the ViS4mer lists"),
+    "coin": _Dataset(
+        32,
+        "sparse",
+        "COIN tasks by the Target Id of the authors' taxonomy, taken to be the recipe_type of COIN.json "
+        "(checked on the one published example: 131 is ReplaceCDDriveWithSSD in both)",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where the weights of an entry are: a file of a Hugging Face repository, or a local folder in the hub format.
+
+    Attributes:
+        repo_id: Repository on the Hugging Face Hub, ``org/name``; None for a local folder.
+        filename: File inside the repository; None: the repository is a folder in the hub format.
+        revision: Branch, tag or commit of the repository.
+        sha256: Hex digest the file must have; None: not recorded.
+        folder: Local folder in the hub format (``config.json``, ``model.safetensors``), instead of a repository.
+    """
+
+    repo_id: str | None = None
+    filename: str | None = None
+    revision: str | None = None
+    sha256: str | None = None
+    folder: str | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model of the zoo.
+
+    Attributes:
+        name: Canonical name, every part spelled out (``videomamba-m-k400-f16-r224``).
+        aliases: Other names that mean this entry, default parts left out (``videomamba-m-k400``).
+        task: ``image-classification`` or ``video-classification``; free for a user's own models.
+        class_path: Public import path of the LightningModule.
+        init_args: Plain values for its constructor, class names included.
+        weights: Where the weights are; None: the entry can be created but not loaded.
+        meta: Facts about the checkpoint. For those of the zoo: ``model``, ``dataset``, ``frames``, ``resolution`` (px),
+            ``stored_frames`` (length of the temporal embedding in the file where it differs from ``frames``),
+            ``top1`` and ``top5`` (percent, as published, with ``num_clips`` x ``num_crops`` views), ``params``
+            (count), ``flops`` (per view, as published), ``init_from``, ``distilled``, ``masked``, ``license``,
+            ``paper``, ``labels_source``, ``note``. Unpublished values are None.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    task: str
+    class_path: str
+    init_args: dict[str, Any]
+    weights: Weights | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+_user_entries: dict[str, Entry] = {}
+
+
+def list_models(
+    pattern: str = "*", *, task: str | None = None, dataset: str | None = None, pretrained: bool | None = None
+) -> list[str]:
+    """Canonical names of the models that match, sorted.
+
+    Args:
+        pattern: Shell-style pattern, compared with names and aliases: ``videomamba-m*``.
+        task: ``image-classification``, ``video-classification``, or ``classification`` for both.
+        dataset: Data set of the checkpoint: ``k400``.
+        pretrained: True: only models with weights; False: only those without; None: all.
+
+    Raises:
+        ZooError: No model of the zoo has that task or data set.
+    """
+    known = _entries().values()
+    tasks = {entry.task for entry in known}
+    if task is not None and not any(_is_task(there, task) for there in tasks):
+        raise ZooError(f"No model has the task {task!r}; there are {', '.join(sorted(tasks))}.")
+    datasets = {entry.meta["dataset"] for entry in known if entry.meta.get("dataset")}
+    if dataset is not None and dataset not in datasets:
+        raise ZooError(f"No model was trained on {dataset!r}; the data sets are {', '.join(sorted(datasets))}.")
+    return sorted(
+        entry.name
+        for entry in known
+        if any(fnmatch.fnmatchcase(name, pattern.lower()) for name in (entry.name, *entry.aliases))
+        and (task is None or _is_task(entry.task, task))
+        and (dataset is None or entry.meta.get("dataset") == dataset)
+        and (pretrained is None or (entry.weights is not None) == pretrained)
+    )
+
+
+def info(name: str) -> Entry:
+    """The entry of a name or alias; a copy, so that changing it does not change the registry.
+
+    Raises:
+        UnknownModelError: No model has that name; the nearest names are suggested.
+    """
+    names = _names()
+    if name not in names:
+        raise UnknownModelError(_unknown(name, names))
+    return copy.deepcopy(_entries()[names[name]])
+
+
+def entries() -> list[Entry]:
+    """All entries in reading order: by data set, network, frames and resolution, then the user's own; copies."""
+    return copy.deepcopy(list(_entries().values()))
+
+
+def register(
+    name: str,
+    target: type | str | None = None,
+    *,
+    init_args: Mapping[str, Any] | None = None,
+    task: str = "video-classification",
+    aliases: Sequence[str] = (),
+    weights: Weights | None = None,
+    meta: Mapping[str, Any] | None = None,
+) -> Any:
+    """Add a model of your own for this process: by call, or as a decorator of its class.
+
+    ``zoo.register("mine", MyModule, init_args={"num_classes": 3})`` or ``@zoo.register("mine")`` above the class. After
+    that ``zoo.create("mine")`` builds it, ``zoo.list_models()`` shows it, and configurations may name its class.
+
+    Args:
+        name: Name by which it is found; not one the zoo has.
+        target: The class, or its import path ``package.module.Class``; left out: register is used as a decorator.
+        init_args: Plain values for the constructor.
+        task: What the model does.
+        aliases: Further names.
+        weights: Where trained weights are.
+        meta: Facts to show, with the keys of `Entry.meta`.
+
+    Returns:
+        The target, or the decorator.
+
+    Raises:
+        ZooError: The name or an alias exists, or the class cannot be imported by its path.
+    """
+    if target is None:
+        return lambda cls: register(
+            name, cls, init_args=init_args, task=task, aliases=aliases, weights=weights, meta=meta
+        )
+    taken = [known for known in (name, *aliases) if known in _names()]
+    if taken:
+        raise ZooError(f"The zoo has a model named {taken[0]!r} already; register yours under another name.")
+    class_path = target if isinstance(target, str) else f"{target.__module__}.{target.__qualname__}"
+    if "<locals>" in class_path or "." not in class_path:
+        raise ZooError(f"{class_path!r} is not an import path; define the class at the top level of a module.")
+    _user_entries[name] = Entry(
+        name, tuple(aliases), task, class_path, copy.deepcopy(dict(init_args or {})), weights, dict(meta or {})
+    )
+    return target
+
+
+def registered_class_paths() -> set[str]:
+    """Class paths that some entry uses: what a configuration from outside may name."""
+    return {entry.class_path for entry in _entries().values()}
+
+
+@functools.cache
+def class_labels(dataset: str) -> tuple[str, ...]:
+    """Class names of a data set in the order of the official label indices (`k400`, `in1k`, `ssv2`, ...)."""
+    return tuple((_HERE / "labels" / f"{dataset}.txt").read_text(encoding="utf-8").splitlines())
+
+
+@functools.cache
+def _official_entries() -> dict[str, Entry]:
+    with (_HERE / "weights.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    found = (_folder_entry(row) if row["folder"] else _checkpoint_entry(row) for row in rows)
+    return {entry.name: entry for entry in found if entry is not None}
+
+
+def _entries() -> dict[str, Entry]:
+    return _official_entries() | _user_entries
+
+
+def _names() -> dict[str, str]:
+    """Every name and alias -> the canonical name it means."""
+    return {name: entry.name for entry in _entries().values() for name in (entry.name, *entry.aliases)}
+
+
+def _checkpoint_entry(row: dict[str, str]) -> Entry:
+    """A published checkpoint: the size's file of ``models/`` plus what the checkpoint adds to it."""
+    dataset = _DATASETS[row["dataset"]]
+    size = _model_file(row["model"])
+    resolution = int(row["resolution"])
+    args = dict(size["init_args"], num_frames=None if dataset.sampling is None else int(row["frames"]))
+    args["image_size"] = resolution
+    if dataset.sampling is None:
+        # The authors resize images to crop / 0.875, bicubic, before the centre crop; videos to the crop size, bilinear,
+        # which is the default (reference protocol, section 2).
+        args |= {"short_side": int(resolution / 0.875), "interpolation": "bicubic"}
+    else:
+        args["sampling"] = dataset.sampling
+    labels = class_labels(row["dataset"])
+    args |= {"num_classes": len(labels), "class_names": list(labels)}
+    weights = Weights(row["repo_id"], row["filename"], row["revision"], row["sha256"] or None)
+    meta = _meta(row) | {"labels_source": dataset.labels_source}
+    return Entry(row["name"], _aliases(row["name"], dataset), row["task"], size["class_path"], args, weights, meta)
+
+
+def _folder_entry(row: dict[str, str]) -> Entry | None:
+    """A checkpoint shipped in the package, described by its ``config.json``; None where the folder is not there."""
+    folder = _HERE / row["folder"]
+    if not (folder / "config.json").is_file():
+        return None
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    args = config["init_args"]
+    meta = _meta(row) | {"labels_source": "names of the generated motion classes, stored with the weights"}
+    meta |= {"frames": args["num_frames"], "resolution": args["image_size"]}
+    return Entry(row["name"], (), row["task"], config["class_path"], args, Weights(folder=str(folder)), meta)
+
+
+@functools.cache
+def _model_file(model: str) -> dict[str, Any]:
+    return yaml.safe_load((_HERE / "models" / f"{model}.yaml").read_text(encoding="utf-8"))
+
+
+def _meta(row: dict[str, str]) -> dict[str, Any]:
+    def number(column: str, kind: type) -> Any:
+        return kind(row[column]) if row[column] else None
+
+    gflops = number("gflops", float)
+    return {
+        "model": row["model"],
+        "dataset": row["dataset"],
+        "frames": number("frames", int),
+        "resolution": number("resolution", int),
+        "stored_frames": number("stored_frames", int),
+        "top1": number("top1", float),
+        "top5": number("top5", float),
+        "num_clips": number("num_clips", int),
+        "num_crops": number("num_crops", int),
+        "params": number("params", int),
+        "flops": None if gflops is None else round(gflops * 1e9),
+        "init_from": row["init_from"] or None,
+        "distilled": row["distilled"] == "1",
+        "masked": row["masked"] == "1",
+        "license": row["license"] or None,
+        "paper": row["paper"] or None,
+        "note": row["note"] or None,
+    }
+
+
+def _aliases(name: str, dataset: _Dataset) -> tuple[str, ...]:
+    """The name with its default parts left out, in all combinations, shortest first."""
+    defaults = {f"f{dataset.default_frames}", "r224"}
+    choices = [(part, "") if part in defaults else (part,) for part in name.split("-")]
+    names = {"-".join(filter(None, chosen)) for chosen in itertools.product(*choices)} - {name}
+    return tuple(sorted(names, key=lambda alias: (len(alias), alias)))
+
+
+def _is_task(known: str, wanted: str) -> bool:
+    return known == wanted or known.endswith(f"-{wanted}")
+
+
+def _unknown(name: str, names: Mapping[str, str]) -> str:
+    """One sentence with up to three near names, one per model; the right parts in another order are nearest."""
+    parts = name.lower().replace("_", "-").split("-")
+    reordered = [known for known in names if sorted(known.split("-")) == sorted(parts)]
+    near: dict[str, str] = {}
+    for known in reordered + difflib.get_close_matches("-".join(parts), names, n=6, cutoff=0.6):
+        near.setdefault(names[known], known)
+    if not near:
+        return f"No model is named {name!r}; `zoo list` shows the names."
+    return f"No model is named {name!r}; did you mean {' or '.join(list(near.values())[:3])}?"
