@@ -1,0 +1,25 @@
+"""LightningDataModules of the zoo, and the reading of video beneath them."""
+
+import importlib
+
+_HOME = {
+    "ClipDataset": "base",
+    "DataError": "base",
+    "DecodeError": "decode",
+    "VideoCSV": "video_csv",
+    "VideoDataModule": "base",
+    "VideoFolder": "video_folder",
+    "VideoReader": "decode",
+    "load_views": "views",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,251 @@
+"""Spatial transforms of clips: uint8 (T, 3, H, W), the same for every frame of a clip.
+
+Randomness comes from torch's generator only, which DataLoader workers seed per worker, so that a run can be repeated.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torchvision.transforms.v2.functional as F
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+
+__all__ = [
+    "INTERPOLATIONS",
+    "TrainTransform",
+    "center_crop",
+    "crop_views",
+    "rand_augment",
+    "random_resized_crop",
+    "resize_short_side",
+]
+
+INTERPOLATIONS = ("bilinear", "bicubic")
+"""`bilinear` without antialiasing, as video models were trained; `bicubic` with it, as image models were."""
+
+FILL = 128.0
+"""Grey that fills what rotation, shear and translation uncover."""
+
+
+def _resize_options(interpolation: str) -> dict:
+    if interpolation not in INTERPOLATIONS:
+        raise ValueError(f"interpolation has to be one of {', '.join(INTERPOLATIONS)}, got {interpolation!r}.")
+    return {"interpolation": InterpolationMode(interpolation), "antialias": interpolation == "bicubic"}
+
+
+def resize_short_side(video: Tensor, short_side: int, interpolation: str = "bilinear") -> Tensor:
+    """Resizes so that the shorter side has `short_side` pixels; the longer one is truncated to an integer.
+
+    Args:
+        video: uint8 (T, 3, H, W).
+        interpolation: "bilinear" (without antialiasing) or "bicubic" (with).
+
+    Returns:
+        uint8 (T, 3, H', W') with min(H', W') = short_side.
+    """
+    height, width = video.shape[-2:]
+    if height <= width:
+        size = [short_side, int(short_side * width / height)]
+    else:
+        size = [int(short_side * height / width), short_side]
+    return F.resize(video, size, **_resize_options(interpolation))
+
+
+def center_crop(video: Tensor, size: int) -> Tensor:
+    """The square of `size` pixels in the middle, uint8 (T, 3, size, size).
+
+    Raises:
+        ValueError: a side is shorter than `size`.
+    """
+    return crop_views(video, size, 1)[0]
+
+
+def crop_views(video: Tensor, size: int, num_crops: int) -> Tensor:
+    """Squares of `size` pixels: the middle one, or three along the longer side (start, middle, end).
+
+    With `size` equal to the shorter side, the three start at int(c (long - short) / 2), c = 0, 1, 2, as the published
+    three-crop test does.
+
+        +-----+-----+-----+
+        |  0  :  1  :  2  |    they overlap unless the video is very wide
+        +-----+-----+-----+
+
+    Args:
+        video: uint8 (T, 3, H, W).
+        num_crops: 1 or 3.
+
+    Returns:
+        uint8 (num_crops, T, 3, size, size).
+
+    Raises:
+        ValueError: a side is shorter than `size`, or `num_crops` is another number.
+    """
+    height, width = video.shape[-2:]
+    if min(height, width) < size:
+        raise ValueError(
+            f"cannot crop {size} pixels from a video of {width} x {height}; choose image_size <= short_side."
+        )
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    if num_crops == 1:
+        corners = [(top, left)]
+    elif num_crops == 3 and height > width:
+        corners = [(int(c * (height - size) / 2), left) for c in range(3)]
+    elif num_crops == 3:
+        corners = [(top, int(c * (width - size) / 2)) for c in range(3)]
+    else:
+        raise ValueError(f"num_crops has to be 1 or 3, got {num_crops}.")
+    return torch.stack([video[..., y : y + size, x : x + size] for y, x in corners])
+
+
+def random_resized_crop(
+    video: Tensor,
+    size: int,
+    *,
+    area: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    interpolation: str = "bilinear",
+) -> Tensor:
+    """One random box, the same for all frames, resized to a square.
+
+    Args:
+        video: uint8 (T, 3, H, W).
+        size: side of the result in pixels.
+        area: range of the box's share of the frame, uniform.
+        ratio: range of the box's width / height, log-uniform.
+
+    Returns:
+        uint8 (T, 3, size, size).
+    """
+    top, left, height, width = _random_box(*video.shape[-2:], area, ratio)
+    return F.resized_crop(video, top, left, height, width, [size, size], **_resize_options(interpolation))
+
+
+def _random_box(
+    height: int, width: int, area: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[int, int, int, int]:
+    """top, left, height, width; after ten boxes that do not fit, the largest middle one of an allowed ratio."""
+    for _ in range(10):
+        box_area = height * width * _uniform(*area)
+        box_ratio = math.exp(_uniform(math.log(ratio[0]), math.log(ratio[1])))
+        box_width, box_height = round(math.sqrt(box_area * box_ratio)), round(math.sqrt(box_area / box_ratio))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            return _integer(height - box_height + 1), _integer(width - box_width + 1), box_height, box_width
+    box_width, box_height = min(width, round(height * ratio[1])), min(height, round(width / ratio[0]))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """RandAugment, random resized crop and horizontal flip of one clip, uint8 (T, 3, H, W) -> (T, 3, size, size).
+
+    Args:
+        size: side of the result in pixels.
+        area: see `random_resized_crop`.
+        ratio: see `random_resized_crop`.
+        interpolation: see `resize_short_side`.
+        flip: probability of a horizontal flip; 0 where direction matters.
+        num_ops: operations of `rand_augment`; 0 leaves it out.
+        magnitude: see `rand_augment`.
+        magnitude_std: see `rand_augment`.
+    """
+
+    size: int
+    area: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation: str = "bilinear"
+    flip: float = 0.5
+    num_ops: int = 0
+    magnitude: float = 7.0
+    magnitude_std: float = 0.5
+
+    def __call__(self, video: Tensor) -> Tensor:
+        if self.num_ops:
+            video = rand_augment(video, self.num_ops, self.magnitude, self.magnitude_std)
+        video = random_resized_crop(
+            video, self.size, area=self.area, ratio=self.ratio, interpolation=self.interpolation
+        )
+        return F.horizontal_flip(video) if _uniform() < self.flip else video
+
+
+def rand_augment(
+    video: Tensor, num_ops: int = 4, magnitude: float = 7.0, magnitude_std: float = 0.5, op_probability: float = 0.5
+) -> Tensor:
+    """RandAugment with the 15 operations whose strength grows with the magnitude, as timm's `inc1` policies have them.
+
+    `rand-m7-n4-mstd0.5-inc1` of the published recipes is num_ops=4, magnitude=7, magnitude_std=0.5. Operations are
+    drawn with replacement, each is applied with `op_probability`, and all frames of the clip get the same ones.
+
+    Args:
+        video: uint8 (T, 3, H, W).
+        magnitude: 0 .. 10; each operation draws its own around it, normally distributed, clipped to this range.
+
+    Returns:
+        uint8 (T, 3, H, W).
+    """
+    for _ in range(num_ops):
+        operation = list(_OPERATIONS.values())[_integer(len(_OPERATIONS))]
+        if _uniform() < op_probability:
+            level = float(torch.normal(magnitude, magnitude_std, ()).clamp(0, 10)) if magnitude_std else magnitude
+            video = operation(video, level / 10)
+    return video
+
+
+def _signed(value: float) -> float:
+    return value if _uniform() < 0.5 else -value
+
+
+def _affine(
+    video: Tensor,
+    *,
+    angle: float = 0.0,
+    shear: tuple[float, float] = (0.0, 0.0),
+    shift: tuple[float, float] = (0.0, 0.0),
+) -> Tensor:
+    return F.affine(
+        video,
+        angle=angle,
+        translate=list(shift),
+        scale=1.0,
+        shear=[math.degrees(math.atan(tangent)) for tangent in shear],
+        interpolation=InterpolationMode.BILINEAR,  # the published code has bicubic, which torchvision lacks on tensors
+        fill=FILL,
+        center=[0.0, 0.0] if any(shear) else None,  # PIL, which the recipes were tuned with, shears about the corner
+    )
+
+
+def _solarize(video: Tensor, threshold: int) -> Tensor:
+    return F.solarize(video, threshold) if threshold < 256 else video
+
+
+def _solarize_add(video: Tensor, add: int) -> Tensor:
+    return torch.where(video < 128, (video.to(torch.int16) + add).clamp(max=255).to(torch.uint8), video)
+
+
+# name -> (clip, strength 0..1) -> clip; names and ranges are those of timm's "increasing" set.
+_OPERATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "AutoContrast": lambda video, strength: F.autocontrast(video),
+    "Equalize": lambda video, strength: F.equalize(video),
+    "Invert": lambda video, strength: F.invert(video),
+    "Rotate": lambda video, strength: _affine(video, angle=_signed(30 * strength)),
+    "PosterizeIncreasing": lambda video, strength: F.posterize(video, 4 - int(4 * strength)),
+    "SolarizeIncreasing": lambda video, strength: _solarize(video, 256 - int(256 * strength)),
+    "SolarizeAdd": lambda video, strength: _solarize_add(video, int(110 * strength)),
+    "ColorIncreasing": lambda video, strength: F.adjust_saturation(video, 1 + _signed(0.9 * strength)),
+    "ContrastIncreasing": lambda video, strength: F.adjust_contrast(video, 1 + _signed(0.9 * strength)),
+    "BrightnessIncreasing": lambda video, strength: F.adjust_brightness(video, 1 + _signed(0.9 * strength)),
+    "SharpnessIncreasing": lambda video, strength: F.adjust_sharpness(video, 1 + _signed(0.9 * strength)),
+    "ShearX": lambda video, strength: _affine(video, shear=(_signed(0.3 * strength), 0.0)),
+    "ShearY": lambda video, strength: _affine(video, shear=(0.0, _signed(0.3 * strength))),
+    "TranslateXRel": lambda video, strength: _affine(video, shift=(_signed(0.45 * strength) * video.shape[-1], 0.0)),
+    "TranslateYRel": lambda video, strength: _affine(video, shift=(0.0, _signed(0.45 * strength) * video.shape[-2])),
+}
+
+
+def _uniform(low: float = 0.0, high: float = 1.0) -> float:
+    return low + (high - low) * torch.rand(()).item()
+
+
+def _integer(bound: int) -> int:
+    return int(torch.randint(bound, ()))

@@ -1,0 +1,79 @@
+"""The views of one video that a model sees when it is tested: several clips in time, several crops in space."""
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datamodules.decode import VideoReader
+from datamodules.sampling import clip_indices
+from datamodules.transforms import crop_views
+
+__all__ = ["Views", "load_views"]
+
+
+@dataclass(frozen=True)
+class Views:
+    """Views of one video, V = num_clips x num_crops, with all crops of clip 0 first.
+
+    Attributes:
+        video: uint8 (V, 3, T, H, W).
+        indices: int64 (num_clips, T), positions of the frames in the file.
+        seconds: float64 (num_clips, T), their times since the first frame.
+    """
+
+    video: Tensor
+    indices: np.ndarray
+    seconds: np.ndarray
+
+
+def load_views(
+    path: str | os.PathLike[str],
+    *,
+    num_frames: int,
+    image_size: int,
+    short_side: int,
+    sampling: str = "sparse",
+    frame_stride: int = 4,
+    interpolation: str = "bilinear",
+    num_clips: int = 1,
+    num_crops: int = 1,
+) -> Views:
+    """Reads the views of a video, or of a still image, which counts as a video of one frame.
+
+    Args:
+        num_frames: T, frames of a clip.
+        image_size: H = W in pixels of the square crops.
+        short_side: length of the shorter side before cropping, at least image_size.
+        sampling: see `sampling.clip_indices`, with mode "test".
+        interpolation: see `transforms.resize_short_side`.
+        num_clips: clips, spread over the video.
+        num_crops: 1 (middle) or 3 (along the longer side).
+
+    Raises:
+        DecodeError: the file cannot be read.
+        ValueError: an argument is out of range.
+    """
+    with VideoReader(path) as reader:
+        indices = np.stack(
+            [
+                clip_indices(
+                    reader.num_frames,
+                    num_frames,
+                    sampling=sampling,
+                    mode="test",
+                    clip=clip,
+                    num_clips=num_clips,
+                    frame_stride=frame_stride,
+                )
+                for clip in range(num_clips)
+            ]
+        )
+        # One pass over the file for all clips; frames that clips share are decoded once.
+        frames = reader.read(indices.reshape(-1), short_side=short_side, interpolation=interpolation)
+        seconds = reader.pts_seconds[indices]
+    crops = crop_views(frames, image_size, num_crops)  # (crops, clips * T, 3, H, W)
+    crops = crops.unflatten(1, indices.shape).permute(1, 0, 3, 2, 4, 5)  # (clips, crops, 3, T, H, W)
+    return Views(torch.flatten(crops, 0, 1).contiguous(), indices, seconds)

@@ -1,0 +1,236 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageEnhance, ImageOps
+
+from datamodules import transforms
+from datamodules.transforms import (
+    TrainTransform,
+    center_crop,
+    crop_views,
+    rand_augment,
+    random_resized_crop,
+    resize_short_side,
+)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def noise(height, width, frames=2):
+    return torch.randint(0, 256, (frames, 3, height, width), dtype=torch.uint8)
+
+
+def smooth(height, width, frames=2):
+    """Without sharp edges, so that interpolations of different exactness agree."""
+    y, x = torch.meshgrid(torch.linspace(0, 3, height), torch.linspace(0, 3, width), indexing="ij")
+    waves = [torch.sin(x * (c + 1) + t) * torch.cos(y + c) for t in range(frames) for c in range(3)]
+    return (torch.stack(waves).view(frames, 3, height, width) * 120 + 128).to(torch.uint8)
+
+
+# Resizing and cropping -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "short_side", "expected"),
+    [((256, 340), 224, (224, 297)), ((340, 256), 224, (297, 224)), ((50, 50), 24, (24, 24)), ((48, 64), 96, (96, 128))],
+)
+def test_resize_truncates_the_long_side(size, short_side, expected):
+    for interpolation in ("bilinear", "bicubic"):
+        assert resize_short_side(noise(*size), short_side, interpolation).shape == (2, 3, *expected)
+
+
+def test_bilinear_is_the_plain_four_pixel_rule():
+    video = noise(30, 45)
+    got = resize_short_side(video, 20)
+    source = video.double().numpy()
+    for y in range(20):
+        for x in range(30):
+            # pixel centres at + 0.5, no averaging over the area (as OpenCV's bilinear resize)
+            v, u = max((y + 0.5) * 1.5 - 0.5, 0), max((x + 0.5) * 1.5 - 0.5, 0)
+            y0, x0 = int(v), int(u)
+            y1, x1 = min(y0 + 1, 29), min(x0 + 1, 44)
+            dy, dx = v - y0, u - x0
+            top = source[..., y0, x0] * (1 - dx) + source[..., y0, x1] * dx
+            bottom = source[..., y1, x0] * (1 - dx) + source[..., y1, x1] * dx
+            assert np.abs(got[..., y, x].numpy() - (top * (1 - dy) + bottom * dy)).max() <= 1
+
+
+def test_bicubic_is_that_of_pil():
+    video = noise(50, 70)
+    got = resize_short_side(video, 25, "bicubic")
+    for frame, original in zip(got, video, strict=True):
+        pil = Image.fromarray(original.permute(1, 2, 0).numpy()).resize((35, 25), Image.BICUBIC)
+        assert np.abs(np.asarray(pil).astype(int) - frame.permute(1, 2, 0).numpy()).max() <= 1
+
+
+@pytest.mark.parametrize(("height", "width"), [(24, 33), (33, 24), (24, 24), (25, 100)])
+def test_three_crops_along_the_long_side(height, width):
+    video = noise(height, width)
+    short, long = min(height, width), max(height, width)
+    crops = crop_views(video, short, 3)
+    for c in range(3):
+        start = int(c * (long - short) / 2)
+        expected = video[..., start : start + short] if width >= height else video[:, :, start : start + short]
+        assert torch.equal(crops[c], expected)
+
+
+def test_center_crop():
+    video = noise(21, 34)
+    assert torch.equal(center_crop(video, 10), video[..., 6:16, 12:22])  # (21 - 10) / 2 = 5.5 rounds to 6
+    with pytest.raises(ValueError, match="cannot crop 22 pixels from a video of 34 x 21"):
+        center_crop(video, 22)
+
+
+def coordinates(height, width, frames=3):
+    """Red is the column and green the row, so that an output tells which box it came from."""
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack([x, y, torch.zeros_like(x)]).to(torch.uint8).expand(frames, 3, height, width).clone()
+
+
+def test_random_resized_crop_boxes():
+    height, width = 120, 200
+    areas, ratios, centres = [], [], []
+    for _ in range(600):
+        crop = random_resized_crop(coordinates(height, width), 64)
+        assert crop.shape == (3, 3, 64, 64)
+        assert torch.equal(crop[0], crop[1]) and torch.equal(crop[0], crop[2])
+        crop = crop[0].float()
+        # With pixel centres, 64 output columns span box width * 63 / 64.
+        box_width = float(crop[0, 0, -1] - crop[0, 0, 0]) * 64 / 63
+        box_height = float(crop[1, -1, 0] - crop[1, 0, 0]) * 64 / 63
+        areas.append(box_width * box_height / (height * width))
+        ratios.append(box_width / box_height)
+        centres.append(float(crop[0, 0].mean()))
+    areas, ratios = np.array(areas), np.array(ratios)
+    assert 0.07 < areas.min() < 0.12 and areas.max() <= 1.01
+    assert ratios.min() > 0.70 and ratios.max() < 1.40
+    # The ratio is log-uniform (boxes that do not fit are drawn again, which spares the small ones).
+    small = np.log(ratios[areas < 0.4])
+    assert abs(small.mean()) < 0.05 and abs(small.std() - np.log(16 / 9) / np.sqrt(12)) < 0.03
+    assert abs(np.mean(centres) - width / 2) < 6
+
+
+def test_random_resized_crop_falls_back_to_the_middle():
+    crop = random_resized_crop(coordinates(20, 250), 30, area=(0.9, 1.0))[0].float()
+    middle = float(crop[0].mean())
+    assert abs(middle - 124.5) < 1.5 and crop[0].max() - crop[0].min() < 20 * 4 / 3 + 1
+
+
+def test_train_transform():
+    video = coordinates(60, 60)
+    flips = 0
+    for _ in range(300):
+        red = TrainTransform(30)(video)[0, 0, 0].int()
+        flips += bool(red[0] > red[-1])
+    assert 110 < flips < 190
+    for _ in range(30):
+        red = TrainTransform(30, flip=0.0)(video)[0, 0, 0].int()
+        assert red[0] <= red[-1]
+    assert TrainTransform(30, num_ops=4)(video).shape == (3, 3, 30, 30)
+
+
+def test_torch_generator_repeats_the_transform():
+    transform = TrainTransform(24, num_ops=4)
+    torch.manual_seed(5)
+    first = transform(smooth(40, 50))
+    torch.manual_seed(5)
+    assert torch.equal(transform(smooth(40, 50)), first)
+    assert not torch.equal(transform(smooth(40, 50)), first)
+
+
+# RandAugment, beside PIL, which the recipes were tuned with --------------------------------------------------------
+
+
+def pil_op(name, image, strength, sign):
+    """The operation as PIL programs write it, `strength` in 0..1 and `sign` of the random direction."""
+    width, height = image.size
+    grey = (128, 128, 128)
+
+    def shift(*coefficients):
+        return image.transform(image.size, Image.AFFINE, coefficients, resample=Image.BILINEAR, fillcolor=grey)
+
+    enhancers = {
+        "ColorIncreasing": ImageEnhance.Color,
+        "ContrastIncreasing": ImageEnhance.Contrast,
+        "BrightnessIncreasing": ImageEnhance.Brightness,
+        "SharpnessIncreasing": ImageEnhance.Sharpness,
+    }
+    if name in enhancers:
+        return enhancers[name](image).enhance(1 + sign * 0.9 * strength)
+    return {
+        "AutoContrast": lambda: ImageOps.autocontrast(image),
+        "Equalize": lambda: ImageOps.equalize(image),
+        "Invert": lambda: ImageOps.invert(image),
+        "Rotate": lambda: image.rotate(sign * 30 * strength, resample=Image.BILINEAR, fillcolor=grey),
+        # PIL of today refuses to keep 0 bits, which the recipe can ask for.
+        "PosterizeIncreasing": lambda: image.point([i & ~(2 ** (4 + int(4 * strength)) - 1) for i in range(256)] * 3),
+        "SolarizeIncreasing": lambda: ImageOps.solarize(image, 256 - int(256 * strength)),
+        "SolarizeAdd": lambda: image.point(
+            [min(255, i + int(110 * strength)) if i < 128 else i for i in range(256)] * 3
+        ),
+        "ShearX": lambda: shift(1, sign * 0.3 * strength, 0, 0, 1, 0),
+        "ShearY": lambda: shift(1, 0, 0, sign * 0.3 * strength, 1, 0),
+        "TranslateXRel": lambda: shift(1, 0, sign * 0.45 * strength * width, 0, 1, 0),
+        "TranslateYRel": lambda: shift(1, 0, 0, 0, 1, sign * 0.45 * strength * height),
+    }[name]()
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.7, 1.0])
+@pytest.mark.parametrize("name", transforms._OPERATIONS)
+def test_operation_equals_pil(name, strength):
+    video = smooth(60, 80)
+    got = transforms._OPERATIONS[name](video, strength)
+    assert got.shape == video.shape and got.dtype == torch.uint8
+
+    def difference(sign):
+        """Share of pixels that differ by more than two levels (edges of the fill may move by a pixel)."""
+        far = 0.0
+        for frame, original in zip(got, video, strict=True):
+            pil = pil_op(name, Image.fromarray(original.permute(1, 2, 0).numpy()), strength, sign)
+            gap = np.abs(np.asarray(pil).astype(int) - frame.permute(1, 2, 0).numpy())
+            far = max(far, float((gap > 2).mean()))
+        return far
+
+    assert min(difference(1), difference(-1)) < 0.03
+
+
+def test_there_are_fifteen_operations():
+    assert len(transforms._OPERATIONS) == 15
+
+
+@pytest.mark.parametrize("name", transforms._OPERATIONS)
+def test_operation_at_strength_zero(name):
+    video = smooth(40, 40)
+    got = transforms._OPERATIONS[name](video, 0.0)
+    if name not in ("AutoContrast", "Equalize", "Invert", "PosterizeIncreasing"):
+        assert (got.int() - video.int()).abs().max() <= 1
+
+
+def test_rand_augment_treats_all_frames_alike():
+    frame = smooth(40, 50, frames=1)
+    for _ in range(30):
+        out = rand_augment(frame.expand(4, -1, -1, -1), num_ops=4)
+        assert all(torch.equal(out[0], out[i]) for i in range(1, 4))
+
+
+def test_rand_augment_counts_and_magnitudes(monkeypatch):
+    calls = []
+    spies = {
+        name: lambda video, strength, name=name: calls.append((name, strength)) or video
+        for name in transforms._OPERATIONS
+    }
+    monkeypatch.setattr(transforms, "_OPERATIONS", spies)
+    video = noise(8, 8)
+    for _ in range(1000):
+        rand_augment(video, num_ops=4, magnitude=7, magnitude_std=0.5)
+    assert abs(len(calls) - 2000) < 150  # each of the 4 draws is applied with probability 0.5
+    names, counts = np.unique([name for name, _ in calls], return_counts=True)
+    assert len(names) == 15 and counts.min() > 80
+    strengths = np.array([strength for _, strength in calls])
+    assert abs(strengths.mean() - 0.7) < 0.01 and abs(strengths.std() - 0.05) < 0.005
+    calls.clear()
+    rand_augment(video, num_ops=50, magnitude=9.9, magnitude_std=3)
+    assert all(0 <= strength <= 1 for _, strength in calls)

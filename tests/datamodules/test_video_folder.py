@@ -1,0 +1,123 @@
+import shutil
+
+import pytest
+
+from datamodules.base import DataError
+from datamodules.video_folder import VideoFolder
+
+FORMAT = {
+    "num_frames": 4,
+    "image_size": 32,
+    "short_side": 32,
+    "sampling": "sparse",
+    "frame_stride": 2,
+    "interpolation": "bilinear",
+}
+
+
+def names(samples, root):
+    return [(sample.path.removeprefix(f"{root}/"), sample.label) for sample in samples]
+
+
+def touch(root, *paths):
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).touch()
+
+
+def test_splits(class_root):
+    data = VideoFolder(class_root, num_workers=0, batch_size=3, **FORMAT)
+    data.setup()
+    assert data.class_names == ["left", "right"]
+    assert names(data.listing("train"), class_root) == [
+        (f"train/{name}/{number}.mp4", label) for label, name in enumerate(["left", "right"]) for number in range(4)
+    ]
+    assert names(data.listing("val"), class_root) == [
+        ("val/left/0.mp4", 0), ("val/left/1.mp4", 0), ("val/right/0.mp4", 1), ("val/right/1.mp4", 1)]  # fmt: skip
+    assert data.listing("test") == data.listing("val")
+    batch = next(iter(data.train_dataloader()))
+    assert batch["video"].shape == (3, 3, 4, 32, 32)
+    for path, label in zip(batch["path"], batch["label"].tolist(), strict=True):
+        assert data.class_names[label] in path
+    assert next(iter(data.test_dataloader()))["video"].shape == (1, 12, 3, 4, 32, 32)
+
+
+def test_own_test_split_and_files_passed_over(tmp_path):
+    touch(tmp_path, "train/a/1.MP4", "train/a/._1.mp4", "train/a/1.txt", "train/a/thumb.jpg", "train/b/2.webm",
+          "val/a/3.avi", "val/b/.keep", "test/a/4.mkv", "test/b/5.mp4", "train/.hidden/6.mp4")  # fmt: skip
+    data = VideoFolder(tmp_path)
+    assert data.class_names == ["a", "b"]
+    assert names(data.listing("train"), tmp_path) == [("train/a/1.MP4", 0), ("train/b/2.webm", 1)]
+    assert names(data.listing("val"), tmp_path) == [("val/a/3.avi", 0)]
+    assert names(data.listing("test"), tmp_path) == [("test/a/4.mkv", 0), ("test/b/5.mp4", 1)]
+
+
+def test_seeded_split(tmp_path):
+    touch(
+        tmp_path,
+        *(f"{name}/{number:02d}.mp4" for name in "abc" for number in range(20)),
+        "d/0.mp4",
+        "d/1.mp4",
+        "e/0.mp4",
+    )
+    data = VideoFolder(tmp_path, val_fraction=0.25, split_seed=1)
+    train, val = names(data.listing("train"), tmp_path), names(data.listing("val"), tmp_path)
+    assert not set(train) & set(val) and len(train) + len(val) == 63
+    for label in range(3):
+        assert sum(each == label for _, each in val) == 5
+    assert sum(label == 3 for _, label in val) == sum(label == 3 for _, label in train) == 1
+    assert ("e/0.mp4", 4) in train  # a single video trains
+    assert names(VideoFolder(tmp_path, val_fraction=0.25, split_seed=1).listing("val"), tmp_path) == val
+    assert names(VideoFolder(tmp_path, val_fraction=0.25, split_seed=2).listing("val"), tmp_path) != val
+    assert data.listing("test") == data.listing("val")
+
+
+def error(root, split="fit", **arguments):
+    with pytest.raises(DataError) as caught:
+        VideoFolder(root, **arguments, **FORMAT).setup(split)
+    text = str(caught.value)
+    assert "\n" not in text and text.endswith(".")
+    return text
+
+
+def test_missing_root(tmp_path):
+    assert error(tmp_path / "none") == f"{tmp_path / 'none'} is not a folder; check data.root."
+    (tmp_path / "file").touch()
+    assert "is not a folder" in error(tmp_path / "file")
+
+
+def test_no_classes(tmp_path):
+    assert f"{tmp_path} has no class folders" in error(tmp_path)
+    (tmp_path / "train").mkdir()
+    assert f"{tmp_path / 'train'} has no class folders" in error(tmp_path)
+
+
+def test_no_videos(tmp_path):
+    touch(tmp_path, "train/a/1.txt", "val/a/1.mp4")
+    text = error(tmp_path)
+    assert f"{tmp_path / 'train'} has no videos for train" in text and ".mp4" in text
+    touch(tmp_path, "flat/a/1.doc")
+    assert "has no videos for train" in error(tmp_path / "flat")
+    touch(tmp_path, "one/a/1.mp4")
+    assert "has no videos for val" in error(tmp_path / "one")
+
+
+def test_splits_with_other_classes(class_root, tmp_path):
+    root = tmp_path / "root"
+    shutil.copytree(class_root, root)
+    (root / "val" / "left").rename(root / "val" / "lefft")
+    text = error(root)
+    assert f"{root / 'val'} lacks left and has the additional lefft" in text and str(root / "train") in text
+    shutil.rmtree(root / "val")
+    assert f"{root / 'val'} is missing beside {root / 'train'}" in error(root)
+    touch(root, "test/left/1.mp4")
+    assert f"{root / 'test'} lacks right" in error(root, "test")
+
+
+def test_bad_fraction(tmp_path):
+    assert "val_fraction is 1.5" in error(tmp_path, val_fraction=1.5)
+
+
+def test_misspelled_argument(tmp_path):
+    with pytest.raises(TypeError, match="num_framse"):
+        VideoFolder(tmp_path, num_framse=3)

@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datamodules.sampling import clip_indices
+from datamodules.views import load_views
+
+FORMAT = {"image_size": 48, "short_side": 48, "sampling": "sparse", "frame_stride": 2, "interpolation": "bilinear"}
+
+
+@pytest.mark.parametrize("sampling", ["sparse", "dense", "ssv2"])
+def test_views_are_clip_major_crops_of_the_right_frames(tmp_path, make_video, decode_fully, sampling):
+    path = make_video(tmp_path / "v.mp4", 33, width=100, height=48, options={"bf": "2"})
+    full = decode_fully(path)
+    views = load_views(path, num_frames=4, num_clips=2, num_crops=3, **FORMAT | {"sampling": sampling})
+    assert views.video.shape == (6, 3, 4, 48, 48) and views.video.dtype == torch.uint8
+    assert views.video.is_contiguous()
+    for clip in range(2):
+        indices = clip_indices(33, 4, sampling=sampling, mode="test", clip=clip, num_clips=2, frame_stride=2)
+        assert views.indices[clip].tolist() == indices.tolist()
+        np.testing.assert_allclose(views.seconds[clip], indices / 30, atol=1e-4)
+        for crop, left in enumerate((0, 26, 52)):  # int(c (100 - 48) / 2)
+            expected = full[indices][..., left : left + 48].transpose(0, 1)
+            torch.testing.assert_close(views.video[clip * 3 + crop], expected, rtol=0, atol=0)
+
+
+def test_single_view_is_the_middle(tmp_path, make_video, decode_fully):
+    path = make_video(tmp_path / "v.mp4", 9, width=100, height=48)
+    views = load_views(path, num_frames=3, **FORMAT)
+    assert views.indices.tolist() == [clip_indices(9, 3, sampling="sparse", mode="val").tolist()]
+    torch.testing.assert_close(
+        views.video[0], decode_fully(path)[views.indices[0]][..., 26:74].transpose(0, 1), rtol=0, atol=0
+    )
+
+
+def test_short_file_repeats_frames(tmp_path, make_video):
+    path = make_video(tmp_path / "v.mp4", 2)
+    views = load_views(path, num_frames=8, **FORMAT)
+    assert set(views.indices[0].tolist()) <= {0, 1} and views.video.shape == (1, 3, 8, 48, 48)
+
+
+def test_still_image_resized_and_cropped(tmp_path):
+    pixels = np.zeros((60, 90, 3), np.uint8)
+    pixels[:, 30:60] = (250, 120, 10)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    views = load_views(
+        tmp_path / "a.png", num_frames=1, image_size=20, short_side=40, sampling="sparse", frame_stride=4,
+        interpolation="bicubic", num_crops=3,
+    )  # fmt: skip
+    assert views.video.shape == (3, 3, 1, 20, 20) and views.seconds.tolist() == [[0.0]]
+    means = views.video.float().mean((2, 3, 4))
+    # After resizing, the coloured third is columns 20 .. 40 of 60; crops start at 0, 20 and 40.
+    torch.testing.assert_close(means[1], torch.tensor([250.0, 120.0, 10.0]), rtol=0, atol=5)
+    assert means[0].max() < 10 and means[2].max() < 10
+
+
+def test_real_clip(shared):
+    views = load_views(
+        shared / "videos" / "arm_wrestling.mp4", num_frames=8, image_size=224, short_side=224, sampling="sparse",
+        frame_stride=4, interpolation="bilinear", num_clips=4, num_crops=3,
+    )  # fmt: skip
+    assert views.video.shape == (12, 3, 8, 224, 224)
+    assert (np.diff(views.seconds, axis=1) > 1).all() and views.seconds.max() < 10
+    # The second third of the left crop is what the middle crop begins with: 340 x 256 -> 297 x 224, offset 36.
+    torch.testing.assert_close(views.video[0, ..., 36:], views.video[1, ..., :188], rtol=0, atol=0)
+
+
+def test_bad_arguments(tmp_path, make_video):
+    path = make_video(tmp_path / "v.mp4", 2)
+    with pytest.raises(ValueError, match=r"cannot crop 48 pixels .* choose image_size <= short_side"):
+        load_views(path, num_frames=2, **FORMAT | {"short_side": 40})
+    with pytest.raises(ValueError, match="num_crops has to be 1 or 3, got 2"):
+        load_views(path, num_frames=2, num_crops=2, **FORMAT)
+    with pytest.raises(ValueError, match="interpolation has to be one of bilinear, bicubic, got 'nearest'"):
+        load_views(path, num_frames=2, **FORMAT | {"interpolation": "nearest"})
