@@ -19,10 +19,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class BaseModule(LightningModule, ABC):
     """Base of the zoo's modules; concrete classes are final.
 
-    A subclass declares what the network *is* as plain positional-or-keyword arguments and what matters only while training
-    after ``*``. The first group is the model's config: it is saved in checkpoints, on the hub and in the registry. The second
-    group is left out of all three. A subclass calls ``self.save_config()`` first thing in its constructor and sets ``self.net``,
-    a network with ``depth`` and ``layer_id``.
+    A subclass declares what the network *is* as plain positional-or-keyword arguments and what matters only while
+    training after ``*``. The first group is the model's config: it is saved in checkpoints, on the hub and in the
+    registry. The second group is left out of all three. A subclass calls ``self.save_config()`` first thing in its
+    constructor and sets ``self.net``, a network with ``depth`` and ``layer_id``.
     """
 
     net: nn.Module
@@ -55,7 +55,7 @@ class BaseModule(LightningModule, ABC):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1, 1), persistent=False)
 
     def normalise(self, video: Tensor) -> Tensor:
-        """uint8 0..255 or float 0..1 (not clipped), (..., 3, T, H, W) -> zero mean, unit deviation, on the module's device."""
+        """uint8 0..255 or float 0..1 (not clipped), (..., 3, T, H, W) -> normalised float, on the module's device."""
         video = video.to(self.mean.device)
         video = video.to(self.mean.dtype) / 255 if video.dtype == torch.uint8 else video.to(self.mean.dtype)
         return (video - self.mean) / self.std

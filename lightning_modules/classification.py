@@ -17,7 +17,8 @@ __all__ = ["VideoClassifier"]
 class VideoClassifier(BaseModule):
     """VideoMamba classifier for clips, or for still images where ``num_frames`` is None.
 
-    Validation and testing average the softmax over all views of a video and count every video once, also across processes.
+    Validation and testing average the softmax over all views of a video and count every video once, also across
+    processes.
 
     Args:
         num_classes: number of classes.
@@ -135,7 +136,8 @@ class VideoClassifier(BaseModule):
             self.class_names = self.hparams["class_names"] = list(names)
         elif self.class_names != list(names):
             first = next(i for i, pair in enumerate(zip(self.class_names, names, strict=True)) if pair[0] != pair[1])
-            raise ModelError(f"Class {first} is {self.class_names[first]!r} in the model and {names[first]!r} in the data; "
+            ours, theirs = self.class_names[first], names[first]
+            raise ModelError(f"Class {first} is {ours!r} in the model and {theirs!r} in the data; "
                              "give the data the model's class order, or the model class_names: null.")  # fmt: skip
 
     def forward(self, video: Tensor) -> Tensor:
@@ -143,25 +145,27 @@ class VideoClassifier(BaseModule):
 
         The image model takes T = 1, or images (B, 3, H, W).
         """
-        if self.hparams.num_frames is not None:
-            return self.net(self.normalise(video))
-        images = video.unsqueeze(2) if video.ndim == 4 else video
-        if images.shape[2] != 1:
-            raise ModelError(
-                f"This is an image model and the clip has {images.shape[2]} frames; pass one frame at a time."
-            )
-        return self.net(self.normalise(images).squeeze(2))
+        return self.net(self._network_input(video))
 
     def forward_features(self, video: Tensor, pool: str | None = "cls") -> Tensor:
         """Clips as in `forward` -> features after the final norm.
 
         Args:
             video: (B, 3, T, H, W).
-            pool: "cls" gives the class token (B, embed_dim), None all tokens, class token first (B, 1 + tokens, embed_dim).
+            pool: "cls" gives the class token (B, embed_dim), None all tokens (B, 1 + tokens, embed_dim).
         """
-        x = self.normalise(video)
-        x = x.squeeze(2) if self.hparams.num_frames is None else x
+        x = self._network_input(video)
         return self.net.forward_tokens(x) if pool is None else self.net.forward_features(x)
+
+    def _network_input(self, video: Tensor) -> Tensor:
+        """Normalised clips (B, 3, T, H, W), or images (B, 3, H, W) for the image model."""
+        if self.hparams.num_frames is not None:
+            return self.normalise(video)
+        images = video.unsqueeze(2) if video.ndim == 4 else video
+        if images.shape[2] != 1:
+            frames = images.shape[2]
+            raise ModelError(f"This is an image model and the clip has {frames} frames; pass one frame at a time.")
+        return self.normalise(images).squeeze(2)
 
     def adapt_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Weights of this model at other frames or another resolution, with position embeddings interpolated to fit."""
@@ -206,5 +210,7 @@ class VideoClassifier(BaseModule):
         self._log_accuracy("test")
 
     def predict_step(self, batch: dict, batch_idx: int) -> dict:
-        """Scores (B, num_classes) on the CPU with the paths they belong to."""
-        return {"path": batch["path"], "scores": self.predict_scores(batch["video"]).cpu()}
+        """Scores (B', num_classes) on the CPU with the paths they belong to; unreadable videos are left out."""
+        kept = [i for i, index in enumerate(batch["index"].tolist()) if index >= 0]
+        scores = self.predict_scores(batch["video"]).cpu()
+        return {"path": [batch["path"][i] for i in kept], "scores": scores[kept]}

@@ -12,9 +12,9 @@ __all__ = ["SampleAccuracy"]
 class SampleAccuracy(Metric):
     """Top-1 and top-5 accuracy and mean loss over distinct samples.
 
-    Every sample is kept with its index in the data set and counted once on `compute`, so a sampler that repeats samples to
-    give all processes the same number does not shift the result, and placeholders for unreadable videos (index -1) are left
-    out. Only the five best classes of a sample are stored: about 60 bytes a sample.
+    Every sample is kept with its index in the data set and counted once on `compute`, so a sampler that repeats
+    samples to give all processes the same number does not shift the result, and placeholders for unreadable videos
+    (index -1) are left out. Only the five best classes of a sample are stored: about 60 bytes a sample.
     """
 
     full_state_update = False

@@ -19,15 +19,16 @@ def parameter_groups(
 ) -> list[dict]:
     """Splits trainable parameters by depth and by whether they are decayed.
 
-    Biases, one-dimensional parameters (norms, D) and position embeddings are not decayed. The learning rate of depth ``i`` is
-    multiplied by ``layer_decay ** (net.depth + 1 - i)``, depth 0 being the embeddings and ``net.depth + 1`` final norm and head.
+    Biases, one-dimensional parameters (norms, D) and position embeddings are not decayed. The learning rate of depth
+    ``i`` is multiplied by ``layer_decay ** (net.depth + 1 - i)``, depth 0 being the embeddings and ``net.depth + 1``
+    the final norm and the head.
 
     Args:
         net: a network with ``depth`` and ``layer_id(name)``.
         weight_decay: decay of the decayed groups.
         layer_decay: factor per layer; 1 switches layer-wise decay off.
-        layer_decay_scope: "all" scales every depth; "embedding" only depth 0, which is what the official training code does
-            (its branch for the blocks is commented out).
+        layer_decay_scope: "all" scales every depth; "embedding" only depth 0, which is what the official training code
+            does (its branch for the blocks is commented out).
         decay_state_matrix: decay A_log too, as the official code does although its mixer marks A_log as exempt.
 
     Returns:

@@ -1,16 +1,22 @@
-"""The ``lightning`` command: fit, validate, test and predict with any module and DataModule of the zoo (or your own)."""
+"""The ``lightning`` command: fit, validate, test and predict with modules and DataModules of the zoo, or your own."""
 
+import csv
 import difflib
+import importlib
 import inspect
+import itertools
+import logging
+import re
 import sys
 import tempfile
+import warnings
 from argparse import ArgumentError
 from pathlib import Path
 
 import yaml
-from jsonargparse import import_object
-from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from torch import Tensor
 
 import datamodules
 import lightning_modules
@@ -32,6 +38,7 @@ class ZooCLI(LightningCLI):
             LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
+            save_config_callback=_SaveConfig,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             parser_kwargs={**strict, **dict.fromkeys(self.subcommands(), strict)},
@@ -51,7 +58,28 @@ class ZooCLI(LightningCLI):
                 arguments[i] = f"--config={merged}" if joined else str(merged)
                 config.update(recipe)
             check_keys(config, arguments)
-            self.config = parser.parse_args(arguments)
+            try:
+                self.config = parser.parse_args(arguments)
+            except ArgumentError as error:
+                raise concise(error) from error
+
+    def after_predict(self) -> None:
+        """Writes the best class of each video to predictions.csv in the run's folder, one file per process."""
+        trainer = self.trainer
+        names = self.model.class_names or [str(i) for i in range(self.model.num_classes)]
+        suffix = f"-{trainer.global_rank}" if trainer.world_size > 1 else ""
+        out = Path(trainer.log_dir or trainer.default_root_dir) / f"predictions{suffix}.csv"
+        out.parent.mkdir(parents=True, exist_ok=True)
+        beside = out.with_suffix(".part")
+        with beside.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["path", "label", "probability"])
+            for batch in trainer.predict_loop.predictions:
+                best = batch["scores"].max(dim=1)
+                for path, probability, index in zip(batch["path"], *map(Tensor.tolist, best), strict=True):
+                    writer.writerow([path, names[index], f"{probability:.6f}"])
+        beside.replace(out)
+        print(f"Predictions: {out}")
 
 
 def check_keys(config: dict, arguments: list[str]) -> None:
@@ -69,7 +97,7 @@ def check_keys(config: dict, arguments: list[str]) -> None:
         else:
             given = value.get("init_args") or {} if isinstance(value, dict) else {}
             class_path = value.get("class_path") if isinstance(value, dict) else value
-            flag = next((b for a, b in zip(arguments, arguments[1:], strict=False) if a == f"--{section}"), class_path)
+            flag = next((b for a, b in itertools.pairwise(arguments) if a == f"--{section}"), class_path)
             if not flag:
                 continue
             cls = getattr(package, flag, None) if "." not in flag else _import(flag, section)
@@ -78,7 +106,7 @@ def check_keys(config: dict, arguments: list[str]) -> None:
                     f"There is no {section} class {flag!r}; {package.__name__} has {', '.join(dir(package))}."
                 )
             flags = [f.removeprefix("init_args.") for f in flags]
-        known = list(inspect.signature(cls).parameters)
+        known = _argument_names(cls)
         for name in [*given, *(f.split(".")[0].rstrip("+") for f in flags)]:
             if name in known or name in ("help", "class_path", "init_args"):
                 continue
@@ -87,15 +115,59 @@ def check_keys(config: dict, arguments: list[str]) -> None:
             raise ZooError(f"{section}.{name}: {cls.__name__} has no argument {name!r}: {hint}")
 
 
+def _argument_names(cls: type) -> list[str]:
+    """Names of the constructor's arguments; where it passes ``**kwargs`` on, those of its base classes too."""
+    names: list[str] = []
+    for base in cls.__mro__:
+        parameters = inspect.signature(base.__init__).parameters.values()
+        names += [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name != "self"]
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            break
+    return names
+
+
 def _import(class_path: str, section: str) -> type:
+    module, _, name = class_path.rpartition(".")
     try:
-        return import_object(class_path)
-    except (ImportError, AttributeError, ValueError) as error:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
         raise ZooError(f"{section}.class_path {class_path!r} cannot be imported: {error}.") from error
 
 
+def concise(error: ArgumentError) -> ArgumentError:
+    """jsonargparse's report on a value of a wrong type, which lists every type it tried, as one short sentence."""
+    text = " ".join(str(error).split())
+    key = re.match(r'Parser key "([^"]+)": ', text)
+    if key is None:
+        return error
+    inner = re.search(r"Problem with given class_path '[^']+': (.*?)(?= - Expected a | Given value type: |$)", text)
+    subtypes = re.search(r"Subtypes: \[(.*?)\] Errors.* Given value: (.*)$", text)
+    if inner is not None:
+        text = re.sub(r'^Parser key "([^"]+)": ', rf"{key[1]}.\1: ", inner[1])
+        text = text if text.startswith(key[1]) else f"{key[1]}: {text}"
+    elif subtypes is not None:
+        text = f"{key[1]}: expected {subtypes[1].replace(', ', ' or ')}, got {subtypes[2]}"
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text).replace("NoneType", "null")
+    return ArgumentError(None, f"{text.rstrip('.')}.")
+
+
+class _SaveConfig(SaveConfigCallback):
+    """Saves the run's configuration when fitting only: testing must not replace the record of the training."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+
+def quiet() -> None:
+    """Keeps Lightning's advertisements and notes to its own developers out of the user's terminal."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip" not in record.getMessage())
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
+
+
 def main() -> None:
-    """Console entry: an expected error is one sentence on stderr and exit status 1, 2 for a command line that does not parse."""
+    """Console entry: a foreseen error is one sentence on stderr and status 1, or 2 where the command line is wrong."""
+    quiet()
     report(ZooCLI, program="lightning", usage_errors=(ArgumentError,))
 
 

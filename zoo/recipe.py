@@ -37,8 +37,8 @@ def find_recipe(name: str) -> Path:
 def read_recipe(path: Path) -> dict:
     """Reads a YAML config with its includes.
 
-    ``include: {model: ../models/videomamba-ti.yaml, trainer: parts/trainer.yaml}`` puts the file's content under that key; the
-    config's own values go on top. Paths are relative to the file.
+    ``include: {model: ../models/videomamba-ti.yaml, trainer: parts/trainer.yaml}`` puts the file's content under that
+    key; the config's own values go on top. Paths are relative to the file.
 
     Raises:
         ZooError: not valid YAML, not a mapping, or an included file is missing.

@@ -9,8 +9,8 @@ __all__ = ["PatchEmbed"]
 class PatchEmbed(nn.Module):
     """Cuts images or clips into patches and projects each to a vector.
 
-    Patches do not overlap, so the convolution is a matrix product over unfolded patches; it is computed as one, which on a
-    CPU is faster than the convolution. The weight keeps the convolution's shape (and the official key ``proj.weight``).
+    Patches do not overlap, so the convolution is a matrix product over unfolded patches; it is computed as one, which
+    on a CPU is faster than the convolution. The weight keeps the convolution's shape and official key ``proj.weight``.
 
     Args:
         embed_dim: width of a token.
@@ -19,7 +19,9 @@ class PatchEmbed(nn.Module):
         in_channels: channels of the input.
     """
 
-    def __init__(self, embed_dim: int, patch_size: int = 16, tubelet_size: int | None = 1, in_channels: int = 3) -> None:
+    def __init__(
+        self, embed_dim: int, patch_size: int = 16, tubelet_size: int | None = 1, in_channels: int = 3
+    ) -> None:
         super().__init__()
         self.patch_size = patch_size
         self.tubelet_size = tubelet_size
@@ -36,6 +38,7 @@ class PatchEmbed(nn.Module):
         batch, channels, frames, height, width = x.shape
         t, p = self.tubelet_size or 1, self.patch_size
         x = x.reshape(batch, channels, frames // t, t, height // p, p, width // p, p)
-        x = x.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(batch, frames // t, (height // p) * (width // p), channels * t * p * p)
+        x = x.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(
+            batch, frames // t, (height // p) * (width // p), channels * t * p * p
+        )
         return F.linear(x, self.proj.weight.flatten(1), self.proj.bias)
-

@@ -61,7 +61,9 @@ class VideoMamba(nn.Module):
     ) -> None:
         super().__init__()
         if image_size % patch_size:
-            raise ValueError(f"image_size {image_size} is not a multiple of patch_size {patch_size}; change one of them.")
+            raise ValueError(
+                f"image_size {image_size} is not a multiple of patch_size {patch_size}; change one of them."
+            )
         if num_frames is not None and (num_frames < 1 or num_frames % tubelet_size):
             raise ValueError(f"num_frames {num_frames} is not a positive multiple of tubelet_size {tubelet_size}.")
         self.embed_dim = embed_dim
@@ -102,7 +104,9 @@ class VideoMamba(nn.Module):
         frames = () if self.num_frames is None else (self.num_frames,)
         expected = (3, *frames, self.image_size, self.image_size)
         if x.shape[1:] != expected:
-            remedy = "resample the input, or build the network with other num_frames / image_size (zoo.load interpolates)"
+            remedy = (
+                "resample the input, or build the network with other num_frames / image_size (zoo.load interpolates)"
+            )
             raise ValueError(f"The network takes inputs of shape (batch, {', '.join(map(str, expected))}), "
                              f"this one is {tuple(x.shape)}: {remedy}.")  # fmt: skip
         tokens = self.patch_embed(x) + self.pos_embed[:, None, 1:]
@@ -139,7 +143,7 @@ class VideoMamba(nn.Module):
         return self.head(self.drop(self.forward_features(x)))
 
     def layer_id(self, name: str) -> int:
-        """Depth of a parameter for layer-wise learning-rate decay: 0 embeddings, 1..depth blocks, depth + 1 the rest."""
+        """Depth of a parameter for layer-wise decay: 0 the embeddings, 1..depth the blocks, depth + 1 the rest."""
         if name in ("cls_token", "pos_embed", "temporal_pos_embedding") or name.startswith("patch_embed."):
             return 0
         if name.startswith("layers."):
@@ -177,8 +181,8 @@ def inflate_patch_embedding(weight: Tensor, tubelet_size: int, center: bool = Tr
 def adapt_state_dict(state_dict: dict[str, Tensor], net: VideoMamba) -> dict[str, Tensor]:
     """Fits weights of another number of frames or another resolution, or of an image model, to `net`.
 
-    Position embeddings are interpolated in space and time; a 2-D patch embedding is inflated, and the temporal embedding it
-    lacks starts at 0 as in the official code. Everything else is returned as it came, for a strict load to judge.
+    Position embeddings are interpolated in space and time; a 2-D patch embedding is inflated, and the temporal
+    embedding it lacks starts at 0 as in the official code. Everything else is returned as it came, for a strict load.
     """
     adapted = dict(state_dict)
     if "pos_embed" in adapted:

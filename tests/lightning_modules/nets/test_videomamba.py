@@ -124,7 +124,9 @@ def test_adapting_to_the_same_shape_changes_nothing():
         assert torch.equal(value, net.state_dict()[key]), key
 
 
-@pytest.mark.parametrize(("tubelet_size", "shape"), [(None, (2, 3, 32, 48)), (1, (2, 3, 4, 32, 32)), (2, (1, 3, 4, 32, 16))])
+@pytest.mark.parametrize(
+    ("tubelet_size", "shape"), [(None, (2, 3, 32, 48)), (1, (2, 3, 4, 32, 32)), (2, (1, 3, 4, 32, 16))]
+)
 def test_patch_embedding_is_the_convolution(tubelet_size, shape):
     torch.manual_seed(0)
     embed = PatchEmbed(8, 16, tubelet_size)
