@@ -161,7 +161,8 @@ class _SaveConfig(SaveConfigCallback):
 
 def quiet() -> None:
     """Keeps Lightning's advertisements and notes to its own developers out of the user's terminal."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip" not in record.getMessage())
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    logger.addFilter(lambda record: "Tip" not in record.getMessage())
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
 
 

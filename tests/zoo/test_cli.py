@@ -1,0 +1,189 @@
+"""The commands as a user types them: real processes for the main path, the console entries for the errors."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import zoo.cli
+from datamodules.synthetic import generate
+from zoo.commands.main import main as zoo_main
+from zoo.recipe import find_recipe, list_recipes, read_recipe
+
+CONF = Path(__file__).parents[1] / "conf"
+BIN = Path(sys.executable).parent
+
+
+def run(*command, cwd, check=True):
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(
+        [str(BIN / command[0]), *map(str, command[1:])],
+        cwd=cwd, env=environment, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert "Traceback" not in result.stderr, result.stderr
+    assert (result.returncode == 0) == check, result.stdout + result.stderr
+    return result
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    """A small generated data set and a run trained on it by the real command."""
+    folder = tmp_path_factory.mktemp("cli")
+    generate(folder / "data", num_train=8, num_val=4, classes=("grow", "move_left"), size=(48, 40), num_frames=8,
+             num_workers=0, progress=False)  # fmt: skip
+    run("lightning", "fit", "--config", CONF / "tiny.yaml", cwd=folder)
+    return folder
+
+
+def checkpoint(workspace):
+    return next((workspace / "run" / "checkpoints").glob("*.ckpt"))
+
+
+def test_fit_leaves_checkpoint_config_and_curves(workspace):
+    config = yaml.safe_load((workspace / "run" / "config.yaml").read_text())
+    assert config["model"]["init_args"]["embed_dim"] == 16
+    assert config["data"]["init_args"]["mixup"] == 0.8
+    with (workspace / "run" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert any(row["val/top1"] for row in rows)
+    assert checkpoint(workspace).is_file()
+
+
+def test_test_averages_views_and_keeps_the_record_of_the_training(workspace):
+    before = (workspace / "run" / "config.yaml").read_text()
+    result = run("lightning", "test", "--config", CONF / "tiny.yaml", "--ckpt_path", checkpoint(workspace),
+                 "--trainer.logger", "false", cwd=workspace)  # fmt: skip
+    assert "test/top1" in result.stdout
+    assert (workspace / "run" / "config.yaml").read_text() == before
+
+
+def test_predict_writes_a_row_per_video(workspace):
+    run("lightning", "predict", "--config", CONF / "tiny.yaml", "--ckpt_path", checkpoint(workspace), cwd=workspace)
+    with (workspace / "run" / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(Path(row["path"]).parent.name for row in rows) == ["grow"] * 2 + ["move_left"] * 2
+    assert all(row["label"] in ("grow", "move_left") and 0.5 <= float(row["probability"]) <= 1 for row in rows)
+
+
+def test_checkpoint_to_folder_to_predictions(workspace):
+    """Convert, then predict by the command and by the function: the same numbers, and a picture."""
+    import zoo as package
+
+    folder = workspace / "model"
+    run("zoo", "convert", checkpoint(workspace), folder, cwd=workspace)
+    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors", "recipe.yaml"]
+    clip = next((workspace / "data" / "val" / "grow").glob("*.mp4"))
+    result = run("zoo", "predict", folder, clip, "--json", "--plot", workspace / "out.png", cwd=workspace)
+    (record,) = json.loads(result.stdout)
+    assert (record["num_clips"], record["num_crops"]) == (4, 3)
+    expected = package.predict(package.load(folder), clip)
+    assert [p["label"] for p in record["predictions"]] == [p.label for p in expected]
+    assert [p["probability"] for p in record["predictions"]] == pytest.approx(
+        [p.probability for p in expected], abs=1e-6
+    )
+    assert sum(p.probability for p in expected) == pytest.approx(1.0)
+    assert (workspace / "out.png").read_bytes().startswith(b"\x89PNG")
+    table = run("zoo", "predict", folder, clip, "--topk", 1, cwd=workspace).stdout
+    assert expected[0].label in table and f"{expected[0].probability:.1%}" in table
+
+
+def test_features_are_the_class_token_or_all_tokens(workspace):
+    import zoo as package
+    from datamodules.views import load_views
+
+    model = package.load(checkpoint(workspace))
+    clip = next((workspace / "data" / "val" / "grow").glob("*.mp4"))
+    tokens = package.extract_features(model, clip, pool=None)
+    assert tokens.shape == (1 + 4 * 4, 16)
+    assert package.extract_features(model, clip).tolist() == pytest.approx(tokens[0].tolist(), abs=1e-6)
+    video = load_views(clip, **model.preprocessing).video
+    assert tokens.tolist() == model.forward_features(video, pool=None)[0].tolist()
+
+
+def errors(call, capsys):
+    """Exit status and what an entry point says on stderr."""
+    with pytest.raises(SystemExit) as stop:
+        call()
+    return stop.value.code, capsys.readouterr().err.strip().splitlines()[-1]
+
+
+LIGHTNING_ERRORS = [
+    (["fit", "--config", "demoo"], 1, "no config file and no recipe called 'demoo': did you mean 'demo'?"),
+    (["fit", "--config", "{tiny}", "--model.lrr", "3"], 1, "model.lrr: VideoClassifier has no argument 'lrr': did you mean 'lr'?"),
+    (["fit", "--config", "{tiny}", "--data.rooot", "x"], 1, "VideoFolder has no argument 'rooot': did you mean 'root'?"),
+    (["fit", "--config", "{tiny}", "--trainer.max_epoch=1"], 1, "Trainer has no argument 'max_epoch': did you mean 'max_epochs'?"),
+    (["fit", "--config", "{misspelled}"], 1, "VideoClassifier has no argument 'embed_dimm': did you mean 'embed_dim'?"),
+    (["fit", "--config", "{broken}"], 1, "is not valid YAML"),
+    (["fit", "--config", "{tiny}", "--model.num_classes", "abc"], 2, "model.num_classes: Expected a int. Got value: abc."),
+    (["fit", "--config", "{tiny}", "--trainer.max_epochs", "x"], 2, "trainer.max_epochs: expected int or null, got x."),
+    (["fit", "--config", "{tiny}", "--data", "VideoFoldr"], 1, "There is no data class 'VideoFoldr'"),
+    (["fit", "--config", "{tiny}", "--data.root", "nowhere"], 1, "nowhere is not a folder; check data.root."),
+    (["fit", "--config", "{tiny}", "--model.num_classes", "3", "--model.class_names", "null"], 1, "set model.num_classes to 2"),
+    (["train"], 2, "invalid choice: 'train'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "status", "sentence"), LIGHTNING_ERRORS)
+def test_lightning_explains_mistakes_in_one_sentence(workspace, monkeypatch, capsys, arguments, status, sentence):
+    monkeypatch.chdir(workspace)
+    content = yaml.safe_load((CONF / "tiny.yaml").read_text())
+    content["model"]["init_args"]["embed_dimm"] = 3
+    Path("misspelled.yaml").write_text(yaml.safe_dump(content))
+    Path("broken.yaml").write_text("model: [")
+    known = {"tiny": CONF / "tiny.yaml", "misspelled": "misspelled.yaml", "broken": "broken.yaml"}
+    before = sorted(workspace.rglob("*"))
+    monkeypatch.setattr(sys, "argv", ["lightning", *(a.format(**known) for a in arguments)])
+    found_status, message = errors(zoo.cli.main, capsys)
+    assert (found_status, message.startswith("lightning: ")) == (status, True)
+    assert sentence in message
+    assert sorted(workspace.rglob("*")) == before
+
+
+def test_zoo_predict_names_bad_files(workspace, monkeypatch, capsys):
+    monkeypatch.chdir(workspace)
+    clip = next((workspace / "data" / "val" / "grow").glob("*.mp4"))
+    content = clip.read_bytes()
+    Path("empty.mp4").touch()
+    Path("text.mp4").write_text("not a video")
+    Path("cut.mp4").write_bytes(content[:200])
+    for arguments, sentence in [
+        (["nano", clip], "No model is named 'nano'"),
+        (["videomamba-nano-motion", "gone.mp4"], "There is no file gone.mp4"),
+        ([checkpoint(workspace), "empty.mp4"], "empty.mp4"),
+        ([checkpoint(workspace), "text.mp4"], "text.mp4"),
+        ([checkpoint(workspace), "cut.mp4"], "cut.mp4"),
+        ([checkpoint(workspace), clip, "--clips", "0"], "--clips is 0"),
+        ([checkpoint(workspace), clip, "--device", "abacus"], "device 'abacus' cannot be used"),
+    ]:
+        status, message = errors(lambda a=arguments: zoo_main(["predict", *map(str, a), "--plot", "never.png"]), capsys)
+        assert status == 1
+        assert message.startswith("zoo: ") and sentence in message, message
+        assert not Path("never.png").exists()
+
+
+def test_training_goes_on_past_a_broken_video_and_names_it(workspace, tmp_path):
+    generate(tmp_path / "data", num_train=8, num_val=4, classes=("grow", "move_left"), size=(48, 40), num_frames=8,
+             num_workers=0, progress=False)  # fmt: skip
+    broken = next((tmp_path / "data" / "train" / "grow").glob("*.mp4"))
+    broken.write_bytes(b"junk")
+    result = run("lightning", "fit", "--config", CONF / "tiny.yaml", "--data.num_workers", "1", cwd=tmp_path)
+    assert str(broken.name) in result.stderr
+    for other in sorted((tmp_path / "data" / "train" / "grow").glob("*.mp4"))[:3]:
+        other.write_bytes(b"junk")
+    result = run("lightning", "fit", "--config", CONF / "tiny.yaml", cwd=tmp_path, check=False)
+    assert "videos cannot be read" in result.stderr.strip().splitlines()[-1]
+
+
+def test_recipes_include_their_parts():
+    assert "demo" in list_recipes() and "trainer" not in list_recipes()
+    recipe = read_recipe(find_recipe("demo"))
+    nano = yaml.safe_load((Path(zoo.cli.__file__).parent / "models" / "videomamba-nano.yaml").read_text())
+    assert recipe["model"]["class_path"] == nano["class_path"]
+    assert nano["init_args"].items() <= recipe["model"]["init_args"].items()
+    assert recipe["trainer"]["callbacks"]
+    assert "include" not in recipe
