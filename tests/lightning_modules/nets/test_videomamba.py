@@ -193,3 +193,38 @@ def test_a_wrong_input_is_named():
         tiny(image_size=30)
     with pytest.raises(ValueError, match="num_frames 3 is not a positive multiple of tubelet_size 2"):
         tiny(num_frames=3, tubelet_size=2)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compiles_without_a_graph_break_and_exports(backend):
+    torch.manual_seed(0)
+    net = tiny()
+    x = torch.randn(2, 3, 4, 32, 32)
+    with use_backend(backend):
+        expected = net(x)
+        compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), expected)
+        compiled(x).sum().backward()
+        gradient = net.patch_embed.proj.weight.grad.clone()
+        net.zero_grad()
+        net(x).sum().backward()
+        torch.testing.assert_close(gradient, net.patch_embed.proj.weight.grad, rtol=1e-4, atol=1e-6)
+        exported = torch.export.export(net, (x,)).module()
+    torch.testing.assert_close(exported(x), expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_works_under_autocast_and_inference_mode(backend):
+    torch.manual_seed(0)
+    net = tiny(embed_dim=64)
+    x = torch.randn(2, 3, 4, 32, 32)
+    with use_backend(backend):
+        expected = net(x)
+        with torch.inference_mode():
+            torch.testing.assert_close(net(x), expected)
+        with torch.autocast("cpu", torch.bfloat16):
+            low = net(x)
+            low.float().sum().backward()
+    assert low.dtype == torch.bfloat16
+    assert (low.float() - expected).abs().max() < 0.03 * expected.abs().max()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())

@@ -1,0 +1,82 @@
+"""The selective scan step by step in plain torch: the definition the fast backends are tested against.
+
+Mamba (arXiv 2312.00752), equations 2a-2b with the discretisation of its selective scan: with dt = delta (+ delta_bias,
+then softplus), h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t, h before the first step zero, y_t = sum over states of C_t h_t
+plus D u_t, times silu(z_t).
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["bidirectional_scan", "selective_scan", "why_not"]
+
+
+def why_not(device: str, dtype: torch.dtype) -> str | None:
+    """Runs everywhere."""
+    return None
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    reverse: bool,
+) -> Tensor:
+    """See `lightning_modules.ops.scan.interface.selective_scan`."""
+    y = _scan(u, delta, A, B, C, D, delta_bias, delta_softplus, reverse)
+    return _gate(y, z).to(u.dtype)
+
+
+def bidirectional_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    u_b: Tensor,
+    delta_b: Tensor,
+    A_b: Tensor,
+    B_b: Tensor,
+    C_b: Tensor,
+    D_b: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_bias_b: Tensor | None,
+    delta_softplus: bool,
+) -> Tensor:
+    """See `lightning_modules.ops.scan.interface.bidirectional_scan`."""
+    forward = _scan(u, delta, A, B, C, D, delta_bias, delta_softplus, reverse=False)
+    backward = _scan(u_b, delta_b, A_b, B_b, C_b, D_b, delta_bias_b, delta_softplus, reverse=True)
+    return _gate(forward + backward, z).to(u.dtype)
+
+
+def _scan(u, delta, A, B, C, D, delta_bias, delta_softplus: bool, reverse: bool) -> Tensor:
+    """One direction before the gate: (batch, length, channels) in float32, or in float64 where u is."""
+    dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
+    u, delta, A, B, C = (tensor.to(dtype) for tensor in (u, delta, A, B, C))
+    if delta_bias is not None:
+        delta = delta + delta_bias.to(dtype)
+    if delta_softplus:
+        delta = F.softplus(delta)
+    batch, length, channels = u.shape
+    # Written out as products and sums: autocast would turn einsum and matmul into bfloat16.
+    state = u.new_zeros(batch, channels, A.shape[1])
+    steps: list[Tensor] = []
+    for t in reversed(range(length)) if reverse else range(length):
+        dt = delta[:, t, :, None]
+        state = torch.exp(dt * A) * state + dt * B[:, t, None, :] * u[:, t, :, None]
+        steps.append((state * C[:, t, None, :]).sum(-1))
+    y = torch.stack(steps[::-1] if reverse else steps, dim=1) if length else torch.zeros_like(u)
+    return y if D is None else y + D.to(dtype) * u
+
+
+def _gate(y: Tensor, z: Tensor | None) -> Tensor:
+    return y if z is None else y * F.silu(z.to(y.dtype))

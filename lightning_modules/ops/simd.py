@@ -1,0 +1,382 @@
+"""Sixteen float32 lanes as one value inside numba functions.
+
+Numba leaves vectors to LLVM's loop optimiser, which keeps to 256 bits on CPUs that have 512 and gives up on loops with
+an exponential in them. `Lanes` is LLVM's own vector type `<16 x float>`: LLVM maps it onto one AVX-512 register, two of
+AVX2 or four of NEON, so one source serves every CPU. Memory is addressed by plain integers (`tensor.data_ptr()` plus a
+byte offset) because numba's arrays add a sign test to every index and compile anew for every memory layout.
+"""
+
+import operator
+from collections.abc import Callable
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.core.caching import FunctionCache
+from numba.extending import intrinsic, models, overload, register_model
+
+__all__ = [
+    "LANES",
+    "LOG2_E",
+    "ONE",
+    "VECTOR_BYTES",
+    "ZERO",
+    "exp2",
+    "fma",
+    "kernel",
+    "least",
+    "load",
+    "load_first",
+    "most",
+    "prefetch",
+    "sigmoid",
+    "softplus",
+    "splat",
+    "splat_at",
+    "store",
+    "store_first",
+    "store_one",
+    "total",
+]
+
+LANES = 16
+VECTOR_BYTES = 64
+LOG2_E = np.float32(1.4426950408889634)
+ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
+
+_FLOAT = ir.FloatType()
+_INT = ir.IntType(32)
+_VECTOR = ir.VectorType(_FLOAT, LANES)
+_INTS = ir.VectorType(_INT, LANES)
+_MASK = ir.VectorType(ir.IntType(1), LANES)
+# No "nnan"/"ninf": a NaN in the input has to come out as a NaN.
+_FLAGS = ("contract", "reassoc", "nsz", "arcp")
+
+
+class LanesType(types.Type):
+    """Numba's type of sixteen float32 values held in registers."""
+
+    def __init__(self) -> None:
+        super().__init__(name="Lanes")
+
+
+lanes = LanesType()
+
+
+class _Cache(FunctionCache):
+    """Numba's cache of machine code, which would miss changes outside a kernel's own file: this one joins the key."""
+
+    _digest = sha256(Path(__file__).read_bytes()).hexdigest()
+
+    def _index_key(self, signature, codegen):
+        return *super()._index_key(signature, codegen), self._digest
+
+
+def kernel(function: Callable) -> Callable:
+    """Compiles a function at its first call, without the interpreter's lock, and keeps the machine code on disk.
+
+    Numba keeps it beside the source, or in the user's cache folder where that is read-only, or in NUMBA_CACHE_DIR.
+    """
+    compiled = njit(nogil=True, error_model="numpy")(function)
+    # Without any place to write to, every process compiles for itself.
+    with suppress(RuntimeError):
+        compiled._cache = _Cache(function)
+    return compiled
+
+
+@register_model(LanesType)
+class _LanesModel(models.PrimitiveModel):
+    def __init__(self, dmm, fe_type) -> None:
+        super().__init__(dmm, fe_type, _VECTOR)
+
+
+def _pointer(builder, address, pointee):
+    return builder.inttoptr(address, pointee.as_pointer())
+
+
+def _splat(builder, scalar):
+    one = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), scalar, ir.Constant(_INT, 0))
+    return builder.shuffle_vector(one, ir.Constant(_VECTOR, ir.Undefined), ir.Constant(_INTS, [0] * LANES))
+
+
+def _constant(value: float):
+    return ir.Constant(_VECTOR, [value] * LANES)
+
+
+def _first(builder, count):
+    """Mask of the first `count` (int64) lanes."""
+    wide = builder.insert_element(ir.Constant(_INTS, ir.Undefined), builder.trunc(count, _INT), ir.Constant(_INT, 0))
+    wide = builder.shuffle_vector(wide, ir.Constant(_INTS, ir.Undefined), ir.Constant(_INTS, [0] * LANES))
+    return builder.icmp_signed("<", ir.Constant(_INTS, list(range(LANES))), wide)
+
+
+def _call(builder, name: str, result, *arguments):
+    kind = ir.FunctionType(result, [argument.type for argument in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
+
+
+@intrinsic
+def load(typing, address):
+    """Sixteen floats from a byte address."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.load(_pointer(builder, arguments[0], _VECTOR), align=4)
+
+    return lanes(types.int64), generate
+
+
+@intrinsic
+def store(typing, address, value):
+    """Sixteen floats to a byte address."""
+
+    def generate(context, builder, signature, arguments):
+        builder.store(arguments[1], _pointer(builder, arguments[0], _VECTOR), align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, lanes), generate
+
+
+@intrinsic
+def load_first(typing, address, count):
+    """The first `count` floats from a byte address, zeros in the other lanes; what lies behind them is not touched."""
+
+    def generate(context, builder, signature, arguments):
+        pointer = _pointer(builder, arguments[0], _VECTOR)
+        mask = _first(builder, arguments[1])
+        return _call(
+            builder, "llvm.masked.load.v16f32.p0", _VECTOR, pointer, ir.Constant(_INT, 4), mask, _constant(0.0)
+        )
+
+    return lanes(types.int64, types.int64), generate
+
+
+@intrinsic
+def store_first(typing, address, value, count):
+    """The first `count` lanes to a byte address; what lies behind them is not touched."""
+
+    def generate(context, builder, signature, arguments):
+        pointer = _pointer(builder, arguments[0], _VECTOR)
+        mask = _first(builder, arguments[2])
+        _call(builder, "llvm.masked.store.v16f32.p0", ir.VoidType(), arguments[1], pointer, ir.Constant(_INT, 4), mask)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, lanes, types.int64), generate
+
+
+@intrinsic
+def store_one(typing, address, value):
+    """One float to a byte address."""
+
+    def generate(context, builder, signature, arguments):
+        builder.store(arguments[1], _pointer(builder, arguments[0], _FLOAT), align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.float32), generate
+
+
+@intrinsic
+def prefetch(typing, address):
+    """Asks for the cache line at a byte address, which may lie outside of all memory: nothing happens then."""
+
+    def generate(context, builder, signature, arguments):
+        pointer = _pointer(builder, arguments[0], _FLOAT)
+        read, keep_near, data = (ir.Constant(_INT, value) for value in (0, 3, 1))
+        _call(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, read, keep_near, data)
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@intrinsic
+def splat(typing, value):
+    """One float in every lane."""
+
+    def generate(context, builder, signature, arguments):
+        return _splat(builder, arguments[0])
+
+    return lanes(types.float32), generate
+
+
+@intrinsic
+def splat_at(typing, address):
+    """The float at a byte address in every lane."""
+
+    def generate(context, builder, signature, arguments):
+        return _splat(builder, builder.load(_pointer(builder, arguments[0], _FLOAT), align=4))
+
+    return lanes(types.int64), generate
+
+
+@intrinsic
+def fma(typing, a, b, c):
+    """a * b + c, rounded once where the CPU can."""
+
+    def generate(context, builder, signature, arguments):
+        return _call(builder, "llvm.fmuladd.v16f32", _VECTOR, *arguments)
+
+    return lanes(lanes, lanes, lanes), generate
+
+
+@intrinsic
+def total(typing, value):
+    """Sum over the lanes."""
+
+    def generate(context, builder, signature, arguments):
+        kind = ir.FunctionType(_FLOAT, [_FLOAT, _VECTOR])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.vector.reduce.fadd.v16f32")
+        return builder.call(function, [ir.Constant(_FLOAT, 0.0), arguments[0]], fastmath=("reassoc",))
+
+    return types.float32(lanes), generate
+
+
+def _arithmetic(instruction: str) -> Callable:
+    @intrinsic
+    def apply(typing, a, b):
+        def generate(context, builder, signature, arguments):
+            return getattr(builder, instruction)(*arguments, flags=_FLAGS)
+
+        return lanes(lanes, lanes), generate
+
+    return apply
+
+
+_add, _subtract, _multiply, _divide = (_arithmetic(name) for name in ("fadd", "fsub", "fmul", "fdiv"))
+
+
+@intrinsic
+def _maximum(typing, a, b):
+    """The larger one; b where either is NaN."""
+
+    def generate(context, builder, signature, arguments):
+        return _larger(builder, *arguments)
+
+    return lanes(lanes, lanes), generate
+
+
+@intrinsic
+def _minimum(typing, a, b):
+    """The smaller one; b where either is NaN."""
+
+    def generate(context, builder, signature, arguments):
+        return _smaller(builder, *arguments)
+
+    return lanes(lanes, lanes), generate
+
+
+@overload(operator.add)
+def _overload_add(a, b):
+    if a == b == lanes:
+        return lambda a, b: _add(a, b)
+
+
+@overload(operator.sub)
+def _overload_subtract(a, b):
+    if a == b == lanes:
+        return lambda a, b: _subtract(a, b)
+
+
+@overload(operator.mul)
+def _overload_multiply(a, b):
+    if a == b == lanes:
+        return lambda a, b: _multiply(a, b)
+
+
+@overload(operator.truediv)
+def _overload_divide(a, b):
+    if a == b == lanes:
+        return lambda a, b: _divide(a, b)
+
+
+# 2 ** f = 1 + f q(f) over -1/2 <= f <= 1/2, q's coefficients from the lowest power; relative error 9.2e-8 (own fit).
+# The constant is exactly 1: an error there would grow with every step of a slowly decaying state.
+_EXP2 = (0.693146977599066, 0.24022242085215748, 0.055507337433248816, 0.009671512650095443, 0.0013264727206447821)
+
+
+@intrinsic
+def exp2(typing, x):
+    """2 ** x to 2e-7 relative: exactly 1 at 0, infinity from 128 up, 0 or tiny from -126 down, NaN stays NaN."""
+
+    def generate(context, builder, signature, arguments):
+        _, _, features = context.codegen().magic_tuple()
+        return (_exp2_avx512 if "+avx512dq" in features else _exp2_portable)(builder, *arguments)
+
+    return lanes(lanes), generate
+
+
+def _exp2_avx512(builder, x):
+    """One instruction each rounds, takes the rest and scales by a power of two; infinities come out right."""
+    every_lane, current_rounding = ir.Constant(ir.IntType(16), -1), ir.Constant(_INT, 4)
+    nearest = ir.Constant(_INT, 8)
+    whole = _call(builder, "llvm.roundeven.v16f32", _VECTOR, x)
+    name = "llvm.x86.avx512.mask.reduce.ps.512"
+    p = _exp2_fraction(builder, _call(builder, name, _VECTOR, x, nearest, x, every_lane, current_rounding))
+    name = "llvm.x86.avx512.mask.scalef.ps.512"
+    return _call(builder, name, _VECTOR, p, whole, p, every_lane, current_rounding)
+
+
+def _exp2_portable(builder, x):
+    x = _larger(builder, _constant(-126.0), x)
+    x = _smaller(builder, _constant(128.0), x)
+    # Adding 1.5 * 2 ** 23 rounds to an integer and leaves it in the lowest bits, from where it goes into the exponent.
+    shifted = builder.fadd(x, _constant(12582912.0))
+    p = _exp2_fraction(builder, builder.fsub(x, builder.fsub(shifted, _constant(12582912.0))))
+    exponent = builder.shl(builder.bitcast(shifted, _INTS), ir.Constant(_INTS, [23] * LANES))
+    return builder.bitcast(builder.add(builder.bitcast(p, _INTS), exponent), _VECTOR)
+
+
+def _exp2_fraction(builder, f):
+    p = _constant(_EXP2[-1])
+    for coefficient in (*_EXP2[-2::-1], 1.0):
+        p = _call(builder, "llvm.fmuladd.v16f32", _VECTOR, p, f, _constant(coefficient))
+    return p
+
+
+def _larger(builder, a, b):
+    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+
+def _smaller(builder, a, b):
+    return builder.select(builder.fcmp_ordered("<", a, b), a, b)
+
+
+@njit(forceinline=True)
+def sigmoid(x):
+    """1 / (1 + exp(-x))."""
+    return splat(ONE) / (splat(ONE) + exp2(splat(-LOG2_E) * x))
+
+
+# atanh(s) / s = 1 + w q(w), w = s ** 2 <= 1 / 9, q's coefficients from the lowest power; relative error 4e-9 (own fit).
+_ATANH = tuple(np.float32(c) for c in (0.3333315734, 0.2001245514, 0.1398030134, 0.1408916763))
+
+
+@njit(forceinline=True)
+def softplus(x):
+    """log(1 + exp(x)) = max(x, 0) + log1p(e), e = exp(-|x|), log1p(e) = 2 atanh(e / (2 + e)).
+
+    Relative error 7e-7 from x = -10 up, 4e-6 at -80, where the product with log2(e) is rounded more coarsely.
+    """
+    e = exp2(splat(LOG2_E) * _minimum(x, splat(ZERO) - x))
+    s = e / (e + splat(TWO))
+    w = s * s
+    q = fma(splat(_ATANH[3]), w, splat(_ATANH[2]))
+    q = fma(q, w, splat(_ATANH[1]))
+    q = fma(q, w, splat(_ATANH[0]))
+    q = fma(q, w, splat(ONE))
+    return fma(s + s, q, _maximum(splat(ZERO), x))
+
+
+# Instead of min and max: torch.export replaces those while it traces, and a kernel may be compiled at that moment.
+@njit(forceinline=True)
+def least(a, b):
+    """The smaller of two integers."""
+    return a if a < b else b
+
+
+@njit(forceinline=True)
+def most(a, b):
+    """The larger of two integers."""
+    return a if a > b else b
