@@ -127,8 +127,15 @@ class VideoClassifier(BaseModule):
 
     def setup(self, stage: str) -> None:
         names = getattr(self.trainer.datamodule, "class_names", None)
-        if names is None:
-            return
+        if names is not None:
+            self.adopt_classes(names)
+
+    def adopt_classes(self, names: Sequence[str]) -> None:
+        """Takes the data's class names where the model has none.
+
+        Raises:
+            ModelError: the model has another number of classes, or other names.
+        """
         if len(names) != self.num_classes:
             raise ModelError(f"The data has {len(names)} classes and the model {self.num_classes}; "
                              f"set model.num_classes to {len(names)}.")  # fmt: skip

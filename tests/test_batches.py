@@ -37,8 +37,8 @@ def test_batches_fit(root, tmp_path, datamodule, module, mixing):
     for stage in ("training", "validation", "test", "predict"):
         step = getattr(model, f"{stage}_step")
         setattr(model, f"{stage}_step", lambda batch, i, s=stage, f=step: (seen.setdefault(s, batch), f(batch, i))[1])
-    trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False,
-                      enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=tmp_path)  # fmt: skip
+    quiet = dict(logger=False, enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False)
+    trainer = Trainer(max_epochs=1, accelerator="cpu", num_sanity_val_steps=0, default_root_dir=tmp_path, **quiet)
     trainer.fit(model, datamodule=data)
     trainer.test(model, datamodule=data, verbose=False)
     trainer.predict(model, datamodule=data, return_predictions=True)

@@ -63,6 +63,12 @@ class ZooCLI(LightningCLI):
             except ArgumentError as error:
                 raise concise(error) from error
 
+    def after_instantiate_classes(self) -> None:
+        """Compares the classes of data and model now: once the trainer starts, its loggers clear an earlier run's files."""
+        names = getattr(self.datamodule, "class_names", None)
+        if names is not None and hasattr(self.model, "adopt_classes"):
+            self.model.adopt_classes(names)
+
     def after_predict(self) -> None:
         """Writes the best class of each video to predictions.csv in the run's folder, one file per process."""
         trainer = self.trainer

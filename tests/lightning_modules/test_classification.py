@@ -51,9 +51,8 @@ class ClipData(LightningDataModule):
 
 
 def trainer(tmp_path, **kwargs):
-    options = dict(max_epochs=12, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-                   default_root_dir=tmp_path, num_sanity_val_steps=0)  # fmt: skip
-    return Trainer(**{**options, **kwargs})
+    quiet = dict(logger=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0)
+    return Trainer(**{**dict(max_epochs=12, accelerator="cpu", default_root_dir=tmp_path), **quiet, **kwargs})
 
 
 def test_config_holds_the_network_and_not_the_training():
@@ -156,7 +155,8 @@ def test_two_processes_score_as_one(tmp_path):
         textwrap.dedent(f"""
         import importlib.util, json, sys, torch
         spec = importlib.util.spec_from_file_location("helpers", {__file__!r})
-        helpers = importlib.util.module_from_spec(spec); sys.modules["helpers"] = helpers; spec.loader.exec_module(helpers)
+        helpers = sys.modules["helpers"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(helpers)
         torch.set_num_threads(1)
         model = helpers.build()
         model.load_state_dict(torch.load({str(tmp_path / "weights.pt")!r}))
