@@ -1,4 +1,7 @@
-"""Weights as files and on the Hugging Face Hub: folders, downloads, conversions. Knows configs and files, not model names."""
+"""Weights as files and on the Hugging Face Hub: folders, downloads, conversions.
+
+Knows configs and files, not model names.
+"""
 
 import importlib
 

@@ -1,9 +1,14 @@
-"""The zoo's folder format: ``config.json`` (class_path and init_args), ``model.safetensors``, and ``recipe.yaml`` if trained here."""
+"""The zoo's folder format, and reading other people's files as data only.
 
+A folder holds ``config.json`` (class_path and init_args), ``model.safetensors``, and ``recipe.yaml`` if trained here.
+"""
+
+import argparse
 import json
 import os
+import re
 import shutil
-import tempfile
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -13,13 +18,34 @@ from torch import Tensor
 
 from hub.errors import HubError
 
-__all__ = ["CONFIG", "RECIPE", "WEIGHTS", "Checkpoint", "check_state_dict", "read", "save", "write"]
+__all__ = [
+    "CONFIG",
+    "RECIPE",
+    "WEIGHTS",
+    "Checkpoint",
+    "check_state_dict",
+    "is_state_dict",
+    "load_pickle",
+    "load_safetensors",
+    "read",
+    "read_config",
+    "save",
+    "write",
+]
 
 CONFIG, WEIGHTS, RECIPE = "config.json", "model.safetensors", "recipe.yaml"
+# What a file of torch.save begins with: a zip archive, or before torch 1.6 the pickle of a magic number.
+TORCH_HEADS = (b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")
 
 
 class Checkpoint(NamedTuple):
-    """A model as data: ``config`` is {class_path, init_args}, ``state_dict`` its weights, ``recipe`` its training config."""
+    """A model as data.
+
+    Attributes:
+        config: {class_path, init_args}.
+        state_dict: the weights.
+        recipe: text of the YAML config it was trained with, where known.
+    """
 
     config: dict
     state_dict: dict[str, Tensor]
@@ -42,37 +68,74 @@ def save(model: Saveable, folder: str | os.PathLike, recipe: str | None = None) 
 def write(checkpoint: Checkpoint, folder: str | os.PathLike) -> Path:
     """Writes a folder that `read` and ``zoo.load`` understand.
 
-    The files are written to a folder beside it, which then takes its place: the folder is never half-written. A folder of this
-    format is replaced.
+    The files are written to a folder beside it, which then takes its place: the folder is never half-written, and a
+    failure leaves what was there before. A folder of this format is replaced.
 
     Raises:
-        HubError: `folder` exists and holds something else.
+        HubError: `folder` holds something else, the config is not plain values, or the disk refuses.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    folder = Path(folder)
-    if folder.exists() and not (folder / CONFIG).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise HubError(f"{folder} exists and is not a model folder; choose another folder or remove it.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    target = Path(folder).resolve()
+    _check_replaceable(target, folder)
     try:
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.state_dict.items()}
+        config = json.dumps(checkpoint.config, indent=2, ensure_ascii=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise HubError(f"The config of {folder} cannot be saved ({error}); what says what the network is has to be "
+                       "numbers, strings and lists.") from error  # fmt: skip
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.state_dict.items()}
+    beside = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        beside.mkdir(parents=True)
         save_file(tensors, beside / WEIGHTS, metadata={"format": "pt"})
-        (beside / CONFIG).write_text(json.dumps(checkpoint.config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (beside / CONFIG).write_text(config, encoding="utf-8")
         if checkpoint.recipe is not None:
             (beside / RECIPE).write_text(checkpoint.recipe, encoding="utf-8")
-        beside.chmod(0o755)
-        old = None
-        if folder.exists():
-            old = folder.with_name(f"{beside.name}-old")
-            folder.rename(old)
-        beside.rename(folder)
-        if old is not None:
-            shutil.rmtree(old)
-    except BaseException:
+        _take_place(beside, target)
+    except (OSError, SafetensorError) as error:
+        raise HubError(f"{folder} cannot be written ({error}); nothing was changed: "
+                       "free some space, or choose a folder you may write to.") from error  # fmt: skip
+    finally:
         shutil.rmtree(beside, ignore_errors=True)
+    return Path(folder)
+
+
+def _check_replaceable(target: Path, folder: str | os.PathLike) -> None:
+    """Lets through what is not there, an empty folder, and a folder that holds nothing but a model of the zoo."""
+    if not target.exists():
+        return
+    remedy = "choose another folder, or remove it"
+    if not target.is_dir():
+        raise HubError(f"{folder} is a file; {remedy}.")
+    if target == Path.cwd():
+        raise HubError(f"{folder} is the current folder, which cannot be replaced; name a folder inside it.")
+    found = sorted(path.name for path in target.iterdir())
+    foreign = [name for name in found if name not in (CONFIG, WEIGHTS, RECIPE)]
+    if foreign:
+        raise HubError(
+            f"{folder} holds {foreign[0]!r}, which is not part of a saved model and would be lost; {remedy}."
+        )
+    if found:
+        try:
+            read_config(target / CONFIG)
+        except HubError as error:
+            raise HubError(f"{folder} exists and is not a model folder ({error}); {remedy}.") from error
+
+
+def _take_place(beside: Path, target: Path) -> None:
+    """Renames `beside` to `target`, which keeps its old content if that fails."""
+    if not target.exists():
+        beside.rename(target)
+        return
+    old = target.with_name(f"{beside.name}-old")
+    target.rename(old)
+    try:
+        beside.rename(target)
+    except BaseException:
+        old.rename(target)
         raise
-    return folder
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def read(folder: str | os.PathLike) -> Checkpoint:
@@ -81,31 +144,37 @@ def read(folder: str | os.PathLike) -> Checkpoint:
     Raises:
         HubError: a file is missing, is not what its name says, or the config has other keys.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     folder = Path(folder)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise HubError(f"{folder} has no {name}; a model folder holds {CONFIG} and {WEIGHTS} (see hub.save).")
     config = read_config(folder / CONFIG)
-    try:
-        state_dict = load_file(folder / WEIGHTS)
-    except SafetensorError as error:
-        raise HubError(f"{folder / WEIGHTS} is damaged ({error}); fetch or save it again.") from error
     recipe = folder / RECIPE
-    return Checkpoint(config, state_dict, recipe.read_text(encoding="utf-8") if recipe.is_file() else None)
+    text = read_text(recipe) if recipe.is_file() else None
+    return Checkpoint(config, load_safetensors(folder / WEIGHTS), text)
 
 
 def read_config(path: Path) -> dict:
     """Reads a config.json; the classes it names are not imported here."""
+    if not path.is_file():
+        raise HubError(f"{path} does not exist; check the path.")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        config = json.loads(read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
         raise HubError(f"{path} is not valid JSON ({error}); save the model again.") from error
     if not isinstance(config, dict) or set(config) != {"class_path", "init_args"}:
         raise HubError(f"{path} does not hold exactly class_path and init_args; save the model again.")
+    if not isinstance(config["class_path"], str) or not isinstance(config["init_args"], dict):
+        raise HubError(f"{path} should map class_path to a name and init_args to arguments; save the model again.")
     return config
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file's text, or a `HubError`."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise HubError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it again.") from error
 
 
 def check_state_dict(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> None:
@@ -138,22 +207,53 @@ def is_state_dict(value: object) -> bool:
     )  # fmt: skip
 
 
+def load_safetensors(path: str | os.PathLike) -> dict[str, Tensor]:
+    """Reads a ``.safetensors`` file.
+
+    Raises:
+        HubError: missing, empty or damaged file, or one of another format.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = _checked_file(path)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise HubError(f"{path} is not a readable safetensors file ({error}); delete it and fetch it again.") from error
+
+
 def load_pickle(path: str | os.PathLike) -> object:
     """Reads a ``.pth``, ``.pt`` or ``.ckpt`` file as data only: a pickle that wants to run code is refused.
 
     Raises:
         HubError: missing, empty or damaged file, or one that holds more than tensors and plain values.
     """
+    path = _checked_file(path)
+    with path.open("rb") as file:
+        head = file.read(24)
+    if not head.startswith(TORCH_HEADS):
+        raise HubError(f"{path} is not a checkpoint written by torch.save (it begins with {head!r}); "
+                       "delete it and fetch the weights themselves.")  # fmt: skip
+    try:
+        # Training scripts store their parsed command line beside the weights: attributes without behaviour.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError, ValueError and more
+        reason = str(error)
+        if foreign := re.search(r"GLOBAL ([\w.]+)", reason):
+            raise HubError(f"{path} holds more than data: reading it would call {foreign[1]}, so it is refused; "
+                           "save the weights alone, as a state dict or as safetensors.") from error  # fmt: skip
+        first = " ".join((reason.strip() or type(error).__name__).partition(". ")[0].split())
+        raise HubError(f"{path} is not a readable checkpoint ({first}); delete it and fetch it again.") from error
+
+
+def _checked_file(path: str | os.PathLike) -> Path:
     path = Path(path)
+    if path.is_dir():
+        raise HubError(f"{path} is a folder; name the file of weights in it.")
     if not path.is_file():
         raise HubError(f"{path} does not exist; check the path.")
     if path.stat().st_size == 0:
-        raise HubError(f"{path} is empty; fetch it again.")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError and ValueError for damaged files
-        refused = "Unsupported" in str(error) or "weights_only" in str(error).lower()
-        if refused:
-            raise HubError(f"{path} is not plain data (or is not a checkpoint): reading it would run code from the file, "
-                           "so it is refused; save the weights as a state dict or as safetensors.") from error  # fmt: skip
-        raise HubError(f"{path} is not a readable checkpoint ({str(error).splitlines()[0]}); fetch it again.") from error
+        raise HubError(f"{path} is empty; delete it and fetch it again.")
+    return path

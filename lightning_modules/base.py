@@ -43,7 +43,9 @@ class BaseModule(LightningModule, ABC):
     @property
     def config(self) -> dict:
         """``{"class_path": ..., "init_args": {...}}``: plain values that say what the model is."""
-        return {"class_path": f"lightning_modules.{type(self).__name__}", "init_args": dict(self.hparams)}
+        cls = type(self)
+        package = "lightning_modules" if cls.__module__.startswith("lightning_modules.") else cls.__module__
+        return {"class_path": f"{package}.{cls.__qualname__}", "init_args": dict(self.hparams)}
 
     @property
     @abstractmethod

@@ -1,3 +1,5 @@
+import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,3 +12,14 @@ def shared() -> Path:
     if not (folder / "golden").is_dir():
         pytest.skip("needs the shared folder beside the checkout")
     return folder
+
+
+@pytest.fixture
+def hub_server() -> Iterator:
+    """A `HubServer` (tests/hub_server.py) without repositories, running on loopback."""
+    # Tests are no package and not on sys.path (import-mode=importlib), so the file is loaded by its path.
+    spec = importlib.util.spec_from_file_location("hub_server", Path(__file__).with_name("hub_server.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with module.HubServer() as server:
+        yield server

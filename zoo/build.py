@@ -5,18 +5,24 @@ import importlib
 import inspect
 import os
 import re
+import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import ArgumentParser
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 import hub
-from hub.checkpoint import CONFIG, WEIGHTS, Checkpoint, check_state_dict, read_config
+from hub.checkpoint import CONFIG, WEIGHTS, Checkpoint, check_state_dict, read_config, write
 from hub.convert.videomamba import read_official, to_zoo
 from hub.lightning_ckpt import read_lightning
+from hub.remote import check_sha256, commit_of
 from lightning_modules.base import BaseModule
 from lightning_modules.errors import ModelError
-from zoo.errors import ZooError
+from zoo.errors import UnknownModelError, ZooError
 from zoo.registry import Entry, info, registered_class_paths
 
 __all__ = ["convert", "create", "load", "normalise"]
@@ -24,6 +30,7 @@ __all__ = ["convert", "create", "load", "normalise"]
 REPOSITORY = re.compile(r"(?:hf://)?(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 # Arguments that change the length of the position embeddings and nothing else: loading interpolates.
 RESIZABLE = ("num_frames", "image_size")
+SUFFIXES = (".ckpt", ".pth", ".pt", ".safetensors", "/")
 
 
 def create(name: str, **overrides: Any) -> BaseModule:
@@ -31,8 +38,8 @@ def create(name: str, **overrides: Any) -> BaseModule:
 
     Args:
         name: registered name or alias.
-        overrides: arguments of the module's constructor, e.g. ``num_classes=12``. Class names are dropped where the number
-            of classes changes and no others are given.
+        overrides: arguments of the module's constructor, e.g. ``num_classes=12``. Class names are dropped where the
+            number of classes changes and no others are given; ``short_side`` grows with ``image_size``.
 
     Raises:
         UnknownModelError: no such name; the message suggests the nearest ones.
@@ -46,10 +53,11 @@ def load(source: str | os.PathLike, *, checkpoint: str | os.PathLike | None = No
     """Loads a model with its weights, in eval mode.
 
     Args:
-        source: a registered name, a folder in the hub format, a Lightning ``.ckpt`` of a module of the zoo, or a Hub repository
-            ``org/repo`` / ``hf://org/repo``, with ``@revision`` if wanted.
-        checkpoint: a file on disk to take the weights from (official, safetensors or ``.ckpt``); `source` then is the
-            registered name they belong to, and nothing is downloaded.
+        source: a registered name, a folder in the hub format, a Lightning ``.ckpt`` of a module of the zoo, or a Hub
+            repository ``org/repo`` / ``hf://org/repo``, with ``@revision`` if wanted. A registered name wins over a
+            folder of that name (write ``./name`` for the folder), a folder ``org/repo`` over a repository.
+        checkpoint: a file on disk to take the weights from (official, safetensors or ``.ckpt``, or a folder in the hub
+            format); `source` then is the registered name they belong to, and nothing is downloaded.
         overrides: arguments of the module's constructor. Position embeddings are interpolated where ``num_frames`` or
             ``image_size`` differ from the checkpoint; other changes must fit the weights.
 
@@ -59,15 +67,21 @@ def load(source: str | os.PathLike, *, checkpoint: str | os.PathLike | None = No
         ModelError: an override does not fit the module.
     """
     if checkpoint is not None:
-        entry = info(str(source))
-        found, resize = _read_entry(entry, Path(checkpoint))
+        found, stored = _read_entry(info(str(source)), Path(checkpoint).expanduser())
     else:
-        found, resize = _read_source(source)
-    module = _instantiate(found.config, overrides)
-    state_dict = found.state_dict
-    if resize or any(key in overrides for key in RESIZABLE):
+        found, stored = _read_source(source)
+    where = str(checkpoint or source)
+    module = _instantiate(found.config, overrides, empty=True)
+    state_dict, expected = found.state_dict, module.state_dict()
+    resized = stored or any(key in overrides for key in RESIZABLE)
+    if resized and not _same_shapes(state_dict, expected) and hasattr(module, "adapt_state_dict"):
+        # What the file lacks or has too much is told by comparing it with the model before resizing.
+        others = {key: value for key, value in overrides.items() if key not in RESIZABLE}
+        as_stored = _instantiate(found.config, others | stored, empty=True)
+        check_state_dict(state_dict, as_stored.state_dict(), where)
         state_dict = module.adapt_state_dict(state_dict)
-    check_state_dict(state_dict, module.state_dict(), str(checkpoint or source))
+    check_state_dict(state_dict, expected, where)
+    _allocate(module)
     module.load_state_dict(state_dict)
     return module.eval()
 
@@ -82,13 +96,14 @@ def convert(path: str | os.PathLike, folder: str | os.PathLike, name: str | None
 
     Raises:
         HubError: every tensor has to be used up; keys and shapes that do not fit are listed.
+        ZooError: `name` is needed and not given.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if name is None:
         if path.suffix != ".ckpt":
             raise ZooError(f"{path} does not say which model it is; name it: zoo convert {path} {folder} --name MODEL.")
         checkpoint = read_lightning(path)
-        return hub.checkpoint.write(checkpoint._replace(config=normalise(checkpoint.config)), folder)
+        return write(checkpoint._replace(config=_normalise_of(path, checkpoint.config)), folder)
     return hub.save(load(name, checkpoint=path), folder)
 
 
@@ -98,23 +113,34 @@ def normalise(config: dict) -> dict:
     Raises:
         ModelError: a class that is not registered, an unknown argument, or a value of a wrong type.
     """
-    unknown = set(config) - {"class_path", "init_args"}
-    if unknown or "class_path" not in config:
-        raise ModelError(
-            f"A model is class_path and init_args; this config has {', '.join(sorted(config)) or 'nothing'}."
-        )
+    if not isinstance(config, dict) or "class_path" not in config or set(config) - {"class_path", "init_args"}:
+        keys = ", ".join(sorted(map(str, config))) if isinstance(config, dict) else type(config).__name__
+        raise ModelError(f"A model is class_path and init_args; this config has {keys or 'nothing'}.")
+    init_args = config.get("init_args") or {}
+    if not isinstance(init_args, dict):
+        raise ModelError(f"init_args maps arguments to values; this config has {init_args!r}.")
     cls = _resolve(config["class_path"])
-    init_args = _check_arguments(cls, config.get("init_args") or {}, include_training=False)
-    return {"class_path": config["class_path"], "init_args": init_args}
+    return {"class_path": config["class_path"], "init_args": _check_arguments(cls, init_args, include_training=False)}
+
+
+def _normalise_of(where: object, config: dict) -> dict:
+    """`normalise`, with the file at fault in the message."""
+    try:
+        return normalise(config)
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from error
 
 
 def _resolve(class_path: str) -> type[BaseModule]:
     """The class of a path that the zoo or the user registered; anything else is refused before it is imported."""
-    if class_path not in registered_class_paths():
+    if not isinstance(class_path, str) or class_path not in registered_class_paths():
         raise ModelError(f"{class_path!r} is not a class of the zoo, so it is not imported; "
                          "register it first (zoo.register) if it is yours.")  # fmt: skip
     module, _, name = class_path.rpartition(".")
-    return getattr(importlib.import_module(module), name)
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ModelError(f"{class_path!r} is registered but cannot be imported: {error}.") from error
 
 
 def _check_arguments(cls: type, arguments: dict, include_training: bool) -> dict:
@@ -137,49 +163,116 @@ def _check_arguments(cls: type, arguments: dict, include_training: bool) -> dict
     return {k: list(v) if isinstance(v, tuple) else v for k, v in checked.as_dict().items()}
 
 
-def _instantiate(config: dict, overrides: dict | None = None) -> BaseModule:
+def _instantiate(config: dict, overrides: dict, empty: bool = False) -> BaseModule:
+    """Builds a module; with `empty`, its parameters take no memory and no time until `_allocate`."""
     cls = _resolve(config["class_path"])
-    init_args, overrides = dict(config["init_args"]), overrides or {}
+    init_args = dict(config["init_args"])
     if overrides.get("num_classes", init_args.get("num_classes")) != init_args.get("num_classes"):
         init_args.pop("class_names", None)
-    return cls(**_check_arguments(cls, {**init_args, **overrides}, include_training=True))
+    size, old_size = overrides.get("image_size"), init_args.get("image_size")
+    if init_args.get("short_side") and isinstance(size, int) and old_size:
+        # The share that a centre crop leaves out belongs to how the model was trained.
+        init_args["short_side"] = int(init_args["short_side"] * size / old_size)
+    arguments = _check_arguments(cls, init_args | overrides, include_training=True)
+    # Only our own constructors are known to do without the values of their parameters.
+    if not (empty and config["class_path"].startswith("lightning_modules.")):
+        return cls(**arguments)
+    thread = threading.get_ident()
+
+    def to_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        # The hook sees the modules of all threads. On the meta device, what initialises a parameter does nothing.
+        if parameter is None or parameter.is_meta or threading.get_ident() != thread:
+            return None
+        return nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+
+    hook = register_module_parameter_registration_hook(to_meta)
+    try:
+        return cls(**arguments)
+    finally:
+        hook.remove()
 
 
-def _read_source(source: str | os.PathLike) -> tuple[Checkpoint, bool]:
-    """What a source holds, and whether its position embeddings have to be resized."""
-    path, text = Path(source), str(source)
+def _allocate(module: nn.Module) -> None:
+    """Gives the parameters of an `empty` module memory, without values; shared ones stay shared."""
+    device = torch.get_default_device()
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    for part in module.modules():
+        for name, parameter in list(part.named_parameters(recurse=False, remove_duplicate=False)):
+            if parameter.is_meta:
+                if parameter not in made:
+                    made[parameter] = nn.Parameter(torch.empty_like(parameter, device=device), parameter.requires_grad)
+                setattr(part, name, made[parameter])
+
+
+def _same_shapes(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
+    return {k: v.shape for k, v in state_dict.items()} == {k: v.shape for k, v in expected.items()}
+
+
+def _read_source(source: str | os.PathLike) -> tuple[Checkpoint, dict]:
+    """What a source holds, and the arguments with which the file was made where it differs from the config."""
+    path, text = Path(source).expanduser(), os.fspath(source)
+    unknown = None
+    if isinstance(source, str):
+        try:
+            return _read_entry(info(source))
+        except UnknownModelError as error:
+            unknown = error
     if path.is_dir():
-        return hub.read(path), False
+        found = hub.read(path)
+        return found._replace(config=_normalise_of(path / CONFIG, found.config)), {}
     if path.is_file():
         if path.suffix == ".ckpt":
-            return read_lightning(path), False
+            found = read_lightning(path)
+            return found._replace(config=_normalise_of(path, found.config)), {}
         raise ZooError(f"{path} does not say which model it is; name it: zoo.load(NAME, checkpoint={text!r}).")
-    if (
-        isinstance(source, Path)
-        or text.startswith((".", "/", "~"))
-        or text.endswith(("/", ".ckpt", ".pth", ".safetensors"))
-    ):
-        raise ZooError(f"{text} does not exist; pass a model folder, a .ckpt file or a registered name.")
-    if repository := REPOSITORY.fullmatch(text):
-        repo_id, revision = repository["repo"], repository["revision"]
-        normalise(read_config(hub.pull(repo_id, CONFIG, revision)))  # refuses a foreign class before the large download
-        return hub.read(hub.pull(repo_id, WEIGHTS, revision).parent), False
-    return _read_entry(info(text))
+    repository = None if unknown is None else REPOSITORY.fullmatch(text)
+    if text.startswith("hf://") and repository is None:
+        raise ZooError(f"{text} is not a repository; write hf://organisation/name, with @revision if wanted.")
+    if repository is None and "/" not in text and not text.endswith(SUFFIXES) and unknown is not None:
+        raise unknown
+    if repository is None or text.startswith((".", "~")) or text.endswith(SUFFIXES):
+        raise UnknownModelError(f"{text} does not exist; pass a model folder, a .ckpt file or a registered name.")
+    try:
+        return _read_repository(repository["repo"], repository["revision"]), {}
+    except hub.HubError as error:
+        if text.startswith("hf://"):
+            raise
+        raise hub.HubError(f"There is no folder {text} here, and as a repository: {error}") from error
 
 
-def _read_entry(entry: Entry, file: Path | None = None) -> tuple[Checkpoint, bool]:
-    """Config and weights of an entry, from `file` where given, else from where the registry says."""
+def _read_repository(repo_id: str, revision: str | None, sha256: str | None = None) -> Checkpoint:
+    """A folder of the hub format from the Hub; `sha256` is that of its weights.
+
+    The weights come from the commit that the config was found in, and after a class that is not ours was refused.
+    """
+    config_file = hub.pull(repo_id, CONFIG, revision)
+    config = _normalise_of(f"{CONFIG} of {repo_id}", read_config(config_file))
+    weights = hub.pull(repo_id, WEIGHTS, commit_of(config_file, CONFIG), sha256=sha256)
+    return hub.read(weights.parent)._replace(config=config)
+
+
+def _read_entry(entry: Entry, file: Path | None = None) -> tuple[Checkpoint, dict]:
+    """As `_read_source`, for an entry: its weights from `file` where given, else from where the registry says."""
     config = {"class_path": entry.class_path, "init_args": entry.init_args}
+    frames = entry.meta.get("stored_frames")
+    stored = {} if frames is None else {"num_frames": frames}
+    weights = entry.weights
     if file is None:
-        if entry.weights is None:
+        if weights is None:
             raise ZooError(f"{entry.name} has no released weights; zoo.create({entry.name!r}) builds it untrained.")
-        if entry.weights.folder is not None:
-            return hub.read(entry.weights.folder), False
-        file = hub.pull(entry.weights.repo_id, entry.weights.filename, entry.weights.revision)
+        if weights.folder is not None:
+            file = Path(weights.folder)
+            if weights.sha256 is not None:
+                check_sha256(file / WEIGHTS, weights.sha256)
+        elif weights.filename is None:
+            repository = _read_repository(weights.repo_id, weights.revision, weights.sha256)
+            return Checkpoint(config, repository.state_dict), stored
+        else:
+            file = hub.pull(weights.repo_id, weights.filename, weights.revision, sha256=weights.sha256)
     if file.is_dir():
         state_dict = hub.read(file).state_dict
     elif file.suffix == ".ckpt":
         state_dict = read_lightning(file).state_dict
     else:
         state_dict = to_zoo(read_official(file))
-    return Checkpoint(config, state_dict), entry.meta.get("stored_frames") is not None
+    return Checkpoint(config, state_dict), stored

@@ -4,7 +4,7 @@ import os
 
 from torch import Tensor
 
-from hub.checkpoint import is_state_dict, load_pickle
+from hub.checkpoint import is_state_dict, load_pickle, load_safetensors
 from hub.errors import HubError
 
 __all__ = ["read_official", "to_zoo"]
@@ -19,20 +19,16 @@ def read_official(path: str | os.PathLike) -> dict[str, Tensor]:
     Raises:
         HubError: the file cannot be read as data, or holds no weights.
     """
-    if str(path).endswith(".safetensors"):
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise HubError(f"{path} is not a readable safetensors file ({error}); check the path or fetch it again.") from error
+    if os.fspath(path).endswith(".safetensors"):
+        return load_safetensors(path)
     content = load_pickle(path)
     candidates = [content.get("model"), content.get("module"), content] if isinstance(content, dict) else []
     for candidate in candidates:
         if is_state_dict(candidate):
             return dict(candidate)
-    raise HubError(f'{path} holds no weights, neither flat nor under "model" or "module"; check that it is a checkpoint.')
+    raise HubError(
+        f'{path} holds no weights, neither flat nor under "model" or "module"; check that it is a checkpoint.'
+    )
 
 
 def to_zoo(official: dict[str, Tensor]) -> dict[str, Tensor]:
