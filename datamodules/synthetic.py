@@ -69,7 +69,7 @@ __all__ = [
 ]
 
 # Part of metadata.json: goes up whenever the same arguments would give other frames or files.
-VERSION = 2
+VERSION = 3
 
 AXES = ("x", "y", "size", "angle")
 
@@ -119,10 +119,11 @@ PATTERNS = {
 
 SPLITS = ("train", "val", "test")
 CAPTIONS_PER_CLIP = 3
-TRAVEL = (0.35, 0.6)  # of the circle, per clip: 8 frames of a clip are under 0.09 apart, so directions are unambiguous
-RADIUS = (0.2, 0.46)  # of the shorter side; the largest shape still fits the torus without meeting itself
+TRAVEL = (0.5, 0.8)  # of the circle, per clip: 8 frames of a clip are 0.06 to 0.1 apart, so directions are unambiguous
+RADIUS = (0.25, 0.48)  # of the shorter side; tips that reach further than half a picture are cut off
 DARK, LIGHT = 0.14, 0.24  # background tones, of the full colour: any shape is brighter than any background
-NUISANCE = 0.15  # a small network learns the classes from a thousand clips; see `sample_spec`
+BODY = 0.8  # tone of the shape, of the full colour: darker than its light end, so that its angle shows
+NUISANCE = 0.1  # a small network learns the classes from a few thousand clips; 1 is the hard setting
 NOISE_LEVELS = 2.5  # standard deviation of the sensor noise, of 255
 BACKGROUND_TRAVEL = 0.5  # of the picture per clip and axis, at most, times nuisance
 
@@ -180,9 +181,9 @@ def sample_spec(
     rng: np.random.Generator,
     motion: str,
     *,
-    size: tuple[int, int] = (96, 72),
-    num_frames: int = 28,
-    fps: float = 14,
+    size: tuple[int, int] = (64, 64),
+    num_frames: int = 24,
+    fps: float = 12,
     nuisance: float = NUISANCE,
 ) -> ClipSpec:
     """Draws a scene. Draws the same numbers whatever the motion, so a generator state gives one scene in eight motions.
@@ -320,7 +321,7 @@ def _half_disc(x: Field, y: Field) -> tuple[Field, Field]:
 
 
 def _triangle(x: Field, y: Field) -> tuple[Field, Field]:
-    return _polygon(x, y, (1.0, 0.0), (-0.65, 0.9), (-0.65, -0.9)), 0.25 - x
+    return _polygon(x, y, (1.0, 0.0), (-0.65, 0.9), (-0.65, -0.9)), 0.1 - x
 
 
 def _hammer(x: Field, y: Field) -> tuple[Field, Field]:
@@ -334,7 +335,7 @@ def _moon(x: Field, y: Field) -> tuple[Field, Field]:
 
 def _drop(x: Field, y: Field) -> tuple[Field, Field]:
     body = np.minimum(_disc(x, y, -0.3, 0, 0.65), _polygon(x, y, (1.0, 0.0), (0.025, 0.563), (0.025, -0.563)))
-    return body, 0.1 - x
+    return body, -x
 
 
 def _flag(x: Field, y: Field) -> tuple[Field, Field]:
@@ -439,7 +440,7 @@ def render(spec: ClipSpec) -> np.ndarray:
     frames = np.empty((*level.shape, 3), np.uint8)
     for channel in range(3):  # one colour plane at a time stays in the cache: twice as fast as (T, H, W, 3) arithmetic
         plane = dark[channel] + np.float32(light[channel] - dark[channel]) * level
-        for coverage, target in ((rim, 10.0), (whole, colour[channel]), (second, 0.25 * colour[channel] + 185)):
+        for coverage, target in ((rim, 10.0), (whole, BODY * colour[channel]), (second, 0.15 * colour[channel] + 210)):
             plane += coverage * (np.float32(target) - plane)
         frames[..., channel] = np.clip(plane + noise + np.float32(0.5), 0, 255)
     return frames
@@ -532,13 +533,13 @@ def _timestamp(seconds: float) -> str:
 def generate(
     root: str | Path,
     *,
-    num_train: int = 640,
+    num_train: int = 2560,
     num_val: int = 160,
-    num_test: int = 0,
+    num_test: int = 320,
     classes: Sequence[str] = CLASSES,
-    size: tuple[int, int] = (96, 72),
-    num_frames: int = 28,
-    fps: float = 14,
+    size: tuple[int, int] = (64, 64),
+    num_frames: int = 24,
+    fps: float = 12,
     nuisance: float = NUISANCE,
     seed: int = 0,
     num_workers: int | None = None,
@@ -753,7 +754,7 @@ def _size(text: str) -> tuple[int, int]:
     try:
         width, height = (int(part) for part in text.lower().split("x"))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 96x72") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 64x48") from None
     return width, height
 
 
@@ -763,18 +764,18 @@ def _parser() -> argparse.ArgumentParser:
         description="Writes a small video data set whose eight classes differ in motion only: a shape that moves left, "
         "right, up or down, grows, shrinks, or turns one way or the other, while all else about it wanders there and "
         "back. Real H.264 .mp4 files in a folder per class, with the annotation files a real data set would have.",
-        epilog="example: python -m datamodules.synthetic data/motion --train 640 --val 160 --plot motion.png",
+        epilog="example: python -m datamodules.synthetic data/motion --train 640 --nuisance 1 --plot motion.png",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add("out", type=Path, metavar="OUT", help="folder to make: never half-written, left alone where complete")
-    add("--train", type=int, default=640, metavar="N", help="training clips")
+    add("--train", type=int, default=2560, metavar="N", help="training clips")
     add("--val", type=int, default=160, metavar="N", help="validation clips")
-    add("--test", type=int, default=0, metavar="N", help="test clips")
+    add("--test", type=int, default=320, metavar="N", help="test clips")
     add("--classes", nargs="+", default=list(CLASSES), metavar="CLASS", help="which motions")
-    add("--size", type=_size, default="96x72", metavar="WxH", help="picture size in pixels, both even")
-    add("--frames", type=int, default=28, metavar="N", help="frames in a clip")
-    add("--fps", type=float, default=14.0, help="frames per second")
+    add("--size", type=_size, default="64x64", metavar="WxH", help="picture size in pixels, both even")
+    add("--frames", type=int, default=24, metavar="N", help="frames in a clip")
+    add("--fps", type=float, default=12.0, help="frames per second")
     add("--nuisance", type=float, default=NUISANCE, metavar="0..1", help="how far the attributes go that do not matter")
     add("--seed", type=int, default=0, help="same seed, same frames")
     add("--workers", type=int, metavar="N", help="processes; 0: no others; without it: one for each core")

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import itertools
 import logging
+import os
 import re
 import sys
 import tempfile
@@ -13,8 +14,10 @@ import warnings
 from argparse import ArgumentError
 from pathlib import Path
 
+import torch
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from torch import Tensor
 
@@ -64,10 +67,17 @@ class ZooCLI(LightningCLI):
                 raise concise(error) from error
 
     def after_instantiate_classes(self) -> None:
-        """Compares the classes of data and model now: once the trainer starts, its loggers clear an earlier run's files."""
+        """Compares the classes of data and model before the trainer starts and its loggers clear an earlier run."""
+        self._share_cores()
         names = getattr(self.datamodule, "class_names", None)
         if names is not None and hasattr(self.model, "adopt_classes"):
             self.model.adopt_classes(names)
+
+    def _share_cores(self) -> None:
+        """Leaves a core to each loader process where the model runs on the CPU too: threads that wait for it cost most."""
+        if isinstance(self.trainer.accelerator, CPUAccelerator) and "OMP_NUM_THREADS" not in os.environ:
+            workers = getattr(self.datamodule, "num_workers", 0)
+            torch.set_num_threads(max(1, torch.get_num_threads() - workers))
 
     def after_predict(self) -> None:
         """Writes the best class of each video to predictions.csv in the run's folder, one file per process."""

@@ -177,7 +177,7 @@ def register(
         The target, or the decorator.
 
     Raises:
-        ZooError: The name or an alias exists, or the class cannot be imported by its path.
+        ZooError: The name or an alias exists, or the class is not at the top level of a module.
     """
     if target is None:
         return lambda cls: register(
@@ -186,8 +186,13 @@ def register(
     taken = [known for known in (name, *aliases) if known in _names()]
     if taken:
         raise ZooError(f"The zoo has a model named {taken[0]!r} already; register yours under another name.")
-    class_path = target if isinstance(target, str) else f"{target.__module__}.{target.__qualname__}"
-    if "<locals>" in class_path or "." not in class_path:
+    if isinstance(target, str):
+        class_path, importable = target, "." in target
+    else:
+        ours = target.__module__.startswith("lightning_modules.")
+        class_path = f"{'lightning_modules' if ours else target.__module__}.{target.__qualname__}"
+        importable = target.__qualname__ == target.__name__
+    if not importable:
         raise ZooError(f"{class_path!r} is not an import path; define the class at the top level of a module.")
     _user_entries[name] = Entry(
         name, tuple(aliases), task, class_path, copy.deepcopy(dict(init_args or {})), weights, dict(meta or {})
