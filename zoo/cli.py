@@ -74,7 +74,7 @@ class ZooCLI(LightningCLI):
             self.model.adopt_classes(names)
 
     def _share_cores(self) -> None:
-        """Leaves a core to each loader process where the model runs on the CPU too: threads that wait for it cost most."""
+        """Leaves a core to each loader process where the model runs on the CPU too: all threads wait for the last."""
         if isinstance(self.trainer.accelerator, CPUAccelerator) and "OMP_NUM_THREADS" not in os.environ:
             workers = getattr(self.datamodule, "num_workers", 0)
             torch.set_num_threads(max(1, torch.get_num_threads() - workers))
