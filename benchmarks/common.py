@@ -1,0 +1,155 @@
+"""What the benchmarks share: a description of the machine, timing, peak memory and result files."""
+
+import ctypes
+import gc
+import json
+import os
+import platform
+import re
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["RESULTS", "fastest", "machine", "machine_slug", "peak_memory", "save", "seconds"]
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+RESULTS = REPOSITORY / "benchmarks" / "results"
+MIB = 2**20
+
+
+def machine() -> dict[str, Any]:
+    """What a number has to be read with: CPU, threads, versions, commit, date, and how busy the machine was."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "numba", "transformers")},
+        "commit": _commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "load_average": [round(load, 2) for load in os.getloadavg()],
+    }
+
+
+def machine_slug(cpu: str, cores: int) -> str:
+    """The part of a result file's name that tells machines apart: "AMD EPYC", 2 -> "amd-epyc-2-cores"."""
+    return f"{re.sub(r'[^a-z0-9]+', '-', cpu.lower()).strip('-')}-{cores}-cores"
+
+
+def save(result: dict[str, Any], path: Path) -> None:
+    """Writes a result as JSON, the folder included if it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def seconds(function: Callable[[], Any]) -> float:
+    """How long one call takes."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def fastest(function: Callable[[], Any], budget_seconds: float = 1.0, most: int = 20) -> float:
+    """The shortest of several calls, at most `most` and until the budget is used up; the first one is not counted."""
+    function()
+    times: list[float] = []
+    while not times or (sum(times) < budget_seconds and len(times) < most):
+        times.append(seconds(function))
+    return min(times)
+
+
+def peak_memory(function: Callable[[], Any]) -> tuple[float | None, str]:
+    """MiB by which the process grows at most during one call, and how that was found.
+
+    Python's and torch's freed memory stays in the process for reuse and would hide a part of the growth, so it is given
+    back to the system first (garbage collection, glibc's malloc_trim). Then, in this order:
+
+    - "VmHWM": the kernel's own high-water mark of resident memory, set back to the present use by writing 5 to
+      /proc/self/clear_refs just before the call; misses nothing, however short.
+    - "sampled": where that is forbidden, a thread reads the resident size every millisecond; may miss short peaks.
+    - "unknown" (None): systems without /proc.
+
+    What was allocated before the call (weights, inputs) is not counted.
+    """
+    gc.collect()
+    _give_back_freed_memory()
+    if not Path("/proc/self/statm").exists():
+        function()
+        return None, "unknown"
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return _sampled_peak(function), "sampled"
+    before = _status_kib("VmRSS")
+    function()
+    return max(_status_kib("VmHWM") - before, 0) * 1024 / MIB, "VmHWM"
+
+
+def _sampled_peak(function: Callable[[], Any]) -> float:
+    done = threading.Event()
+    before = highest = _resident_bytes()
+
+    def watch() -> None:
+        nonlocal highest
+        while not done.wait(0.001):
+            highest = max(highest, _resident_bytes())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        function()
+    finally:
+        done.set()
+        watcher.join()
+    return (highest - before) / MIB
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _status_kib(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1])
+    raise RuntimeError(f"/proc/self/status has no {field}; peak memory cannot be measured on this kernel.")
+
+
+def _give_back_freed_memory() -> None:
+    with suppress(AttributeError, OSError, TypeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    """The commit that was measured, with "+changes" if the sources differed from it."""
+    try:
+        commit = _git("rev-parse", "--short=12", "HEAD")
+        sources = ("lightning_modules", "zoo/models", "benchmarks/*.py")
+        return f"{commit}+changes" if _git("status", "--porcelain", "--", *sources) else commit
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(REPOSITORY), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
