@@ -88,8 +88,10 @@ def write(checkpoint: Checkpoint, folder: str | os.PathLike) -> Path:
     beside = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
     try:
         beside.mkdir(parents=True)
-        save_file(tensors, beside / WEIGHTS, metadata={"format": "pt"})
         (beside / CONFIG).write_text(config, encoding="utf-8")
+        save_file(tensors, beside / WEIGHTS, metadata={"format": "pt"})
+        # safetensors writes for the owner alone; who may read the config may read the weights.
+        (beside / WEIGHTS).chmod((beside / CONFIG).stat().st_mode)
         if checkpoint.recipe is not None:
             (beside / RECIPE).write_text(checkpoint.recipe, encoding="utf-8")
         _take_place(beside, target)

@@ -31,7 +31,7 @@ def plot_predictions(rows: Sequence[tuple[str, Views, list[Prediction]]], out: s
     figure = plt.figure(figsize=(15, height * len(rows)), facecolor="white")
     grid = figure.add_gridspec(
         len(rows), FRAMES_SHOWN + 3, wspace=0.06, hspace=0.45, left=0.01, right=0.985,
-        top=1 - 0.45 / (height * len(rows)), bottom=0.15 / (height * len(rows)),
+        top=1 - 0.45 / (height * len(rows)), bottom=0.3 / (height * len(rows)),
     )  # fmt: skip
     for i, (title, views, predictions) in enumerate(rows):
         crops = len(views.video) // len(views.indices)

@@ -70,12 +70,12 @@ def run(args: argparse.Namespace) -> None:
     if args.plot:
         from zoo.plot import plot_predictions
 
-        plot_predictions([(Path(video).name, views, best) for video, views, best in results], args.plot)
+        plot_predictions([(_title(video, results), views, best) for video, views, best in results], args.plot)
     if args.json:
         print_json([_record(args.model, *result) for result in results])
     else:
         for result in results:
-            show(_table(*result))
+            show(_table(_title(result[0], results), *result[1:]))
         if args.plot:
             show(f"Picture: {args.plot}")
 
@@ -96,13 +96,19 @@ def _progress(quiet: bool):
     return Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)
 
 
-def _table(video: str, views, best):
+def _title(video: str, results: list) -> str:
+    """The file's name; with its folder where several are shown, since data sets number the files of each class anew."""
+    path = Path(video)
+    return path.name if len(results) == 1 else str(Path(path.parent.name, path.name))
+
+
+def _table(title: str, views, best):
     from rich import box
     from rich.table import Table
 
     clips, crops = len(views.indices), len(views.video) // len(views.indices)
     unit = "view" if clips * crops == 1 else "views"
-    table = Table(title=f"{Path(video).name}  ({clips * crops} {unit})", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=f"{title}  ({clips * crops} {unit})", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("", justify="right", style="dim")
     table.add_column("label")
     table.add_column("probability", justify="right")
