@@ -4,6 +4,7 @@ A DataModule says which files and which labels (`listing`), this module makes ba
 describes.
 """
 
+import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -14,19 +15,22 @@ import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-from datamodules.decode import DecodeError, VideoReader
+from datamodules.decode import DecodeError
+from datamodules.errors import DataError
+from datamodules.files import Folders
+from datamodules.frames import open_video
 from datamodules.mixing import BatchMixer
+from datamodules.repeats import RepeatedSampler
 from datamodules.sampling import SAMPLINGS, clip_indices
 from datamodules.transforms import INTERPOLATIONS, TrainTransform
 from datamodules.views import load_views
 
-__all__ = ["ClipDataset", "ClipFormat", "DataError", "Sample", "UnreadableTally", "VideoDataModule"]
+__all__ = ["REPEAT_MODES", "ClipDataset", "ClipFormat", "DataError", "Sample", "UnreadableTally", "VideoDataModule"]
 
-
-class DataError(ValueError):
-    """A data set that cannot be used as it is; the message names the file or folder at fault and the remedy."""
+REPEAT_MODES = ("views", "sampler")
+"""`views`: a video is decoded once and its clip augmented several times; `sampler`: `datamodules.repeats`."""
 
 
 class Sample(NamedTuple):
@@ -84,6 +88,13 @@ class UnreadableTally:
         count = int(self.flags.sum(dtype=torch.int64))
         return count > self.max_count or count == len(self.samples)
 
+    def report_missing(self, indices: Sequence[int], split: str) -> None:
+        """Notes files that are known not to exist, with one warning for all."""
+        if indices:
+            self.flags[indices] = 1
+            shown = _some([self.samples[index].path for index in indices])
+            warnings.warn(f"{len(indices)} of the {len(self.samples)} {split} videos do not exist: {shown}.")
+
     def report(self, index: int, error: DecodeError, consequence: str) -> None:
         """Notes a broken video, with one warning per video."""
         if not self.flags[index]:
@@ -95,11 +106,10 @@ class UnreadableTally:
         if not self.exceeded:
             return
         broken = self.flags.nonzero().flatten().tolist()
-        shown = ", ".join(self.samples[index].path for index in broken[:3])
-        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+        shown = _some([self.samples[index].path for index in broken])
         raise DataError(
             f"{len(broken)} of {len(self.samples)} videos cannot be read, more than max_unreadable allows "
-            f"({int(self.max_count)}): {shown}{more}; mend or remove them, or raise max_unreadable."
+            f"({int(self.max_count)}): {shown}; mend or remove them, or raise max_unreadable."
         )
 
 
@@ -115,6 +125,8 @@ class ClipDataset(Dataset):
         transform: training augmentation; None makes fixed views.
         num_clips: clips of the fixed views.
         num_crops: crops of the fixed views, 1 or 3.
+        repeats: augmentations of one decoded clip; with more than one, a training item is a list of so many dicts,
+            which `collate_clips` puts side by side.
         max_unreadable: see `UnreadableTally`, which whoever iterates has to `check`.
     """
 
@@ -126,6 +138,7 @@ class ClipDataset(Dataset):
         transform: TrainTransform | None = None,
         num_clips: int = 1,
         num_crops: int = 1,
+        repeats: int = 1,
         max_unreadable: float = 0.1,
     ) -> None:
         self.samples = samples
@@ -133,13 +146,17 @@ class ClipDataset(Dataset):
         self.transform = transform
         self.num_clips = num_clips
         self.num_crops = num_crops
+        self.repeats = repeats
         self.tally = UnreadableTally(samples, max_unreadable)
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> dict:
-        return self._fixed(index) if self.transform is None else self._random(index)
+    def __getitem__(self, index: int) -> dict | list[dict]:
+        if self.transform is None:
+            return self._fixed(index)
+        clips = self._random(index)
+        return clips if self.repeats > 1 else clips[0]
 
     def _fixed(self, index: int) -> dict:
         sample = self.samples[index]
@@ -151,18 +168,18 @@ class ClipDataset(Dataset):
             return self._placeholder(sample)
         return _item(video if len(video) > 1 else video[0], sample, index)
 
-    def _random(self, index: int) -> dict:
+    def _random(self, index: int) -> list[dict]:
         while not self.tally.exceeded:
             sample = self.samples[index]
             try:
-                with VideoReader(sample.path) as reader:
+                with open_video(sample.path) as reader:
                     frames = reader.read(self._random_indices(reader.num_frames))
-                return _item(self.transform(frames).transpose(0, 1), sample, index)
+                return [_item(self.transform(frames).transpose(0, 1), sample, index) for _ in range(self.repeats)]
             except DecodeError as error:
                 self.tally.report(index, error, "replaced by another video")
                 readable = (self.tally.flags == 0).nonzero().flatten()
                 index = int(readable[torch.randint(len(readable), ())]) if len(readable) else index
-        return self._placeholder(self.samples[index])
+        return [self._placeholder(self.samples[index])] * self.repeats
 
     def _random_indices(self, num_video_frames: int) -> np.ndarray:
         clip = self.clip
@@ -179,6 +196,16 @@ class ClipDataset(Dataset):
 
 def _item(video: Tensor, sample: Sample, index: int) -> dict:
     return {"video": video.contiguous(), "label": sample.label, "index": index, "path": sample.path}
+
+
+def collate_clips(items: Sequence[dict | list[dict]]) -> dict:
+    """A batch in which the repeats of a video stand side by side."""
+    return default_collate([clip for item in items for clip in (item if isinstance(item, list) else [item])])
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first three, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 class VideoDataModule(L.LightningDataModule, ABC):
@@ -198,6 +225,10 @@ class VideoDataModule(L.LightningDataModule, ABC):
         batch_size: videos per training and validation batch, per process.
         eval_batch_size: videos per validation, test and prediction batch; None is `batch_size` for validation and as
             many as make about `batch_size` views for testing.
+        repeats: augmented copies of a video in a training step (repeated augmentation).
+        repeat_mode: "views" decodes a video once and augments the same frames `repeats` times, side by side in the
+            batch, which then has batch_size * repeats clips; "sampler" draws the video `repeats` times, over all
+            processes, while batches and epochs keep their sizes (`datamodules.repeats`).
         num_workers: loader processes; 0 reads in the main one.
         multiprocessing_context: "fork", "spawn" or "forkserver"; None is the system's default.
         crop_area: range of the share of the frame that a training crop covers.
@@ -211,7 +242,12 @@ class VideoDataModule(L.LightningDataModule, ABC):
         random_erasing: probability of random erasing; the published recipes have 0.25.
         max_unreadable: share of a split's videos that may be unreadable (missing, cut off, damaged) before the run
             stops; a single one is always forgiven, unless the share is 0.
+        check_files: list the folders before the run to find missing files; a store that cannot list (plain http) needs
+            False.
     """
+
+    augment_after_crop = False
+    """Whether RandAugment sees the cropped picture, as image models were trained, or the whole frame."""
 
     def __init__(
         self,
@@ -226,6 +262,8 @@ class VideoDataModule(L.LightningDataModule, ABC):
         num_crops: int = 3,
         batch_size: int = 8,
         eval_batch_size: int | None = None,
+        repeats: int = 1,
+        repeat_mode: str = "views",
         num_workers: int = 4,
         multiprocessing_context: str | None = None,
         crop_area: tuple[float, float] = (0.08, 1.0),
@@ -238,6 +276,7 @@ class VideoDataModule(L.LightningDataModule, ABC):
         cutmix: float = 0.0,
         random_erasing: float = 0.0,
         max_unreadable: float = 0.1,
+        check_files: bool = True,
     ) -> None:
         super().__init__()
         self._clip_arguments = {
@@ -254,25 +293,42 @@ class VideoDataModule(L.LightningDataModule, ABC):
             raise DataError(f"num_clips is {num_clips}; it has to be at least 1.")
         if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1):
             raise DataError(f"batch_size {batch_size} and eval_batch_size {eval_batch_size} have to be at least 1.")
+        if repeats < 1 or repeat_mode not in REPEAT_MODES:
+            raise DataError(
+                f"repeats is {repeats} and repeat_mode {repeat_mode!r}; they have to be at least 1 and one of "
+                f"{', '.join(REPEAT_MODES)}."
+            )
         if not 0 <= max_unreadable <= 1:
             raise DataError(f"max_unreadable is {max_unreadable}; it is a share between 0 and 1.")
         self.num_clips, self.num_crops = num_clips, num_crops
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.repeats, self.repeat_mode = repeats, repeat_mode
         self.num_workers, self.multiprocessing_context = num_workers, multiprocessing_context
         self.crop_area, self.crop_ratio, self.horizontal_flip = tuple(crop_area), tuple(crop_ratio), horizontal_flip
         self.rand_augment = (rand_augment_ops, rand_augment_magnitude, rand_augment_std)
         self.mixer = BatchMixer(mixup=mixup, cutmix=cutmix, erasing=random_erasing)
-        self.max_unreadable = max_unreadable
+        self.max_unreadable, self.check_files = max_unreadable, check_files
+        self.folders = Folders()
         self.datasets: dict[str, ClipDataset] = {}
 
     @property
     @abstractmethod
-    def class_names(self) -> list[str]:
-        """Names of the classes in the order of the labels."""
+    def class_names(self) -> list[str] | None:
+        """Names of the classes in the order of the labels; None where the files have numbers only."""
 
     @abstractmethod
     def listing(self, split: str) -> list[Sample]:
         """The videos of "train", "val" or "test", in a fixed order; raises `DataError` where that fails."""
+
+    @property
+    def num_classes(self) -> int:
+        """Labels are 0 .. num_classes - 1."""
+        return len(self.class_names)
+
+    @property
+    def clips_per_batch(self) -> int:
+        """Clips of a training batch in one process."""
+        return self.batch_size * (self.repeats if self.repeat_mode == "views" else 1)
 
     @property
     def clip(self) -> ClipFormat:
@@ -293,8 +349,44 @@ class VideoDataModule(L.LightningDataModule, ABC):
         """Lists the videos that `stage` needs; every mistake in the listing is raised here, before any long work."""
         splits = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
         clip = self.clip
-        for split in ("train", "val", "test") if stage is None else splits[stage]:
-            self.datasets[split] = self._dataset(split, self.listing(split), clip)
+        with self.folders.kept():
+            wanted = ("train", "val", "test") if stage is None else splits[stage]
+            listings = {split: self.listing(split) for split in wanted}
+            self._check_listings(listings)
+            for split, samples in listings.items():
+                dataset = self.datasets[split] = self._dataset(split, samples, clip)
+                if self.check_files:
+                    missing = [i for i, sample in enumerate(samples) if not self.folders.has(sample.path)]
+                    dataset.tally.report_missing(missing, split)
+                    dataset.tally.check()
+
+    def _check_listings(self, listings: dict[str, list[Sample]]) -> None:
+        """Raises `DataError` for labels that are no class; warns of videos listed twice, within a split or as training
+        videos that are also evaluated."""
+        num_classes = self.num_classes
+        for split, samples in listings.items():
+            strays = [f"{s.path} ({s.label})" for s in samples if not 0 <= s.label < num_classes]
+            if strays:
+                raise DataError(
+                    f"{len(strays)} of the {len(samples)} {split} videos have labels outside 0 .. "
+                    f"{num_classes - 1}: {_some(strays)}; mend the list or set the number of classes."
+                )
+            label_of: dict[str, int] = {}
+            doubles, contradictions = [], 0
+            for path, label in samples:
+                if path in label_of:
+                    doubles.append(path)
+                    contradictions += label != label_of[path]
+                label_of[path] = label
+            if doubles:
+                warnings.warn(
+                    f"{len(doubles)} of the {len(samples)} {split} videos are listed again, {contradictions} of them "
+                    f"with another label: {_some(doubles)}."
+                )
+            if split == "train":
+                trained = label_of.keys()
+            elif "train" in listings and (leaks := [path for path in label_of if path in trained]):
+                warnings.warn(f"{len(leaks)} of the {len(samples)} {split} videos are trained on too: {_some(leaks)}.")
 
     def _dataset(self, split: str, samples: list[Sample], clip: ClipFormat) -> ClipDataset:
         if split == "train":
@@ -308,8 +400,10 @@ class VideoDataModule(L.LightningDataModule, ABC):
                 num_ops=num_ops,
                 magnitude=magnitude,
                 magnitude_std=magnitude_std,
+                crop_first=self.augment_after_crop,
             )
-            return ClipDataset(samples, clip, transform=transform, max_unreadable=self.max_unreadable)
+            repeats = self.repeats if self.repeat_mode == "views" else 1
+            return ClipDataset(samples, clip, transform=transform, repeats=repeats, max_unreadable=self.max_unreadable)
         num_clips, num_crops = (1, 1) if split == "val" else (self._test_clips(clip), self.num_crops)
         return ClipDataset(samples, clip, num_clips=num_clips, num_crops=num_crops, max_unreadable=self.max_unreadable)
 
@@ -322,17 +416,27 @@ class VideoDataModule(L.LightningDataModule, ABC):
 
     def _loader(self, split: str, batch_size: int) -> DataLoader:
         dataset, train = self.datasets[split], split == "train"
+        sampler = self._repeated_sampler(dataset) if train and self.repeats > 1 else None
         return DataLoader(
             dataset,
             batch_size=batch_size,
-            shuffle=train,
+            shuffle=train and sampler is None,
+            sampler=sampler,
+            collate_fn=collate_clips,
             # Mixing and batch statistics want full batches, but a set smaller than one batch should train too.
-            drop_last=train and len(dataset) >= batch_size,
+            drop_last=train and len(dataset if sampler is None else sampler) >= batch_size,
             num_workers=self.num_workers,
             multiprocessing_context=self.multiprocessing_context if self.num_workers else None,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+
+    def _repeated_sampler(self, dataset: ClipDataset) -> RepeatedSampler | None:
+        if self.repeat_mode != "sampler":
+            return None
+        world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))  # as Lightning seeds the samplers that it makes
+        return RepeatedSampler(dataset, self.repeats, num_replicas=world_size, rank=rank, seed=seed)
 
     def train_dataloader(self) -> DataLoader:
         """Random clips, shuffled."""
@@ -360,5 +464,5 @@ class VideoDataModule(L.LightningDataModule, ABC):
     def on_after_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
         """Mixes training batches on the device."""
         if self.trainer is not None and self.trainer.training:
-            return self.mixer(batch, len(self.class_names))
+            return self.mixer(batch, self.num_classes)
         return batch

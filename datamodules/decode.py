@@ -24,6 +24,7 @@ import torch
 from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
+from datamodules.files import RemoteFile, is_url
 from datamodules.transforms import resize_short_side
 
 __all__ = ["MAX_PIXELS", "DecodeError", "VideoReader"]
@@ -60,7 +61,7 @@ class VideoReader:
     so a file that was cut off can be read as far as it goes. See `read` for what happens with damaged frames.
 
     Args:
-        path: local file.
+        path: file, local or a URL that fsspec knows (`s3://`, `hf://`, ...), which is read in blocks.
         num_threads: threads of the decoder; 1 suits loader workers, 0 takes all cores.
 
     Raises:
@@ -91,7 +92,8 @@ class VideoReader:
 
     def close(self) -> None:
         """Closes the file; the reader is of no use afterwards."""
-        self._container.close()
+        if self._container is not None:
+            self._container.close()
         self._file.close()
 
     @property
@@ -169,6 +171,7 @@ class VideoReader:
     # Opening -------------------------------------------------------------------------------------------------------
 
     def _open(self) -> None:
+        self._container = None
         self._file = _open_file(self.path)
         try:
             options = {"max_pixels": str(MAX_PIXELS)}  # also guards what libav decodes while it probes
@@ -367,6 +370,8 @@ class VideoReader:
 
 
 def _open_file(path: str) -> BinaryIO:
+    if is_url(path):
+        return _open_url(path)
     if not os.path.exists(path):
         raise DecodeError(f"{path} does not exist; check the path.")
     if os.path.isdir(path):
@@ -378,6 +383,33 @@ def _open_file(path: str) -> BinaryIO:
     if os.fstat(file.fileno()).st_size == 0:
         file.close()
         raise DecodeError(f"{path} is empty (0 bytes); copy or download it again.")
+    return file
+
+
+class _Url(RemoteFile):
+    """A lost connection must not look like the end of the file, which libav would be content with."""
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return super().read(size)
+        except OSError as error:
+            raise DecodeError(f"{self.url} cannot be read ({error.strerror}); check the connection.") from error
+
+
+def _open_url(url: str) -> BinaryIO:
+    try:
+        file = _Url(url)
+        num_bytes = file.seek(0, os.SEEK_END)
+        file.seek(0)
+    except FileNotFoundError as error:
+        raise DecodeError(f"{url} does not exist; check the path.") from error
+    except IsADirectoryError as error:
+        raise DecodeError(f"{url} is a folder, not a video file; give the path of one file.") from error
+    except OSError as error:
+        raise DecodeError(f"{url} cannot be read ({error.strerror}); check your access and the connection.") from error
+    if num_bytes == 0:
+        file.close()
+        raise DecodeError(f"{url} is empty (0 bytes); copy or download it again.")
     return file
 
 

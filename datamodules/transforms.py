@@ -149,6 +149,7 @@ class TrainTransform:
         num_ops: operations of `rand_augment`; 0 leaves it out.
         magnitude: see `rand_augment`.
         magnitude_std: see `rand_augment`.
+        crop_first: crop and flip before RandAugment instead of after it.
     """
 
     size: int
@@ -159,10 +160,18 @@ class TrainTransform:
     num_ops: int = 0
     magnitude: float = 7.0
     magnitude_std: float = 0.5
+    crop_first: bool = False
 
     def __call__(self, video: Tensor) -> Tensor:
-        if self.num_ops:
-            video = rand_augment(video, self.num_ops, self.magnitude, self.magnitude_std)
+        steps = [self._crop_and_flip, self._augment] if self.crop_first else [self._augment, self._crop_and_flip]
+        for step in steps:
+            video = step(video)
+        return video
+
+    def _augment(self, video: Tensor) -> Tensor:
+        return rand_augment(video, self.num_ops, self.magnitude, self.magnitude_std) if self.num_ops else video
+
+    def _crop_and_flip(self, video: Tensor) -> Tensor:
         video = random_resized_crop(
             video, self.size, area=self.area, ratio=self.ratio, interpolation=self.interpolation
         )

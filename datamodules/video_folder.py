@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
-from datamodules.base import DataError, Sample, VideoDataModule
+from datamodules.base import Sample, VideoDataModule
+from datamodules.errors import DataError
+from datamodules.files import join, resolve
 
 __all__ = ["VIDEO_SUFFIXES", "VideoFolder"]
 
@@ -26,7 +28,7 @@ class VideoFolder(VideoDataModule):
     Hidden files and those without one of `VIDEO_SUFFIXES` are passed over.
 
     Args:
-        root: the folder.
+        root: the folder; a path or a URL.
         val_fraction: share of each class set aside where the folder has no splits, in (0, 1).
         split_seed: seed of that choice.
         common: see `datamodules.base.VideoDataModule`.
@@ -39,14 +41,14 @@ class VideoFolder(VideoDataModule):
         super().__init__(**common)
         if not 0 < val_fraction < 1:
             raise DataError(f"val_fraction is {val_fraction}; it is a share between 0 and 1, both excluded.")
-        self.root = Path(root).expanduser()
+        self.root = resolve(root)
         self.val_fraction, self.split_seed = val_fraction, split_seed
 
     @cached_property
     def class_names(self) -> list[str]:
         """Names of the class folders, sorted."""
-        folder = self.root / "train" if self._has_splits else self.root
-        names = _subfolders(folder)
+        folder = join(self.root, "train") if self._has_splits else self.root
+        names = self.folders.subfolders(folder)
         if not names:
             raise DataError(
                 f"{folder} has no class folders; put the videos of each class into a folder named after it."
@@ -55,17 +57,18 @@ class VideoFolder(VideoDataModule):
 
     @property
     def _has_splits(self) -> bool:
-        if not self.root.is_dir():
+        if not self.folders.is_folder(self.root):
             raise DataError(f"{self.root} is not a folder; check data.root.")
-        return (self.root / "train").is_dir()
+        return self.folders.is_folder(join(self.root, "train"))
 
     def listing(self, split: str) -> list[Sample]:
         if not self._has_splits:
-            folder, files = self.root, [self._share(_videos(self.root / name), split) for name in self.class_names]
+            folder = self.root
+            files = [self._share(self._videos(join(folder, name)), split) for name in self.class_names]
         else:
             folder = self._split_folder(split)
-            files = [_videos(folder / name) for name in self.class_names]
-        samples = [Sample(str(path), label) for label, paths in enumerate(files) for path in paths]
+            files = [self._videos(join(folder, name)) for name in self.class_names]
+        samples = [Sample(path, label) for label, paths in enumerate(files) for path in paths]
         if not samples:
             raise DataError(
                 f"{folder} has no videos for {split}: its class folders hold no file ending in "
@@ -73,26 +76,26 @@ class VideoFolder(VideoDataModule):
             )
         return samples
 
-    def _split_folder(self, split: str) -> Path:
-        folder = self.root / split
-        if split == "test" and not folder.is_dir():
-            folder = self.root / "val"
-        if not folder.is_dir():
+    def _split_folder(self, split: str) -> str:
+        folder = join(self.root, split)
+        if split == "test" and not self.folders.is_folder(folder):
+            folder = join(self.root, "val")
+        if not self.folders.is_folder(folder):
             raise DataError(
-                f"{folder} is missing beside {self.root / 'train'}; add it, or put the class folders right under "
+                f"{folder} is missing beside {join(self.root, 'train')}; add it, or put the class folders right under "
                 f"{self.root} to have {self.val_fraction:.0%} of the videos set aside."
             )
-        names, expected = set(_subfolders(folder)), set(self.class_names)
+        names, expected = set(self.folders.subfolders(folder)), set(self.class_names)
         if names != expected:
             sides = (("lacks", expected - names), ("has the additional", names - expected))
             difference = " and ".join(f"{verb} {', '.join(sorted(some))}" for verb, some in sides if some)
             raise DataError(
-                f"{folder} {difference}, compared with the class folders of {self.root / 'train'}; "
+                f"{folder} {difference}, compared with the class folders of {join(self.root, 'train')}; "
                 "rename, remove or add (empty) folders until they agree."
             )
         return folder
 
-    def _share(self, videos: list[Path], split: str) -> list[Path]:
+    def _share(self, videos: list[str], split: str) -> list[str]:
         """The train or val part of one class; a class of two or more videos has at least one in each."""
         generator = torch.Generator().manual_seed(self.split_seed)
         order = torch.randperm(len(videos), generator=generator).tolist()
@@ -100,12 +103,5 @@ class VideoFolder(VideoDataModule):
         chosen = order[num_val:] if split == "train" else order[:num_val]
         return [videos[i] for i in sorted(chosen)]
 
-
-def _subfolders(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _videos(folder: Path) -> list[Path]:
-    return sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".")
-    )
+    def _videos(self, folder: str) -> list[str]:
+        return [join(folder, name) for name in self.folders.files(folder, VIDEO_SUFFIXES)]

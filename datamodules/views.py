@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.decode import VideoReader
+from datamodules.frames import open_video
 from datamodules.sampling import clip_indices
 from datamodules.transforms import crop_views
 
@@ -41,9 +41,10 @@ def load_views(
     num_clips: int = 1,
     num_crops: int = 1,
 ) -> Views:
-    """Reads the views of a video, or of a still image, which counts as a video of one frame.
+    """Reads the views of a video, of a folder of its frames, or of a still image, a video of one frame.
 
     Args:
+        path: local, or a URL that fsspec knows.
         num_frames: T, frames of a clip.
         image_size: H = W in pixels of the square crops.
         short_side: length of the shorter side before cropping, at least image_size.
@@ -56,7 +57,7 @@ def load_views(
         DecodeError: the file cannot be read.
         ValueError: an argument is out of range.
     """
-    with VideoReader(path) as reader:
+    with open_video(path) as reader:
         indices = np.stack(
             [
                 clip_indices(

@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_modules.errors import ModelError
-from lightning_modules.optim import parameter_groups, warmup_cosine
+from lightning_modules.optim import official_image_schedule, parameter_groups, warmup_cosine
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "BaseModule"]
 
@@ -67,19 +67,40 @@ class BaseModule(LightningModule, ABC):
         checkpoint["hyper_parameters"]["_class_path"] = self.config["class_path"]
 
     def configure_optimizers(self) -> dict:
-        """AdamW with layer-wise decay, and a linear warm-up followed by a half cosine, stepped every optimiser step."""
+        """AdamW with layer-wise decay; a linear warm-up and a half cosine, as ``schedule`` says.
+
+        Raises:
+            ModelError: no end of the training is set, or ``lr_samples`` is given and the clips per step are unknown.
+        """
         args = self.training_arguments
+        lr_scale = 1.0 if args["lr_samples"] is None else self._clips_per_step() / args["lr_samples"]
+        lr = args["lr"] * lr_scale
+        end_scale = lr_scale if args["scale_all_lr"] else 1.0
+        start, end = args["warmup_lr"] * end_scale, args["min_lr"] * end_scale
         groups = parameter_groups(
             self.net, args["weight_decay"], args["layer_decay"], args["layer_decay_scope"], args["decay_state_matrix"]
         )
         for group in groups:
-            group["lr"] = args["lr"] * group.pop("lr_scale")
-        optimizer = torch.optim.AdamW(groups, lr=args["lr"], betas=tuple(args["betas"]), eps=1e-8)
-        total = int(self.trainer.estimated_stepping_batches)
-        if total < 1 or self.trainer.estimated_stepping_batches == float("inf"):
+            group["lr"] = lr * group.pop("lr_scale")
+        optimizer = torch.optim.AdamW(groups, lr=lr, betas=tuple(args["betas"]), eps=1e-8)
+        total = self.trainer.estimated_stepping_batches
+        if not 1 <= total < float("inf"):
             raise ModelError("The cosine schedule needs an end: set trainer.max_epochs or trainer.max_steps.")
-        per_epoch = total / max(self.trainer.max_epochs or 1, 1)
-        warmup = round(min(args["warmup_epochs"] * per_epoch, total))
-        factor = warmup_cosine(total, warmup, args["lr"], args["warmup_lr"], args["min_lr"])
+        if args["schedule"] == "epoch":
+            if self.trainer.max_epochs is None or self.trainer.max_epochs < 1:
+                raise ModelError("schedule 'epoch' counts epochs: set trainer.max_epochs.")
+            factor = official_image_schedule(self.trainer.max_epochs, int(args["warmup_epochs"]), lr, start, end)
+        else:
+            per_epoch = total / max(self.trainer.max_epochs or 1, 1)
+            warmup = round(min(args["warmup_epochs"] * per_epoch, total))
+            factor = warmup_cosine(int(total), warmup, lr, start, end)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": args["schedule"]}}
+
+    def _clips_per_step(self) -> int:
+        """Clips of one optimiser step: per process and batch, times processes, times accumulated batches."""
+        data = self.trainer.datamodule
+        clips = getattr(data, "clips_per_batch", None) or getattr(data, "batch_size", None)
+        if clips is None:
+            raise ModelError("lr_samples needs a DataModule that has a batch_size; pass one, or lr_samples: null.")
+        return clips * self.trainer.world_size * self.trainer.accumulate_grad_batches

@@ -21,7 +21,7 @@ class VideoClassifier(BaseModule):
     processes.
 
     Args:
-        num_classes: number of classes.
+        num_classes: number of classes. None is filled in from the data by the ``lightning`` command.
         embed_dim: width of a token; the paper's Ti, S, M, B have 192, 384, 576, 768.
         depth: number of blocks; the paper's Ti, S, M, B have 24, 24, 32, 24.
         num_frames: frames of a clip; None makes the image model.
@@ -41,12 +41,19 @@ class VideoClassifier(BaseModule):
         label_smoothing: share of the target spread over all classes.
         init: "mamba" or "official", see `lightning_modules.nets.bimamba.BiMamba`.
         checkpoint_blocks: how many of the first blocks are recomputed in the backward pass to save memory.
+        init_from: weights that the ``lightning`` command starts from: a registered name, a model folder, a ``.ckpt`` or
+            a Hub repository. The head is replaced where the classes differ; see `zoo.initialise`.
+        freeze_backbone: train the head only (linear probe).
         lr: peak learning rate of AdamW.
         min_lr: learning rate at the end.
         warmup_lr: learning rate at the start.
         warmup_epochs: length of the linear warm-up; fractions are allowed.
         weight_decay: AdamW's.
         betas: AdamW's.
+        lr_samples: the learning rate is meant for so many clips per optimiser step and is scaled in proportion to the
+            actual number; None takes it as it is.
+        scale_all_lr: scale ``min_lr`` and ``warmup_lr`` too.
+        schedule: "step" (per optimiser step), or "epoch" as the official image training; see `lightning_modules.optim`.
         layer_decay: factor on the learning rate per layer of depth; 1 is off.
         layer_decay_scope: "all", or "embedding" as the official code does; see `lightning_modules.optim`.
         decay_state_matrix: apply weight decay to A_log as the official code does.
@@ -57,7 +64,7 @@ class VideoClassifier(BaseModule):
 
     def __init__(
         self,
-        num_classes: int,
+        num_classes: int | None = None,
         embed_dim: int = 192,
         depth: int = 24,
         num_frames: int | None = 16,
@@ -77,19 +84,26 @@ class VideoClassifier(BaseModule):
         label_smoothing: float = 0.1,
         init: str = "mamba",
         checkpoint_blocks: int = 0,
+        init_from: str | None = None,
+        freeze_backbone: bool = False,
         lr: float = 1e-3,
         min_lr: float = 1e-6,
         warmup_lr: float = 1e-6,
         warmup_epochs: float = 5.0,
         weight_decay: float = 0.05,
         betas: Sequence[float] = (0.9, 0.999),
+        lr_samples: int | None = None,
+        scale_all_lr: bool = True,
+        schedule: str = "step",
         layer_decay: float = 1.0,
         layer_decay_scope: str = "all",
         decay_state_matrix: bool = False,
     ) -> None:
         super().__init__()
         self.save_config()
-        if num_classes < 1:
+        if schedule not in ("step", "epoch"):
+            raise ModelError(f"schedule is {schedule!r}; choose 'step' or 'epoch'.")
+        if num_classes is None or num_classes < 1:
             raise ModelError(f"num_classes is {num_classes}; a classifier needs at least 1.")
         if class_names is not None and len(class_names) != num_classes:
             raise ModelError(
@@ -110,6 +124,9 @@ class VideoClassifier(BaseModule):
             init=init,
             checkpoint_blocks=checkpoint_blocks,
         )
+        if freeze_backbone:
+            self.net.requires_grad_(False)
+            self.net.head.requires_grad_(True)
         self.set_normalisation(mean, std)
         self.accuracy = SampleAccuracy(num_classes)
 

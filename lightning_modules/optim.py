@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-__all__ = ["parameter_groups", "warmup_cosine"]
+__all__ = ["official_image_schedule", "parameter_groups", "warmup_cosine"]
 
 NO_DECAY = ("cls_token", "pos_embed", "temporal_pos_embedding")
 
@@ -74,5 +74,26 @@ def warmup_cosine(
             return (start + (peak - start) * step / warmup_steps) / peak
         progress = min((step - warmup_steps) / max(total_steps - warmup_steps, 1), 1.0)
         return (end + (peak - end) * 0.5 * (1 + math.cos(math.pi * progress))) / peak
+
+    return factor
+
+
+def official_image_schedule(
+    total_epochs: int, warmup_epochs: int, peak: float, start: float = 0.0, end: float = 0.0
+) -> Callable[[int], float]:
+    """The schedule of the official image training, per epoch (reference: protocol, section 4).
+
+    The learning rate of an epoch is that of the epoch before, since the scheduler is stepped with the finished epoch's
+    number: the first two epochs both run at `start`. The cosine spans all epochs, those of the warm-up included.
+
+    Returns:
+        Epoch -> factor on `peak`, for `torch.optim.lr_scheduler.LambdaLR`.
+    """
+
+    def factor(epoch: int) -> float:
+        t = max(epoch - 1, 0)
+        if t < warmup_epochs:
+            return (start + (peak - start) * t / warmup_epochs) / peak
+        return (end + (peak - end) * 0.5 * (1 + math.cos(math.pi * t / total_epochs))) / peak
 
     return factor

@@ -1,10 +1,13 @@
 """docs/batches.md kept: a real batch of every DataModule goes through every module that accepts it."""
 
+import json
+
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from torchvision.io import write_jpeg
 
-from datamodules import VideoCSV, VideoFolder
+from datamodules import ImageNet, Kinetics, SomethingSomethingV2, VideoCSV, VideoFolder, VideoReader
 from datamodules.synthetic import generate
 from lightning_modules import VideoClassifier
 
@@ -13,21 +16,52 @@ CLASSES = ("grow", "move_left")
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    return generate(tmp_path_factory.mktemp("batches") / "data", num_train=4, num_val=2, classes=CLASSES, size=(48, 40),
-                    num_frames=6, num_workers=0, progress=False)  # fmt: skip
+    return generate(tmp_path_factory.mktemp("batches") / "data", num_train=4, num_val=2, num_test=2, classes=CLASSES,
+                    size=(48, 40), num_frames=6, num_workers=0, progress=False)  # fmt: skip
+
+
+def ssv2(root, **kwargs):
+    """The generated videos with the annotations of Something-Something."""
+    there = root.parent / "ssv2"
+    there.mkdir(exist_ok=True)
+    for split, name in (("train", "train"), ("val", "validation")):
+        entries = []
+        for number, path in enumerate(sorted(root.glob(f"{split}/*/*.mp4"))):
+            entries.append({"id": f"{len(split)}{number:04d}", "template": f"[{path.parent.name}]"})
+            if not (there / f"{entries[-1]['id']}.mp4").exists():
+                (there / f"{entries[-1]['id']}.mp4").symlink_to(path)
+        (there / f"{name}.json").write_text(json.dumps(entries))
+    (there / "labels.json").write_text(json.dumps({name: str(label) for label, name in enumerate(sorted(CLASSES))}))
+    return SomethingSomethingV2(there, num_classes=2, **kwargs)
+
+
+def imagenet(root, **kwargs):
+    """First frames of the generated videos in the folders of ImageNet."""
+    there = root.parent / "imagenet"
+    for path in root.glob("[tv]*/*/*.mp4"):
+        picture = there / path.relative_to(root).with_suffix(".JPEG")
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        with VideoReader(path) as reader:
+            write_jpeg(reader.read([0])[0], str(picture))
+    return ImageNet(there, num_classes=2, num_crops=3, **kwargs)
 
 
 DATAMODULES = {
     "VideoFolder": lambda root, **kwargs: VideoFolder(root, **kwargs),
     "VideoCSV": lambda root, **kwargs: VideoCSV(root, classes="classes.txt", **kwargs),
+    "Kinetics": lambda root, **kwargs: Kinetics(root, num_classes=2, delimiter=",", **kwargs),
+    "SomethingSomethingV2": ssv2,
+    "ImageNet": imagenet,
 }
+MIXING = {"mixup": 0.8, "cutmix": 1.0, "random_erasing": 0.5, "repeats": 2}
 MODULES = {
     "VideoClassifier": lambda: VideoClassifier(2, embed_dim=16, depth=1, num_frames=4, image_size=32),
     "VideoClassifier dense": lambda: VideoClassifier(2, 16, 1, num_frames=2, image_size=32, sampling="dense"),
+    "VideoClassifier of images": lambda: VideoClassifier(2, 16, 1, num_frames=None, image_size=32),
 }
 
 
-@pytest.mark.parametrize("mixing", [{}, {"mixup": 0.8, "cutmix": 1.0, "random_erasing": 0.5}], ids=["plain", "mixed"])
+@pytest.mark.parametrize("mixing", [{}, MIXING], ids=["plain", "mixed"])
 @pytest.mark.parametrize("module", MODULES)
 @pytest.mark.parametrize("datamodule", DATAMODULES)
 def test_batches_fit(root, tmp_path, datamodule, module, mixing):

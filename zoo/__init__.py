@@ -15,6 +15,7 @@ _HOME = {
     "ZooError": "errors",
     "convert": "build",
     "create": "build",
+    "initialise": "build",
     "load": "build",
     "extract_features": "inference",
     "predict": "inference",

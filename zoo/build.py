@@ -25,7 +25,7 @@ from lightning_modules.errors import ModelError
 from zoo.errors import UnknownModelError, ZooError
 from zoo.registry import Entry, info, registered_class_paths
 
-__all__ = ["convert", "create", "load", "normalise"]
+__all__ = ["convert", "create", "initialise", "load", "normalise", "read_config_of"]
 
 REPOSITORY = re.compile(r"(?:hf://)?(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 # Arguments that change the length of the position embeddings and nothing else: loading interpolates.
@@ -84,6 +84,45 @@ def load(source: str | os.PathLike, *, checkpoint: str | os.PathLike | None = No
     _allocate(module)
     module.load_state_dict(state_dict)
     return module.eval()
+
+
+def initialise(module: BaseModule, source: str | os.PathLike) -> bool:
+    """Gives a module the weights of another one to start training from.
+
+    Position embeddings are interpolated, and image weights inflated, where frames or resolution differ. The head keeps
+    its fresh weights where the number or the names of the classes differ; everything else has to fit.
+
+    Args:
+        module: a classifier.
+        source: as for `load`.
+
+    Returns:
+        Whether the head was taken over too.
+
+    Raises:
+        UnknownModelError: no such name, folder or file.
+        HubError: the weights cannot be fetched or read, or belong to another architecture.
+    """
+    found, _ = _read_source(source)
+    state_dict, expected = module.adapt_state_dict(found.state_dict), module.state_dict()
+    head = [key for key in expected if key.startswith("net.head.")]
+    names = found.config["init_args"].get("class_names")
+    taken = all(key in state_dict and state_dict[key].shape == expected[key].shape for key in head)
+    taken = taken and (names is None or module.class_names is None or names == module.class_names)
+    if not taken:
+        state_dict = {**state_dict, **{key: expected[key] for key in head}}
+    check_state_dict(state_dict, expected, os.fspath(source))
+    module.load_state_dict(state_dict)
+    return taken
+
+
+def read_config_of(source: str | os.PathLike) -> dict:
+    """The config {class_path, init_args} of what `load` takes, without building it; see there for the errors."""
+    try:
+        entry = info(os.fspath(source))
+    except UnknownModelError:
+        return _read_source(source)[0].config
+    return {"class_path": entry.class_path, "init_args": entry.init_args}
 
 
 def convert(path: str | os.PathLike, folder: str | os.PathLike, name: str | None = None) -> Path:

@@ -19,14 +19,16 @@ import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 import datamodules
 import lightning_modules
 from lightning_modules.base import BaseModule
+from zoo.build import initialise, read_config_of
 from zoo.commands.main import report
 from zoo.errors import ZooError
-from zoo.recipe import find_recipe, read_recipe
+from zoo.recipe import find_recipe, merge, read_recipe
 
 __all__ = ["ZooCLI", "main"]
 
@@ -59,12 +61,29 @@ class ZooCLI(LightningCLI):
                 merged = Path(scratch) / f"{i}.yaml"
                 merged.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
                 arguments[i] = f"--config={merged}" if joined else str(merged)
-                config.update(recipe)
+                config = merge(config, recipe)
             check_keys(config, arguments)
+            donor = donor_arguments(config, arguments)
+            if donor is not None:
+                below = Path(scratch) / "donor.yaml"
+                below.write_text(yaml.safe_dump({"model": donor}, sort_keys=False), encoding="utf-8")
+                arguments.insert(1, f"--config={below}")
             try:
                 self.config = parser.parse_args(arguments)
             except ArgumentError as error:
                 raise concise(error) from error
+
+    def before_instantiate_classes(self) -> None:
+        """Counts the data's classes where the model leaves their number open."""
+        config = self.config[self.subcommand]
+        arguments = config.get("model.init_args")
+        if config.get("data") is None or arguments is None or arguments.get("num_classes", 0) is not None:
+            return
+        cls = _import(config.data.class_path, "data")
+        count = getattr(cls(**config.data.init_args.as_dict()), "num_classes", None)
+        if count is None:
+            raise ZooError(f"{cls.__name__} does not say how many classes there are; set model.num_classes.")
+        arguments["num_classes"] = count
 
     def after_instantiate_classes(self) -> None:
         """Compares the classes of data and model before the trainer starts and its loggers clear an earlier run."""
@@ -72,6 +91,10 @@ class ZooCLI(LightningCLI):
         names = getattr(self.datamodule, "class_names", None)
         if names is not None and hasattr(self.model, "adopt_classes"):
             self.model.adopt_classes(names)
+        source = getattr(self.model, "training_arguments", {}).get("init_from")
+        if source is not None and self.subcommand == "fit" and self.config.fit.ckpt_path is None:
+            head = "its head too" if initialise(self.model, source) else "a new head"
+            rank_zero_info(f"Starting from the weights of {source}, {head}.")
 
     def _share_cores(self) -> None:
         """Leaves a core to each loader process where the model runs on the CPU too: all threads wait for the last."""
@@ -96,6 +119,25 @@ class ZooCLI(LightningCLI):
                     writer.writerow([path, names[index], f"{probability:.6f}"])
         beside.replace(out)
         print(f"Predictions: {out}")
+
+
+def donor_arguments(config: dict, arguments: list[str]) -> dict | None:
+    """What the network is, from the model it starts from (``init_from``), where the config does not say."""
+    model = config.get("model")
+    given = dict(model.get("init_args") or {}) if isinstance(model, dict) else {}
+    for flag, value in itertools.pairwise([*arguments, ""]):
+        name, joined, inline = flag.removeprefix("--model.").removeprefix("init_args.").partition("=")
+        if flag.startswith("--model."):
+            given[name] = inline if joined else value
+    if given.get("init_from") is None or "embed_dim" in given:
+        return None
+    donor = read_config_of(given["init_from"])
+    init_args = {k: v for k, v in donor["init_args"].items() if k not in ("num_classes", "class_names")}
+    if init_args["num_frames"] is None and given.get("num_frames") is not None:
+        # An image model's way of cropping is not a video model's.
+        for name in ("short_side", "interpolation"):
+            init_args.pop(name, None)
+    return {**donor, "init_args": init_args}
 
 
 def check_keys(config: dict, arguments: list[str]) -> None:
@@ -153,18 +195,17 @@ def _import(class_path: str, section: str) -> type:
 def concise(error: ArgumentError) -> ArgumentError:
     """jsonargparse's report on a value of a wrong type, which lists every type it tried, as one short sentence."""
     text = " ".join(str(error).split())
-    key = re.match(r'Parser key "([^"]+)": ', text)
-    if key is None:
+    keys = re.findall(r'Parser key "([^"]+)": ', text)
+    if not keys:
         return error
-    inner = re.search(r"Problem with given class_path '[^']+': (.*?)(?= - Expected a | Given value type: |$)", text)
-    subtypes = re.search(r"Subtypes: \[(.*?)\] Errors.* Given value: (.*)$", text)
-    if inner is not None:
-        text = re.sub(r'^Parser key "([^"]+)": ', rf"{key[1]}.\1: ", inner[1])
-        text = text if text.startswith(key[1]) else f"{key[1]}: {text}"
-    elif subtypes is not None:
-        text = f"{key[1]}: expected {subtypes[1].replace(', ', ' or ')}, got {subtypes[2]}"
-    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text).replace("NoneType", "null")
-    return ArgumentError(None, f"{text.rstrip('.')}.")
+    reason = text.rpartition(f'Parser key "{keys[-1]}": ')[2]
+    reason = re.sub(r"^Does not validate .* - Problem with given class_path '[^']+': ", "", reason)
+    union = re.match(r"Does not validate .*?Subtypes: \[(.*?)\] Errors: .*?Given value: (.*?)(?= - |$)", reason)
+    if union is not None:
+        reason = f"expected {union[1].replace(', ', ' or ')}, got {union[2]}"
+    reason = re.split(r" - Expected a | Given value type: ", reason)[0]
+    reason = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", reason).replace("NoneType", "null")
+    return ArgumentError(None, f"{'.'.join(keys)}: {reason.rstrip('.')}.")
 
 
 class _SaveConfig(SaveConfigCallback):

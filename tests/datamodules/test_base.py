@@ -260,6 +260,58 @@ def test_too_many_broken_videos_stop_a_fit_with_workers(grey_videos, tmp_path):
     assert "Traceback" not in str(caught.value)  # raised in the main process, as one sentence
 
 
+# Repeated augmentation --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_repeats_are_decoded_once_and_augmented_apart(grey_videos, num_workers):
+    data = ListData(grey_videos, batch_size=3, repeats=3, num_workers=num_workers, **FORMAT)
+    data.setup()
+    assert data.clips_per_batch == 9
+    seen = []
+    for batch in data.train_dataloader():
+        check_batch(batch, grey_videos, (3, 4, 32, 32))
+        assert len(batch["path"]) == 9
+        assert batch["index"].tolist() == [i for i in batch["index"].tolist()[::3] for _ in range(3)]
+        seen += batch["index"].tolist()[::3]
+    assert sorted(seen) == list(range(15))
+    assert next(iter(data.val_dataloader()))["index"].tolist() == [0, 1, 2]
+
+
+def test_repeats_have_the_same_frames(tmp_path, make_video):
+    """Brightness tells the frame and a bright left half the side: the same frames, but some mirrored."""
+
+    def frame(number):
+        picture = np.full((48, 64, 3), 10 + 10 * number, np.uint8)
+        picture[:, :32] += 60
+        return picture
+
+    path = make_video(tmp_path / "steps.mp4", 12, width=64, height=48, frame_at=frame)
+    data = ListData([Sample(str(path), 0)], repeats=4, num_workers=0, batch_size=1, crop_area=(1.0, 1.0),
+                    crop_ratio=(4 / 3, 4 / 3), **FORMAT)  # fmt: skip
+    data.setup("fit")
+    torch.manual_seed(0)
+    mirrored, drawn = set(), set()
+    for _ in range(4):
+        video = next(iter(data.train_dataloader()))["video"].float()
+        brightness = video.mean(dim=(1, 3, 4))  # (4 repeats, 4 frames)
+        assert (brightness - brightness[0]).abs().max() < 2
+        mirrored.add(tuple((video[..., :10].mean(dim=(1, 2, 3, 4)) < video[..., -10:].mean(dim=(1, 2, 3, 4))).tolist()))
+        drawn.add(tuple((brightness[0] / 5).round().int().tolist()))
+    assert len(mirrored) > 1 and any(len(set(flips)) == 2 for flips in mirrored)
+    assert len(drawn) > 1  # another epoch, other frames
+
+
+def test_broken_video_is_replaced_with_all_its_repeats(grey_videos, tmp_path):
+    samples = break_some(grey_videos, [2], tmp_path)
+    data = ListData(samples, batch_size=5, repeats=2, num_workers=0, **FORMAT)
+    data.setup("fit")
+    with pytest.warns(UserWarning, match="replaced by another video"):
+        for batch in data.train_dataloader():
+            check_batch(batch, samples, (3, 4, 32, 32))
+            assert len(batch["label"]) == 10 and batch["index"][::2].equal(batch["index"][1::2])
+
+
 # Arguments -------------------------------------------------------------------------------------------------------
 
 
@@ -290,6 +342,8 @@ def test_image_size_given_alone_moves_the_short_side(grey_videos, tmp_path):
         ({"num_clips": 0}, "num_clips is 0; it has to be at least 1"),
         ({"sampling": "ssv2", "num_clips": 4}, "sampling 'ssv2' defines one or two; set it to 2"),
         ({"batch_size": 0}, "have to be at least 1"),
+        ({"repeats": 0}, "repeats is 0 and repeat_mode 'views'; they have to be at least 1 and one of views, sampler"),
+        ({"repeat_mode": "loader"}, "repeat_mode 'loader'"),
         ({"max_unreadable": 5}, "max_unreadable is 5; it is a share between 0 and 1"),
     ],
 )

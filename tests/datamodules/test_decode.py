@@ -1,3 +1,4 @@
+import io
 import os
 import struct
 import warnings
@@ -8,6 +9,8 @@ import av
 import numpy as np
 import pytest
 import torch
+from fsspec import AbstractFileSystem, register_implementation
+from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
 from datamodules.decode import DecodeError, VideoReader
@@ -299,6 +302,55 @@ def test_missing_folder_and_empty(tmp_path):
     assert "does not exist; check the path" in sentence(tmp_path / "none.mp4")
     assert "is a folder" in sentence(tmp_path)
     assert "is empty (0 bytes)" in sentence(tmp_path / "empty.mp4")
+
+
+# Behind URLs -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.webm", "libvpx"), ("a.avi", "mpeg4")])
+def test_url(tmp_path, make_video, name, codec):
+    path = make_video(tmp_path / name, 40, codec=codec)
+    MemoryFileSystem().pipe_file(f"/decode/{name}", path.read_bytes())
+    with VideoReader(path) as local, VideoReader(f"memory://decode/{name}") as remote:
+        assert remote.num_frames == 40
+        indices = [39, 3, 17, 17]
+        assert torch.equal(remote.read(indices), local.read(indices))
+        assert np.array_equal(remote.pts_seconds, local.pts_seconds)
+
+
+def test_urls_at_fault():
+    MemoryFileSystem().pipe_file("/decode/empty.mp4", b"")
+    MemoryFileSystem().pipe_file("/decode/text.mp4", b"no video here" * 200)
+    assert "memory://decode/none.mp4 does not exist; check the path" in sentence("memory://decode/none.mp4")
+    assert "is empty (0 bytes)" in sentence("memory://decode/empty.mp4")
+    assert "not a video" in sentence("memory://decode/text.mp4")
+    assert "Protocol not known: nosuch" in sentence("nosuch://a.mp4")
+
+
+class Flaky(AbstractFileSystem):
+    """One file, whose connection is lost behind a number of bytes."""
+
+    protocol, content, limit = "flaky", b"", 0
+
+    def _open(self, path, mode="rb", **_):
+        class File(io.BytesIO):
+            def read(self, size=-1):
+                if self.tell() + size > Flaky.limit:
+                    raise ConnectionResetError("peer went away")
+                return super().read(size)
+
+        return File(self.content)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
+def test_lost_connection_is_not_the_end_of_the_file(tmp_path, make_video, share):
+    """Where libav sees an end of file, a shorter video would be read without a word."""
+    path = make_video(tmp_path / "a.ts", 200, options={"crf": "1"})
+    Flaky.content = path.read_bytes()
+    Flaky.limit = int(share * len(Flaky.content))
+    register_implementation("flaky", Flaky, clobber=True)
+    assert len(Flaky.content) > 60_000  # several reads
+    assert "flaky://a.ts cannot be read (ConnectionResetError: peer went away)" in sentence("flaky://a.ts")
 
 
 @pytest.mark.parametrize("name", ["text.mp4", "text.txt", "noise.mp4", "noise.avi"])

@@ -132,6 +132,23 @@ def test_train_transform():
     assert TrainTransform(30, num_ops=4)(video).shape == (3, 3, 30, 30)
 
 
+@pytest.mark.parametrize("crop_first", [False, True])
+def test_order_of_crop_and_rand_augment(crop_first):
+    video, moved = smooth(60, 80), 0
+    for seed in range(10):
+        torch.manual_seed(seed)
+        done = TrainTransform(24, num_ops=2, crop_first=crop_first)(video)
+        torch.manual_seed(seed)
+        wanted = video if crop_first else rand_augment(video, 2, 7.0, 0.5)
+        wanted = random_resized_crop(wanted, 24)
+        wanted = wanted.flip(-1) if torch.rand(()).item() < 0.5 else wanted
+        wanted = rand_augment(wanted, 2, 7.0, 0.5) if crop_first else wanted
+        assert torch.equal(done, wanted)
+        torch.manual_seed(seed)
+        moved += not torch.equal(done, TrainTransform(24, num_ops=2, crop_first=not crop_first)(video))
+    assert moved > 5
+
+
 def test_torch_generator_repeats_the_transform():
     transform = TrainTransform(24, num_ops=4)
     torch.manual_seed(5)

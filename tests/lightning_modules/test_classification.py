@@ -136,6 +136,30 @@ def test_learning_rates_follow_warm_up_and_cosine(tmp_path):
     assert rates[-1] < 2e-3
 
 
+@pytest.mark.parametrize(("scale_all", "start"), [(True, 4e-3), (False, 1e-3)])
+def test_learning_rates_scale_with_the_clips_per_step(tmp_path, scale_all, start):
+    """8 clips a batch, 2 batches accumulated, a recipe written for 4 clips: four times the learning rate."""
+    model = build(lr=1e-2, warmup_lr=1e-3, warmup_epochs=1, lr_samples=4, scale_all_lr=scale_all).train()
+    seen = {}
+
+    def record():
+        group = model.optimizers().param_groups[-1]
+        seen.update(first=group["lr"], peak=group["initial_lr"])
+
+    model.on_train_start = record
+    data = ClipData()
+    data.batch_size = 8
+    quiet = dict(limit_val_batches=0, accumulate_grad_batches=2, enable_checkpointing=False)
+    trainer(tmp_path, max_epochs=2, **quiet).fit(model, datamodule=data)
+    assert seen["peak"] == pytest.approx(4e-2)
+    assert seen["first"] == pytest.approx(start)
+
+
+def test_a_frozen_backbone_leaves_the_head_to_learn():
+    model = build(freeze_backbone=True)
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == ["net.head.weight", "net.head.bias"]
+
+
 def test_other_classes_than_the_data_are_refused_before_training(tmp_path):
     with pytest.raises(ModelError, match=r"data has 3 classes and the model 5; set model.num_classes to 3"):
         trainer(tmp_path).fit(build(num_classes=5), datamodule=ClipData())

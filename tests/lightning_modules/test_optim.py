@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_modules.nets.videomamba import VideoMamba
-from lightning_modules.optim import parameter_groups, warmup_cosine
+from lightning_modules.optim import official_image_schedule, parameter_groups, warmup_cosine
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +78,13 @@ def test_layer_scales_multiply_the_schedule(net):
     optimizer.step()
     scheduler.step()
     assert {round(g["lr"], 6) for g in optimizer.param_groups} == {1.0, 0.5, 0.25, 0.125, 0.0625}
+
+
+def test_official_image_schedule_runs_two_epochs_at_the_start_and_spans_all_epochs():
+    factor = official_image_schedule(total_epochs=300, warmup_epochs=5, peak=4e-3, start=1e-6, end=1e-5)
+    rates = [4e-3 * factor(epoch) for epoch in range(300)]
+    assert rates[0] == rates[1] == pytest.approx(1e-6)
+    assert rates[3] == pytest.approx(1e-6 + (4e-3 - 1e-6) * 2 / 5)
+    # timm's cosine at epoch 150 of 300 is half way although five epochs went to the warm-up; it runs one epoch late.
+    assert rates[151] == pytest.approx(1e-5 + (4e-3 - 1e-5) / 2)
+    assert rates[299] == pytest.approx(1e-5 + (4e-3 - 1e-5) * 0.5 * (1 + math.cos(math.pi * 298 / 300)))

@@ -17,6 +17,8 @@ from zoo.recipe import find_recipe, list_recipes, read_recipe
 
 CONF = Path(__file__).parents[1] / "conf"
 BIN = Path(sys.executable).parent
+SMALL = dict(num_train=8, num_val=4, num_test=0, classes=("grow", "move_left"), size=(48, 40), num_frames=8,
+             num_workers=0, progress=False)  # fmt: skip
 
 
 def run(*command, cwd, check=True):
@@ -34,8 +36,7 @@ def run(*command, cwd, check=True):
 def workspace(tmp_path_factory):
     """A small generated data set and a run trained on it by the real command."""
     folder = tmp_path_factory.mktemp("cli")
-    generate(folder / "data", num_train=8, num_val=4, classes=("grow", "move_left"), size=(48, 40), num_frames=8,
-             num_workers=0, progress=False)  # fmt: skip
+    generate(folder / "data", **SMALL)
     run("lightning", "fit", "--config", CONF / "tiny.yaml", cwd=folder)
     return folder
 
@@ -120,7 +121,7 @@ LIGHTNING_ERRORS = [
     ("{tiny} --trainer.max_epoch=1", 1, "Trainer has no argument 'max_epoch': did you mean 'max_epochs'?"),
     ("{misspelled}", 1, "VideoClassifier has no argument 'embed_dimm': did you mean 'embed_dim'?"),
     ("{broken}", 1, "is not valid YAML"),
-    ("{tiny} --model.num_classes abc", 2, "model.num_classes: Expected a int. Got value: abc."),
+    ("{tiny} --model.num_classes abc", 2, "model.num_classes: expected int or null, got abc."),
     ("{tiny} --trainer.max_epochs x", 2, "trainer.max_epochs: expected int or null, got x."),
     ("{tiny} --data VideoFoldr", 1, "There is no data class 'VideoFoldr'"),
     ("{tiny} --data.root nowhere", 1, "nowhere is not a folder; check data.root."),
@@ -168,8 +169,7 @@ def test_zoo_predict_names_bad_files(workspace, monkeypatch, capsys):
 
 
 def test_training_goes_on_past_a_broken_video_and_names_it(workspace, tmp_path):
-    generate(tmp_path / "data", num_train=8, num_val=4, classes=("grow", "move_left"), size=(48, 40), num_frames=8,
-             num_workers=0, progress=False)  # fmt: skip
+    generate(tmp_path / "data", **SMALL)
     broken = next((tmp_path / "data" / "train" / "grow").glob("*.mp4"))
     broken.write_bytes(b"junk")
     result = run("lightning", "fit", "--config", CONF / "tiny.yaml", "--data.num_workers", "1", cwd=tmp_path)
@@ -188,3 +188,24 @@ def test_recipes_include_their_parts():
     assert nano["init_args"].items() <= recipe["model"]["init_args"].items()
     assert recipe["trainer"]["callbacks"]
     assert "include" not in recipe
+
+
+def test_finetune_takes_the_network_from_the_donor_and_the_classes_from_the_folders(workspace, tmp_path):
+    """A linear probe on the shipped model: the backbone stays the donor's, the head has the data's classes."""
+    import zoo as package
+
+    result = run(
+        "lightning", "fit", "--config", "finetune", "--data.root", workspace / "data", "--data.num_workers", "0",
+        "--model.init_from", "videomamba-nano-motion", "--model.freeze_backbone", "true", "--model.num_frames", "4",
+        "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", "--trainer.default_root_dir", tmp_path,
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert "a new head" in result.stderr
+    donor = package.load("videomamba-nano-motion", num_frames=4)
+    tuned = package.load(next(tmp_path.rglob("last.ckpt")))
+    assert tuned.class_names == ["grow", "move_left"]
+    assert tuned.config["init_args"]["embed_dim"] == donor.config["init_args"]["embed_dim"]
+    assert tuned.preprocessing == donor.preprocessing
+    ours, theirs = tuned.net.state_dict(), donor.net.state_dict()
+    assert ours["head.weight"].shape == (2, 96)
+    assert all(ours[key].equal(theirs[key]) for key in ours if not key.startswith("head."))

@@ -19,6 +19,7 @@ COMMANDS = {
     "list": "list the models, with their scores and sizes",
     "info": "show all there is to know about one model",
     "predict": "say what happens in a video",
+    "recipe": "print a training recipe, or list them",
     "convert": "turn a checkpoint into a folder with safe weights and its config",
 }
 

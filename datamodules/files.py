@@ -1,0 +1,208 @@
+"""Files and folders, given by a local path or by any URL that fsspec knows (`s3://`, `hf://`, `memory://`, ...).
+
+Paths are plain strings, as they stand in lists and batches. Local ones go straight to the system.
+"""
+
+import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from datamodules.errors import DataError
+
+__all__ = ["Folders", "RemoteFile", "first_file", "is_url", "join", "read_text", "resolve", "split"]
+
+
+def is_url(path: str) -> bool:
+    """Whether fsspec has to read it."""
+    return "://" in path
+
+
+def resolve(path: str | os.PathLike[str]) -> str:
+    """The path without `~` and trailing slash."""
+    path = os.fspath(path)
+    if not is_url(path):
+        return str(Path(path).expanduser())
+    protocol, _, rest = path.partition("://")
+    return f"{protocol}://{rest.rstrip('/')}"
+
+
+def join(folder: str, *names: str) -> str:
+    """`folder/name/...`; a name that is absolute or a URL starts anew, an empty one adds nothing."""
+    for name in names:
+        if is_url(name):
+            folder = name
+        elif is_url(folder) and not name.startswith("/"):
+            folder = f"{folder}{'' if folder.endswith('/') else '/'}{name}" if name else folder
+        else:
+            folder = os.path.join(folder, name) if name else folder
+    return folder
+
+
+def split(path: str) -> tuple[str, str]:
+    """(folder, name), as `os.path.split`."""
+    if not is_url(path):
+        return os.path.split(path)
+    protocol, _, rest = path.partition("://")
+    folder, _, name = rest.rpartition("/")
+    return f"{protocol}://{folder}", name
+
+
+def read_text(path: str) -> str:
+    """Text in UTF-8, with or without a byte order mark.
+
+    Raises:
+        DataError: the file is missing, cannot be read, or is not UTF-8.
+    """
+    try:
+        if is_url(path):
+            with RemoteFile(path) as file:
+                data = file.read()
+        else:
+            data = Path(path).read_bytes()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise DataError(f"{path} does not exist; check data.root and the name of the list.") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); check its permissions.") from error
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not a UTF-8 text file ({error.reason}); save the list as UTF-8.") from error
+
+
+class RemoteFile:
+    """A file behind a URL, read in blocks as they are needed. A context manager.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError: as for local files.
+        OSError: anything else, from here and from `read`; the network libraries have exceptions of their own.
+    """
+
+    def __init__(self, url: str) -> None:
+        import fsspec
+
+        self.url = url
+        with self._as_os_error():
+            filesystem, path = fsspec.core.url_to_fs(url)
+            self._file = filesystem.open(path, "rb")
+
+    def __enter__(self) -> "RemoteFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def read(self, size: int = -1) -> bytes:
+        with self._as_os_error():
+            return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        with self._as_os_error():
+            return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+
+    @contextmanager
+    def _as_os_error(self) -> Iterator[None]:
+        try:
+            yield
+        except (FileNotFoundError, IsADirectoryError):
+            raise
+        except Exception as error:
+            raise OSError(getattr(error, "errno", None) or 5, _one_line(error)) from error
+
+
+class Folders:
+    """Looks into folders. While `kept`, each is listed once only: asking a network disk for 240,000 files one by one
+    takes minutes."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, dict[str, bool]] | None = None
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """What was listed is remembered until the outermost of these ends."""
+        if self._kept is not None:
+            yield
+            return
+        self._kept = {}
+        try:
+            yield
+        finally:
+            self._kept = None
+
+    def entries(self, folder: str) -> dict[str, bool]:
+        """name -> whether it is a folder itself; empty where there is no such folder.
+
+        Raises:
+            DataError: the folder cannot be listed.
+        """
+        if self._kept is None:
+            return _entries(folder)
+        if folder not in self._kept:
+            self._kept[folder] = _entries(folder)
+        return self._kept[folder]
+
+    def subfolders(self, folder: str) -> list[str]:
+        """Names of the folders inside, sorted, without hidden ones."""
+        return sorted(name for name, inner in self.entries(folder).items() if inner and not name.startswith("."))
+
+    def files(self, folder: str, suffixes: Collection[str]) -> list[str]:
+        """Names of the files inside that end so (lower case), sorted, without hidden ones."""
+        names = (name for name, inner in self.entries(folder).items() if not inner and not name.startswith("."))
+        return sorted(name for name in names if os.path.splitext(name)[1].lower() in suffixes)
+
+    def has(self, path: str) -> bool:
+        """Whether there is such a file or folder."""
+        folder, name = split(path)
+        return name in self.entries(folder)
+
+    def is_folder(self, path: str) -> bool:
+        """Whether it is a folder; behind a URL an empty one does not exist."""
+        return bool(self.entries(path)) if is_url(path) else os.path.isdir(path)
+
+    def is_file(self, path: str) -> bool:
+        """Whether it is a file."""
+        folder, name = split(path)
+        return self.entries(folder).get(name) is False if is_url(path) else os.path.isfile(path)
+
+
+def first_file(folders: Folders, root: str, names: Collection[str]) -> str | None:
+    """The first of the names that is a file under root, as a path."""
+    return next((path for path in (join(root, name) for name in names) if folders.is_file(path)), None)
+
+
+def _entries(folder: str) -> dict[str, bool]:
+    if is_url(folder):
+        return _remote_entries(folder)
+    try:
+        with os.scandir(folder or ".") as found:
+            return {entry.name: entry.is_dir() for entry in found}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise DataError(f"{folder} cannot be listed ({error.strerror}); check its permissions.") from error
+
+
+def _remote_entries(url: str) -> dict[str, bool]:
+    import fsspec
+
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+        found = filesystem.ls(path, detail=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except Exception as error:  # the network libraries have exceptions of their own
+        raise DataError(f"{url} cannot be listed ({_one_line(error)}); check data.root and your access.") from error
+    path = path.rstrip("/")
+    # Some stores list a folder, or the file asked for, as an entry of itself.
+    found = [(entry["name"].rstrip("/"), entry["type"]) for entry in found]
+    return {name.rpartition("/")[2]: kind == "directory" for name, kind in found if name != path}
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,0 +1,117 @@
+"""ImageNet-1K as videos of one frame, for the image model."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from datamodules.base import Sample, VideoDataModule
+from datamodules.errors import DataError
+from datamodules.files import first_file, join, resolve
+from datamodules.lists import is_number, read_rows
+
+__all__ = ["IMAGE_SUFFIXES", "ImageNet"]
+
+IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
+_SOURCE = "https://image-net.org/download.php"
+
+
+class ImageNet(VideoDataModule):
+    """Either of these, per split; testing takes val:
+
+        root/{train,val}/<wnid>/*.JPEG       a folder per class; sorted wnids are numbered from 0
+        root/{train,val}.txt                 rows "n01440764/n01440764_10026.JPEG 0", also in root/meta;
+                                             paths start at root/train or root/val, whose files may lie flat
+
+    In training, a picture is cropped and flipped before RandAugment, as in the published image recipes.
+
+    Args:
+        root: the folder, a path or a URL.
+        num_classes: 1000, or less for a part.
+        repeats: how often a picture is augmented in a step; the published recipes of S, M and B have 3.
+        repeat_mode: see `datamodules.base.VideoDataModule`; the published recipes have "sampler".
+        num_clips: a picture has only one.
+        num_crops: 1 tests on the middle of the picture.
+        common: see `datamodules.base.VideoDataModule`.
+
+    Raises:
+        DataError: from `setup`: neither folders nor lists, or another number of classes.
+    """
+
+    augment_after_crop = True
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        num_classes: int = 1000,
+        repeats: int = 1,
+        repeat_mode: str = "sampler",
+        num_clips: int = 1,
+        num_crops: int = 1,
+        **common: Any,
+    ) -> None:
+        super().__init__(repeats=repeats, repeat_mode=repeat_mode, num_clips=num_clips, num_crops=num_crops, **common)
+        self.root = resolve(root)
+        self._num_classes = num_classes
+
+    @property
+    def num_classes(self) -> int:
+        """As given."""
+        return self._num_classes
+
+    @cached_property
+    def class_names(self) -> list[str] | None:
+        """English names of the 1000 classes; of a part of them the wnids, or None where there are no folders."""
+        wnids = self._wnids
+        if self.num_classes != 1000:
+            return wnids or None
+        from torchvision.models import ResNet50_Weights
+
+        return list(ResNet50_Weights.DEFAULT.meta["categories"])  # in the order of the sorted wnids
+
+    @cached_property
+    def _wnids(self) -> list[str]:
+        """The class folders, sorted; empty where pictures lie flat."""
+        for folder in (join(self.root, "train"), join(self.root, "val")):
+            names = self.folders.subfolders(folder)
+            if names and len(names) != self.num_classes:
+                raise DataError(
+                    f"{folder} has {len(names)} class folders, but num_classes is {self.num_classes}; set "
+                    "data.num_classes, or complete the data."
+                )
+            if names:
+                return names
+        return []
+
+    def listing(self, split: str) -> list[Sample]:
+        split = "val" if split == "test" else split
+        folder = join(self.root, split)
+        with self.folders.kept():
+            source = first_file(self.folders, self.root, (f"{split}.txt", f"meta/{split}.txt"))
+            if source is not None:
+                return self._from_list(source, folder)
+            if self.folders.subfolders(folder):
+                return self._from_folders(folder)
+        raise DataError(
+            f"{self.root} has no ImageNet {split} split: there is neither a folder {folder} with a folder per class "
+            f"nor a list {split}.txt or meta/{split}.txt; check data.root, or get the data from {_SOURCE}."
+        )
+
+    def _from_list(self, source: str, folder: str) -> list[Sample]:
+        rows = read_rows(source, " ")
+        strange = next((row for row in rows if not is_number(row.label)), None)
+        if strange is not None:
+            raise DataError(f"{source}, line {strange.line}: label {strange.label!r} is not a number; mend the row.")
+        return [Sample(join(folder, row.path), int(row.label)) for row in rows]
+
+    def _from_folders(self, folder: str) -> list[Sample]:
+        number_of = {wnid: label for label, wnid in enumerate(self._wnids)}
+        samples = []
+        for wnid in self.folders.subfolders(folder):
+            if wnid not in number_of:
+                raise DataError(f"{join(folder, wnid)} is not a class of {join(self.root, 'train')}; remove it.")
+            names = self.folders.files(join(folder, wnid), IMAGE_SUFFIXES)
+            samples += [Sample(join(folder, wnid, name), number_of[wnid]) for name in names]
+        if not samples:
+            raise DataError(f"{folder} has class folders but no pictures in them; check data.root.")
+        return samples

@@ -1,0 +1,82 @@
+"""Text files that list videos with their labels, or classes by name."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from datamodules.errors import DataError
+from datamodules.files import read_text
+
+__all__ = ["Row", "is_number", "read_names", "read_rows"]
+
+_HEADERS = {"label", "labels", "class", "class_id", "class_name", "category", "target"}
+_DELIMITERS = (",", "\t", " ", ";")
+
+
+class Row(NamedTuple):
+    """One line of a list: its number from 1, and the text before and after the last delimiter."""
+
+    line: int
+    path: str
+    label: str
+
+
+def read_rows(path: str, delimiter: str | None) -> list[Row]:
+    """Rows `path<delimiter>label`, split at the last delimiter; a header and empty lines are passed over.
+
+    Args:
+        path: the list.
+        delimiter: None takes the first of comma, tab, space and semicolon that leaves a number at the end of the first
+            row.
+
+    Raises:
+        DataError: the file is missing, has no rows, or a row is not of this form.
+    """
+    rows: list[Row] = []
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        line = line.strip()
+        if not line:
+            continue
+        if delimiter is None:
+            delimiter = next((d for d in _DELIMITERS if is_number(line.rpartition(d)[2].strip())), None)
+            if delimiter is None and not rows and line.lower().endswith(tuple(_HEADERS)) and "." not in line:
+                continue
+        video, _, label = (part.strip().strip('"') for part in line.rpartition(delimiter or ","))
+        if not rows and label.lower() in _HEADERS and "." not in video:
+            continue
+        if not video or not label or delimiter is None:
+            raise DataError(
+                f"{path}, line {number}: {line!r} is not of the form path{delimiter or ','}label; "
+                "mend the row or set data.delimiter."
+            )
+        rows.append(Row(number, video, label))
+    if not rows:
+        raise DataError(f"{path} lists no videos; write one row path{delimiter or ','}label per video.")
+    return rows
+
+
+def read_names(path: str) -> list[str]:
+    """Class names, one per line, in the order of the labels.
+
+    Raises:
+        DataError: the file is missing or empty, or has a name twice.
+    """
+    names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    twice = _first_double(names)
+    if not names or twice:
+        fault = f"names {twice!r} twice" if twice else "names no class"
+        raise DataError(f"{path} {fault}; write each class name on a line of its own.")
+    return names
+
+
+def is_number(label: str) -> bool:
+    """Whether it is an integer."""
+    return label.removeprefix("-").isdecimal()
+
+
+def _first_double(names: Sequence[str]) -> str | None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None

@@ -1,0 +1,205 @@
+"""Something-Something V2: short clips in which hands do something with something."""
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from datamodules.base import Sample, VideoDataModule
+from datamodules.errors import DataError
+from datamodules.files import first_file, join, read_text, resolve
+from datamodules.lists import Row, is_number, read_rows
+from datamodules.video_folder import VIDEO_SUFFIXES
+
+__all__ = ["SomethingSomethingV2"]
+
+_SOURCE = "https://www.qualcomm.com/developer/software/something-something-v-2-dataset"
+_LISTS = {
+    "train": ("train.json", "train.csv", "train.txt"),
+    "val": ("validation.json", "val.json", "val.csv", "val.txt"),
+}
+_FOLDERS = ("", "videos", "20bn-something-something-v2", "frames")
+
+
+class SomethingSomethingV2(VideoDataModule):
+    """The official annotations, or lists, in root or root/labels. What a list is, is seen in its first row:
+
+        train.json, validation.json    [{"id": "78687", "template": "Holding [something] next to [something]", ...}]
+        labels.json                    {"Holding something next to something": "19", ...}
+        train.csv, val.csv             78687.webm 19       path and number
+                                       78687 48 19         folder of frames img_00001.jpg, how many, ..., number
+
+    Files are <id>.webm or <id>.mp4 (or folders of frames) in root, root/videos, root/20bn-something-something-v2 or
+    root/frames. Names of the classes come from labels.json; beside lists it may be missing. The labels of the test
+    split are not public, so testing takes validation.
+
+    Args:
+        root: folder of annotations and videos, a path or a URL.
+        num_classes: 174, or less for a part.
+        train: training annotations; None looks for the names above.
+        val: validation annotations; None looks for the names above.
+        test: test annotations; None is those of validation.
+        labels: numbers of the classes.
+        videos: folder of the videos; None looks where the files are.
+        delimiter: of lists; None finds it out.
+        horizontal_flip: left and right are classes, so 0.
+        sampling: see `datamodules.sampling`; None is the model's.
+        common: see `datamodules.base.VideoDataModule`.
+
+    Raises:
+        DataError: from `setup`: annotations are missing, or have entries that cannot be understood.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        num_classes: int = 174,
+        train: str | None = None,
+        val: str | None = None,
+        test: str | None = None,
+        labels: str = "labels.json",
+        videos: str | None = None,
+        delimiter: str | None = None,
+        horizontal_flip: float = 0.0,
+        sampling: str | None = "ssv2",
+        **common: Any,
+    ) -> None:
+        super().__init__(horizontal_flip=horizontal_flip, sampling=sampling, **common)
+        self.root = resolve(root)
+        self.lists = {"train": train, "val": val, "test": test}
+        self.labels = labels
+        self.videos = videos
+        self.delimiter = delimiter
+        self._num_classes = num_classes
+
+    @property
+    def num_classes(self) -> int:
+        """As given."""
+        return self._num_classes
+
+    @cached_property
+    def class_names(self) -> list[str] | None:
+        """Templates without brackets, in the order of the labels; None for lists without labels.json."""
+        with self.folders.kept():
+            path = self._find(self.labels)
+        if path is None:
+            return None
+        names = _names(path)
+        if len(names) != self.num_classes:
+            raise DataError(
+                f"{path} has {len(names)} classes, but num_classes is {self.num_classes}; set data.num_classes or take "
+                "the complete file."
+            )
+        return names
+
+    def listing(self, split: str) -> list[Sample]:
+        with self.folders.kept():
+            source = self._source(split)
+            if source.endswith(".json"):
+                return self._from_annotations(source)
+            return self._from_rows(source, read_rows(source, self.delimiter))
+
+    def _find(self, *names: str) -> str | None:
+        return first_file(self.folders, self.root, [*names, *(join("labels", name) for name in names)])
+
+    def _source(self, split: str) -> str:
+        if split == "test" and self.lists["test"] is None:
+            split = "val"
+        names = _LISTS[split] if self.lists[split] is None else (self.lists[split],)
+        found = self._find(*names)
+        if found is None:
+            raise DataError(
+                f"{self.root} lacks the {split} annotations of Something-Something V2: neither it nor its folder "
+                f"labels has {' or '.join(names)}; check data.root, name the file with data.{split}, or get it from "
+                f"{_SOURCE}."
+            )
+        return found
+
+    def _from_annotations(self, source: str) -> list[Sample]:
+        entries = _read_json(source, list)
+        if self.class_names is None:
+            raise DataError(
+                f"{self.root} has {source} without {self.labels}, which numbers the classes; get it from {_SOURCE} or "
+                "name it with data.labels."
+            )
+        number_of = {name: label for label, name in enumerate(self.class_names)}
+        labels, strange = [], []
+        for entry in entries:
+            template = entry.get("template") if isinstance(entry, dict) else None
+            if not template or "id" not in entry:
+                raise DataError(
+                    f"{source} has an entry without id or template, as the test list, whose labels are not public: "
+                    f"{json.dumps(entry)[:80]}; take the validation list, or download it again."
+                )
+            name = template.replace("[", "").replace("]", "")
+            labels.append(number_of.get(name, -1))
+            if name not in number_of:
+                strange.append(f"{template!r} of video {entry['id']}")
+        if strange:
+            more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+            raise DataError(
+                f"{len(strange)} of the {len(entries)} entries of {source} have a template that {self.labels} lacks: "
+                f"{', '.join(strange[:3])}{more}; take both files from the same release."
+            )
+        paths = self._paths([str(entry["id"]) for entry in entries], suffix=".webm")
+        return [Sample(path, label) for path, label in zip(paths, labels, strict=True)]
+
+    def _from_rows(self, source: str, rows: Sequence[Row]) -> list[Sample]:
+        strange = next((row for row in rows if not is_number(row.label)), None)
+        if strange is not None:
+            raise DataError(
+                f"{source}, line {strange.line}: label {strange.label!r} is not a number; mend the row, or set "
+                "data.delimiter."
+            )
+        names = [row.path for row in rows]
+        fields = _fields(names[0])
+        if len(fields) > 1 and is_number(fields[1]) and not fields[-1].lower().endswith(VIDEO_SUFFIXES):
+            names = [_fields(name)[0] for name in names]  # folder, number of frames, ...
+        paths = self._paths(names)
+        return [Sample(path, int(row.label)) for path, row in zip(paths, rows, strict=True)]
+
+    def _paths(self, names: list[str], suffix: str = "") -> list[str]:
+        """Where the videos are, given as ids, file names, folders or paths; `suffix` is that of missing ones."""
+        folders = _FOLDERS if self.videos is None else (self.videos,)
+        best: list[str] = []
+        most = -1
+        for folder in folders:
+            folder = join(self.root, folder)
+            entries = self.folders.entries(folder)
+            file_of = {os.path.splitext(name)[0]: name for name in entries if name.lower().endswith(VIDEO_SUFFIXES)}
+            found = [name if name in entries else file_of.get(name) for name in names]
+            count = sum(name is not None for name in found) or self.folders.has(join(folder, names[0]))
+            if count > most:
+                best = [join(folder, name or given + suffix) for name, given in zip(found, names, strict=True)]
+                most = count
+        return best
+
+
+def _fields(text: str) -> list[str]:
+    return re.split(r"[,\s]+", text)
+
+
+def _names(path: str) -> list[str]:
+    """Class names in order, from labels.json: {template without brackets: index as a string}."""
+    numbers = _read_json(path, dict)
+    try:
+        names = {int(number): name for name, number in numbers.items()}
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path} is not an object of templates and numbers; get it from {_SOURCE}.") from error
+    if sorted(names) != list(range(len(numbers))):
+        raise DataError(f"{path} does not number its {len(numbers)} classes from 0 on; get it from {_SOURCE}.")
+    return [names[number] for number in sorted(names)]
+
+
+def _read_json(path: str, kind: type) -> Any:
+    try:
+        content = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path} is not JSON (line {error.lineno}: {error.msg}); download it again.") from error
+    if not isinstance(content, kind) or not content:
+        raise DataError(f"{path} is not a JSON {'list' if kind is list else 'object'} with entries; download it again.")
+    return content

@@ -1,0 +1,366 @@
+"""The recipes: how layers are merged, that each is its run script's and its model's, and that each one trains."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import hub
+import zoo
+from datamodules.synthetic import generate
+from lightning_modules.classification import VideoClassifier
+from zoo.build import normalise
+from zoo.cli import ZooCLI
+from zoo.errors import ZooError
+from zoo.recipe import find_recipe, list_recipes, read_recipe
+from zoo.registry import entries
+
+BIN = Path(sys.executable).parent
+OFFICIAL = {name: path for name, path in list_recipes().items() if path.parent.name == "classification"}
+CONFIGS = {name: read_recipe(path) for name, path in OFFICIAL.items()}
+DISTILLED = {"videomamba-m-in1k-r224", "videomamba-b-in1k-r224"}
+
+
+# Layers -------------------------------------------------------------------------------------------------------------
+
+
+def write(folder: Path, **files: str) -> Path:
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text)
+    return folder
+
+
+def test_later_layers_win_and_mappings_are_merged(tmp_path):
+    write(
+        tmp_path,
+        below="model: {init_args: {lr: 1, drop: 2}}\ntrainer: {callbacks: [a, b], devices: 3}",
+        above="model: {init_args: {lr: 5}}\ntrainer: {callbacks: [c]}",
+        size="class_path: M\ninit_args: {depth: 7}",
+        top="include: [below.yaml, above.yaml, model: size.yaml]\nmodel: {init_args: {drop: 9}}",
+        single="include: top.yaml\ndata: null",
+        keyed="include: {model: size.yaml, data: size.yaml}",
+    )
+    top = {
+        "model": {"class_path": "M", "init_args": {"lr": 5, "drop": 9, "depth": 7}},
+        "trainer": {"callbacks": ["c"], "devices": 3},
+    }
+    assert read_recipe(tmp_path / "top.yaml") == top
+    assert read_recipe(tmp_path / "single.yaml") == {**top, "data": None}
+    size = {"class_path": "M", "init_args": {"depth": 7}}
+    assert read_recipe(tmp_path / "keyed.yaml") == {"model": size, "data": size}
+
+
+def test_a_recipe_may_be_included_by_any_name_of_its_model(tmp_path):
+    write(tmp_path, mine="include: videomamba-m-k400\nmodel: {init_args: {drop_path: 0.5}}")
+    expected = read_recipe(find_recipe("videomamba-m-k400-f16-r224"))
+    assert expected["model"]["init_args"]["drop_path"] == 0.8
+    expected["model"]["init_args"]["drop_path"] = 0.5
+    assert read_recipe(tmp_path / "mine.yaml") == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        ({"top": "include: gone.yaml"}, r"includes 'gone.yaml', but there is no file .* no recipe of that name"),
+        ({"top": "include: part.yaml", "part": "include: top.yaml"}, "top.yaml includes itself, by way of"),
+        ({"top": "include: [[top.yaml]]"}, r"includes \['top.yaml'\]; include takes paths"),
+        ({"top": "include: part.yaml", "part": "- 1"}, "part.yaml is not a config"),
+        ({"top": "include: part.yaml", "part": "a: ["}, "part.yaml is not valid YAML"),
+    ],
+)
+def test_mistakes_in_includes(tmp_path, files, sentence):
+    with pytest.raises(ZooError, match=sentence):
+        read_recipe(write(tmp_path, **files) / "top.yaml")
+
+
+# Names and the command ----------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_for_every_released_model_of_the_three_data_sets():
+    trained = {entry.name for entry in entries() if entry.meta.get("dataset") in ("in1k", "k400", "ssv2")}
+    assert trained - DISTILLED <= set(OFFICIAL)
+    assert all(zoo.info(name).name == name for name in OFFICIAL)
+
+
+def test_aliases_find_the_recipe():
+    for name in OFFICIAL:
+        for alias in zoo.info(name).aliases:
+            assert find_recipe(alias) == OFFICIAL[name]
+    with pytest.raises(ZooError, match="no recipe called 'videomamba-m-k40': did you mean 'videomamba-m-k400'"):
+        find_recipe("videomamba-m-k40")
+
+
+def run(*args: str) -> str:
+    result = subprocess.run([BIN / "zoo", "recipe", *args], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_the_command_prints_the_complete_recipe():
+    text = run("videomamba-m-k400-f64-r384")
+    assert text.startswith("# VideoMamba-M on Kinetics-400") and "\n# The script has batch 1" in text
+    assert yaml.safe_load(text) == CONFIGS["videomamba-m-k400-f64-r384"]
+    assert re.findall(r"^(\w+):$", text, re.MULTILINE) == ["model", "data", "trainer"]
+    assert "model:\n  class_path: lightning_modules.VideoClassifier\n  init_args:\n" in text
+    assert json.loads(run("videomamba-m-k400", "--json")) == CONFIGS["videomamba-m-k400-f16-r224"]
+
+
+def test_the_command_lists_the_recipes():
+    lines = [line.split() for line in run().splitlines()]
+    assert [line[0] for line in lines[1:]] == list(list_recipes())
+    row = ["videomamba-s-k400-f64-r384", "Kinetics", "64", "384", "6", "videomamba-s-k400-f64-r224"]
+    assert row in lines
+    assert {record["name"]: record["epochs"] for record in json.loads(run("--json"))}["videomamba-ti-in1k-r224"] == 300
+
+
+# What the recipes say -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_the_model_is_the_registrys(name):
+    entry, model = zoo.info(name), CONFIGS[name]["model"]
+    what_it_is = {k: v for k, v in model["init_args"].items() if k not in VideoClassifier.training_only()}
+    expected = normalise({"class_path": entry.class_path, "init_args": entry.init_args | {"class_names": None}})
+    assert normalise({"class_path": model["class_path"], "init_args": what_it_is}) == expected
+    assert model["init_args"].get("init_from") == entry.meta["init_from"]
+    views = [CONFIGS[name]["data"]["init_args"][key] for key in ("num_clips", "num_crops")]
+    assert views == [entry.meta["num_clips"], entry.meta["num_crops"]]
+
+
+SIZES = {"videomamba_tiny": (192, 24), "videomamba_small": (384, 24), "videomamba_middle": (576, 32)}
+DATA = {"IMNET": "ImageNet", "Kinetics_sparse": "Kinetics", "SSV2": "SomethingSomethingV2"}
+POLICIES = {  # timm's strings -> operations (2 where the string does not say), magnitude, its deviation
+    "rand-m9-mstd0.5-inc1": (2, 9, 0.5),
+    "rand-m7-n4-mstd0.5-inc1": (4, 7, 0.5),
+    "rand-m5-n2-mstd0.25-inc1": (2, 5, 0.25),
+    "v0": (2, 9, 0.5),  # AutoAugment, which our transforms lack; said so in parts/in1k-ti.yaml
+}
+# Where the scripts have an error (column known_issue), and what is right.
+CORRECTIONS = {
+    "videomamba-ti-k400-f64-r384": {"model": "videomamba_tiny"},
+    "videomamba-m-k400-f64-r384": {"batch_per_gpu": "2", "update_freq": "1"},
+    "videomamba-m-mask-k400-f64-r384": {"batch_per_gpu": "2", "update_freq": "1"},
+    "videomamba-m-mask-ssv2-f16-r288": {"data_set": "SSV2", "flip": "off"},
+    "videomamba-ti-ssv2-f16-r288": {
+        "model": "videomamba_tiny", "num_frames": "16", "init_zoo_id": "videomamba-ti-ssv2-f16-r224"
+    },
+}  # fmt: skip
+
+
+def scripts(shared: Path) -> dict[str, dict[str, str]]:
+    """The run scripts that have a recipe here; a trailing * (a default of the program) is dropped."""
+    path = shared / "reference" / "videomamba_recipes.csv"
+    if not path.is_file():
+        pytest.skip("needs the table of run scripts")
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [{key: value.removesuffix("*") for key, value in row.items()} for row in csv.DictReader(file)]
+    programs = ("main.py", "run_with_submitit.py", "run_class_finetuning.py")
+    ours = re.compile("-(in1k|k400|ssv2)-")
+    return {row["zoo_id"]: row for row in rows if row["program"] in programs and ours.search(row["zoo_id"])}
+
+
+def test_every_run_script_has_a_recipe(shared):
+    rows = scripts(shared)
+    assert set(rows) == set(OFFICIAL)
+    assert all(rows[name]["known_issue"] for name in CORRECTIONS)
+    for name, row in rows.items():
+        assert f"# {row['script']}: " in OFFICIAL[name].read_text()
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_every_number_is_the_run_scripts(name, shared):
+    row = scripts(shared)[name] | CORRECTIONS.get(name, {})
+    model, data, trainer = (CONFIGS[name][key] for key in ("model", "data", "trainer"))
+    data_class, model, data = data["class_path"], model["init_args"], data["init_args"]
+    image = row["data_set"] == "IMNET"
+
+    def number(column: str, default: float | None = None) -> float | None:
+        return default if row[column] in ("", "None") else float(row[column])
+
+    assert (model["embed_dim"], model["depth"]) == SIZES[row["model"]]
+    assert model["num_classes"] == number("nb_classes")
+    assert model["num_frames"] == number("num_frames")
+    assert model["image_size"] == number("input_size")
+    if image:
+        assert model["short_side"] == int(number("input_size") / number("eval_crop_ratio"))
+    else:
+        assert model.get("short_side", model["image_size"]) == number("short_side_size")
+    assert model.get("init_from", "") == row["init_zoo_id"]
+    for key, column in {
+        "lr": "lr", "min_lr": "min_lr", "warmup_lr": "warmup_lr", "warmup_epochs": "warmup_epochs",
+        "weight_decay": "weight_decay", "drop_path": "drop_path", "label_smoothing": "smoothing",
+    }.items():  # fmt: skip
+        assert model[key] == number(column), key
+    assert model.get("drop", 0) == number("drop")
+    assert model.get("layer_decay", 1) == number("layer_decay", 1)
+    assert image or model["layer_decay_scope"] == "embedding"
+    assert model["betas"] == [0.9, 0.999] and row["opt_betas"] in ("None", "0.9 0.999")
+    assert model["schedule"] == ("epoch" if "per epoch" in row["schedule"] else "step")
+    assert model["scale_all_lr"] == (not image)
+    assert (model["init"], model["decay_state_matrix"]) == ("official", True)
+
+    assert data["repeat_mode"] == ("sampler" if image else "views")
+    views = 1 if image else data["repeats"]
+    clips = data["batch_size"] * views * int(row["gpus"]) * trainer.get("accumulate_grad_batches", 1)
+    assert clips == number("clips_per_step")
+    scale = clips / model["lr_samples"]
+    assert model["lr"] * scale == pytest.approx(number("lr_scaled"))
+    for key in ("min_lr", "warmup_lr"):
+        assert model[key] * (scale if model["scale_all_lr"] else 1) == pytest.approx(number(f"{key}_scaled"))
+
+    assert data_class == f"datamodules.{DATA[row['data_set']]}"
+    assert data["batch_size"] == number("batch_per_gpu")
+    assert str(data["repeats"]) == {"none": "1"}.get(row["repeated_aug"], row["repeated_aug"] or row["num_sample"])
+    augment = [data[f"rand_augment_{key}"] for key in ("ops", "magnitude", "std")]
+    assert augment == list(POLICIES[row["aa"]])
+    assert data["horizontal_flip"] == (0 if row["flip"].startswith("off") else 0.5)
+    assert (data["mixup"], data["cutmix"]) == (number("mixup"), number("cutmix"))
+    assert data["random_erasing"] == number("reprob")
+    assert (data["num_clips"], data["num_crops"]) == (number("test_num_segment", 1), number("test_num_crop", 1))
+    assert data["num_workers"] == number("num_workers")
+
+    assert trainer["max_epochs"] == number("epochs")
+    assert trainer.get("accumulate_grad_batches", 1) == number("update_freq", 1)
+    assert trainer.get("gradient_clip_val") == number("clip_grad")
+    assert (trainer["precision"] == "bf16-mixed") == (row["bf16"] == "True")
+    assert (CONFIGS[name]["seed_everything"], trainer["devices"]) == (number("seed"), "auto")
+
+
+# Through the front door ---------------------------------------------------------------------------------------------
+
+
+class BuildOnly(ZooCLI):
+    """The command up to the point where it reads data and weights; the parser, slow to make, is made once."""
+
+    made: dict = {}
+
+    def setup_parser(self, *args) -> None:
+        if not self.made:
+            super().setup_parser(*args)
+            self.made.update(vars(self))
+        for key in ("parser", "_subcommand_method_arguments", "_subcommand_parsers"):
+            setattr(self, key, self.made[key])
+
+    def after_instantiate_classes(self) -> None:
+        pass
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_each_recipe_parses_and_builds(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lightning", "fit", "--config", name, "--data.root", "data"])
+    with torch.device("meta"):
+        cli = BuildOnly()
+    entry, given = zoo.info(name), CONFIGS[name]
+    assert sum(p.numel() for p in cli.model.parameters()) == entry.meta["params"]
+    assert given["model"]["init_args"].items() <= {**cli.model.hparams, **cli.model.training_arguments}.items()
+    assert type(cli.datamodule).__name__ == given["data"]["class_path"].split(".")[-1]
+    assert cli.datamodule.batch_size == given["data"]["init_args"]["batch_size"]
+    assert cli.trainer.max_epochs == given["trainer"]["max_epochs"]
+    assert cli.trainer.precision == "bf16-mixed"
+
+
+# Two steps of training on files in the layout of the data set, with the labels at both ends of the range.
+
+
+def kinetics(root: Path) -> None:
+    for split in ("train", "val", "test"):
+        videos = sorted((root / split).rglob("*.mp4"))
+        rows = [f"{video.relative_to(root)},{399 * (i % 2)}\n" for i, video in enumerate(videos)]
+        (root / f"{split}.csv").write_text("".join(rows))
+
+
+def something_something(root: Path) -> None:
+    names = [f"Doing something in way {i}" for i in range(174)]
+    (root / "labels.json").write_text(json.dumps({name: str(i) for i, name in enumerate(names)}))
+    for split, file in (("train", "train.json"), ("val", "validation.json")):
+        content = []
+        for i, video in enumerate(sorted((root / split).rglob("*.mp4"))):
+            name = f"{split == 'train':d}{i}"
+            video.rename(root / f"{name}.mp4")
+            content.append({"id": name, "template": names[173 * (i % 2)].replace("something", "[something]")})
+        (root / file).write_text(json.dumps(content))
+
+
+def imagenet(root: Path) -> None:
+    for split, number in (("train", 4), ("val", 2)):
+        folders = [root / split / f"n{wnid:08d}" for wnid in range(1000)]
+        for folder in folders:
+            folder.mkdir(parents=True)
+        for i in range(number):
+            pixels = torch.randint(256, (48, 64, 3), dtype=torch.uint8)
+            Image.fromarray(pixels.numpy()).save(folders[-(i % 2)] / f"{i}.JPEG")
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory) -> dict[str, Path]:
+    """A small data set in each format: 4 training videos, so 2 steps with 2 of them each."""
+    folder = tmp_path_factory.mktemp("data")
+    for make in (kinetics, something_something, imagenet):
+        root = folder / make.__name__
+        if make is not imagenet:
+            generate(root, num_train=4, num_val=2, num_test=2, classes=("grow", "move_left"), size=(48, 40),
+                     num_frames=8, num_workers=0, progress=False)  # fmt: skip
+            for file in root.glob("*.*"):
+                file.unlink()
+        make(root)
+    return {"Kinetics": folder / "kinetics", "SomethingSomethingV2": folder / "something_something",
+            "ImageNet": folder / "imagenet"}  # fmt: skip
+
+
+def donor(name: str, folder: Path) -> Path:
+    """What a recipe starts from, at the reduced size; where the registry lacks it, as for masked pretraining, a model
+    like the recipe's own."""
+    sizes = {"embed_dim": 16, "depth": 2, "image_size": 32, "short_side": 36}
+    source = CONFIGS[name]["model"]["init_args"]["init_from"]
+    entry = zoo.info(source if source in zoo.list_models() else name)
+    if entry.init_args["num_frames"] is not None:
+        sizes["num_frames"] = 2
+    return hub.save(zoo.create(entry.name, **sizes), folder)
+
+
+def train_two_steps(name: str, root: Path, folder: Path, monkeypatch) -> None:
+    config = CONFIGS[name]["model"]["init_args"]
+    sizes = {
+        "model": {"embed_dim": 16, "depth": 2, "image_size": 32, "short_side": 36},
+        "data": {"batch_size": 2, "num_workers": 0},
+        "trainer": {"max_steps": 2},
+    }
+    if config["num_frames"] is not None:
+        sizes["model"]["num_frames"] = 4
+    if "init_from" in config:
+        sizes["model"]["init_from"] = str(donor(name, folder / "donor"))
+    flags = [f"--{part}.{key}={value}" for part, values in sizes.items() for key, value in values.items()]
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["lightning", "fit", "--config", name, f"--data.root={root}", *flags,
+                                      "--trainer.accelerator=cpu", "--trainer.devices=1"])  # fmt: skip
+    cli = ZooCLI()
+    assert cli.trainer.global_step == 2
+    assert torch.isfinite(cli.trainer.callback_metrics["train/loss"])
+    peak = max(group["initial_lr"] for group in cli.trainer.optimizers[0].param_groups)
+    clips = 2 * (1 if config["num_frames"] is None else 2) * cli.trainer.accumulate_grad_batches
+    assert peak == pytest.approx(config["lr"] * clips / config["lr_samples"])
+    state_dict = torch.load(next(folder.rglob("last.ckpt")), weights_only=True)["state_dict"]
+    assert all(torch.isfinite(tensor).all() for tensor in state_dict.values())
+
+
+QUICK = ["videomamba-ti-in1k-r224", "videomamba-m-in1k-r448", "videomamba-s-k400-f64-r384",
+         "videomamba-m-mask-ssv2-f16-r224"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in OFFICIAL]
+)
+def test_each_recipe_trains(name, roots, tmp_path, monkeypatch):
+    root = roots[CONFIGS[name]["data"]["class_path"].removeprefix("datamodules.")]
+    train_two_steps(name, root, tmp_path, monkeypatch)
