@@ -106,6 +106,58 @@ def test_features_are_the_class_token_or_all_tokens(workspace):
     assert tokens.tolist() == model.forward_features(video, pool=None)[0].tolist()
 
 
+CLIPS = ["arm_wrestling.mp4", "cleaning_pool.mp4", "mpeg4_320x240.avi"]
+
+
+@pytest.fixture(scope="module")
+def official_file(tmp_path_factory):
+    """Random weights of VideoMamba-Ti in the official format."""
+    import torch
+
+    import zoo as package
+
+    torch.manual_seed(0)
+    model = package.create("videomamba-ti-k400")
+    path = tmp_path_factory.mktemp("official") / "videomamba_t16_k400_f16_res224.pth"
+    torch.save({key.removeprefix("net."): value for key, value in model.state_dict().items()}, path)
+    return path, model.eval()
+
+
+@pytest.mark.parametrize("clip", CLIPS)
+def test_shipped_model_and_official_file_on_real_clips(shared, official_file, capsys, clip):
+    """The command's probabilities are those of the network on views read independently of it."""
+    from datamodules.views import load_views
+
+    path, source = official_file
+    video = shared / "videos" / clip
+    zoo_main(["predict", "videomamba-nano-motion", str(video), "--json"])
+    (record,) = json.loads(capsys.readouterr().out)
+    assert sum(p["probability"] for p in record["predictions"]) == pytest.approx(1.0, abs=0.05)
+    assert record["predictions"][0]["label"].split("_")[0] in ("grow", "shrink", "move", "turn")
+
+    zoo_main(
+        [
+            "predict",
+            "videomamba-ti-k400",
+            str(video),
+            "--checkpoint",
+            str(path),
+            "--clips",
+            "1",
+            "--crops",
+            "1",
+            "--json",
+        ]
+    )
+    (record,) = json.loads(capsys.readouterr().out)
+    views = load_views(video, **source.preprocessing).video
+    expected = source(views).softmax(dim=1)[0]
+    for prediction in record["predictions"]:
+        assert prediction["label"] == source.class_names[prediction["index"]]
+        assert prediction["probability"] == pytest.approx(expected[prediction["index"]].item(), rel=1e-4)
+    assert record["predictions"][0]["index"] == expected.argmax()
+
+
 def errors(call, capsys):
     """Exit status and what an entry point says on stderr."""
     with pytest.raises(SystemExit) as stop:
