@@ -9,6 +9,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import NamedTuple
 
 import lightning as L
@@ -320,9 +321,9 @@ class VideoDataModule(L.LightningDataModule, ABC):
     def listing(self, split: str) -> list[Sample]:
         """The videos of "train", "val" or "test", in a fixed order; raises `DataError` where that fails."""
 
-    @property
+    @cached_property
     def num_classes(self) -> int:
-        """Labels are 0 .. num_classes - 1."""
+        """Labels are 0 .. num_classes - 1; a subclass that is told the number sets it in its constructor."""
         return len(self.class_names)
 
     @property

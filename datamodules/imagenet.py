@@ -52,12 +52,7 @@ class ImageNet(VideoDataModule):
     ) -> None:
         super().__init__(repeats=repeats, repeat_mode=repeat_mode, num_clips=num_clips, num_crops=num_crops, **common)
         self.root = resolve(root)
-        self._num_classes = num_classes
-
-    @property
-    def num_classes(self) -> int:
-        """As given."""
-        return self._num_classes
+        self.num_classes = num_classes
 
     @cached_property
     def class_names(self) -> list[str] | None:

@@ -61,12 +61,7 @@ class Kinetics(VideoDataModule):
         self.root = resolve(root)
         self.lists = {"train": train, "val": val, "test": test}
         self.delimiter = delimiter
-        self._num_classes = num_classes
-
-    @property
-    def num_classes(self) -> int:
-        """As given."""
-        return self._num_classes
+        self.num_classes = num_classes
 
     @cached_property
     def class_names(self) -> list[str] | None:

@@ -74,12 +74,7 @@ class SomethingSomethingV2(VideoDataModule):
         self.labels = labels
         self.videos = videos
         self.delimiter = delimiter
-        self._num_classes = num_classes
-
-    @property
-    def num_classes(self) -> int:
-        """As given."""
-        return self._num_classes
+        self.num_classes = num_classes
 
     @cached_property
     def class_names(self) -> list[str] | None:

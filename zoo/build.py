@@ -1,6 +1,5 @@
 """From a name or a config to a module, with or without weights."""
 
-import difflib
 import importlib
 import inspect
 import os
@@ -22,7 +21,7 @@ from hub.lightning_ckpt import read_lightning
 from hub.remote import check_sha256, commit_of
 from lightning_modules.base import BaseModule
 from lightning_modules.errors import ModelError
-from zoo.errors import UnknownModelError, ZooError
+from zoo.errors import UnknownModelError, ZooError, hint
 from zoo.registry import Entry, info, registered_class_paths
 
 __all__ = ["convert", "create", "initialise", "load", "normalise", "read_config_of"]
@@ -189,9 +188,8 @@ def _check_arguments(cls: type, arguments: dict, include_training: bool) -> dict
     known = [n for n in parameters if include_training or n not in training_only]
     for name in arguments:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}."
-            raise ModelError(f"{cls.__name__} has no argument {name!r}: {hint}")
+            nearest = hint(name, known, f"it takes {', '.join(known)}.")
+            raise ModelError(f"{cls.__name__} has no argument {name!r}: {nearest}")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, skip=training_only - set(arguments))
     try:

@@ -1,7 +1,6 @@
 """The ``lightning`` command: fit, validate, test and predict with modules and DataModules of the zoo, or your own."""
 
 import csv
-import difflib
 import importlib
 import inspect
 import itertools
@@ -27,7 +26,7 @@ import lightning_modules
 from lightning_modules.base import BaseModule
 from zoo.build import initialise, read_config_of
 from zoo.commands.main import report
-from zoo.errors import ZooError
+from zoo.errors import ZooError, hint
 from zoo.recipe import find_recipe, merge, read_recipe
 
 __all__ = ["ZooCLI", "main"]
@@ -168,9 +167,8 @@ def check_keys(config: dict, arguments: list[str]) -> None:
         for name in [*given, *(f.split(".")[0].rstrip("+") for f in flags)]:
             if name in known or name in ("help", "class_path", "init_args"):
                 continue
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}."
-            raise ZooError(f"{section}.{name}: {cls.__name__} has no argument {name!r}: {hint}")
+            nearest = hint(name, known, f"it takes {', '.join(known)}.")
+            raise ZooError(f"{section}.{name}: {cls.__name__} has no argument {name!r}: {nearest}")
 
 
 def _argument_names(cls: type) -> list[str]:

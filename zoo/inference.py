@@ -74,7 +74,7 @@ def extract_features(
         raise ZooError(f"pool is {pool!r}; choose 'cls' for the class token or None for all tokens.")
     model = load(model) if isinstance(model, str | os.PathLike) else model
     views = read_views(model, path, num_clips, num_crops)
-    return torch.stack(list(_each_view(model, views, lambda clip: model.forward_features(clip, pool=pool)))).mean(0)[0]
+    return _mean_over_views(model, views, lambda clip: model.forward_features(clip, pool=pool))
 
 
 def read_views(model: BaseModule, path: str | os.PathLike, num_clips: int | None, num_crops: int | None) -> Views:
@@ -93,12 +93,7 @@ def score_views(model: BaseModule, views: Views, on_view: Callable[[], None] | N
         views: as `read_views` gives them.
         on_view: called after each view, for a progress bar.
     """
-    scores = []
-    for score in _each_view(model, views, lambda clip: model(clip).float().softmax(dim=1)):
-        scores.append(score)
-        if on_view is not None:
-            on_view()
-    return torch.stack(scores).mean(0)[0]
+    return _mean_over_views(model, views, lambda clip: model(clip).float().softmax(dim=1), on_view)
 
 
 def rank(model: BaseModule, scores: Tensor, topk: int) -> list[Prediction]:
@@ -118,13 +113,19 @@ def _classifier(model: BaseModule | str) -> BaseModule:
     return model
 
 
-def _each_view(model: BaseModule, views: Views, function: Callable[[Tensor], Tensor]):
-    """Runs views one at a time, so that memory does not grow with their number."""
+def _mean_over_views(
+    model: BaseModule, views: Views, function: Callable[[Tensor], Tensor], on_view: Callable[[], None] | None = None
+) -> Tensor:
+    """Mean of `function` over the views, run one at a time so that memory does not grow with their number."""
     training = model.training
     model.eval()
+    results = []
     try:
         with torch.inference_mode():
             for view in views.video:
-                yield function(view.unsqueeze(0).to(model.device)).float().cpu()
+                results.append(function(view.unsqueeze(0).to(model.device)).float().cpu())
+                if on_view is not None:
+                    on_view()
+            return torch.stack(results).mean(0)[0]
     finally:
         model.train(training)

@@ -1,13 +1,12 @@
 """Training recipes: YAML files that include model, data and trainer parts by path."""
 
-import difflib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from zoo.errors import ZooError
+from zoo.errors import ZooError, hint
 from zoo.registry import entries
 
 __all__ = ["find_recipe", "list_recipes", "merge", "read_recipe"]
@@ -32,9 +31,8 @@ def find_recipe(name: str) -> Path:
     recipes = _by_any_name()
     if name in recipes:
         return recipes[name]
-    near = difflib.get_close_matches(name, recipes, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else "`zoo recipe` lists the recipes."
-    raise ZooError(f"There is no config file and no recipe called {name!r}: {hint}")
+    nearest = hint(name, recipes, "`zoo recipe` lists the recipes.")
+    raise ZooError(f"There is no config file and no recipe called {name!r}: {nearest}")
 
 
 def read_recipe(path: Path) -> dict:
