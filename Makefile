@@ -29,25 +29,25 @@ lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 # Every step is a command you can type yourself. `best.ckpt` is the epoch with the best validation accuracy.
+NEWEST_RUN = $$(ls -td runs/demo/version_* | head -1)
 demo: install
 	@echo "== 1/6 Write videos of moving, growing and turning shapes -> demo/data"
 	python -m datamodules.synthetic demo/data
-	@echo "== 2/6 Train VideoMamba-Nano -> demo/run"
+	@echo "== 2/6 Train VideoMamba-Nano -> runs/demo"
 	lightning fit --config zoo/recipes/demo.yaml
-	@echo "== 3/6 Test on held-out videos, several views of each -> demo/test"
-	lightning test --config zoo/recipes/demo.yaml --ckpt_path demo/run/checkpoints/best.ckpt \
-		--trainer.logger.init_args.name test
+	@echo "== 3/6 Test on held-out videos, several views of each -> runs/demo"
+	lightning test --config zoo/recipes/demo.yaml --ckpt_path best
 	@echo "== 4/6 Save in the hub format -> demo/model"
-	zoo convert demo/run/checkpoints/best.ckpt demo/model
+	zoo convert $(NEWEST_RUN)/checkpoints/best.ckpt demo/model
 	@echo "== 5/6 Load it back in Python"
 	python -c 'import zoo; model = zoo.load("demo/model"); print(type(model).__name__, "knows", model.class_names)'
 	@echo "== 6/6 What happens in held-out videos -> demo/predictions.png"
 	zoo predict demo/model $$(for class in demo/data/test/*; do ls $$class/*.mp4 | head -1; done) --topk 3 --plot demo/predictions.png
 	@echo
-	@echo "Done. The picture is demo/predictions.png, the model demo/model, curves demo/run/metrics.csv, videos demo/data/test."
+	@echo "Done. The picture is demo/predictions.png, the model demo/model, curves $(NEWEST_RUN)/curves.png, videos demo/data/test."
 	@echo "Next: .venv/bin/zoo predict demo/model VIDEO        ask about a video of yours"
 	@echo "      .venv/bin/zoo list                            the pretrained models"
 	@echo "      .venv/bin/lightning fit --config zoo/recipes/demo.yaml --data.root MY_VIDEOS --model.num_classes N"
 
 clean:
-	rm -rf demo
+	rm -rf demo runs/demo

@@ -3,11 +3,20 @@
 import importlib
 
 _HOME = {
+    "ActivityNet": "activitynet",
+    "CaptionCSV": "caption_csv",
+    "CaptionDataset": "retrieval",
+    "ClipDataModule": "clips",
     "ClipDataset": "base",
-    "DataError": "base",
+    "DataError": "errors",
     "DecodeError": "decode",
+    "DiDeMo": "didemo",
     "ImageNet": "imagenet",
     "Kinetics": "kinetics",
+    "LSMDC": "lsmdc",
+    "MSRVTT": "msrvtt",
+    "MSVD": "msvd",
+    "RetrievalDataModule": "retrieval",
     "SomethingSomethingV2": "ssv2",
     "VideoCSV": "video_csv",
     "VideoDataModule": "base",

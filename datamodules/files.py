@@ -10,7 +10,7 @@ from pathlib import Path
 
 from datamodules.errors import DataError
 
-__all__ = ["Folders", "RemoteFile", "first_file", "is_url", "join", "read_text", "resolve", "split"]
+__all__ = ["Folders", "RemoteFile", "first_file", "is_url", "join", "read_bytes", "read_text", "resolve", "split"]
 
 
 def is_url(path: str) -> bool:
@@ -48,6 +48,23 @@ def split(path: str) -> tuple[str, str]:
     return f"{protocol}://{folder}", name
 
 
+def read_bytes(path: str) -> bytes:
+    """The whole file.
+
+    Raises:
+        DataError: the file is missing or cannot be read.
+    """
+    try:
+        if is_url(path):
+            with RemoteFile(path) as file:
+                return file.read()
+        return Path(path).read_bytes()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise DataError(f"{path} does not exist; check data.root and the name of the list.") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); check its permissions.") from error
+
+
 def read_text(path: str) -> str:
     """Text in UTF-8, with or without a byte order mark.
 
@@ -55,17 +72,7 @@ def read_text(path: str) -> str:
         DataError: the file is missing, cannot be read, or is not UTF-8.
     """
     try:
-        if is_url(path):
-            with RemoteFile(path) as file:
-                data = file.read()
-        else:
-            data = Path(path).read_bytes()
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise DataError(f"{path} does not exist; check data.root and the name of the list.") from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); check its permissions.") from error
-    try:
-        return data.decode("utf-8-sig")
+        return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not a UTF-8 text file ({error.reason}); save the list as UTF-8.") from error
 

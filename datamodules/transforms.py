@@ -13,8 +13,10 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 __all__ = [
+    "AUTO_AUGMENT_POLICIES",
     "INTERPOLATIONS",
     "TrainTransform",
+    "auto_augment",
     "center_crop",
     "crop_views",
     "rand_augment",
@@ -138,7 +140,7 @@ def _random_box(
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """RandAugment, random resized crop and horizontal flip of one clip, uint8 (T, 3, H, W) -> (T, 3, size, size).
+    """Random operations, resized crop and horizontal flip of one clip, uint8 (T, 3, H, W) -> (T, 3, size, size).
 
     Args:
         size: side of the result in pixels.
@@ -149,7 +151,8 @@ class TrainTransform:
         num_ops: operations of `rand_augment`; 0 leaves it out.
         magnitude: see `rand_augment`.
         magnitude_std: see `rand_augment`.
-        crop_first: crop and flip before RandAugment instead of after it.
+        policy: of `auto_augment`, before RandAugment; None leaves it out.
+        crop_first: crop and flip before these operations instead of after them.
     """
 
     size: int
@@ -160,6 +163,7 @@ class TrainTransform:
     num_ops: int = 0
     magnitude: float = 7.0
     magnitude_std: float = 0.5
+    policy: str | None = None
     crop_first: bool = False
 
     def __call__(self, video: Tensor) -> Tensor:
@@ -169,6 +173,7 @@ class TrainTransform:
         return video
 
     def _augment(self, video: Tensor) -> Tensor:
+        video = auto_augment(video, self.policy) if self.policy else video
         return rand_augment(video, self.num_ops, self.magnitude, self.magnitude_std) if self.num_ops else video
 
     def _crop_and_flip(self, video: Tensor) -> Tensor:
@@ -198,6 +203,27 @@ def rand_augment(
         if _uniform() < op_probability:
             level = float(torch.normal(magnitude, magnitude_std, ()).clamp(0, 10)) if magnitude_std else magnitude
             video = operation(video, level / 10)
+    return video
+
+
+def auto_augment(video: Tensor, policy: str = "v0") -> Tensor:
+    """AutoAugment (arXiv 1805.09501): one of 25 pairs of operations, each with its own probability and magnitude.
+
+    `v0` is the ImageNet policy of TPU EfficientNet and of timm's `aa=v0`. It is not the table in the paper's appendix,
+    which torchvision's AutoAugment has: the pairs are others, SolarizeAdd is among them, colour is scaled by
+    0.1 .. 1.9, and posterisation keeps 0 .. 4 bits. All frames of the clip get the same operations.
+
+    Args:
+        video: uint8 (T, 3, H, W).
+        policy: a name of `AUTO_AUGMENT_POLICIES`.
+
+    Returns:
+        uint8 (T, 3, H, W).
+    """
+    pairs = AUTO_AUGMENT_POLICIES[policy]
+    for name, probability, level in pairs[_integer(len(pairs))]:
+        if _uniform() < probability:
+            video = (_OPERATIONS | _LEVEL_OPERATIONS)[name](video, level / 10)
     return video
 
 
@@ -250,6 +276,44 @@ _OPERATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "TranslateXRel": lambda video, strength: _affine(video, shift=(_signed(0.45 * strength) * video.shape[-1], 0.0)),
     "TranslateYRel": lambda video, strength: _affine(video, shift=(0.0, _signed(0.45 * strength) * video.shape[-2])),
 }
+
+# The same for operations whose magnitude says what is left, not how much is done.
+_LEVEL_OPERATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "Posterize": lambda video, strength: F.posterize(video, int(4 * strength)),
+    "Solarize": lambda video, strength: _solarize(video, int(256 * strength)),
+    "Color": lambda video, strength: F.adjust_saturation(video, 0.1 + 1.8 * strength),
+}
+
+AUTO_AUGMENT_POLICIES: dict[str, tuple[tuple[tuple[str, float, int], ...], ...]] = {
+    "v0": (
+        (("Equalize", 0.8, 1), ("ShearY", 0.8, 4)),
+        (("Color", 0.4, 9), ("Equalize", 0.6, 3)),
+        (("Color", 0.4, 1), ("Rotate", 0.6, 8)),
+        (("Solarize", 0.8, 3), ("Equalize", 0.4, 7)),
+        (("Solarize", 0.4, 2), ("Solarize", 0.6, 2)),
+        (("Color", 0.2, 0), ("Equalize", 0.8, 8)),
+        (("Equalize", 0.4, 8), ("SolarizeAdd", 0.8, 3)),
+        (("ShearX", 0.2, 9), ("Rotate", 0.6, 8)),
+        (("Color", 0.6, 1), ("Equalize", 1.0, 2)),
+        (("Invert", 0.4, 9), ("Rotate", 0.6, 0)),
+        (("Equalize", 1.0, 9), ("ShearY", 0.6, 3)),
+        (("Color", 0.4, 7), ("Equalize", 0.6, 0)),
+        (("Posterize", 0.4, 6), ("AutoContrast", 0.4, 7)),
+        (("Solarize", 0.6, 8), ("Color", 0.6, 9)),
+        (("Solarize", 0.2, 4), ("Rotate", 0.8, 9)),
+        (("Rotate", 1.0, 7), ("TranslateYRel", 0.8, 9)),
+        (("ShearX", 0.0, 0), ("Solarize", 0.8, 4)),
+        (("ShearY", 0.8, 0), ("Color", 0.6, 4)),
+        (("Color", 1.0, 0), ("Rotate", 0.6, 2)),
+        (("Equalize", 0.8, 4), ("Equalize", 0.0, 8)),
+        (("Equalize", 1.0, 4), ("AutoContrast", 0.6, 2)),
+        (("ShearY", 0.4, 7), ("SolarizeAdd", 0.6, 7)),
+        (("Posterize", 0.8, 2), ("Solarize", 0.6, 10)),  # no bit is left: black, as in the published training
+        (("Solarize", 0.6, 8), ("Equalize", 0.6, 1)),
+        (("Color", 0.8, 6), ("Rotate", 0.4, 5)),
+    ),
+}
+"""Policy -> pairs of (operation, probability, magnitude 0 .. 10)."""
 
 
 def _uniform(low: float = 0.0, high: float = 1.0) -> float:

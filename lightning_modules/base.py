@@ -1,14 +1,19 @@
 """What all modules of the zoo share: a config, input normalisation, optimiser and schedule."""
 
 import inspect
+import os
 from abc import ABC, abstractmethod
 
+import numpy as np
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 
+from lightning_modules.callbacks.finite import FiniteLoss
 from lightning_modules.errors import ModelError
 from lightning_modules.optim import official_image_schedule, parameter_groups, warmup_cosine
+from lightning_modules.sharding import blocks, refuse_flat_parameters, shard
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "BaseModule"]
 
@@ -62,6 +67,38 @@ class BaseModule(LightningModule, ABC):
         video = video.to(self.mean.dtype) / 255 if video.dtype == torch.uint8 else video.to(self.mean.dtype)
         return (video - self.mean) / self.std
 
+    def configure_callbacks(self) -> list[Callback]:
+        """A check of the loss; one given to the Trainer takes its place."""
+        return [FiniteLoss()]
+
+    def on_train_batch_start(self, batch: dict, batch_idx: int) -> None:
+        """Makes the random numbers of a step (dropout, stochastic depth) depend on the seed, the epoch, the batch and
+        the process alone, so that an interrupted run goes on as if it had not been."""
+        seed = os.environ.get("PL_GLOBAL_SEED")
+        if seed is not None:
+            place = [int(seed), self.current_epoch, batch_idx, self.global_rank]
+            torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
+
+    def configure_model(self) -> None:
+        """Compiles the network's blocks, and shares the network out under the strategy ``fsdp2``.
+
+        The blocks are compiled in place, so that names in checkpoints stay as they are, and one by one, since they are
+        all alike and the first one's code serves the others.
+
+        Raises:
+            ModelError: a moving average of weights that are shared out.
+        """
+        if self.training_arguments.get("compile"):
+            for block in blocks(self.net):
+                block.compile()
+        if self.device_mesh is not None:
+            if any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks):
+                raise ModelError(
+                    "A moving average keeps all weights in every process and fsdp2 shares them out; "
+                    "remove the callback, or set trainer.strategy to ddp."
+                )
+            shard(self.net, self.device_mesh["data_parallel"])
+
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         # The key under which LightningCLI and the hub's export look for the class.
         checkpoint["hyper_parameters"]["_class_path"] = self.config["class_path"]
@@ -70,8 +107,10 @@ class BaseModule(LightningModule, ABC):
         """AdamW with layer-wise decay; a linear warm-up and a half cosine, as ``schedule`` says.
 
         Raises:
-            ModelError: no end of the training is set, or ``lr_samples`` is given and the clips per step are unknown.
+            ModelError: no end of the training is set; ``lr_samples`` is given and the clips per step are unknown; a
+                strategy flattens the weights.
         """
+        refuse_flat_parameters(self.trainer.strategy)
         args = self.training_arguments
         lr_scale = 1.0 if args["lr_samples"] is None else self._clips_per_step() / args["lr_samples"]
         lr = args["lr"] * lr_scale

@@ -41,6 +41,7 @@ class VideoClassifier(BaseModule):
         label_smoothing: share of the target spread over all classes.
         init: "mamba" or "official", see `lightning_modules.nets.bimamba.BiMamba`.
         checkpoint_blocks: how many of the first blocks are recomputed in the backward pass to save memory.
+        compile: run the blocks through torch.compile; the first steps then take minutes.
         init_from: weights that the ``lightning`` command starts from: a registered name, a model folder, a ``.ckpt`` or
             a Hub repository. The head is replaced where the classes differ; see `zoo.initialise`.
         freeze_backbone: train the head only (linear probe).
@@ -84,6 +85,7 @@ class VideoClassifier(BaseModule):
         label_smoothing: float = 0.1,
         init: str = "mamba",
         checkpoint_blocks: int = 0,
+        compile: bool = False,
         init_from: str | None = None,
         freeze_backbone: bool = False,
         lr: float = 1e-3,
@@ -201,7 +203,7 @@ class VideoClassifier(BaseModule):
         logits = self(batch["video"])
         target = batch.get("target", batch["label"])
         loss = F.cross_entropy(logits.float(), target, label_smoothing=self.training_arguments["label_smoothing"])
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(logits))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(logits), sync_dist=True)
         return loss
 
     def predict_scores(self, video: Tensor) -> Tensor:

@@ -27,8 +27,9 @@ def parameter_groups(
         net: a network with ``depth`` and ``layer_id(name)``.
         weight_decay: decay of the decayed groups.
         layer_decay: factor per layer; 1 switches layer-wise decay off.
-        layer_decay_scope: "all" scales every depth; "embedding" only depth 0, which is what the official training code
-            does (its branch for the blocks is commented out).
+        layer_decay_scope: "all" scales every depth; "embedding" only the patch and spatial position embeddings and the
+            class token, which is what the official training code does (its branch for the blocks is commented out, and
+            the temporal embedding, which starts at 0, is not in its list).
         decay_state_matrix: decay A_log too, as the official code does although its mixer marks A_log as exempt.
 
     Returns:
@@ -43,7 +44,7 @@ def parameter_groups(
         decayed = parameter.ndim > 1 and not name.endswith(".bias") and name not in NO_DECAY
         decayed = decayed and (decay_state_matrix or not is_state_matrix)
         layer = net.layer_id(name)
-        if layer_decay_scope == "embedding" and layer > 0:
+        if layer_decay_scope == "embedding" and (layer > 0 or name == "temporal_pos_embedding"):
             layer = last
         if layer_decay == 1.0:
             layer = last

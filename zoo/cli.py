@@ -1,33 +1,42 @@
 """The ``lightning`` command: fit, validate, test and predict with modules and DataModules of the zoo, or your own."""
 
+import copy
 import csv
+import functools
 import importlib
 import inspect
 import itertools
 import logging
 import os
 import re
+import signal
 import sys
 import tempfile
 import warnings
 from argparse import ArgumentError
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
+from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 import datamodules
 import lightning_modules
 from lightning_modules.base import BaseModule
+from lightning_modules.callbacks.checkpoints import AtomicCheckpointIO
 from zoo.build import initialise, read_config_of
 from zoo.commands.main import report
 from zoo.errors import ZooError, hint
-from zoo.recipe import find_recipe, merge, read_recipe
+from zoo.recipe import RECIPES, find_recipe, merge, read_recipe
+from zoo.runs import Metrics, Runs, loggers, new_folder, steps_done
 
 __all__ = ["ZooCLI", "main"]
 
@@ -50,27 +59,92 @@ class ZooCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         arguments = sys.argv[1:]
+        source = None
         with tempfile.TemporaryDirectory() as scratch:
-            config: dict = {}
+            layers: dict[Path, dict] = {}
             for i, (flag, value) in enumerate(zip(["", *arguments], [*arguments, ""], strict=True)):
                 flag, joined, inline = (value if value.startswith("--config=") else flag).partition("=")
                 if flag not in ("--config", "-c"):
                     continue
-                recipe = read_recipe(find_recipe(inline if joined else value))
+                source = find_recipe(inline if joined else value)
                 merged = Path(scratch) / f"{i}.yaml"
-                merged.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+                layers[merged] = read_recipe(source)
                 arguments[i] = f"--config={merged}" if joined else str(merged)
-                config = merge(config, recipe)
+            if not layers and arguments[:1] and arguments[0] in self.subcommands():
+                merged = Path(scratch) / "default.yaml"
+                layers[merged] = {"trainer": read_recipe(RECIPES / "parts" / "trainer.yaml")}
+                arguments.insert(1, f"--config={merged}")
+            config = functools.reduce(merge, layers.values(), {})
             check_keys(config, arguments)
+            callbacks, arguments = change_callbacks((config.get("trainer") or {}).get("callbacks"), arguments)
+            if callbacks is not None:
+                layers[merged].setdefault("trainer", {})["callbacks"] = callbacks
             donor = donor_arguments(config, arguments)
             if donor is not None:
                 below = Path(scratch) / "donor.yaml"
-                below.write_text(yaml.safe_dump({"model": donor}, sort_keys=False), encoding="utf-8")
+                layers[below] = {"model": donor}
                 arguments.insert(1, f"--config={below}")
+            for path, layer in layers.items():
+                path.write_text(yaml.safe_dump(layer, sort_keys=False), encoding="utf-8")
             try:
                 self.config = parser.parse_args(arguments)
             except ArgumentError as error:
                 raise concise(error) from error
+        if "subcommand" in self.config:
+            self._find_checkpoint(source)
+
+    def _find_checkpoint(self, source: Path | None) -> None:
+        """Replaces ``--ckpt_path last`` and ``best`` by the file they mean; see `zoo.runs`."""
+        subcommand = self.config.subcommand
+        config = self.config[subcommand]
+        model = (config.get("model.class_path") or "model").rpartition(".")[2]
+        trainer = config.trainer
+        # Without loggers of its own choice a run gets ours, just before it starts: the saved config names no version.
+        self.own_record = trainer.logger in (None, True) and not trainer.fast_dev_run and not trainer.barebones
+        self.continued: Path | None = None
+        if not self.own_record and subcommand == "fit":
+            return
+        self.runs = Runs.of(source, model, trainer.default_root_dir)
+        which = config.get("ckpt_path")
+        if which not in ("last", "best"):
+            return
+        found = self.runs.find(which)
+        runs = self.runs.version or self.runs.folder
+        if found is None and (subcommand, which) != ("fit", "last"):
+            raise ZooError(f"There is no {which}.ckpt of a run in {runs}; train first, or pass a file to --ckpt_path.")
+        if subcommand == "fit" and which == "last":
+            self.continued = found
+            rank_zero_info(f"Going on with {found.parents[1]}." if found else f"No run to go on with in {runs}.")
+        else:
+            rank_zero_info(f"Taking {found}.")
+        config["ckpt_path"] = None if found is None else str(found)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self.config_init[self.subcommand].trainer
+        if self.own_record:
+            kwargs["logger"] = False
+        switched_off = [ProgressBar] if config.enable_progress_bar is False else []
+        switched_off += [Checkpoint] if config.enable_checkpointing is False else []
+        if switched_off and isinstance(config.callbacks, list):
+            kwargs["callbacks"] = [c for c in config.callbacks if not isinstance(c, tuple(switched_off))]
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        return trainer
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Gives the run its folder only now that all of its parts exist: a wrong config leaves none behind."""
+        if subcommand != "fit":
+            # No checkpoint will be written.
+            warnings.filterwarnings("ignore", message="The dirpath has changed from")
+        if self.own_record and subcommand != "fit":
+            self.trainer.loggers = [Metrics(new_folder(self.runs.folder, subcommand))]
+        elif self.own_record and self.continued is not None:
+            step = steps_done(self.continued, self.config[subcommand].get("weights_only"))
+            self.trainer.loggers = loggers(self.continued.parents[1], step)
+        elif self.own_record:
+            self.trainer.loggers = loggers(new_folder(self.runs.folder, "version"))
+        super()._run_subcommand(subcommand)
 
     def before_instantiate_classes(self) -> None:
         """Counts the data's classes where the model leaves their number open."""
@@ -137,6 +211,39 @@ def donor_arguments(config: dict, arguments: list[str]) -> dict | None:
         for name in ("short_side", "interpolation"):
             init_args.pop(name, None)
     return {**donor, "init_args": init_args}
+
+
+def change_callbacks(callbacks: list[dict] | None, arguments: list[str]) -> tuple[list[dict] | None, list[str]]:
+    """Carries out ``--trainer.callbacks.CLASS null`` and ``--trainer.callbacks.CLASS.ARGUMENT VALUE``.
+
+    Returns:
+        The changed list, or None where nothing was to be changed; the arguments without those.
+
+    Raises:
+        ZooError: there is no such callback in the config.
+    """
+    changed, rest = None, []
+    words = iter(arguments)
+    for word in words:
+        flag, joined, value = word.partition("=")
+        name, _, argument = flag.removeprefix("--trainer.callbacks.").partition(".")
+        if not flag.startswith("--trainer.callbacks.") or not name[:1].isupper():
+            rest.append(word)
+            continue
+        value = yaml.safe_load(value if joined else next(words, ""))
+        changed = copy.deepcopy(callbacks or []) if changed is None else changed
+        found = {callback["class_path"].rpartition(".")[2]: callback for callback in reversed(changed)}
+        if name not in found:
+            nearest = hint(name, found, f"the config has {', '.join(found) or 'none'}.")
+            raise ZooError(f"trainer.callbacks has no {name}: {nearest}")
+        if argument:
+            arguments_of = found[name].setdefault("init_args", {})
+            arguments_of[argument.removeprefix("init_args.")] = value
+        elif value is None:
+            changed.remove(found[name])
+        else:
+            raise ZooError(f"{flag} takes null, which leaves the callback out; its arguments are {flag}.ARGUMENT.")
+    return changed, rest
 
 
 def check_keys(config: dict, arguments: list[str]) -> None:
@@ -211,6 +318,9 @@ class _SaveConfig(SaveConfigCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
+            # What made the run, not where it was continued: the file can be run again.
+            self.config = self.config.clone()
+            self.config["ckpt_path"] = None
             super().setup(trainer, pl_module, stage)
 
 
@@ -219,12 +329,18 @@ def quiet() -> None:
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     logger.addFilter(lambda record: "Tip" not in record.getMessage())
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
+    # A run that goes on has checkpoints in its folder; others get a new one.
+    warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")
 
 
 def main() -> None:
     """Console entry: a foreseen error is one sentence on stderr and status 1, or 2 where the command line is wrong."""
     quiet()
-    report(ZooCLI, program="lightning", usage_errors=(ArgumentError,))
+    try:
+        report(ZooCLI, program="lightning", usage_errors=(ArgumentError,))
+    except SIGTERMException:  # a SystemExit that says all is well
+        print("lightning: stopped by SIGTERM; --ckpt_path last goes on from there", file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
 
 
 if __name__ == "__main__":

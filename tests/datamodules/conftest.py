@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from datamodules import synthetic
+
 BITS = 10
 
 
@@ -121,3 +123,15 @@ def class_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for number in range(count):
                 write_video(root / split / name / f"{number}.mp4", 6 + number, options={"bf": "1"})
     return root
+
+
+@pytest.fixture(scope="session")
+def captioned_clips(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, tuple[str, ...]]]:
+    """Eight generated videos of 2 to 4 seconds at 4 frames a second, each with three captions."""
+    folder, clips = tmp_path_factory.mktemp("captioned"), []
+    for number, motion in enumerate(synthetic.CLASSES):
+        frames, spec = synthetic.render_clip(motion, np.random.default_rng(number))
+        path = folder / f"{number}.mp4"
+        synthetic.write_video(path, frames[: 8 + number], 4)
+        clips.append((path, spec.captions))
+    return clips

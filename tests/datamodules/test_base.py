@@ -291,9 +291,10 @@ def test_repeats_have_the_same_frames(tmp_path, make_video):
                     crop_ratio=(4 / 3, 4 / 3), **FORMAT)  # fmt: skip
     data.setup("fit")
     torch.manual_seed(0)
-    mirrored, drawn = set(), set()
-    for _ in range(4):
-        video = next(iter(data.train_dataloader()))["video"].float()
+    mirrored, drawn, loader = set(), set(), data.train_dataloader()
+    for epoch in range(4):
+        loader.sampler.set_epoch(epoch)
+        video = next(iter(loader))["video"].float()
         brightness = video.mean(dim=(1, 3, 4))  # (4 repeats, 4 frames)
         assert (brightness - brightness[0]).abs().max() < 2
         mirrored.add(tuple((video[..., :10].mean(dim=(1, 2, 3, 4)) < video[..., -10:].mean(dim=(1, 2, 3, 4))).tolist()))
@@ -345,6 +346,8 @@ def test_image_size_given_alone_moves_the_short_side(grey_videos, tmp_path):
         ({"repeats": 0}, "repeats is 0 and repeat_mode 'views'; they have to be at least 1 and one of views, sampler"),
         ({"repeat_mode": "loader"}, "repeat_mode 'loader'"),
         ({"max_unreadable": 5}, "max_unreadable is 5; it is a share between 0 and 1"),
+        ({"auto_augment": "original"}, "auto_augment is 'original'; it has to be one of v0, or null"),
+        ({"auto_augment": "v0", "rand_augment_ops": 2}, "'v0' and rand_augment_ops 2; set one of them"),
     ],
 )
 def test_bad_arguments(grey_videos, change, message):

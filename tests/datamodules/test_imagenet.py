@@ -6,7 +6,7 @@ from torchvision.transforms.v2 import functional as F
 
 from datamodules.base import DataError
 from datamodules.imagenet import ImageNet
-from datamodules.repeats import RepeatedSampler
+from datamodules.loading import TrainSampler
 from datamodules.synthetic import render_clip
 
 FORMAT = {
@@ -108,7 +108,7 @@ def test_repeats_are_drawn_by_the_sampler(root):
     data = data_of(root, repeats=3, batch_size=2)
     data.setup("fit")
     loader = data.train_dataloader()
-    assert isinstance(loader.sampler, RepeatedSampler) and data.clips_per_batch == 2
+    assert isinstance(loader.sampler, TrainSampler) and data.clips_per_batch == 2
     indices = [index for batch in loader for index in batch["index"].tolist()]
     assert len(indices) == 6  # an epoch stays as long
     assert indices[:3] == indices[:1] * 3 and indices[3:] == indices[3:4] * 3

@@ -5,7 +5,9 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from datamodules import transforms
 from datamodules.transforms import (
+    AUTO_AUGMENT_POLICIES,
     TrainTransform,
+    auto_augment,
     center_crop,
     crop_views,
     rand_augment,
@@ -251,3 +253,81 @@ def test_rand_augment_counts_and_magnitudes(monkeypatch):
     calls.clear()
     rand_augment(video, num_ops=50, magnitude=9.9, magnitude_std=3)
     assert all(0 <= strength <= 1 for _, strength in calls)
+
+
+# AutoAugment ---------------------------------------------------------------------------------------------------------
+
+# timm's `v0`, one pair a line: operation, probability in tenths, magnitude, twice.
+V0 = """
+    Equalize 8 1  ShearY 8 4      | Color 4 9  Equalize 6 3         | Color 4 1  Rotate 6 8
+    Solarize 8 3  Equalize 4 7    | Solarize 4 2  Solarize 6 2      | Color 2 0  Equalize 8 8
+    Equalize 4 8  SolarizeAdd 8 3 | ShearX 2 9  Rotate 6 8          | Color 6 1  Equalize 10 2
+    Invert 4 9  Rotate 6 0        | Equalize 10 9  ShearY 6 3       | Color 4 7  Equalize 6 0
+    Posterize 4 6  AutoContrast 4 7 | Solarize 6 8  Color 6 9       | Solarize 2 4  Rotate 8 9
+    Rotate 10 7  TranslateYRel 8 9 | ShearX 0 0  Solarize 8 4       | ShearY 8 0  Color 6 4
+    Color 10 0  Rotate 6 2        | Equalize 8 4  Equalize 0 8      | Equalize 10 4  AutoContrast 6 2
+    ShearY 4 7  SolarizeAdd 6 7   | Posterize 8 2  Solarize 6 10    | Solarize 6 8  Equalize 6 1
+    Color 8 6  Rotate 4 5
+"""
+
+
+def test_the_policy_is_timms_v0():
+    expected = []
+    for pair in V0.replace("\n", "|").split("|"):
+        if words := pair.split():
+            one, two = words[:3], words[3:]
+            expected.append(tuple((name, int(tenths) / 10, int(level)) for name, tenths, level in (one, two)))
+    assert len(expected) == 25
+    assert list(AUTO_AUGMENT_POLICIES["v0"]) == expected
+
+
+@pytest.mark.parametrize("level", range(11))
+def test_level_operations_equal_pil(level):
+    """The three whose magnitude is a level; the others are those of RandAugment, compared above."""
+    video = smooth(60, 80)
+    for original, frame in zip(video, range(len(video)), strict=True):
+        image = Image.fromarray(original.permute(1, 2, 0).numpy())
+        kept = int(level / 10 * 4)  # bits
+        wanted = {
+            "Posterize": image.point([i >> (8 - kept) << (8 - kept) for i in range(256)] * 3),
+            "Solarize": ImageOps.solarize(image, int(level / 10 * 256)),
+            "Color": ImageEnhance.Color(image).enhance(level / 10 * 1.8 + 0.1),
+        }
+        for name, pil in wanted.items():
+            got = transforms._LEVEL_OPERATIONS[name](video, level / 10)[frame].permute(1, 2, 0).numpy()
+            assert np.abs(np.asarray(pil).astype(int) - got).max() <= (2 if name == "Color" else 0), name
+
+
+def test_auto_augment_draws_pairs_evenly_and_applies_each_with_its_probability(monkeypatch):
+    calls = []
+    for table in ("_OPERATIONS", "_LEVEL_OPERATIONS"):
+        spies = {
+            name: lambda video, strength, name=name: calls.append((name, round(strength * 10))) or video
+            for name in getattr(transforms, table)
+        }
+        monkeypatch.setattr(transforms, table, spies)
+    video, draws = noise(4, 4), 10_000
+    expected = {}
+    for pair in AUTO_AUGMENT_POLICIES["v0"]:
+        for name, probability, level in pair:
+            expected[name, level] = expected.get((name, level), 0) + probability / 25
+    for _ in range(draws):
+        auto_augment(video)
+    counts = {key: calls.count(key) / draws for key in {*calls, *expected}}
+    assert counts == pytest.approx(expected | {key: 0 for key in counts if key not in expected}, abs=0.01)
+    assert counts.get(("ShearX", 0), 0) == 0
+
+
+def test_auto_augment_treats_all_frames_alike_and_repeats_with_the_generator():
+    clip = smooth(40, 50, frames=1).expand(4, -1, -1, -1)
+    changed = 0
+    for seed in range(40):
+        torch.manual_seed(seed)
+        done = TrainTransform(24, policy="v0")(clip)
+        assert all(torch.equal(done[0], done[i]) for i in range(1, 4))
+        torch.manual_seed(seed)
+        wanted = random_resized_crop(auto_augment(clip), 24)
+        assert torch.equal(done, wanted.flip(-1) if torch.rand(()).item() < 0.5 else wanted)
+        torch.manual_seed(seed)
+        changed += not torch.equal(auto_augment(clip), clip)
+    assert changed > 25

@@ -1,0 +1,140 @@
+"""Which videos a training step sees, in which order and with which random numbers; and a loader that can go on.
+
+What a training item looks like depends on the run's seed, the epoch and the item's place in it, and on nothing else:
+not on the number of loader workers, not on how the places are dealt out to processes, not on whether the run was
+interrupted.
+"""
+
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch.utils.data import Dataset, DistributedSampler
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from datamodules.errors import DataError
+
+__all__ = ["ClipLoader", "Draw", "TrainSampler", "seeded"]
+
+
+class Draw(NamedTuple):
+    """An item of the data set and the seed of its augmentation."""
+
+    index: int
+    seed: int
+
+
+class TrainSampler(DistributedSampler):
+    """Deals the items of an epoch out to the processes in turn, in random order, each with a seed.
+
+    With `repeats` each item is drawn so often in a row (repeated augmentation):
+
+        order drawn        c   a   d   b   ...
+        repeated           c c c   a a a   d d d   b b b   ...
+        process 0 of 2     c   c     a   d   d     b
+        process 1 of 2       c   a   a     d   b   b
+
+    An epoch is then as long as without repeats, so that it sees only some of the items: floor(N / 256) * 256 draws
+    divided by the number of processes, as in the published image recipes (all N where N < 256). Without repeats an
+    epoch has all N items, and the first ones again where the processes would get unequal numbers.
+
+    Args:
+        dataset: anything with a length N.
+        repeats: how often each item is drawn, at least 1.
+        num_replicas: number of processes.
+        rank: this process, from 0.
+        seed: an epoch depends on seed + epoch (`set_epoch`) and nothing else.
+        multiple: leave out the last draws of each process that do not fill so many; an epoch shorter than that is kept.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        repeats: int = 1,
+        *,
+        num_replicas: int = 1,
+        rank: int = 0,
+        seed: int = 0,
+        multiple: int = 1,
+    ) -> None:
+        super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed)
+        self.repeats = repeats
+        if repeats > 1:
+            self.num_samples = (len(dataset) // 256 * 256 or len(dataset)) // num_replicas
+        self.num_samples = self.num_samples // multiple * multiple or self.num_samples
+        self.total_size = self.num_samples * num_replicas
+
+    def __iter__(self) -> Iterator[Draw]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = torch.randperm(len(self.dataset), generator=generator)
+        if self.repeats > 1:
+            # No more items than needed; the last one possibly cut.
+            order = order[: -(-self.total_size // self.repeats)].repeat_interleave(self.repeats)
+        places = torch.arange(self.rank, self.total_size, self.num_replicas)
+        seeds = torch.randint(2**32, (self.total_size,), generator=generator)
+        return map(Draw, order[places % len(order)].tolist(), seeds[places].tolist())
+
+
+class ClipLoader(StatefulDataLoader):
+    """A loader over a `TrainSampler` that goes on in the middle of an epoch and knows how long it was waited for.
+
+    Nothing is read, and the sampler's epoch not settled, before the first batch is asked for.
+
+    Attributes:
+        waited: seconds spent waiting for batches so far.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "'set_vital' is deprecated")  # torchdata calls it
+            super().__init__(*args, **kwargs)
+        self.waited = 0.0
+        self.loaded_epoch = None
+
+    def __iter__(self) -> Iterator:
+        if self.loaded_epoch != self.sampler.epoch:
+            self.next_iter_state = None  # that epoch was over
+        batches = super().__iter__()
+        while True:
+            start = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            finally:
+                self.waited += time.perf_counter() - start
+            yield batch
+
+    def state_dict(self) -> dict:
+        """Where the current epoch stands."""
+        return {**super().state_dict(), "epoch": self.sampler.epoch, "num_workers": self.num_workers}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Goes on where the loader with this state stood, if the next epoch asked for is that one.
+
+        Raises:
+            DataError: that loader had another number of workers.
+        """
+        state = dict(state_dict)
+        self.loaded_epoch, workers = state.pop("epoch"), state.pop("num_workers")
+        if workers != self.num_workers:
+            raise DataError(
+                f"The interrupted epoch was read with {workers} workers, and this run has {self.num_workers}; "
+                f"set data.num_workers to {workers} to go on."
+            )
+        super().load_state_dict(state)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Runs the block with torch's generators, of the CPU and of `device`, at `seed`, and puts them back after it."""
+    device = torch.device(device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the generators of every device
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield

@@ -1,0 +1,24 @@
+"""Callbacks and plugins of a training run; they take any LightningModule unless they say otherwise."""
+
+import importlib
+
+_HOME = {
+    "AtomicCheckpointIO": "checkpoints",
+    "Curves": "curves",
+    "EMA": "ema",
+    "FiniteLoss": "finite",
+    "LastCheckpoint": "last",
+    "Summary": "summary",
+    "Throughput": "throughput",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,129 @@
+"""The course of a training as a picture."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+__all__ = ["Curves", "plot_curves"]
+
+Curve = tuple[np.ndarray, np.ndarray]  # steps, values
+
+
+class Curves(Callback):
+    """Draws curves.png beside metrics.csv when a training ends, also when it is interrupted or fails."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # Asking for the folder later, in one process that fails, would wait for the others for ever.
+        folder = trainer.log_dir
+        self.folder = Path(folder) if stage == "fit" and folder and trainer.is_global_zero else None
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._draw()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._draw()
+
+    def _draw(self) -> None:
+        if self.folder is None or not (self.folder / "metrics.csv").exists():
+            return
+        try:
+            plot_curves(self.folder / "metrics.csv", self.folder / "curves.png")
+        except Exception as error:  # whatever it is, the training counts more
+            rank_zero_warn(f"{self.folder / 'curves.png'} could not be drawn: {error}")
+
+
+def plot_curves(metrics: Path, out: Path) -> None:
+    """Draws what a metrics.csv holds: losses, scores, learning rate, speed; panels without numbers are left out."""
+    # Not pyplot: a figure of its own needs no display and leaves the user's figures alone.
+    from matplotlib.figure import Figure
+
+    curves, epochs = read_curves(metrics)
+    for name in curves:
+        if name.split("/")[-1] in ("top1", "top5"):
+            curves[name] = _scaled(curves[name], 100)
+    groups = {
+        "loss": [name for name in curves if name.split("/")[-1].startswith("loss")],
+        "score": [name for name in curves if name.startswith("val/") and not name.split("/")[-1].startswith("loss")],
+        "learning rate": _highest_rate(curves),
+        "clips per second": [name for name in curves if name == "train/clips_per_second"],
+    }
+    groups = {title: names for title, names in groups.items() if names}
+    if not groups:
+        return
+    figure = Figure(figsize=(11, 3.7 * -(-len(groups) // 2)), dpi=120, layout="constrained")
+    panels = figure.subplots(-(-len(groups) // 2), min(len(groups), 2), squeeze=False).flatten()
+    for panel in panels[len(groups) :]:
+        panel.remove()
+    last_step = max(steps[-1] for steps, _ in curves.values())
+    for panel, (title, names) in zip(panels, groups.items(), strict=False):
+        percent = all(name.split("/")[-1] in ("top1", "top5") for name in names)
+        for number, name in enumerate(names):
+            _draw_curve(panel, name, *curves[name], color=f"C{number}")
+        panel.set(xlabel="step", ylabel="accuracy (%)" if percent else title, xlim=(0, last_step + 1))
+        panel.grid(alpha=0.25)
+        _epoch_axis(panel, epochs)
+        if title in ("clips per second", "score"):
+            panel.set_ylim(bottom=0)
+        if title == "clips per second" and "train/data_wait" in curves:
+            beside = panel.twinx()
+            beside.plot(*_scaled(curves["train/data_wait"], 100), color="C1", lw=1.2)
+            beside.set_ylim(0, 100)
+            beside.set_ylabel("waiting for data (% of the time)", color="C1")
+            panel.yaxis.label.set_color("C0")
+        else:
+            panel.legend(frameon=False)
+    figure.suptitle(str(metrics.absolute().parent.relative_to(metrics.absolute().parents[2])))
+    beside = out.with_suffix(".part")
+    figure.savefig(beside, format="png")
+    beside.replace(out)
+
+
+def read_curves(metrics: Path) -> tuple[dict[str, Curve], Curve]:
+    """The columns of a metrics.csv, each as its steps and the numbers there; and apart from them the epochs."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    with metrics.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            for name, value in row.items():
+                if name != "step" and value:
+                    points.setdefault(name, []).append((float(row["step"]), float(value)))
+    curves = {name: tuple(np.array(found).T) for name, found in sorted(points.items())}
+    return curves, curves.pop("epoch", (np.zeros(0), np.zeros(0)))
+
+
+def _draw_curve(panel, name: str, steps: np.ndarray, values: np.ndarray, color: str) -> None:
+    label = f"{name}, last {values[-1]:.3g}"
+    if not name.startswith("train/loss") or len(values) < 20:
+        marker = "o" if len(values) < 60 else None
+        panel.plot(steps, values, color=color, lw=1.4, marker=marker, ms=3, label=label)
+        return
+    # The mean of a moving window, cut at the ends.
+    width = max(len(values) // 20, 3)
+    window = np.ones(width)
+    smooth = np.convolve(values, window, "same") / np.convolve(np.ones_like(values), window, "same")
+    panel.plot(steps, values, color=color, lw=0.6, alpha=0.35)
+    panel.plot(steps, smooth, color=color, lw=1.6, label=label)
+
+
+def _epoch_axis(panel, epochs: Curve) -> None:
+    """A second axis along the top that counts epochs begun, where there are several."""
+    steps, numbers = epochs
+    firsts = [steps[numbers == epoch].min() for epoch in np.unique(numbers)]
+    if len(firsts) < 2:
+        return
+    length = (steps.max() + 1) / (numbers.max() + 1)
+    top = panel.secondary_xaxis("top", functions=(lambda x: x / length, lambda x: x * length))
+    top.set_xlabel("epoch")
+    top.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _highest_rate(curves: dict[str, Curve]) -> list[str]:
+    """The group of parameters with the highest learning rate stands for all."""
+    rates = [name for name in curves if name.startswith("lr-") and not name.endswith(("-momentum", "-weight_decay"))]
+    return [max(rates, key=lambda name: curves[name][1].max())] if rates else []
+
+
+def _scaled(curve: Curve, factor: float) -> Curve:
+    return curve[0], curve[1] * factor

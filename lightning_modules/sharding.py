@@ -1,0 +1,89 @@
+"""Training with the weights shared out over the processes: PyTorch's FSDP2, block by block, as the strategy `fsdp2`."""
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy, StrategyRegistry
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.optim import Optimizer
+
+from lightning_modules.errors import ModelError
+from lightning_modules.nets.bimamba import Block
+
+__all__ = ["FullyShardedStrategy", "blocks", "refuse_flat_parameters", "shard"]
+
+
+class FullyShardedStrategy(ModelParallelStrategy):
+    """``--trainer.strategy fsdp2``: each process keeps a share of the weights, the gradients and the optimiser's state.
+
+    All processes of all machines see different data, as with ``ddp``. Parameters keep their names and shapes, so the
+    optimiser's groups are those of one process; they stay in float32 and ``bf16-mixed`` is autocast, as with ``ddp``.
+    A checkpoint is one ordinary file.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    def setup_environment(self) -> None:
+        # Known only now; Lightning's "auto" shares out over machines and cuts matrices over the devices of each.
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def load_checkpoint(self, checkpoint_path: str | os.PathLike, weights_only: bool | None = None) -> dict[str, Any]:
+        """Reads an ordinary checkpoint, whichever strategy wrote it.
+
+        Lightning's version takes the numbers in the optimiser's state for positions in the network. Where parameters
+        come in several groups, a checkpoint of ``ddp`` or of one process numbers them group by group.
+        """
+        path = Path(self.broadcast(checkpoint_path))
+        checkpoint = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
+        options = StateDictOptions(full_state_dict=True)
+        set_model_state_dict(self.model, checkpoint.pop("state_dict"), options=options)
+        for optimizer, state in zip(self.optimizers, checkpoint.get("optimizer_states", ()), strict=False):
+            set_optimizer_state_dict(self.model, optimizer, _by_name(state, optimizer, self.model), options=options)
+        return checkpoint
+
+
+StrategyRegistry.register("fsdp2", FullyShardedStrategy, override=True)
+
+
+def _by_name(state: dict, optimizer: Optimizer, model: nn.Module) -> dict:
+    """An optimiser's state with the parameters' names in place of their numbers; groups are matched by their place."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups, name_of = [], {}
+    for group, ours in zip(state["param_groups"], optimizer.param_groups, strict=True):
+        members = [names[parameter] for parameter in ours["params"]]
+        name_of |= zip(group["params"], members, strict=True)
+        groups.append({**group, "params": members})
+    return {"state": {name_of[number]: values for number, values in state["state"].items()}, "param_groups": groups}
+
+
+def blocks(net: nn.Module) -> list[nn.Module]:
+    """The repeated parts of a network, which are compiled and gathered one by one."""
+    return [module for module in net.modules() if isinstance(module, Block)]
+
+
+def shard(net: nn.Module, mesh: DeviceMesh) -> None:
+    """Shares out a network over the processes of a one-dimensional mesh: a unit per block and one for the rest."""
+    if isinstance(net, FSDPModule):
+        return
+    # A warning for networks that add to a block's output in place, which ours do not.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    for block in blocks(net):
+        fully_shard(block, mesh=mesh)
+    fully_shard(net, mesh=mesh)
+
+
+def refuse_flat_parameters(strategy: Strategy) -> None:
+    """Raises `ModelError` for Lightning's ``fsdp``, which makes every parameter a vector: none would be decayed."""
+    if isinstance(strategy, FSDPStrategy):
+        raise ModelError(
+            "Lightning's strategy 'fsdp' flattens the weights, so that weight decay cannot tell matrices from biases; "
+            "set trainer.strategy to fsdp2."
+        )

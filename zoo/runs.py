@@ -1,0 +1,172 @@
+"""Folders of runs: where a run's files go, how a run is found again, and how it is continued in its place.
+
+::
+
+    <root>/<name>/version_0/   config.yaml, metrics.csv, TensorBoard's event files, curves.png, checkpoints/
+                  version_1/
+                  test_0/      metrics.csv of `lightning test`; validate_0, predict_0 likewise
+"""
+
+import csv
+import io
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from zoo.errors import ZooError
+
+__all__ = ["Metrics", "Runs", "loggers", "new_folder", "steps_done"]
+
+_VERSION = re.compile(r"version_(\d+)")
+
+
+class Runs(NamedTuple):
+    """The runs of one recipe.
+
+    Attributes:
+        folder: <root>/<name>, which need not exist.
+        version: the one run that is meant, where its own config.yaml was given.
+    """
+
+    folder: Path
+    version: Path | None = None
+
+    @classmethod
+    def of(cls, config: Path | None, model: str, root: str | os.PathLike | None) -> "Runs":
+        """The runs of a config file, named after it, or of a model's class where there is none.
+
+        Raises:
+            ZooError: the root is a URL.
+        """
+        if "://" in str(root):
+            raise ZooError(f"trainer.default_root_dir is {root}: runs live in local folders; set trainer.logger too.")
+        folder = None if config is None else config.parent
+        if folder is not None and _VERSION.fullmatch(folder.name) and config.name == "config.yaml":
+            return cls(Path(root or folder.parent.parent) / folder.parent.name, folder)
+        return cls(Path(root or "runs") / (model if config is None else config.stem))
+
+    def find(self, checkpoint: str) -> Path | None:
+        """``<newest run>/checkpoints/<checkpoint>.ckpt``, of the newest run that has one."""
+        versions = [self.version] if self.version is not None else _numbered(self.folder, "version")
+        files = (version / "checkpoints" / f"{checkpoint}.ckpt" for version in reversed(versions))
+        return next((file for file in files if file.exists()), None)
+
+
+def new_folder(parent: Path, prefix: str) -> Path:
+    """Makes ``<parent>/<prefix>_N`` with the next free N; two programs started at once get different ones.
+
+    Processes other than the first take the newest folder and make none. They write nothing of their own, and Lightning
+    tells them the first one's folder wherever it matters.
+    """
+    existing = _numbered(parent, prefix)
+    number = _number(existing[-1]) if existing else -1
+    if rank_zero_only.rank:
+        return parent / f"{prefix}_{max(number, 0)}"
+    while True:
+        number += 1
+        folder = parent / f"{prefix}_{number}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+
+
+def steps_done(checkpoint: Path, weights_only: bool | None = None) -> int:
+    """Optimiser steps behind a checkpoint, which is the number of the next row in the logs; no tensor is read.
+
+    Raises:
+        ZooError: the file cannot be read.
+    """
+    file = checkpoint / "meta.pt" if checkpoint.is_dir() else checkpoint  # a folder: FSDP's sharded format
+    try:
+        return torch.load(file, map_location="cpu", mmap=True, weights_only=weights_only is not False)["global_step"]
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ZooError(f"{checkpoint} cannot be read ({reason}); remove it, or pass another to --ckpt_path.") from error
+
+
+def loggers(folder: Path, first_step: int | None = None) -> list[Logger]:
+    """CSV and TensorBoard loggers of a training in `folder`; from `first_step` on, what they hold is written anew."""
+    events = TensorBoardLogger(*_place(folder), default_hp_metric=False, purge_step=first_step)
+    return [Metrics(folder, first_step or 0), events]
+
+
+class Metrics(CSVLogger):
+    """metrics.csv in a folder; rows that are there already stay, up to the step from which the training goes on.
+
+    Lightning's own CSVLogger deletes the file of an earlier run.
+
+    Args:
+        folder: where metrics.csv lies or will lie.
+        first_step: the next step to be trained; rows of it and of later steps are dropped.
+    """
+
+    def __init__(self, folder: Path, first_step: int = 0) -> None:
+        super().__init__(*_place(folder))
+        self.first_step = first_step
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> ExperimentWriter:
+        if self._experiment is None:
+            self._experiment = _Writer(self.log_dir, self.first_step)
+        return self._experiment
+
+
+class _Writer(ExperimentWriter):
+    """Goes on with an existing file, and never leaves less in it than there was, whenever the process is killed."""
+
+    def __init__(self, log_dir: str, first_step: int) -> None:
+        self.first_step = first_step
+        super().__init__(log_dir)
+
+    def _check_log_dir_exists(self) -> None:
+        """Called by the constructor, in Lightning to delete the file."""
+        if not Path(self.metrics_file_path).exists():
+            return
+        self.metrics_keys, rows = self._read()
+        if self.metrics_keys:
+            self._write(self.metrics_keys, [row for row in rows if int(row["step"]) < self.first_step])
+        else:  # killed while it wrote the first line
+            Path(self.metrics_file_path).unlink()
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        self._write(fieldnames, self._read()[1])
+
+    def _read(self) -> tuple[list[str], list[dict[str, str]]]:
+        """Names of the columns, sorted as Lightning does, and the rows; a half-written last line is left out."""
+        text = Path(self.metrics_file_path).read_bytes().decode(errors="replace")
+        reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
+        return sorted(reader.fieldnames or []), list(reader)
+
+    def _write(self, fieldnames: list[str], rows: list[dict[str, str]]) -> None:
+        beside = Path(f"{self.metrics_file_path}.part")
+        with beside.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames)
+            writer.writeheader()
+            writer.writerows(rows)
+        beside.replace(self.metrics_file_path)
+
+
+def _numbered(parent: Path, prefix: str) -> list[Path]:
+    """The folders ``<prefix>_N`` in the order of N."""
+    found = parent.glob(f"{prefix}_*") if parent.is_dir() else ()
+    return sorted((f for f in found if f.name.removeprefix(f"{prefix}_").isdecimal() and f.is_dir()), key=_number)
+
+
+def _place(folder: Path) -> tuple[Path, str, str | int]:
+    """How Lightning names a folder; a version's number alone, which the progress bar shows."""
+    version = _VERSION.fullmatch(folder.name)
+    return folder.parent.parent, folder.parent.name, int(version[1]) if version else folder.name
+
+
+def _number(folder: Path) -> int:
+    return int(folder.name.rpartition("_")[2])
