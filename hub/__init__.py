@@ -10,6 +10,8 @@ _HOME = {
     "save": "checkpoint",
     "read": "checkpoint",
     "pull": "remote",
+    "push": "remote",
+    "PushToHub": "callback",
 }
 __all__ = list(_HOME)
 

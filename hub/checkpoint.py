@@ -1,6 +1,7 @@
 """The zoo's folder format, and reading other people's files as data only.
 
-A folder holds ``config.json`` (class_path and init_args), ``model.safetensors``, and ``recipe.yaml`` if trained here.
+A folder holds ``config.json`` (class_path, init_args and the hash of the weights) and ``model.safetensors``. It may
+also hold ``recipe.yaml``, ``metrics.csv`` and ``curves.png`` of the run that trained it, and a ``README.md``, the card.
 """
 
 import argparse
@@ -11,15 +12,21 @@ import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from hub.errors import HubError
+from hub.hashes import check_sha256, sha256_of
 
 __all__ = [
+    "CARD",
     "CONFIG",
+    "CURVES",
+    "FILES",
+    "METRICS",
     "RECIPE",
     "WEIGHTS",
     "Checkpoint",
@@ -29,11 +36,16 @@ __all__ = [
     "load_safetensors",
     "read",
     "read_config",
+    "read_recorded_hash",
+    "read_text",
     "save",
+    "with_hash",
     "write",
 ]
 
 CONFIG, WEIGHTS, RECIPE = "config.json", "model.safetensors", "recipe.yaml"
+METRICS, CURVES, CARD = "metrics.csv", "curves.png", "README.md"
+FILES = (CONFIG, WEIGHTS, RECIPE, METRICS, CURVES, CARD)
 # What a file of torch.save begins with: a zip archive, or before torch 1.6 the pickle of a magic number.
 TORCH_HEADS = (b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")
 
@@ -45,11 +57,15 @@ class Checkpoint(NamedTuple):
         config: {class_path, init_args}.
         state_dict: the weights.
         recipe: text of the YAML config it was trained with, where known.
+        extras: further files of the folder (METRICS, CURVES, CARD) by name.
+        scores: what the run measured with these weights, as it logged it: {"val/top1": 0.93}.
     """
 
     config: dict
     state_dict: dict[str, Tensor]
     recipe: str | None = None
+    extras: Mapping[str, bytes] = MappingProxyType({})
+    scores: Mapping[str, float] = MappingProxyType({})
 
 
 class Saveable(Protocol):
@@ -80,7 +96,7 @@ def write(checkpoint: Checkpoint, folder: str | os.PathLike) -> Path:
     target = Path(folder).resolve()
     _check_replaceable(target, folder)
     try:
-        config = json.dumps(checkpoint.config, indent=2, ensure_ascii=False) + "\n"
+        json.dumps(checkpoint.config)
     except (TypeError, ValueError) as error:
         raise HubError(f"The config of {folder} cannot be saved ({error}); what says what the network is has to be "
                        "numbers, strings and lists.") from error  # fmt: skip
@@ -88,12 +104,15 @@ def write(checkpoint: Checkpoint, folder: str | os.PathLike) -> Path:
     beside = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
     try:
         beside.mkdir(parents=True)
-        (beside / CONFIG).write_text(config, encoding="utf-8")
         save_file(tensors, beside / WEIGHTS, metadata={"format": "pt"})
+        config = with_hash(checkpoint.config, sha256_of(beside / WEIGHTS))
+        (beside / CONFIG).write_text(config, encoding="utf-8")
         # safetensors writes for the owner alone; who may read the config may read the weights.
         (beside / WEIGHTS).chmod((beside / CONFIG).stat().st_mode)
         if checkpoint.recipe is not None:
             (beside / RECIPE).write_text(checkpoint.recipe, encoding="utf-8")
+        for name, content in checkpoint.extras.items():
+            (beside / name).write_bytes(content)
         _take_place(beside, target)
     except (OSError, SafetensorError) as error:
         raise HubError(f"{folder} cannot be written ({error}); nothing was changed: "
@@ -101,6 +120,11 @@ def write(checkpoint: Checkpoint, folder: str | os.PathLike) -> Path:
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return Path(folder)
+
+
+def with_hash(config: dict, sha256: str) -> str:
+    """Text of a config.json that records the hash of the weights beside it."""
+    return json.dumps({**config, "sha256": sha256}, indent=2, ensure_ascii=False) + "\n"
 
 
 def _check_replaceable(target: Path, folder: str | os.PathLike) -> None:
@@ -113,7 +137,7 @@ def _check_replaceable(target: Path, folder: str | os.PathLike) -> None:
     if target == Path.cwd():
         raise HubError(f"{folder} is the current folder, which cannot be replaced; name a folder inside it.")
     found = sorted(path.name for path in target.iterdir())
-    foreign = [name for name in found if name not in (CONFIG, WEIGHTS, RECIPE)]
+    foreign = [name for name in found if name not in FILES]
     if foreign:
         raise HubError(
             f"{folder} holds {foreign[0]!r}, which is not part of a saved model and would be lost; {remedy}."
@@ -144,31 +168,52 @@ def read(folder: str | os.PathLike) -> Checkpoint:
     """Reads a folder written by `save`.
 
     Raises:
-        HubError: a file is missing, is not what its name says, or the config has other keys.
+        HubError: a file is missing, is not what its name says, the config has other keys, or the weights are not those
+            whose hash it records.
     """
     folder = Path(folder)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise HubError(f"{folder} has no {name}; a model folder holds {CONFIG} and {WEIGHTS} (see hub.save).")
-    config = read_config(folder / CONFIG)
+    config, sha256 = _read_config_file(folder / CONFIG)
+    if sha256 is not None:
+        check_sha256(_checked_file(folder / WEIGHTS), sha256, f"save or fetch {folder} again")
     recipe = folder / RECIPE
     text = read_text(recipe) if recipe.is_file() else None
-    return Checkpoint(config, load_safetensors(folder / WEIGHTS), text)
+    extras = {name: (folder / name).read_bytes() for name in (METRICS, CURVES, CARD) if (folder / name).is_file()}
+    return Checkpoint(config, load_safetensors(folder / WEIGHTS), text, extras)
 
 
 def read_config(path: Path) -> dict:
-    """Reads a config.json; the classes it names are not imported here."""
+    """Reads class_path and init_args of a config.json; the class is not imported here.
+
+    Raises:
+        HubError: the file is missing, is not JSON, or has other keys.
+    """
+    return _read_config_file(path)[0]
+
+
+def read_recorded_hash(path: Path) -> str | None:
+    """The SHA-256 of the weights that a config.json records; None where it records none."""
+    return _read_config_file(path)[1]
+
+
+def _read_config_file(path: Path) -> tuple[dict, str | None]:
     if not path.is_file():
         raise HubError(f"{path} does not exist; check the path.")
     try:
-        config = json.loads(read_text(path))
+        content = json.loads(read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
         raise HubError(f"{path} is not valid JSON ({error}); save the model again.") from error
-    if not isinstance(config, dict) or set(config) != {"class_path", "init_args"}:
+    config = {key: value for key, value in content.items() if key != "sha256"} if isinstance(content, dict) else {}
+    if set(config) != {"class_path", "init_args"}:
         raise HubError(f"{path} does not hold exactly class_path and init_args; save the model again.")
     if not isinstance(config["class_path"], str) or not isinstance(config["init_args"], dict):
         raise HubError(f"{path} should map class_path to a name and init_args to arguments; save the model again.")
-    return config
+    sha256 = content.get("sha256")
+    if "sha256" in content and not (isinstance(sha256, str) and re.fullmatch(r"[0-9a-fA-F]{64}", sha256)):
+        raise HubError(f"{path} records {sha256!r} as SHA-256 of the weights, which is none; save the model again.")
+    return config, sha256
 
 
 def read_text(path: Path) -> str:

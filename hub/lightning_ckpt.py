@@ -1,20 +1,41 @@
 """Lightning ``.ckpt`` files of the zoo's modules, read as data: nothing is instantiated."""
 
+import csv
+import io
+import math
 import os
 from pathlib import Path
 
 import yaml
 
-from hub.checkpoint import Checkpoint, is_state_dict, load_pickle, read_text
+from hub.checkpoint import CURVES, METRICS, Checkpoint, is_state_dict, load_pickle, read_text
 from hub.errors import HubError
 
-__all__ = ["read_lightning"]
+__all__ = ["find_checkpoint", "read_lightning"]
+
+
+def find_checkpoint(run: Path) -> Path | None:
+    """The ``.ckpt`` that stands for a run's folder: its best, else its only one; None where the folder is no run.
+
+    Raises:
+        HubError: several checkpoints, none of them called best.
+    """
+    if run.name == "checkpoints" and not (run / "checkpoints").is_dir():
+        run = run.parent
+    found = sorted((run / "checkpoints").glob("*.ckpt"))
+    best = [path for path in found if path.stem == "best"]
+    if len(best or found) > 1:
+        raise HubError(f"{run} has {len(found)} checkpoints and none is called best.ckpt; name the file, "
+                       f"for example {found[0]}.")  # fmt: skip
+    return next(iter(best or found), None)
 
 
 def read_lightning(path: str | os.PathLike) -> Checkpoint:
     """Reads config and weights of a ``.ckpt`` written while training a module of the zoo.
 
-    The run's full configuration is taken along as the recipe where the ``lightning`` command left it in its folder.
+    The run's full configuration is taken along as the recipe where the ``lightning`` command left it in its folder,
+    and with it the log of the metrics and the picture of the curves. A checkpoint of a run with averaged weights (EMA)
+    holds the averages as its weights; the others, kept beside them to go on training, are left out.
 
     Raises:
         HubError: not a checkpoint of a module of the zoo.
@@ -33,13 +54,18 @@ def read_lightning(path: str | os.PathLike) -> Checkpoint:
         "class_path": arguments["_class_path"],
         "init_args": {name: value for name, value in arguments.items() if name != "_class_path"},
     }
-    return Checkpoint(config, content["state_dict"], _find_recipe(path, config))
+    run = _find_run(path, config)
+    if run is None:
+        return Checkpoint(config, content["state_dict"])
+    extras = {name: (run / name).read_bytes() for name in (METRICS, CURVES) if (run / name).is_file()}
+    scores = _scores(extras.get(METRICS, b""), content.get("epoch"), content.get("global_step"), path.stem == "best")
+    return Checkpoint(config, content["state_dict"], read_text(run / "config.yaml"), extras, scores)
 
 
-def _find_recipe(path: Path, config: dict) -> str | None:
-    """The text of the run's ``config.yaml``, or None.
+def _find_run(path: Path, config: dict) -> Path | None:
+    """The folder of the run that wrote a checkpoint, or None.
 
-    LightningCLI writes it to the run's folder, and checkpoints go to ``checkpoints/`` in there unless told otherwise::
+    LightningCLI writes ``config.yaml`` to it, and checkpoints go to ``checkpoints/`` in there unless told otherwise::
 
         <save_dir>/<name>/<version>/config.yaml
         <save_dir>/<name>/<version>/checkpoints/epoch=9-step=100.ckpt
@@ -48,10 +74,8 @@ def _find_recipe(path: Path, config: dict) -> str | None:
     """
     folder = path.resolve().parent
     for run in (folder, folder.parent) if folder.name == "checkpoints" else (folder,):
-        if (run / "config.yaml").is_file():
-            text = read_text(run / "config.yaml")
-            if _describes(text, config):
-                return text
+        if (run / "config.yaml").is_file() and _describes(read_text(run / "config.yaml"), config):
+            return run
     return None
 
 
@@ -69,3 +93,36 @@ def _describes(text: str, config: dict) -> bool:
 
 def _plain(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
+
+
+def _scores(log: bytes, epoch: object, global_step: object, best: bool) -> dict[str, float]:
+    """What metrics.csv says of the weights of one checkpoint.
+
+    Args:
+        log: a row per logging call, with the columns epoch and step; most cells are empty.
+        epoch: of the checkpoint; validation follows training within an epoch, several times where so configured.
+        global_step: steps of the optimiser when it was written.
+        best: whether the checkpoint is the run's best, which is what a test within the run is made with.
+    """
+    scores: dict[str, float] = {}
+    try:
+        rows = list(csv.DictReader(io.StringIO(log.decode())))
+    except (UnicodeDecodeError, csv.Error):
+        return scores
+    for row in rows:
+        where = _number(row.get("epoch")), _number(row.get("step"))
+        validated = where[0] == epoch and isinstance(global_step, int) and (where[1] or 0) <= global_step
+        for key, cell in row.items():
+            stage = str(key).partition("/")[0]
+            value = _number(cell)
+            if value is not None and ((stage == "val" and validated) or (stage == "test" and best)):
+                scores[key] = value
+    return scores
+
+
+def _number(cell: object) -> float | None:
+    try:
+        value = float(cell)
+    except (TypeError, ValueError):
+        return None
+    return value if math.isfinite(value) else None

@@ -1,17 +1,33 @@
-"""Downloads from the Hugging Face Hub, cached and locked by huggingface_hub."""
+"""The Hugging Face Hub: downloads, cached and locked by huggingface_hub and checked here, and pushes of one commit."""
 
-import hashlib
-from pathlib import Path
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, NoReturn, Union
 
 from hub.errors import HubError
+from hub.hashes import check_sha256, matches_etag, sha256_of
 
-__all__ = ["check_sha256", "commit_of", "pull"]
+if TYPE_CHECKING:  # these load torch, which downloads do without
+    from hub.card import About
+    from hub.checkpoint import Checkpoint, Saveable
+
+__all__ = ["check_login", "commit_of", "list_files", "pull", "push"]
+
+# What an access token of the Hub looks like; nothing that does is ever pushed.
+TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
 
 
 def pull(repo_id: str, filename: str, revision: str | None = None, *, sha256: str | None = None) -> Path:
     """Returns the local path of a file of a Hub repository, downloading it on first use.
 
-    HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE are respected.
+    HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE are respected. The file is compared with the hash in the Hub's
+    metadata whenever it is asked for; where it differs (a bad download, or damage on the disk since) it is fetched
+    again, once. A cache without symbolic links does not keep that hash: there, only the download itself is compared.
 
     Args:
         repo_id: "organisation/name".
@@ -20,10 +36,228 @@ def pull(repo_id: str, filename: str, revision: str | None = None, *, sha256: st
         sha256: hex digest the file must have; None where it is not known.
 
     Raises:
-        HubError: unknown repository, file or revision; no access; no connection and nothing cached; or a file that does
-            not have `sha256`.
+        HubError: unknown repository, file or revision; no access; no connection and nothing cached; or a file that is
+            damaged, or does not have `sha256`.
     """
     from huggingface_hub import hf_hub_download
+
+    where = f"{repo_id} at {revision}" if revision else repo_id
+    what = f"{filename} of {where}"
+    _check_names(repo_id, filename, revision)
+    with _explained(repo_id, revision, what, f"{where} has no file {filename}; check its file list."):
+        told = None if _cached(repo_id, filename, revision) else _look_once(repo_id, filename, revision)
+        path = Path(hf_hub_download(repo_id, filename, revision=revision))
+        if not _is_sound(path, told):
+            _fetch_again(repo_id, filename, path, told)
+    if sha256 is not None and sha256.lower() != _etag_of(path):
+        check_sha256(path, sha256, f"delete it and fetch it again, or ask the owners of {repo_id} what they changed")
+    return path
+
+
+def commit_of(path: Path, filename: str) -> str:
+    """The commit that a file returned by `pull` belongs to: the cache keeps ``snapshots/<commit>/<filename>``."""
+    return path.parents[len(Path(filename).parts) - 1].name
+
+
+def list_files(repo_id: str, revision: str | None = None) -> list[str]:
+    """Names of the files of a repository.
+
+    Raises:
+        HubError: as for `pull`; or a name that would lead out of the folder it is downloaded to.
+    """
+    from huggingface_hub import HfApi
+
+    _check_names(repo_id, "", revision)
+    what = f"the file list of {repo_id}"
+    with _explained(repo_id, revision, what, f"{repo_id} has no file list."):
+        names = HfApi().list_repo_files(repo_id, revision=revision)
+    for name in names:
+        if not _stays_inside(name):
+            raise HubError(f"{repo_id} lists a file {name!r}, whose name leads out of its folder; nothing was fetched: "
+                           "do not use this repository.")  # fmt: skip
+    return names
+
+
+def push(
+    model: Union["Saveable", "Checkpoint", str, os.PathLike],
+    repo_id: str,
+    *,
+    private: bool = False,
+    license: str | None = None,
+    about: Union["About", None] = None,
+    message: str = "Upload a model of the zoo",
+) -> str:
+    """Puts a model into a Hub repository, in one commit; the repository is made if need be.
+
+    Where the connection breaks, the repository's files stay as they were; pushing again then succeeds. The token is
+    that of HF_TOKEN or of ``hf auth login``; it goes into no file.
+
+    Args:
+        model: a module of the zoo, a `Checkpoint`, or a model folder, whose files are pushed as they are.
+        repo_id: "organisation/name".
+        private: make a new repository private. An existing one has to be private already then.
+        license: identifier the Hub knows, such as ``apache-2.0``; None leaves what the card or `about` says.
+        about: `hub.card.About` for the card; None takes what the model's own files say. A folder's README.md is kept.
+        message: of the commit.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        HubError: no access, no connection, a file holds an access token, or the folder is not a model.
+    """
+    from hub.card import CARD, about_run, address, make_card
+    from hub.checkpoint import CONFIG, FILES, WEIGHTS, Checkpoint, read, read_text, with_hash, write
+
+    _check_names(repo_id, "", None)
+    with tempfile.TemporaryDirectory() as scratch:
+        if isinstance(model, str | os.PathLike):
+            folder = Path(model).expanduser()
+            checkpoint = read(folder)
+        else:
+            checkpoint = model if isinstance(model, Checkpoint) else Checkpoint(model.config, model.state_dict())
+            folder = write(checkpoint, Path(scratch) / "model")
+        content: dict[str, bytes | Path] = {name: folder / name for name in FILES if (folder / name).is_file()}
+        content[CONFIG] = with_hash(checkpoint.config, sha256_of(folder / WEIGHTS)).encode()
+        if CARD in checkpoint.extras:
+            card = address(read_text(folder / CARD), checkpoint, repo_id, license)
+        else:
+            about = about or about_run(checkpoint)
+            card = make_card(checkpoint, replace(about, license=license or about.license), repo_id)
+        content[CARD] = card.encode()
+        _refuse_tokens(content, WEIGHTS)
+        with _explained(repo_id, None, f"the push to {repo_id}", pushing=True):
+            return _commit(repo_id, content, private, message)
+
+
+def check_login() -> None:
+    """Asks the Hub who the token belongs to.
+
+    Raises:
+        HubError: there is no token, it is not valid, or the Hub cannot be reached.
+    """
+    from huggingface_hub import HfApi, get_token
+
+    if get_token() is None:
+        raise HubError("Pushing needs an access token and there is none; set HF_TOKEN, or run `hf auth login`.")
+    with _explained("", None, "the question whose access token this is", pushing=True):
+        HfApi().whoami()
+
+
+def _commit(repo_id: str, content: dict[str, bytes | Path], private: bool, message: str) -> str:
+    """Makes the repository's model files those of `content`, with one commit."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+    from hub.checkpoint import FILES
+
+    api = HfApi()
+    api.create_repo(repo_id, private=private or None, exist_ok=True)
+    info = api.repo_info(repo_id)
+    if private and not info.private:
+        raise HubError(f"{repo_id} exists and is public, so nothing was pushed; make it private in its settings, or "
+                       "choose another name.")  # fmt: skip
+    there = {file.rfilename for file in info.siblings or ()}
+    stale = [name for name in FILES if name in there and name not in content]
+    operations = [CommitOperationAdd(name, part) for name, part in content.items()]
+    operations += [CommitOperationDelete(name) for name in stale]
+    # With its parent named, the commit cannot cover one that somebody else makes in the meantime.
+    done = api.create_commit(repo_id, operations, commit_message=message, parent_commit=info.sha)
+    return str(done.commit_url)
+
+
+def _refuse_tokens(content: dict[str, bytes | Path], weights: str) -> None:
+    from huggingface_hub import get_token
+
+    own = (get_token() or "").encode()
+    for name, part in content.items():
+        if name == weights:
+            continue
+        text = part if isinstance(part, bytes) else part.read_bytes()
+        if TOKEN.search(text) or (own and own in text):
+            raise HubError(f"{name} holds an access token of the Hub, so nothing was pushed; remove it from the file, "
+                           "and replace the token if others have seen it.")  # fmt: skip
+
+
+def _check_names(repo_id: str, filename: str, revision: str | None) -> None:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+        raise HubError(f"{repo_id!r} is not a repository name; write organisation/name.")
+    if filename and not _stays_inside(filename):
+        raise HubError(f"{filename!r} leads out of the folder of {repo_id}; name a file in it.")
+    if revision is not None and not _stays_inside(revision):
+        raise HubError(f"{repo_id} has no revision {revision!r}; check its branches, tags and commits.")
+
+
+def _stays_inside(name: str) -> bool:
+    """Whether a relative path names something below the folder it is joined to, on every system."""
+    return (
+        not set(name) & set('\\:*?"<>|\0')
+        and not PurePosixPath(name).is_absolute()
+        and all(part not in ("", ".", "..") for part in name.split("/"))
+    )
+
+
+def _is_sound(path: Path, told: str | None) -> bool:
+    """Whether a cached file has the content its etag names: its blob's name in the cache, or what the Hub `told`."""
+    etag = _etag_of(path) or told
+    return etag is None or matches_etag(path, etag)
+
+
+def _etag_of(path: Path) -> str | None:
+    """The name of the blob that a file of the cache links to; None in a cache without links."""
+    return Path(os.readlink(path)).name if path.is_symlink() else None
+
+
+def _fetch_again(repo_id: str, filename: str, path: Path, told: str | None) -> None:
+    from huggingface_hub import constants, hf_hub_download
+
+    where = f"{filename} of {repo_id}"
+    if not path.is_symlink():
+        path.unlink()  # without links huggingface_hub keeps the file that is there
+    try:
+        hf_hub_download(repo_id, filename, revision=commit_of(path, filename), force_download=True)
+    except ValueError as error:  # what huggingface_hub raises where it cannot download and must
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub does not answer"
+        raise HubError(f"{where} is damaged ({path}) and cannot be fetched again, since {why}; connect and run "
+                       f"`zoo pull {repo_id}`.") from error  # fmt: skip
+    if not _is_sound(path, told):
+        blob = path.resolve()
+        path.unlink(missing_ok=True)
+        blob.unlink(missing_ok=True)
+        raise HubError(f"{where} arrives with another content than the Hub's metadata says, so it is not used; try "
+                       f"again later, and tell the owners of {repo_id} if it stays so.")  # fmt: skip
+
+
+def _cached(repo_id: str, filename: str, revision: str | None) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(repo_id, filename, revision=revision), str)
+
+
+def _look_once(repo_id: str, filename: str, revision: str | None) -> str | None:
+    """Asks for the file's etag, so that no connection is said at once: hf_hub_download tries for 25 seconds.
+
+    What the Hub answers is left to hf_hub_download to judge.
+    """
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    try:
+        return get_hf_file_metadata(hf_hub_url(repo_id, filename, revision=revision)).etag
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled):
+        return None
+    except Exception as error:  # the HTTP library's connection errors, whose names change with huggingface_hub
+        _refuse(
+            f"{filename} of {repo_id} is not in the cache and {constants.ENDPOINT} cannot be reached "
+            f"({_reason(error)}); connect, or name a file you have (checkpoint=, --checkpoint).",
+            error,
+        )
+
+
+@contextmanager
+def _explained(
+    repo_id: str, revision: str | None, what: str, no_entry: str = "", pushing: bool = False
+) -> Iterator[None]:
+    """Turns the errors of huggingface_hub and of the connection into a sentence each."""
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -34,81 +268,80 @@ def pull(repo_id: str, filename: str, revision: str | None = None, *, sha256: st
         RevisionNotFoundError,
     )
 
-    where = f"{repo_id} at {revision}" if revision else repo_id
     try:
-        if not _cached(repo_id, filename, revision):
-            _look_once(repo_id, filename, revision)
-        path = Path(hf_hub_download(repo_id, filename, revision=revision))
+        yield
     except HubError:
         raise
     except HFValidationError as error:
-        raise HubError(f"{repo_id!r} is not a repository name; write organisation/name.") from error
+        _refuse(f"{repo_id!r} is not a repository name; write organisation/name.", error)
     except GatedRepoError as error:
-        raise HubError(f"{repo_id} is gated; ask for access on its page and set HF_TOKEN.") from error
+        _refuse(f"{repo_id} is gated; ask for access on its page and set HF_TOKEN.", error)
     except RepositoryNotFoundError as error:
-        raise HubError(
-            f"There is no repository {repo_id} on the Hub, or it is private: check the name or set HF_TOKEN."
-        ) from error
+        if pushing:
+            _refuse(f"{repo_id} cannot be written to: set HF_TOKEN to a valid token that may write there.", error)
+        sentence = f"There is no repository {repo_id} on the Hub, or it is private: check the name or set HF_TOKEN."
+        _refuse(sentence, error)
     except RevisionNotFoundError as error:
-        raise HubError(f"{repo_id} has no revision {revision!r}; check its branches, tags and commits.") from error
+        _refuse(f"{repo_id} has no revision {revision!r}; check its branches, tags and commits.", error)
     except LocalEntryNotFoundError as error:
-        raise HubError(
-            f"{filename} of {where} is not in the cache and the Hub does not answer; connect, or unset HF_HUB_OFFLINE, "
-            "or name a file you have (checkpoint=, --checkpoint)."
-        ) from error
+        if (answer := _answer_behind(error)) is not None:
+            _refuse(_of_status(answer, what, pushing), error)
+        _refuse(
+            f"{what} is not in the cache and the Hub does not answer; connect, or unset HF_HUB_OFFLINE, "
+            "or name a file you have (checkpoint=, --checkpoint).",
+            error,
+        )
     except EntryNotFoundError as error:
-        raise HubError(f"{where} has no file {filename}; check its file list.") from error
+        _refuse(no_entry or f"{what} is gone; try again.", error)
     except HfHubHTTPError as error:
-        status = error.response.status_code
-        remedy = "check HF_TOKEN" if status in (401, 403) else "try again later"
-        raise HubError(f"The Hub answers {status} for {filename} of {where}; {remedy}.") from error
+        _refuse(_of_status(error, what, pushing), error)
     except Exception as error:  # whatever a broken connection, a full disk or the HTTP library's own errors are called
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise HubError(f"{filename} of {where} could not be fetched ({reason}); try again later.") from error
-    if sha256 is not None:
-        check_sha256(path, sha256)
-    return path
+        answer = _answer_behind(error)
+        if answer is not None and not isinstance(error, ValueError):  # that says itself what the Hub finds wrong
+            _refuse(_of_status(answer, what, pushing), error)
+        if not pushing:
+            _refuse(f"{what} could not be fetched ({_reason(error)}); try again later.", error)
+        remedy = "set HF_HUB_DISABLE_XET=1 for a Hub without Xet storage" if "xet" in str(error) else "push again"
+        _refuse(
+            f"{what[0].upper()}{what[1:]} failed ({_reason(error)}); all of it arrived or nothing: {remedy}.", error
+        )
 
 
-def commit_of(path: Path, filename: str) -> str:
-    """The commit that a file returned by `pull` belongs to: the cache keeps ``snapshots/<commit>/<filename>``."""
-    return path.parents[len(Path(filename).parts) - 1].name
+def _answer_behind(error: BaseException) -> Exception | None:
+    """The Hub's answer that caused an error, where there was one."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    cause = error.__cause__
+    while cause is not None and not isinstance(cause, HfHubHTTPError):
+        cause = cause.__cause__
+    return cause
 
 
-def check_sha256(path: Path, expected: str) -> None:
-    """Compares a file with its recorded hash.
-
-    Raises:
-        HubError: it is another file.
-    """
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected.lower():
-        raise HubError(f"{path} is not the recorded file, so it is not loaded (its SHA-256 is {found[:12]}..., not "
-                       f"{expected[:12].lower()}...); delete it and fetch it again.")  # fmt: skip
-
-
-def _cached(repo_id: str, filename: str, revision: str | None) -> bool:
-    from huggingface_hub import try_to_load_from_cache
-
-    return isinstance(try_to_load_from_cache(repo_id, filename, revision=revision), str)
+def _of_status(error: Exception, what: str, pushing: bool) -> str:
+    status = error.response.status_code
+    if status in (401, 403):
+        remedy = "set HF_TOKEN to a valid token that may write there" if pushing else "check HF_TOKEN"
+    elif status == 412:
+        remedy = "somebody else pushed at the same time: look at it, and push again"
+    else:
+        remedy = "try again later"
+    told = f" ({' '.join(error.server_message.split())})" if getattr(error, "server_message", None) else ""
+    return f"The Hub answers {status}{told} for {what}; {remedy}."
 
 
-def _look_once(repo_id: str, filename: str, revision: str | None) -> None:
-    """Asks for the file's headers, so that no connection is said at once: hf_hub_download tries for 25 seconds.
+def _reason(error: BaseException) -> str:
+    return " ".join((str(error) or type(error).__name__).split())
 
-    What the Hub answers is left to hf_hub_download to judge.
-    """
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
-    try:
-        get_hf_file_metadata(hf_hub_url(repo_id, filename, revision=revision))
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled):
-        return
-    except Exception as error:  # the HTTP library's connection errors, whose names change with huggingface_hub
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise HubError(
-            f"{filename} of {repo_id} is not in the cache and {constants.ENDPOINT} cannot be reached ({reason}); "
-            "connect, or name a file you have (checkpoint=, --checkpoint)."
-        ) from error
+def _refuse(sentence: str, error: BaseException) -> NoReturn:
+    """Raises a `HubError`; a token that the HTTP library quotes is told neither by it nor by its cause."""
+    from huggingface_hub import get_token
+
+    token = get_token()
+    seen, cause = "", error
+    while cause is not None:
+        seen, cause = f"{seen}{cause!r}", cause.__cause__ or cause.__context__
+    leaks = [form for form in (token, repr(token)[1:-1]) if token and form in seen + sentence]
+    for form in leaks:
+        sentence = sentence.replace(form, "<token>")
+    raise HubError(sentence) from None if leaks else error

@@ -4,7 +4,9 @@ import re
 from pathlib import Path
 
 import zoo
+from zoo.commands.list import markdown
 from zoo.commands.main import COMMANDS
+from zoo.registry import entries
 
 README = Path(__file__).parents[1] / "README.md"
 COLUMNS = {
@@ -22,15 +24,15 @@ ROWS = {"ti": "7 M", "s": "26 M", "m": "74 M", "m-mask": "74 M", "b": "98 M"}
 def table() -> str:
     """Top-1 as published, one row per size."""
     lines = ["| model | parameters | " + " | ".join(COLUMNS) + " |", "| --- " * (len(COLUMNS) + 2) + "|"]
-    entries = {}
+    by_variant = {}
     for entry in map(zoo.info, zoo.list_models("videomamba-*", pretrained=True)):
         meta = entry.meta
         size = entry.name.split(f"-{meta['dataset']}")[0]
-        entries[size, meta["dataset"], meta["frames"], meta["resolution"]] = entry
+        by_variant[size, meta["dataset"], meta["frames"], meta["resolution"]] = entry
     for size, parameters in ROWS.items():
         cells = []
         for dataset, variants in COLUMNS.values():
-            found = [entries.get((f"videomamba-{size}", dataset, *variant)) for variant in variants]
+            found = [by_variant.get((f"videomamba-{size}", dataset, *variant)) for variant in variants]
             cells.append(" / ".join(f"{e.meta['top1']:.1f}" if e else "-" for e in found) if any(found) else "")
         lines.append(f"| `videomamba-{size}` | {parameters} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -38,6 +40,11 @@ def table() -> str:
 
 def test_the_table_of_models_is_the_registrys():
     assert table() in README.read_text(encoding="utf-8"), f"put this table into README.md:\n{table()}"
+
+
+def test_the_list_of_all_models_is_that_of_the_command():
+    lines = "\n".join(markdown(entries()))
+    assert lines in README.read_text(encoding="utf-8"), "put the output of `zoo list --markdown` into README.md"
 
 
 def test_commands_and_names_in_the_readme_exist():

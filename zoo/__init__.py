@@ -13,10 +13,11 @@ _HOME = {
     "register": "registry",
     "UnknownModelError": "errors",
     "ZooError": "errors",
-    "convert": "build",
     "create": "build",
     "initialise": "build",
     "load": "build",
+    "convert": "share",
+    "push": "share",
     "extract_features": "inference",
     "predict": "inference",
 }

@@ -1,9 +1,7 @@
 """From a name or a config to a module, with or without weights."""
 
-import importlib
 import inspect
 import os
-import re
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,18 +13,29 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 import hub
-from hub.checkpoint import CONFIG, WEIGHTS, Checkpoint, check_state_dict, read_config, write
+from hub.checkpoint import (
+    CONFIG,
+    FILES,
+    WEIGHTS,
+    Checkpoint,
+    check_state_dict,
+    load_safetensors,
+    read_config,
+    read_recorded_hash,
+)
 from hub.convert.videomamba import read_official, to_zoo
-from hub.lightning_ckpt import read_lightning
-from hub.remote import check_sha256, commit_of
+from hub.hashes import check_sha256
+from hub.lightning_ckpt import find_checkpoint, read_lightning
+from hub.remote import commit_of, list_files
 from lightning_modules.base import BaseModule
 from lightning_modules.errors import ModelError
 from zoo.errors import UnknownModelError, ZooError, hint
-from zoo.registry import Entry, info, registered_class_paths
+from zoo.fetch import REPOSITORY, weights_of
+from zoo.registry import Entry, info
+from zoo.resolve import refuse_foreign_classes, resolve
 
-__all__ = ["convert", "create", "initialise", "load", "normalise", "read_config_of"]
+__all__ = ["create", "fetch_folder", "initialise", "load", "normalise", "read_config_of", "read_local"]
 
-REPOSITORY = re.compile(r"(?:hf://)?(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 # Arguments that change the length of the position embeddings and nothing else: loading interpolates.
 RESIZABLE = ("num_frames", "image_size")
 SUFFIXES = (".ckpt", ".pth", ".pt", ".safetensors", "/")
@@ -52,9 +61,10 @@ def load(source: str | os.PathLike, *, checkpoint: str | os.PathLike | None = No
     """Loads a model with its weights, in eval mode.
 
     Args:
-        source: a registered name, a folder in the hub format, a Lightning ``.ckpt`` of a module of the zoo, or a Hub
-            repository ``org/repo`` / ``hf://org/repo``, with ``@revision`` if wanted. A registered name wins over a
-            folder of that name (write ``./name`` for the folder), a folder ``org/repo`` over a repository.
+        source: a registered name, a folder in the hub format, a Lightning ``.ckpt`` of a module of the zoo, the folder
+            of a run (its best checkpoint), or a Hub repository ``org/repo`` / ``hf://org/repo``, with ``@revision`` if
+            wanted. A registered name wins over a folder of that name (write ``./name`` for the folder), a folder
+            ``org/repo`` over a repository.
         checkpoint: a file on disk to take the weights from (official, safetensors or ``.ckpt``, or a folder in the hub
             format); `source` then is the registered name they belong to, and nothing is downloaded.
         overrides: arguments of the module's constructor. Position embeddings are interpolated where ``num_frames`` or
@@ -124,25 +134,50 @@ def read_config_of(source: str | os.PathLike) -> dict:
     return {"class_path": entry.class_path, "init_args": entry.init_args}
 
 
-def convert(path: str | os.PathLike, folder: str | os.PathLike, name: str | None = None) -> Path:
-    """Writes a checkpoint as a folder in the hub format: safetensors weights and config.json.
+def fetch_folder(
+    repo_id: str, revision: str | None, sha256: str | None = None, complete: bool = False
+) -> tuple[dict, list[Path]]:
+    """Config and files of a folder of the hub format on the Hub, the weights first.
+
+    The weights come from the commit that the config was found in, and after a class that is not ours was refused.
 
     Args:
-        path: an official file (then `name` is needed), or a Lightning ``.ckpt`` of a module of the zoo.
-        folder: where to write; see `hub.save`.
-        name: registered name of the model the weights belong to.
+        repo_id: the repository.
+        revision: branch, tag or commit.
+        sha256: of the weights; None takes what the config records.
+        complete: fetch what lies beside config and weights too.
 
     Raises:
-        HubError: every tensor has to be used up; keys and shapes that do not fit are listed.
-        ZooError: `name` is needed and not given.
+        HubError: the files cannot be fetched.
+        ModelError: the repository holds something else than a model of the zoo.
     """
-    path = Path(path).expanduser()
-    if name is None:
-        if path.suffix != ".ckpt":
-            raise ZooError(f"{path} does not say which model it is; name it: zoo convert {path} {folder} --name MODEL.")
-        checkpoint = read_lightning(path)
-        return write(checkpoint._replace(config=_normalise_of(path, checkpoint.config)), folder)
-    return hub.save(load(name, checkpoint=path), folder)
+    config_file = hub.pull(repo_id, CONFIG, revision)
+    config = _normalise_of(f"{CONFIG} of {repo_id}", read_config(config_file))
+    commit = commit_of(config_file, CONFIG)
+    files = [hub.pull(repo_id, WEIGHTS, commit, sha256=sha256 or read_recorded_hash(config_file)), config_file]
+    if complete:
+        there = set(list_files(repo_id, commit)) - {CONFIG, WEIGHTS}
+        files += [hub.pull(repo_id, name, commit) for name in FILES if name in there]
+    return config, files
+
+
+def read_local(path: Path) -> Checkpoint:
+    """What a model folder, a run's folder or a ``.ckpt`` holds, with its config normalised.
+
+    Raises:
+        HubError: it cannot be read, or is none of the three.
+        ModelError: its class is not registered, or the arguments do not fit.
+        ZooError: a file that does not say which model it is.
+    """
+    if path.is_dir() and not (path / CONFIG).is_file():
+        path = find_checkpoint(path) or path
+    if path.is_dir():
+        found, where = hub.read(path), path / CONFIG
+    elif path.suffix == ".ckpt":
+        found, where = read_lightning(path), path
+    else:
+        raise ZooError(f"{path} does not say which model it is; name it: zoo.load(NAME, checkpoint={str(path)!r}).")
+    return found._replace(config=_normalise_of(where, found.config))
 
 
 def normalise(config: dict) -> dict:
@@ -157,7 +192,8 @@ def normalise(config: dict) -> dict:
     init_args = config.get("init_args") or {}
     if not isinstance(init_args, dict):
         raise ModelError(f"init_args maps arguments to values; this config has {init_args!r}.")
-    cls = _resolve(config["class_path"])
+    cls = resolve(config["class_path"])
+    refuse_foreign_classes(cls, init_args)
     return {"class_path": config["class_path"], "init_args": _check_arguments(cls, init_args, include_training=False)}
 
 
@@ -167,18 +203,6 @@ def _normalise_of(where: object, config: dict) -> dict:
         return normalise(config)
     except ModelError as error:
         raise ModelError(f"{where}: {error}") from error
-
-
-def _resolve(class_path: str) -> type[BaseModule]:
-    """The class of a path that the zoo or the user registered; anything else is refused before it is imported."""
-    if not isinstance(class_path, str) or class_path not in registered_class_paths():
-        raise ModelError(f"{class_path!r} is not a class of the zoo, so it is not imported; "
-                         "register it first (zoo.register) if it is yours.")  # fmt: skip
-    module, _, name = class_path.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ModelError(f"{class_path!r} is registered but cannot be imported: {error}.") from error
 
 
 def _check_arguments(cls: type, arguments: dict, include_training: bool) -> dict:
@@ -202,7 +226,7 @@ def _check_arguments(cls: type, arguments: dict, include_training: bool) -> dict
 
 def _instantiate(config: dict, overrides: dict, empty: bool = False) -> BaseModule:
     """Builds a module; with `empty`, its parameters take no memory and no time until `_allocate`."""
-    cls = _resolve(config["class_path"])
+    cls = resolve(config["class_path"])
     init_args = dict(config["init_args"])
     if overrides.get("num_classes", init_args.get("num_classes")) != init_args.get("num_classes"):
         init_args.pop("class_names", None)
@@ -254,14 +278,8 @@ def _read_source(source: str | os.PathLike) -> tuple[Checkpoint, dict]:
             return _read_entry(info(source))
         except UnknownModelError as error:
             unknown = error
-    if path.is_dir():
-        found = hub.read(path)
-        return found._replace(config=_normalise_of(path / CONFIG, found.config)), {}
-    if path.is_file():
-        if path.suffix == ".ckpt":
-            found = read_lightning(path)
-            return found._replace(config=_normalise_of(path, found.config)), {}
-        raise ZooError(f"{path} does not say which model it is; name it: zoo.load(NAME, checkpoint={text!r}).")
+    if path.exists():
+        return read_local(path), {}
     repository = None if unknown is None else REPOSITORY.fullmatch(text)
     if text.startswith("hf://") and repository is None:
         raise ZooError(f"{text} is not a repository; write hf://organisation/name, with @revision if wanted.")
@@ -270,22 +288,12 @@ def _read_source(source: str | os.PathLike) -> tuple[Checkpoint, dict]:
     if repository is None or text.startswith((".", "~")) or text.endswith(SUFFIXES):
         raise UnknownModelError(f"{text} does not exist; pass a model folder, a .ckpt file or a registered name.")
     try:
-        return _read_repository(repository["repo"], repository["revision"]), {}
+        config, (weights, *_) = fetch_folder(repository["repo"], repository["revision"])
+        return Checkpoint(config, load_safetensors(weights)), {}
     except hub.HubError as error:
         if text.startswith("hf://"):
             raise
         raise hub.HubError(f"There is no folder {text} here, and as a repository: {error}") from error
-
-
-def _read_repository(repo_id: str, revision: str | None, sha256: str | None = None) -> Checkpoint:
-    """A folder of the hub format from the Hub; `sha256` is that of its weights.
-
-    The weights come from the commit that the config was found in, and after a class that is not ours was refused.
-    """
-    config_file = hub.pull(repo_id, CONFIG, revision)
-    config = _normalise_of(f"{CONFIG} of {repo_id}", read_config(config_file))
-    weights = hub.pull(repo_id, WEIGHTS, commit_of(config_file, CONFIG), sha256=sha256)
-    return hub.read(weights.parent)._replace(config=config)
 
 
 def _read_entry(entry: Entry, file: Path | None = None) -> tuple[Checkpoint, dict]:
@@ -293,17 +301,15 @@ def _read_entry(entry: Entry, file: Path | None = None) -> tuple[Checkpoint, dic
     config = {"class_path": entry.class_path, "init_args": entry.init_args}
     frames = entry.meta.get("stored_frames")
     stored = {} if frames is None else {"num_frames": frames}
-    weights = entry.weights
     if file is None:
-        if weights is None:
-            raise ZooError(f"{entry.name} has no released weights; zoo.create({entry.name!r}) builds it untrained.")
+        weights = weights_of(entry)
         if weights.folder is not None:
             file = Path(weights.folder)
             if weights.sha256 is not None:
                 check_sha256(file / WEIGHTS, weights.sha256)
         elif weights.filename is None:
-            repository = _read_repository(weights.repo_id, weights.revision, weights.sha256)
-            return Checkpoint(config, repository.state_dict), stored
+            _, (file, *_) = fetch_folder(weights.repo_id, weights.revision, weights.sha256)
+            return Checkpoint(config, load_safetensors(file)), stored
         else:
             file = hub.pull(weights.repo_id, weights.filename, weights.revision, sha256=weights.sha256)
     if file.is_dir():

@@ -29,21 +29,31 @@ _HERE = Path(__file__).parent
 class _Dataset(NamedTuple):
     """Facts shared by all checkpoints of one data set."""
 
+    title: str
     default_frames: int | None  # frames of a model whose name does not say them; None: still images
     sampling: str | None  # frame sampling of the authors' protocol (reference protocol, section 1); None: still images
     labels_source: str
 
 
 _DATASETS = {
-    "in1k": _Dataset(None, None, "ImageNet-1K categories in synset order, as in torchvision's weight descriptions"),
+    "in1k": _Dataset(
+        "ImageNet-1K", None, None, "ImageNet-1K categories in synset order, as in torchvision's weight descriptions"
+    ),
     "k400": _Dataset(
-        16, "sparse", "Kinetics-400 categories in alphabetical order, as in torchvision's weight descriptions"
+        "Kinetics-400",
+        16,
+        "sparse",
+        "Kinetics-400 categories in alphabetical order, as in torchvision's weight descriptions",
     ),
     "ssv2": _Dataset(
-        16, "ssv2", "Something-Something V2 templates in the order of labels.json, as in mmaction2's sthv2 label map"
+        "Something-Something V2",
+        16,
+        "ssv2",
+        "Something-Something V2 templates in the order of labels.json, as in mmaction2's sthv2 label map",
     ),
-    "breakfast": _Dataset(32, "sparse", "Breakfast activities in the class_id order of the ViS4mer lists"),
+    "breakfast": _Dataset("Breakfast", 32, "sparse", "Breakfast activities in the class_id order of the ViS4mer lists"),
     "coin": _Dataset(
+        "COIN",
         32,
         "sparse",
         "COIN tasks by the Target Id of the authors' taxonomy, taken to be the recipe_type of COIN.json "
@@ -82,11 +92,11 @@ class Entry:
         class_path: Public import path of the LightningModule.
         init_args: Plain values for its constructor, class names included.
         weights: Where the weights are; None: the entry can be created but not loaded.
-        meta: Facts about the checkpoint. For those of the zoo: ``model``, ``dataset``, ``frames``, ``resolution`` (px),
-            ``stored_frames`` (length of the temporal embedding in the file where it differs from ``frames``),
-            ``top1`` and ``top5`` (percent, as published, with ``num_clips`` x ``num_crops`` views), ``params``
-            (count), ``flops`` (per view, as published), ``init_from``, ``distilled``, ``masked``, ``license``,
-            ``paper``, ``labels_source``, ``note``. Unpublished values are None.
+        meta: Facts about the checkpoint. For those of the zoo: ``model``, ``dataset``, ``dataset_title``,
+            ``frames``, ``resolution`` (px), ``stored_frames`` (length of the temporal embedding in the file where it
+            differs from ``frames``), ``top1`` and ``top5`` (percent, as published, with ``num_clips`` x ``num_crops``
+            views), ``params`` (count), ``flops`` (per view, as published), ``init_from``, ``distilled``, ``masked``,
+            ``license``, ``paper``, ``labels_source``, ``note``. Unpublished values are None.
     """
 
     name: str
@@ -244,7 +254,7 @@ def _checkpoint_entry(row: dict[str, str]) -> Entry:
     labels = class_labels(row["dataset"])
     args |= {"num_classes": len(labels), "class_names": list(labels)}
     weights = Weights(row["repo_id"], row["filename"], row["revision"], row["sha256"] or None)
-    meta = _meta(row) | {"labels_source": dataset.labels_source}
+    meta = _meta(row) | {"dataset_title": dataset.title, "labels_source": dataset.labels_source}
     return Entry(row["name"], _aliases(row["name"], dataset), row["task"], size["class_path"], args, weights, meta)
 
 
@@ -256,7 +266,7 @@ def _folder_entry(row: dict[str, str]) -> Entry | None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     args = config["init_args"]
     meta = _meta(row) | {"labels_source": "names of the generated motion classes, stored with the weights"}
-    meta |= {"frames": args["num_frames"], "resolution": args["image_size"]}
+    meta |= {"dataset_title": "Generated motions", "frames": args["num_frames"], "resolution": args["image_size"]}
     return Entry(row["name"], (), row["task"], config["class_path"], args, Weights(folder=str(folder)), meta)
 
 

@@ -1,6 +1,7 @@
 """The folder format, and files that are not what they should be."""
 
 import argparse
+import hashlib
 import json
 import os
 import pickle
@@ -44,6 +45,37 @@ def test_what_is_written_is_read(folder):
     assert all(torch.equal(found.state_dict[key], tensor) for key, tensor in WEIGHTS.items())
     assert names(folder) == ["config.json", "model.safetensors", "recipe.yaml"]
     assert names(folder.parent) == ["model"]
+
+
+def test_what_a_run_left_is_kept_beside_the_weights_and_replaced_with_them(folder):
+    extras = {"README.md": b"# card", "metrics.csv": b"epoch,step\n", "curves.png": b"\x89PNG"}
+    write(Checkpoint(CONFIG, WEIGHTS, None, extras), folder)
+    assert hub.read(folder).extras == extras
+    assert names(folder) == ["README.md", "config.json", "curves.png", "metrics.csv", "model.safetensors"]
+    write(Checkpoint(CONFIG, WEIGHTS), folder)
+    assert hub.read(folder).extras == {}
+    assert names(folder) == ["config.json", "model.safetensors"]
+
+
+def test_weights_that_are_not_those_recorded_are_refused(folder):
+    path = folder / "model.safetensors"
+    good = path.read_bytes()
+    flipped = good[:-1] + bytes([good[-1] ^ 1])  # the last byte of a tensor: the format itself notices nothing
+    path.write_bytes(flipped)
+    assert load_safetensors(path).keys() == WEIGHTS.keys()
+    with pytest.raises(hub.HubError, match=r"model\.safetensors is not the recorded file.*save or fetch") as caught:
+        hub.read(folder)
+    assert hashlib.sha256(flipped).hexdigest()[:12] in str(caught.value) and "\n" not in str(caught.value)
+    other = write(Checkpoint(CONFIG, {**WEIGHTS, "net.b": torch.tensor(4)}), folder.parent / "other")
+    path.write_bytes((other / "model.safetensors").read_bytes())
+    with pytest.raises(hub.HubError, match="not the recorded file"):
+        hub.read(folder)
+    path.write_bytes(good)
+    assert hub.read(folder).config == CONFIG
+    # Folders of others, and those written before hashes were recorded, have none.
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    path.write_bytes(flipped)
+    assert hub.read(folder).config == CONFIG
 
 
 def test_a_model_folder_is_replaced_as_a_whole(folder):
@@ -141,6 +173,8 @@ def test_a_place_where_nothing_can_be_written(tmp_path):
         ('{"class_path": "a.B"}', "exactly class_path and init_args"),
         ('{"class_path": ["a.B"], "init_args": {}}', "map class_path to a name"),
         ('{"class_path": "a.B", "init_args": [1]}', "map class_path to a name"),
+        ('{"class_path": "a.B", "init_args": {}, "sha256": "abc"}', "SHA-256 of the weights, which is none"),
+        ('{"class_path": "a.B", "init_args": {}, "sha256": null}', "SHA-256 of the weights, which is none"),
         (b"\xff\xfe", "not UTF-8"),
     ],
 )
@@ -253,5 +287,6 @@ def test_another_architecture_is_listed():
 
 def test_config_json_is_readable_by_people(folder):
     text = (folder / "config.json").read_text(encoding="utf-8")
-    assert json.loads(text) == CONFIG
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert json.loads(text) == CONFIG | {"sha256": digest}
     assert "é" in text and text.endswith("}\n")

@@ -5,13 +5,15 @@ import shutil
 import pytest
 import torch
 import yaml
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.cli import LightningCLI
 from torch.utils.data import DataLoader
 
 import hub
-from hub.lightning_ckpt import read_lightning
+from hub.lightning_ckpt import find_checkpoint, read_lightning
 from lightning_modules.base import BaseModule
+from lightning_modules.classification import VideoClassifier
 from lightning_modules.ops import use_backend
 
 MODEL = {
@@ -101,6 +103,76 @@ def test_only_the_config_of_the_run_is_taken(run, tmp_path):
     assert recipe_of("run/config.yaml", recipe.replace("VideoClassifier", "VideoRegressor")) is None
     for text in ("", "- 1", "model: 3", "model: {class_path: 3, init_args: [1]}", "a: [", "unrelated: true"):
         assert recipe_of("run/config.yaml", text) is None
+
+
+METRICS = """\
+epoch,step,train/loss,val/loss,val/top1,val/top5,test/top1
+0,49,1.9,,,,
+0,49,,1.8,0.25,0.5,
+1,99,1.2,,,,
+1,74,,1.4,0.5,0.75,
+1,99,,1.1,0.875,nan,
+2,149,,1.3,0.75,1.0,
+2,150,,,,,0.8125
+"""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_scores_are_those_of_the_checkpoint_and_not_of_the_run(run, tmp_path):
+    _, path, folder = run
+    copy = tmp_path / "run" / "checkpoints"
+    copy.mkdir(parents=True)
+    shutil.copy(folder / "config.yaml", tmp_path / "run")
+    (tmp_path / "run" / "metrics.csv").write_text(METRICS)
+    (tmp_path / "run" / "curves.png").write_bytes(b"\x89PNG")
+    content = torch.load(path, weights_only=True)
+
+    def scores_of(name, epoch, global_step):
+        torch.save(content | {"epoch": epoch, "global_step": global_step}, copy / name)
+        return read_lightning(copy / name).scores
+
+    assert scores_of("best.ckpt", 1, 100) == {
+        "val/loss": 1.1, "val/top1": 0.875, "val/top5": 0.75, "test/top1": 0.8125,
+    }  # fmt: skip
+    assert scores_of("epoch=1.ckpt", 1, 75) == {"val/loss": 1.4, "val/top1": 0.5, "val/top5": 0.75}
+    assert scores_of("last.ckpt", 2, 150) == {"val/loss": 1.3, "val/top1": 0.75, "val/top5": 1.0}
+    assert scores_of("other.ckpt", 7, 400) == {}
+    found = read_lightning(copy / "best.ckpt")
+    assert found.extras == {"metrics.csv": METRICS.encode(), "curves.png": b"\x89PNG"}
+    (tmp_path / "run" / "metrics.csv").write_bytes(b"\xff\xfe,\x00")
+    assert read_lightning(copy / "best.ckpt").scores == {}
+    # Without the run's own config, what lies there may be of another run.
+    (tmp_path / "run" / "config.yaml").unlink()
+    assert read_lightning(copy / "best.ckpt").extras == {}
+
+    assert find_checkpoint(tmp_path / "run") == find_checkpoint(copy) == copy / "best.ckpt"
+    (copy / "best.ckpt").unlink()
+    with pytest.raises(hub.HubError, match=r"has 3 checkpoints and none is called best\.ckpt") as caught:
+        find_checkpoint(tmp_path / "run")
+    assert str(copy / "epoch=1.ckpt") in str(caught.value)
+    (copy / "last.ckpt").unlink()
+    (copy / "other.ckpt").unlink()
+    assert find_checkpoint(tmp_path / "run") == copy / "epoch=1.ckpt"
+    assert find_checkpoint(tmp_path) is None
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_averaged_weights_are_the_ones_that_are_read(tmp_path):
+    """Lightning's EMA: the averages are the checkpoint's weights, and the raw ones are not taken for them."""
+    module = VideoClassifier(**{k: v for k, v in MODEL["init_args"].items() if k != "lr"}, lr=0.5, warmup_epochs=0.0)
+    trainer = Trainer(
+        max_epochs=4, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[EMAWeightAveraging(decay=0.5)], default_root_dir=tmp_path,
+    )  # fmt: skip
+    with use_backend("reference"):
+        trainer.fit(module, datamodule=Clips())
+    path = next(tmp_path.rglob("*.ckpt"))
+    content = torch.load(path, weights_only=True)
+    raw, averaged = content["current_model_state"], content["state_dict"]
+    assert any(not torch.equal(raw[key], averaged[key]) for key in averaged)
+    found = read_lightning(path).state_dict
+    assert found.keys() == module.state_dict().keys()
+    assert all(torch.equal(found[key], averaged[key]) for key in found)
 
 
 @pytest.mark.parametrize(

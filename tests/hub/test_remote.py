@@ -1,4 +1,4 @@
-"""hub.pull through the real huggingface_hub client, against a Hub of our own on loopback.
+"""hub.pull through the real huggingface_hub client, against a Hub of our own on loopback; test_push.py has hub.push.
 
 The client reads its environment when imported, so each scenario is a process of its own.
 """
@@ -15,37 +15,29 @@ import pytest
 
 from hub.remote import commit_of
 
-# Pulls what the JSON on standard input asks for, one after the other, and prints what became of each.
+# Pulls what the JSON on standard input asks for, one after the other, and prints what became of each; without a file
+# name it asks for the list of files.
 PULL = """
 import json, sys
 import hub
+from hub.remote import list_files
 answers = []
 for arguments in json.load(sys.stdin):
     try:
-        answers.append(str(hub.pull(**arguments)))
+        answers.append(str(hub.pull(**arguments) if "filename" in arguments else list_files(**arguments)))
     except hub.HubError as error:
         answers.append(f"HubError: {error}")
 print(json.dumps(answers))
 """
 
 
-def pull(tmp_path, endpoint: str, *requests: dict, **env: str) -> tuple[list[str], str]:
+def pull(tmp_path, server, *requests: dict, **env: str) -> tuple[list[str], str]:
     """Answers to the requests from one fresh process, and what it wrote to standard error."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
-    environment |= {
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": str(tmp_path / "hf"),
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        **env,
-    }
     done = subprocess.run(
         [sys.executable, "-c", PULL],
-        input=json.dumps(requests),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=environment,
-    )
+        input=json.dumps(requests), capture_output=True, text=True, timeout=120,
+        env=server.environment(tmp_path / "hf", **env),
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), done.stderr
 
@@ -63,7 +55,7 @@ def test_downloads_once_and_works_offline(tmp_path, hub_server):
         {"repo_id": "org/model", "filename": "weights.bin", "sha256": hashlib.sha256(b"new").hexdigest().upper()},
         {"repo_id": "org/model", "filename": "sub/config.json"},
     ]
-    (old, new, nested), _ = pull(tmp_path, hub_server.url, *requests)
+    (old, new, nested), _ = pull(tmp_path, hub_server, *requests)
     for path, content, name, commit in (
         (old, large, "weights.bin", first),
         (new, b"new", "weights.bin", second),
@@ -75,7 +67,7 @@ def test_downloads_once_and_works_offline(tmp_path, hub_server):
     assert sum(line.startswith("GET /store/") for line in hub_server.log) == 1
 
     asked = len(hub_server.log)
-    again, _ = pull(tmp_path, hub_server.url, *requests, HF_HUB_OFFLINE="1")
+    again, _ = pull(tmp_path, hub_server, *requests, HF_HUB_OFFLINE="1")
     assert again == [old, new, nested]
     assert len(hub_server.log) == asked
 
@@ -88,7 +80,7 @@ def test_what_the_hub_refuses_is_one_sentence(tmp_path, hub_server):
     weights = {"filename": "weights.bin"}
     answers, errors = pull(
         tmp_path,
-        hub_server.url,
+        hub_server,
         {"repo_id": "org/nothing", **weights},
         {"repo_id": "org/model", "filename": "other.bin"},
         {"repo_id": "org/model", "revision": "v9", **weights},
@@ -96,8 +88,12 @@ def test_what_the_hub_refuses_is_one_sentence(tmp_path, hub_server):
         {"repo_id": "org/gated", **weights},
         {"repo_id": "not a name", **weights},
         {"repo_id": "org/model", "sha256": "0" * 64, **weights},
+        {"repo_id": "org/model", "filename": "../../../weights.bin"},
+        {"repo_id": "org/model", "revision": "../../main", **weights},
+        {"repo_id": "org/private"},
+        {"repo_id": "org/nothing"},
     )
-    nothing, other, revision, private, gated, name, swapped = answers
+    nothing, other, revision, private, gated, name, swapped, outside, odd, *lists = answers
     assert one_sentence(nothing, "org/nothing", "HF_TOKEN")
     assert one_sentence(other, "org/model", "other.bin")
     assert one_sentence(revision, "org/model", "'v9'")
@@ -105,26 +101,162 @@ def test_what_the_hub_refuses_is_one_sentence(tmp_path, hub_server):
     assert one_sentence(gated, "org/gated", "HF_TOKEN")
     assert one_sentence(name, "'not a name'", "organisation/name")
     assert one_sentence(swapped, "weights.bin", "SHA-256", "000000000000", "delete")
+    assert one_sentence(outside, "'../../../weights.bin' leads out of the folder")
+    assert one_sentence(odd, "no revision '../../main'")
+    assert lists[0] == "['weights.bin']" and one_sentence(lists[1], "org/nothing")
     assert "Traceback" not in errors
 
 
-def test_no_connection_is_said_soon(tmp_path):
+def test_bad_downloads_are_fetched_again_or_refused(tmp_path, hub_server):
+    """Each repository has the same file names, other content, and its own kind of bad luck."""
+    large, small = {}, {}
+
+    def plan(name, *faults, path="GET /store/", filename="weights.bin"):
+        large[name], small[name] = os.urandom(200_000), os.urandom(2_000)
+        hub_server.commit(f"org/{name}", {"weights.bin": large[name], "config.json": small[name]})
+        where = path + hashlib.sha256(large[name]).hexdigest() if path == "GET /store/" else path
+        for kind, times, headers in faults:
+            hub_server.fail(where, kind, times, **headers)
+        return {"repo_id": f"org/{name}", "filename": filename}
+
+    resolve = "{} /org/{}/resolve/main/config.json"
+    good = [
+        plan("cut", ("truncate", 1, {})),
+        plan("dropped", ("drop", 1, {})),
+        plan("flipped", ("flip", 1, {})),
+        plan("swapped", ("swap", 1, {})),
+        plan("flipped-small", ("flip", 1, {}), path=resolve.format("GET", "flipped-small"), filename="config.json"),
+        plan("busy", (429, 2, {"Retry_After": "0"}), path=resolve.format("HEAD", "busy"), filename="config.json"),
+        plan("ill", (503, 2, {}), path=resolve.format("HEAD", "ill"), filename="config.json"),
+    ]
+    bad = [
+        plan("short", ("short", 1, {})),
+        plan("always-flipped", ("flip", 2, {})),
+        plan("always-swapped", ("swap", 2, {})),
+        plan("forbidden", (403, 1, {})),
+        plan("broken", (500, 1, {})),
+        plan("gone", ("drop", 9, {}), path="HEAD /org/gone/", filename="weights.bin"),
+    ]
+    answers, errors = pull(tmp_path, hub_server, *good, *bad)
+    assert "Traceback" not in errors
+    for request, answer in zip(good, answers, strict=False):
+        name = request["repo_id"].removeprefix("org/")
+        expected = (large if request["filename"] == "weights.bin" else small)[name]
+        assert not answer.startswith("HubError"), answer
+        with open(answer, "rb") as file:
+            assert file.read() == expected, name
+    assert all(fault.times == 0 for fault in hub_server.faults if fault.times < 5)
+    requests = [line for line in hub_server.log if hashlib.sha256(large["cut"]).hexdigest() in line]
+    assert requests == [requests[0]] * 2  # the second asks for the missing half
+    short, flipped, swapped, forbidden, broken, gone = answers[len(good) :]
+    assert one_sentence(short, "weights.bin of org/short could not be fetched", "size 200000")
+    for answer, name in ((flipped, "always-flipped"), (swapped, "always-swapped")):
+        assert one_sentence(answer, f"weights.bin of org/{name}", "another content", "not used")
+    assert one_sentence(forbidden, "403", "HF_TOKEN") and one_sentence(broken, "500", "try again later")
+    assert one_sentence(gone, "org/gone", "cannot be reached")
+    # Nothing bad stays behind, and asking again gets the file.
+    blobs = [path for path in (tmp_path / "hf").rglob("blobs/*") if path.is_file()]
+    assert len(blobs) == len(good)
+    assert all(path.read_bytes() in [*large.values(), *small.values()] for path in blobs)
+    hub_server.faults.clear()
+    answers, _ = pull(tmp_path, hub_server, *bad)
+    for request, answer in zip(bad, answers, strict=True):
+        with open(answer, "rb") as file:
+            assert file.read() == large[request["repo_id"].removeprefix("org/")]
+
+
+def test_a_cached_file_that_was_damaged_is_noticed(tmp_path, hub_server):
+    contents = {"weights.bin": os.urandom(200_000), "config.json": b'{"a": 1}'}
+    hub_server.commit("org/model", contents)
+    requests = [{"repo_id": "org/model", "filename": name} for name in contents]
+    paths, _ = pull(tmp_path, hub_server, *requests)
+
+    def damage():
+        for path, content in zip(paths, contents.values(), strict=True):
+            with open(path, "wb") as file:
+                file.write(content[:-1] + bytes([content[-1] ^ 1]))
+
+    damage()
+    for env, reason in (({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set"), ({}, "the Hub does not answer")):
+        with socket.socket() as taken:
+            answers, _ = pull(tmp_path, hub_server, *requests, HF_ENDPOINT=unreachable(taken), **env)
+        for answer, path in zip(answers, paths, strict=True):
+            assert one_sentence(answer, "is damaged", path, reason, "zoo pull org/model")
+    again, errors = pull(tmp_path, hub_server, *requests)
+    assert again == paths and "Traceback" not in errors
+    for path, content in zip(paths, contents.values(), strict=True):
+        with open(path, "rb") as file:
+            assert file.read() == content
+
+    # A cache without links does not keep the hash; the download itself is compared all the same.
+    hub_server.commit("org/plain", contents)
+    hub_server.fail("GET /org/plain/", "flip", 1)
+    hub_server.fail("GET /store/", "flip", 3)
+    plain = [{**request, "repo_id": "org/plain"} for request in requests]
+    plain.append({**plain[0], "sha256": hashlib.sha256(contents["weights.bin"]).hexdigest()})
+    answers, _ = pull(tmp_path, hub_server, *plain, HF_HUB_DISABLE_SYMLINKS="1", HF_HUB_CACHE=str(tmp_path / "x"))
+    assert one_sentence(answers[0], "another content")
+    for answer, name in ((answers[1], "config.json"), (answers[2], "weights.bin")):
+        with open(answer, "rb") as file:
+            assert file.read() == contents[name]
+        assert not os.path.islink(answer)
+
+
+def test_a_listing_with_a_name_that_leads_outside_is_refused(tmp_path, hub_server):
+    names = ["../evil", "/etc/evil", "a/../../evil", "a\\..\\evil", "C:evil", "a//b", "./evil"]
+    for i, name in enumerate(names):
+        hub_server.commit(f"org/model{i}", {"config.json": b"{}", name: b"evil"})
+    answers, _ = pull(tmp_path, hub_server, *({"repo_id": f"org/model{i}"} for i in range(len(names))))
+    for i, (name, answer) in enumerate(zip(names, answers, strict=True)):
+        assert one_sentence(answer, f"org/model{i}", repr(name), "leads out of its folder")
+
+
+def test_a_token_is_told_to_the_hub_and_to_nobody_else(tmp_path, hub_server):
+    token = "hf_" + "Zq7" * 11
+    hub_server.tokens[token] = {"org"}
+    hub_server.commit("org/secret", {"weights.bin": os.urandom(200_000)})
+    hub_server.private.add("org/secret")
+    request = {"repo_id": "org/secret", "filename": "weights.bin"}
+    (answer,), errors = pull(tmp_path, hub_server, request, HF_TOKEN=token)
+    assert os.path.isfile(answer)
+    assert hub_server.leaks == []  # the store is another host
+    (stranger,), _ = pull(tmp_path / "other", hub_server, request)
+    assert one_sentence(stranger, "There is no repository org/secret", "or it is private", "HF_TOKEN")
+    said = [answer, errors]
+    for wrong in (token[:-1] + "x", token[:-1] + "\u2019", token + "\x01"):
+        hub_server.commit("org/other", {"weights.bin": b"x"})
+        (answer,), errors = pull(tmp_path, hub_server, {**request, "repo_id": "org/other"}, HF_TOKEN=wrong)
+        assert one_sentence(answer), answer
+        said += [answer, errors]
+    (answer,), errors = pull(tmp_path, hub_server, {**request, "repo_id": "org/none"}, HF_TOKEN=token)
+    assert one_sentence(answer, "no repository org/none")
+    written = [path.read_bytes().decode(errors="replace") for path in tmp_path.rglob("*") if path.is_file()]
+    assert not any(token[:-1] in text for text in [*said, answer, errors, *written])
+
+
+def unreachable(taken: socket.socket) -> str:
+    """An address at which connections are refused: bound but not listening."""
+    taken.bind(("127.0.0.1", 0))
+    return f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
+def test_no_connection_is_said_soon(tmp_path, hub_server):
+    request = {"repo_id": "org/model", "filename": "weights.bin"}
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        endpoint = f"http://127.0.0.1:{taken.getsockname()[1]}"  # bound but not listening: refused
+        endpoint = unreachable(taken)
         start = time.monotonic()
-        (answer,), errors = pull(tmp_path, endpoint, {"repo_id": "org/model", "filename": "weights.bin"})
+        (answer,), errors = pull(tmp_path, hub_server, request, HF_ENDPOINT=endpoint)
     assert one_sentence(answer, "weights.bin", endpoint, "checkpoint")
     assert time.monotonic() - start < 15  # huggingface_hub on its own tries for 23 s
     assert "Retrying" not in errors
 
-    (answer,), _ = pull(tmp_path, endpoint, {"repo_id": "org/model", "filename": "w.bin"}, HF_HUB_OFFLINE="1")
-    assert one_sentence(answer, "w.bin", "HF_HUB_OFFLINE")
+    (answer,), _ = pull(tmp_path, hub_server, request, HF_ENDPOINT=endpoint, HF_HUB_OFFLINE="1")
+    assert one_sentence(answer, "weights.bin", "HF_HUB_OFFLINE")
 
 
 @pytest.mark.slow  # the client tries five times
 def test_a_hub_that_fails_is_one_sentence(tmp_path, hub_server):
     hub_server.commit("org/model", {"weights.bin": b"tensors"})
     hub_server.status["org/model"] = 503
-    (answer,), _ = pull(tmp_path, hub_server.url, {"repo_id": "org/model", "filename": "weights.bin"})
+    (answer,), _ = pull(tmp_path, hub_server, {"repo_id": "org/model", "filename": "weights.bin"})
     assert one_sentence(answer, "weights.bin", "org/model")

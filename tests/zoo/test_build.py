@@ -21,7 +21,7 @@ import zoo.registry
 from lightning_modules.classification import VideoClassifier
 from lightning_modules.errors import ModelError
 from lightning_modules.ops import use_backend
-from zoo.build import _instantiate, normalise
+from zoo.build import _check_arguments, _instantiate, normalise
 from zoo.errors import UnknownModelError, ZooError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -299,6 +299,49 @@ def test_a_class_from_outside_is_refused_before_it_is_imported(folder, ckpt, tmp
     assert "trap" not in sys.modules
 
 
+OUTER = """
+from lightning import LightningModule
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+class Outer(LightningModule):
+    def __init__(
+        self, inner: LightningModule, parts: list[LightningModule] | None = None, act: Callable | None = None,
+        kind: "type[LightningModule] | None" = None, name: str | None = None,
+        sizes: Mapping[str, list[float]] | None = None, mode: Literal["a.b", 3] = 3,
+    ) -> None:
+        super().__init__()
+"""
+
+
+def test_a_class_from_outside_among_the_arguments_is_refused_before_it_is_imported(register, tmp_path, monkeypatch):
+    (tmp_path / "trap.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')\nfrom outer_module import Outer\n")
+    (tmp_path / "outer_module.py").write_text(OUTER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    register("outer", "outer_module.Outer", init_args={})
+    inner, trap = {"class_path": CLASS, "init_args": TINY}, {"class_path": "trap.Outer"}
+    deep = {"class_path": "outer_module.Outer", "init_args": {"inner": trap}}
+    hidden = (
+        {"inner": trap}, {"inner": deep}, {"inner": inner, "parts": [trap]}, {"inner": {"x": [[trap]]}},
+        {"inner": "trap.Outer"}, {"inner": inner, "parts": ["trap.Outer"]}, {"inner": inner, "act": "trap.Outer"},
+        {"inner": inner, "kind": "trap.Outer"}, {"inner": {**inner, "dict_kwargs": {"x": trap}}},
+        {"inner": {"class_path": "outer_module.Outer", "init_args": {"inner": "trap.Outer"}}},
+    )  # fmt: skip
+    for arguments in hidden:
+        with pytest.raises(ModelError, match=r"'trap\.Outer' is not a class of the zoo, so it is not imported"):
+            normalise({"class_path": "outer_module.Outer", "init_args": arguments})
+    assert not (tmp_path / "imported").exists() and "trap" not in sys.modules
+    with pytest.raises(ModelError, match=r"\['trap'\] is not a class of the zoo"):
+        normalise({"class_path": "outer_module.Outer", "init_args": {"inner": {"class_path": ["trap"]}}})
+    plain = {"name": "trap.Outer", "sizes": {"a.b": [0.5]}, "mode": "a.b"}  # strings that are meant as such
+    found = normalise({"class_path": "outer_module.Outer", "init_args": {"inner": inner, **plain}})
+    assert plain.items() <= found["init_args"].items() and "trap" not in sys.modules
+    assert found["init_args"]["inner"]["class_path"].rpartition(".")[2] == "VideoClassifier"
+    # The trap is a real one: without the look at the names, checking the arguments imports it.
+    _check_arguments(sys.modules["outer_module"].Outer, {"inner": trap | {"init_args": {"inner": inner}}}, False)
+    assert (tmp_path / "imported").exists()
+
+
 def test_a_config_with_a_wrong_key_names_file_and_nearest(folder):
     init_args = json.loads((folder / "config.json").read_text())["init_args"]
     for name, nearest in (("embed_dimm", "did you mean 'embed_dim'"), ("drop_path", "it takes num_classes")):
@@ -381,12 +424,10 @@ print(json.dumps(answers))
 """
 
 
-def through_the_hub(tmp_path, url, sha256, sources, **env) -> dict:
-    keep = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
-    env = keep | {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_PROGRESS_BARS": "1", **env}
+def through_the_hub(tmp_path, server, sha256, sources, **env) -> dict:
     done = subprocess.run(
         [sys.executable, "-c", THROUGH_THE_HUB, json.dumps(TINY), sha256, *sources],
-        capture_output=True, text=True, timeout=300, env=env, cwd=tmp_path,
+        capture_output=True, text=True, timeout=300, env=server.environment(tmp_path / "hf", **env), cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -429,7 +470,7 @@ def test_through_the_hub_and_then_offline(module, folder, tmp_path, hub_server):
         "org/tiny@v2": ("HubError", "no revision 'v2'"),
     }
     digest = hashlib.sha256(tiny_file).hexdigest()
-    answers = through_the_hub(tmp_path, hub_server.url, digest, [*good, *refused])
+    answers = through_the_hub(tmp_path, hub_server, digest, [*good, *refused])
     for source, model in good.items():
         assert answers[source] == facts(model), source
     for source, words in refused.items():
@@ -440,7 +481,7 @@ def test_through_the_hub_and_then_offline(module, folder, tmp_path, hub_server):
     assert hub_server.commits["org/moving"][moved] == pushed
 
     asked = len(hub_server.log)
-    offline = through_the_hub(tmp_path, hub_server.url, digest, list(good), HF_HUB_OFFLINE="1")
+    offline = through_the_hub(tmp_path, hub_server, digest, list(good), HF_HUB_OFFLINE="1")
     assert offline == {source: answers[source] for source in good}
     assert len(hub_server.log) == asked
 

@@ -1,4 +1,4 @@
-"""`zoo list`: the models as a table, or as JSON."""
+"""`zoo list`: the models as a table, as JSON, or as the Markdown table of the README."""
 
 import argparse
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from zoo.commands.console import is_terminal, print_json, show, width
 from zoo.errors import ZooError
 from zoo.registry import Entry, Weights, entries, list_models
 
-__all__ = ["add_arguments", "is_cached", "run"]
+__all__ = ["add_arguments", "is_cached", "markdown", "run"]
 
 _EXAMPLES = """\
 examples:
@@ -19,6 +19,7 @@ examples:
   zoo list 'videomamba-m-*-f64*'    a shell pattern (quote it)
   zoo list --task image             image models; --task video for the others
   zoo list --dataset ssv2 --json    for programs
+  zoo list --markdown               the table of the README
 """
 
 
@@ -49,7 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pattern", nargs="?", default="*", help="part of a name, or a shell pattern such as '*-f64*'")
     parser.add_argument("--task", metavar="TASK", help="image, video, or the task's full name")
     parser.add_argument("--dataset", metavar="NAME", help="data set of the weights: in1k, k400, ssv2, breakfast, coin")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON")
+    form.add_argument("--markdown", action="store_true", help="print a Markdown table")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -62,6 +65,8 @@ def run(args: argparse.Namespace) -> None:
         raise ZooError(f"No model matches {args.pattern!r}; `zoo list` without a pattern shows all.")
     if args.json:
         print_json([_record(entry) for entry in found])
+    elif args.markdown:
+        show(*markdown(found))
     else:
         _print_table(found)
 
@@ -76,6 +81,16 @@ def is_cached(weights: Weights | None) -> bool:
 
     filename = weights.filename or "model.safetensors"
     return isinstance(try_to_load_from_cache(weights.repo_id, filename, revision=weights.revision), str)
+
+
+def markdown(found: list[Entry]) -> list[str]:
+    """The lines of a Markdown table of models, the same on every machine: what is cached is left out."""
+    columns = [column for column in _COLUMNS if column.title != "cached"]
+    rows = [[column.title for column in columns], ["--:" if column.numeric else "---" for column in columns]]
+    for entry in found:
+        cells = _cells(entry)
+        rows.append([f"`{entry.name}`", *(cells[column.title] for column in columns[1:])])
+    return [f"| {' | '.join(row)} |" for row in rows]
 
 
 def _record(entry: Entry) -> dict:

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-__all__ = ["COMMANDS", "main", "report"]
+__all__ = ["COMMANDS", "is_foreseen", "main", "report"]
 
 COMMANDS = {
     "list": "list the models, with their scores and sizes",
@@ -21,6 +21,8 @@ COMMANDS = {
     "predict": "say what happens in a video",
     "recipe": "print a training recipe, or list them",
     "convert": "turn a checkpoint into a folder with safe weights and its config",
+    "push": "share a trained model on the Hugging Face Hub",
+    "pull": "download models ahead of time, for work without a connection",
 }
 
 _EXAMPLES = """\
@@ -29,6 +31,7 @@ examples:
   zoo list 'videomamba-s*' --dataset k400    some of them
   zoo info videomamba-s-k400                 one of them, and how to load it
   zoo predict videomamba-nano-motion clip.mp4
+  zoo push runs/finetune/version_0 me/my-actions
   zoo predict --help                         the options of a command
 """
 
@@ -67,7 +70,7 @@ def report(command: Callable[[], object], *, program: str, usage_errors: tuple[t
         sys.exit(130)
     except Exception as error:
         wrong_usage = isinstance(error, usage_errors)
-        if not wrong_usage and not _is_foreseen(error):
+        if not wrong_usage and not is_foreseen(error):
             raise
         print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2 if wrong_usage else 1)
@@ -99,7 +102,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
-def _is_foreseen(error: Exception) -> bool:
+def is_foreseen(error: Exception) -> bool:
     """Whether the message was written for the user: an error type of ours, one of the system, or one our code raised.
 
     Our packages raise subclasses of ValueError and the like for a caller's mistake, at some places the builtin itself.

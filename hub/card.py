@@ -1,0 +1,303 @@
+"""The README.md of a pushed model: what the Hub reads of it, and what people do."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import yaml
+
+from hub.checkpoint import CARD, CURVES, METRICS, RECIPE, Checkpoint
+from hub.errors import HubError
+
+__all__ = ["About", "Score", "about_run", "address", "make_card"]
+
+LIBRARY = "video-mamba-zoo"
+# The block of the card that says how to load the model: it names the place, which changes when a folder is pushed.
+USAGE = re.compile(r"<!-- usage -->\n.*?<!-- /usage -->", flags=re.DOTALL)
+_METRICS = {"top1": ("accuracy", "Top-1 accuracy"), "top5": ("top_5_accuracy", "Top-5 accuracy")}
+_STAGES = {"val": "validation", "test": "test"}
+_TITLES = {"ImageNet": "ImageNet-1K", "SomethingSomethingV2": "Something-Something V2"}
+_INPUT = (
+    ("num_frames", "frames"),
+    ("image_size", "pixels, square"),
+    ("short_side", "pixels of the short side before cropping"),
+    ("sampling", "sampling"),
+    ("frame_stride", "frames from one to the next"),
+    ("interpolation", "interpolation"),
+    ("mean", "mean of the channels"),
+    ("std", "deviation of the channels"),
+)
+
+
+class Score(NamedTuple):
+    """A result.
+
+    Attributes:
+        metric: ``top1``, ``top5``, or another name.
+        value: accuracies are in [0, 1].
+        split: ``validation`` or ``test``; None where the source does not say.
+        note: how it was measured.
+    """
+
+    metric: str
+    value: float
+    split: str | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class About:
+    """What a card says beside the config.
+
+    Attributes:
+        dataset: name of the training and test data: ``Kinetics-400``.
+        scores: results on it.
+        license: identifier the Hub knows: ``apache-2.0``.
+        base_model: repository of the weights that the training started from, or that these were converted from.
+        task: the Hub's name of the task; None finds it out for a classifier.
+        paper: address.
+        note: a sentence.
+    """
+
+    dataset: str | None = None
+    scores: tuple[Score, ...] = ()
+    license: str | None = None
+    base_model: str | None = None
+    task: str | None = None
+    paper: str | None = None
+    note: str | None = None
+
+
+def about_run(checkpoint: Checkpoint) -> About:
+    """What a training run's own files say: the data, the scores, and a repository that it started from."""
+    recipe = _recipe(checkpoint)
+    scores = []
+    for key, value in checkpoint.scores.items():
+        stage, _, metric = key.partition("/")
+        among_few = metric == "top5" and checkpoint.config["init_args"].get("num_classes", 6) <= 5  # always right
+        if stage in _STAGES and metric not in ("loss", "samples") and not among_few:
+            scores.append(Score(metric, value, _STAGES[stage]))
+    base = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(@.*)?", str(started_from(checkpoint)))
+    return About(_dataset(recipe.get("data")), tuple(scores), base_model=base and base[1])
+
+
+def started_from(checkpoint: Checkpoint) -> str | None:
+    """``init_from`` of the run's config: the model whose weights the training started from."""
+    model = _recipe(checkpoint).get("model")
+    arguments = model.get("init_args") if isinstance(model, dict) else None
+    source = arguments.get("init_from") if isinstance(arguments, dict) else None
+    return source if isinstance(source, str) else None
+
+
+def make_card(checkpoint: Checkpoint, about: About, place: str) -> str:
+    """The text of a README.md for the Hub: metadata, and sections for people.
+
+    Args:
+        checkpoint: the model; its extras decide whether curves are shown.
+        about: what else is known.
+        place: what ``zoo.load`` takes to load the model: ``org/name``, or a folder.
+    """
+    from huggingface_hub import ModelCard
+
+    data = _metadata(checkpoint, about, place)
+    sections = [
+        f"# {_title(place)}",
+        _summary(checkpoint, about),
+        _usage(checkpoint, place),
+        *_classes(checkpoint),
+        *_scores(about),
+        *_input(checkpoint),
+        *_training(checkpoint, about),
+        *_licence(about),
+    ]
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"))
+
+
+def address(card: str, checkpoint: Checkpoint, place: str, license: str | None = None) -> str:
+    """A card whose title and usage block name another place; one without such a block is somebody's own, and stays.
+
+    Args:
+        card: text of a README.md.
+        checkpoint: the model it is about.
+        place: what ``zoo.load`` takes.
+        license: replaces the one in the metadata, also of somebody's own card; None leaves it.
+
+    Raises:
+        HubError: the metadata at its head is not valid.
+    """
+    from huggingface_hub import ModelCard
+
+    ours = USAGE.search(card) is not None
+    if not ours and license is None:
+        return card
+    try:
+        parsed = ModelCard(card)
+        parsed.data.license = license or parsed.data.license
+        text = parsed.text.lstrip("\n")
+        if ours:
+            parsed.data.model_name = _title(place) if parsed.data.eval_results else None
+            text = re.sub(r"\A# .*", lambda _: f"# {_title(place)}", text)
+            text = USAGE.sub(lambda _: _usage(checkpoint, place), text)
+        return f"---\n{parsed.data.to_yaml()}\n---\n\n{text}"
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise HubError(f"The metadata at the head of {CARD} is not valid ({reason}); mend it, or delete the file to "
+                       "have a new one written.") from error  # fmt: skip
+
+
+def task_of(config: dict) -> str | None:
+    """The Hub's name of a classifier's task; None for other modules."""
+    init_args = config["init_args"]
+    if "num_classes" not in init_args:
+        return None
+    return "image-classification" if init_args.get("num_frames", 0) is None else "video-classification"
+
+
+def slug(title: str) -> str:
+    """A data set's name as the Hub's metadata takes it: ``Kinetics-400`` -> ``kinetics-400``."""
+    return re.sub(r"[^\w.-]+", "-", title.lower()).strip("-.")
+
+
+def _metadata(checkpoint: Checkpoint, about: About, place: str):
+    from huggingface_hub import EvalResult, ModelCardData
+
+    task = about.task or task_of(checkpoint.config)
+    dataset = about.dataset or "unnamed"
+    results = [
+        EvalResult(
+            task_type=task or "other",
+            dataset_type=slug(dataset) or "unnamed",
+            dataset_name=dataset,
+            dataset_split=score.split,
+            metric_type=_METRICS.get(score.metric, (score.metric, ""))[0],
+            metric_name=_name(score),
+            metric_value=round(score.value, 5),
+        )
+        for score in about.scores
+    ]
+    return ModelCardData(
+        library_name=LIBRARY,
+        pipeline_tag=task,
+        license=about.license,
+        datasets=[slug(about.dataset)] if about.dataset and slug(about.dataset) else None,
+        base_model=about.base_model,
+        tags=["mamba", "state-space-model", "video", "pytorch", "lightning"],
+        model_name=_title(place) if results else None,
+        eval_results=results or None,
+    )
+
+
+def _name(score: Score) -> str:
+    """The metric's name with how it was measured."""
+    name = _METRICS.get(score.metric, ("", score.metric))[1]
+    return f"{name} ({score.note})" if score.note else name
+
+
+def _title(place: str) -> str:
+    return place.rstrip("/").rpartition("/")[2]
+
+
+def _summary(checkpoint: Checkpoint, about: About) -> str:
+    args = checkpoint.config["init_args"]
+    count = sum(tensor.numel() for tensor in checkpoint.state_dict.values())
+    facts = [f"`{checkpoint.config['class_path']}`", f"{count:,} parameters"]
+    if args.get("num_classes"):
+        facts.append(f"{args['num_classes']} classes")
+    if args.get("image_size"):
+        frames = "an image" if args.get("num_frames", 0) is None else f"{args.get('num_frames')} frames"
+        facts.append(f"{frames} of {args['image_size']} x {args['image_size']} pixels")
+    if about.dataset:
+        facts.append(f"trained on {about.dataset}")
+    return ", ".join(facts) + "." + (f" {about.note}" if about.note else "")
+
+
+def _usage(checkpoint: Checkpoint, place: str) -> str:
+    task = task_of(checkpoint.config)
+    file = "photo.jpg" if task == "image-classification" else "clip.mp4"
+    lines = ["import zoo", "", f"model = zoo.load({place!r})"]
+    command = ""
+    if task is not None:
+        lines.append(f"for label, probability, _ in zoo.predict(model, {file!r}):")
+        lines.append('    print(f"{probability:6.1%}  {label}")')
+        command = f"\n\nOr in a shell:\n\n```sh\nzoo predict {place} {file}\n```"
+    code = "\n".join(lines).replace("'", '"')
+    return (
+        f"<!-- usage -->\n## Use it\n\nWith the package {LIBRARY} installed:\n\n```python\n{code}\n```"
+        f"{command}\n<!-- /usage -->"
+    )
+
+
+def _classes(checkpoint: Checkpoint) -> Iterable[str]:
+    names = checkpoint.config["init_args"].get("class_names")
+    if names:
+        shown = ", ".join(f"`{name}`" for name in names[:20])
+        more = f" and {len(names) - 20} more, all in `config.json`" if len(names) > 20 else ""
+        yield f"Classes: {shown}{more}."
+
+
+def _scores(about: About) -> Iterable[str]:
+    if about.scores:
+        rows = [f"| {_name(s)} | {s.split or ''} | {_shown(s)} |" for s in about.scores]
+        on = f" on {about.dataset}" if about.dataset else ""
+        yield f"## Results{on}\n\n| metric | split | value |\n| --- | --- | --- |\n" + "\n".join(rows)
+
+
+def _shown(score: Score) -> str:
+    return f"{100 * score.value:.1f} %" if score.metric in _METRICS else f"{score.value:.4g}"
+
+
+def _input(checkpoint: Checkpoint) -> Iterable[str]:
+    args = checkpoint.config["init_args"]
+    if args.get("sampling") != "dense":
+        args = {key: value for key, value in args.items() if key != "frame_stride"}
+    rows = [f"| {title} | {args[key]} |" for key, title in _INPUT if args.get(key) is not None]
+    if rows:
+        yield "## Input\n\n| | |\n| --- | --- |\n" + "\n".join(rows)
+
+
+def _training(checkpoint: Checkpoint, about: About) -> Iterable[str]:
+    source = started_from(checkpoint)
+    lines = []
+    if about.base_model or source:
+        origin = f"`{source}`" if source else f"`{about.base_model}`"
+        repository = f" ({about.base_model})" if source and about.base_model and about.base_model != source else ""
+        lines.append(f"The weights started from, or are those of, {origin}{repository}.")
+    if checkpoint.recipe is not None:
+        lines.append(f"The complete configuration of the run is in `{RECIPE}`.")
+    if METRICS in checkpoint.extras:
+        lines.append(f"What was logged is in `{METRICS}`.")
+    parts = [" ".join(lines)] if lines else []
+    if CURVES in checkpoint.extras:
+        parts.append(f"![Training curves]({CURVES})")
+    if about.paper:
+        parts.append(f"Paper: {about.paper}")
+    if parts:
+        yield "## Training\n\n" + "\n\n".join(parts)
+
+
+def _licence(about: About) -> Iterable[str]:
+    if about.license:
+        yield f"## Licence\n\n{about.license}"
+
+
+def _recipe(checkpoint: Checkpoint) -> dict:
+    try:
+        content = yaml.safe_load(checkpoint.recipe or "")
+    except yaml.YAMLError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _dataset(data: object) -> str | None:
+    """The name of a run's data: of a published set its own, else that of the folder."""
+    if not isinstance(data, dict) or not isinstance(data.get("class_path"), str):
+        return None
+    name = data["class_path"].rpartition(".")[2]
+    args: Mapping = data.get("init_args") if isinstance(data.get("init_args"), dict) else {}
+    if name in _TITLES:
+        return _TITLES[name]
+    if name == "Kinetics":
+        return f"Kinetics-{args.get('num_classes', 400)}"
+    root = str(args.get("root") or "").rstrip("/").rpartition("/")[2]
+    return root or name

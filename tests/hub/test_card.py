@@ -1,0 +1,130 @@
+"""Cards as the Hub and people read them."""
+
+import re
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+
+from hub.card import About, Score, about_run, address, make_card
+from hub.checkpoint import Checkpoint
+from hub.errors import HubError
+
+VIDEO = {
+    "class_path": "lightning_modules.VideoClassifier",
+    "init_args": {
+        "num_classes": 30, "class_names": [f"class {i}" for i in range(30)], "num_frames": 8, "image_size": 32,
+        "mean": [0.5, 0.5, 0.5], "sampling": "ssv2", "short_side": None,
+        "frame_stride": 4,
+    },
+}  # fmt: skip
+WEIGHTS = {"net.a": torch.zeros(1500, 1000), "net.b": torch.zeros(3)}
+SCORES = {"val/loss": 0.4, "val/top1": 0.912347, "val/top5": 1.0, "test/top1": 0.9, "test/mean_iou": 0.25}
+
+
+def run(model=None, data=None, **more) -> Checkpoint:
+    recipe = yaml.safe_dump({"model": {**VIDEO, "init_args": model or {}}, "data": data})
+    return Checkpoint(VIDEO, WEIGHTS, recipe, scores=SCORES, **more)
+
+
+def test_the_metadata_says_what_the_hub_shows():
+    checkpoint = run({"init_from": "hf://org/base@v1"}, {"class_path": "datamodules.SomethingSomethingV2"})
+    about = about_run(checkpoint)
+    card = ModelCard(make_card(checkpoint, about, "org/name"))
+    data = card.data
+    assert (data.pipeline_tag, data.library_name) == ("video-classification", "video-mamba-zoo")
+    assert data.datasets == ["something-something-v2"] and data.base_model == "org/base"
+    metadata = yaml.safe_load(re.match(r"---\n(.*?)\n---\n", str(card), flags=re.DOTALL)[1])
+    assert "license" not in metadata
+    (entry,) = metadata["model-index"]
+    assert entry["name"] == "name"
+    found = {}
+    for result in entry["results"]:
+        assert result["task"] == {"type": "video-classification"}
+        assert result["dataset"]["name"] == "Something-Something V2"
+        for metric in result["metrics"]:
+            found[result["dataset"]["split"], metric["type"]] = metric["value"]
+    assert found == {
+        ("validation", "accuracy"): 0.91235, ("validation", "top_5_accuracy"): 1.0, ("test", "accuracy"): 0.9,
+        ("test", "mean_iou"): 0.25,
+    }  # fmt: skip
+    for row in ("| Top-1 accuracy | validation | 91.2 % |", "| mean_iou | test | 0.25 |", "| frames | 8 |"):
+        assert row in card.text
+    assert "1,500,003 parameters" in card.text and "`class 19` and 10 more" in card.text
+    assert (
+        "short side" not in card.text
+        and "from one to the next" not in card.text
+        and "recipe.yaml" in card.text
+        and "curves.png" not in card.text
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "name", "slug"),
+    [
+        ({"class_path": "datamodules.Kinetics", "init_args": {"num_classes": 600}}, "Kinetics-600", "kinetics-600"),
+        ({"class_path": "datamodules.ImageNet", "init_args": {"root": "/data/in"}}, "ImageNet-1K", "imagenet-1k"),
+        ({"class_path": "datamodules.VideoFolder", "init_args": {"root": "/home/me/My Videos/"}}, "My Videos",
+         "my-videos"),
+        ({"class_path": "mine.Data", "init_args": None}, "Data", "data"),
+        (None, None, None),
+        (["x"], None, None),
+    ],
+)  # fmt: skip
+def test_the_data_set_is_the_runs(data, name, slug):
+    checkpoint = run(data=data)
+    about = about_run(checkpoint)
+    assert about.dataset == name
+    card = ModelCard(make_card(checkpoint, about, "org/name"))
+    assert card.data.datasets == (slug and [slug])
+    assert card.data.eval_results[0].dataset_name == (name or "unnamed")
+
+
+NO_RECIPES = [None, "", "- 1", "model: 3", "a: [", "model: {init_args: {init_from: 3}}", "data: 1"]
+
+
+@pytest.mark.parametrize("recipe", NO_RECIPES)
+def test_a_model_without_a_run_has_a_card_too(recipe):
+    image = {**VIDEO, "init_args": {"num_classes": 2, "num_frames": None, "image_size": 32}}
+    checkpoint = Checkpoint(image, WEIGHTS, recipe, {"curves.png": b"x"})
+    assert about_run(checkpoint) == About()
+    scores = (Score("top1", 0.5, note="as published"),)
+    about = About("ImageNet-1K", scores, "apache-2.0", "org/base", paper="https://x", note="N.")
+    card = ModelCard(make_card(checkpoint, about, "org/name"))
+    assert (card.data.pipeline_tag, card.data.license) == ("image-classification", "apache-2.0")
+    assert 'zoo.predict(model, "photo.jpg")' in card.text and "![Training curves](curves.png)" in card.text
+    assert "Top-1 accuracy (as published)" in card.text and "https://x" in card.text
+    assert card.data.base_model == "org/base"
+    other = Checkpoint({"class_path": "mine.Thing", "init_args": {}}, WEIGHTS)
+    text = make_card(other, About(), "org/name")
+    assert "zoo.predict" not in text and 'zoo.load("org/name")' in text and "pipeline_tag" not in text
+
+
+def test_a_card_follows_its_folder_to_another_place():
+    checkpoint = run()
+    card = make_card(checkpoint, about_run(checkpoint), "out/my_model/")
+    assert "# my_model\n" in card and 'zoo.load("out/my_model/")' in card
+    edited = card.replace("## Input", "Trained with care.\n\n## Input")
+    moved = address(edited, checkpoint, "org/name")
+    assert "out/my_model" not in moved and "Trained with care." in moved
+    assert moved.replace("Trained with care.\n\n", "") == make_card(checkpoint, about_run(checkpoint), "org/name")
+    assert address(moved, checkpoint, "org/name") == moved
+    licensed = address(edited, checkpoint, "org/name", "mit")
+    assert ModelCard(licensed).data.license == "mit" and ModelCard(licensed).text == ModelCard(moved).text
+
+
+def test_what_says_nothing_is_left_out():
+    few = {**VIDEO, "init_args": {"num_classes": 5, "sampling": "dense", "frame_stride": 4}}
+    checkpoint = run()._replace(config=few)
+    assert "top5" not in {score.metric for score in about_run(checkpoint).scores}
+    assert "| frames from one to the next | 4 |" in make_card(checkpoint, About(), "org/name")
+
+
+def test_a_card_by_hand_is_left_alone():
+    for card in ("", "# Mine\n", "---\ntags: [a]\n---\n# Mine\n"):
+        assert address(card, run(), "org/name") == card
+    assert address("# Mine\n", run(), "org/name", "mit") == "---\nlicense: mit\n---\n\n# Mine\n"
+    broken = make_card(run(), About(), "org/name").replace("library_name:", "library_name: [")
+    with pytest.raises(HubError, match=r"metadata at the head of README\.md is not valid"):
+        address(broken, run(), "org/name")

@@ -1,0 +1,96 @@
+"""`zoo pull`: models into the cache, ahead of their use."""
+
+import argparse
+from pathlib import Path
+
+from rich.table import Table
+
+from zoo.commands.console import is_terminal, print_json, show
+from zoo.errors import UnknownModelError, ZooError
+from zoo.registry import info, list_models
+
+__all__ = ["add_arguments", "run"]
+
+_EXAMPLES = """\
+examples:
+  zoo pull videomamba-m-k400 videomamba-ti-in1k    registered models
+  zoo pull 'videomamba-s-k400*'                    all that match a pattern (quote it)
+  zoo pull me/my-actions hf://org/repo@v1          repositories of the Hub
+
+Afterwards everything works without a connection: HF_HUB_OFFLINE=1 zoo predict videomamba-m-k400 clip.mp4
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `zoo pull`."""
+    parser.epilog = _EXAMPLES
+    parser.add_argument("names", nargs="+", metavar="NAME", help="registered name, shell pattern, or Hub repository")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Download what each name means; one that fails does not keep the others from being fetched."""
+    names = _wanted(args.names)
+    from zoo.commands.main import is_foreseen
+    from zoo.fetch import fetch
+
+    records = []
+    for number, name in enumerate(names, start=1):
+        if not args.json and is_terminal():
+            show(f"{number}/{len(names)} {name}")  # the bars of the downloads appear below
+        try:
+            files = fetch(name)
+            records.append({"name": name, "files": [str(file) for file in files], "bytes": _size(files), "error": None})
+        except Exception as error:
+            if not is_foreseen(error):
+                raise
+            records.append({"name": name, "files": [], "bytes": 0, "error": " ".join(str(error).split())})
+    if args.json:
+        print_json(records)
+    else:
+        _print_table(records)
+    failed = [record for record in records if record["error"] is not None]
+    if failed:
+        more = "" if len(failed) == 1 else f" (and {len(failed) - 1} more)"
+        raise ZooError(f"{failed[0]['name']} was not fetched{more}: {failed[0]['error']}")
+
+
+def _wanted(names: list[str]) -> list[str]:
+    """The models meant, each once; what is no name and no repository is refused before anything is downloaded."""
+    found: dict[str, None] = {}
+    for name in names:
+        if any(sign in name for sign in "*?["):
+            matching = list_models(name, pretrained=True)
+            if not matching:
+                raise ZooError(f"No model matches {name!r}; `zoo list` shows the names.")
+            found |= dict.fromkeys(matching)
+            continue
+        try:
+            found[info(name).name] = None
+        except UnknownModelError:
+            if "/" not in name:
+                raise
+            found[name] = None
+    return list(found)
+
+
+def _size(files: list[Path]) -> int:
+    return sum(file.stat().st_size for file in files)
+
+
+def _print_table(records: list[dict]) -> None:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("name", no_wrap=True)
+    table.add_column("MB", justify="right")
+    table.add_column("where", overflow="fold")
+    for record in records:
+        if record["error"] is not None:
+            table.add_row(record["name"], "-", "not fetched")
+        elif record["files"]:
+            table.add_row(record["name"], f"{record['bytes'] / 1e6:.1f}", str(Path(record["files"][0]).parent))
+        else:
+            table.add_row(record["name"], "-", "shipped with the package")
+    show(table)
+    here = [record for record in records if record["error"] is None]
+    megabytes = sum(record["bytes"] for record in here) / 1e6
+    show("", f"{len(here)} of {len(records)} models are here, {megabytes:.1f} MB; they work with HF_HUB_OFFLINE=1 too.")

@@ -1,0 +1,55 @@
+"""Where a model's files are, and how they get into the cache; loads no torch for models of the registry."""
+
+import re
+from pathlib import Path
+
+import hub
+from zoo.errors import UnknownModelError, ZooError
+from zoo.registry import Entry, Weights, info
+
+__all__ = ["REPOSITORY", "fetch", "weights_of"]
+
+REPOSITORY = re.compile(r"(?:hf://)?(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+
+
+def fetch(source: str) -> list[Path]:
+    """Downloads what `zoo.load` reads, so that it needs no connection afterwards.
+
+    Args:
+        source: a registered name, or a Hub repository as for `zoo.load`; of a repository the card and the files of the
+            training are fetched too.
+
+    Returns:
+        The files in the cache, the weights first; none for a model that is shipped.
+
+    Raises:
+        UnknownModelError: no such name.
+        ZooError: the model has no released weights.
+        HubError: the files cannot be fetched.
+        ModelError: the repository holds something else than a model of the zoo.
+    """
+    try:
+        weights = weights_of(info(source))
+    except UnknownModelError:
+        repository = REPOSITORY.fullmatch(source)
+        if repository is None:
+            raise
+        weights = Weights(repository["repo"], revision=repository["revision"])
+    if weights.repo_id is None:
+        return []
+    if weights.filename is not None:
+        return [hub.pull(weights.repo_id, weights.filename, weights.revision, sha256=weights.sha256)]
+    from zoo.build import fetch_folder
+
+    return fetch_folder(weights.repo_id, weights.revision, weights.sha256, complete=True)[1]
+
+
+def weights_of(entry: Entry) -> Weights:
+    """Where the weights of an entry are.
+
+    Raises:
+        ZooError: none are released.
+    """
+    if entry.weights is None:
+        raise ZooError(f"{entry.name} has no released weights; zoo.create({entry.name!r}) builds it untrained.")
+    return entry.weights

@@ -1,0 +1,105 @@
+"""From checkpoints to folders and repositories that others can load, with a card that says what is known."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import hub
+from hub.card import About, Score, about_run, make_card, started_from
+from hub.checkpoint import CARD, CONFIG, Checkpoint, write
+from zoo.build import load, read_local
+from zoo.errors import UnknownModelError, ZooError
+from zoo.fetch import REPOSITORY
+from zoo.registry import Entry, info
+
+__all__ = ["convert", "push"]
+
+
+def convert(path: str | os.PathLike, folder: str | os.PathLike, name: str | None = None) -> Path:
+    """Writes a checkpoint as a folder in the hub format: safetensors weights, config.json and a card.
+
+    What a run left beside its checkpoint goes along: its config, what it logged, and the picture of its curves.
+
+    Args:
+        path: an official file (then `name` is needed), or a Lightning ``.ckpt`` of a module of the zoo, or a run's
+            folder.
+        folder: where to write; see `hub.save`.
+        name: registered name of the model the weights belong to.
+
+    Raises:
+        HubError: every tensor has to be used up; keys and shapes that do not fit are listed.
+        ZooError: `name` is needed and not given.
+    """
+    path = Path(path).expanduser()
+    if name is None:
+        if path.is_file() and path.suffix != ".ckpt":
+            raise ZooError(f"{path} does not say which model it is; name it: zoo convert {path} {folder} --name MODEL.")
+        checkpoint = read_local(path)
+        about = _about(checkpoint)
+    else:
+        module = load(name, checkpoint=path)
+        checkpoint = Checkpoint(module.config, module.state_dict())
+        about = _about_entry(info(name))
+    if CARD not in checkpoint.extras:
+        card = make_card(checkpoint, about, os.fspath(folder))
+        checkpoint = checkpoint._replace(extras={**checkpoint.extras, CARD: card.encode()})
+    return write(checkpoint, folder)
+
+
+def push(source: str | os.PathLike, repo_id: str, *, private: bool = False, license: str | None = None) -> str:
+    """Shares a trained or converted model on the Hugging Face Hub, in one commit.
+
+    Args:
+        source: a run's folder, a ``.ckpt``, or a folder in the hub format.
+        repo_id: "organisation/name"; made if need be.
+        private: make a new repository private.
+        license: identifier the Hub knows; None takes that of the weights the training started from, where known.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        HubError: the source cannot be read, or the Hub refuses.
+        ModelError: the model's class is not registered.
+    """
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise ZooError(f"{path} does not exist; push a run's folder, a .ckpt file or a model folder.")
+    checkpoint = read_local(path)
+    model = path if (path / CONFIG).is_file() else checkpoint
+    return hub.push(model, repo_id, private=private, license=license, about=_about(checkpoint))
+
+
+def _about(checkpoint: Checkpoint) -> About:
+    """What a run's files say, with the model that it started from looked up in the registry."""
+    about, source = about_run(checkpoint), started_from(checkpoint)
+    if source is None or Path(source).expanduser().exists():
+        return about
+    try:
+        entry = info(source)
+    except UnknownModelError:
+        repository = REPOSITORY.fullmatch(source)
+        return replace(about, base_model=None if repository is None else repository["repo"])
+    return replace(about, base_model=entry.weights and entry.weights.repo_id, license=entry.meta.get("license"))
+
+
+def _about_entry(entry: Entry) -> About:
+    """What the registry knows of a published checkpoint."""
+    meta = entry.meta
+    clips, crops = meta.get("num_clips"), meta.get("num_crops")
+    views = "" if clips is None or crops is None else f", {clips} x {crops} views"
+    scores = [
+        Score(metric, meta[metric] / 100, note=f"as published{views}")
+        for metric in ("top1", "top5")
+        if meta.get(metric) is not None
+    ]
+    weights = entry.weights
+    return About(
+        dataset=meta.get("dataset_title") or meta.get("dataset"),
+        scores=tuple(scores),
+        license=meta.get("license"),
+        base_model=weights.repo_id if weights else None,
+        task=entry.task,
+        paper=meta.get("paper"),
+        note=f"Converted from the published weights of {entry.name}." if weights and weights.repo_id else None,
+    )
