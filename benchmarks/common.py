@@ -6,19 +6,35 @@ import json
 import os
 import platform
 import re
+import statistics
 import subprocess
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["RESULTS", "fastest", "machine", "machine_slug", "peak_memory", "save", "seconds"]
+__all__ = [
+    "RESULTS",
+    "Rates",
+    "device_memory",
+    "device_name",
+    "device_time",
+    "fastest",
+    "machine",
+    "machine_slug",
+    "peak_memory",
+    "rates",
+    "save",
+    "seconds",
+]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results"
@@ -94,6 +110,90 @@ def peak_memory(function: Callable[[], Any]) -> tuple[float | None, str]:
     before = _status_kib("VmRSS")
     function()
     return max(_status_kib("VmHWM") - before, 0) * 1024 / MIB, "VmHWM"
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the CPU's."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+
+
+def device_time(
+    function: Callable[[], Any], device: torch.device, budget_seconds: float = 0.5, most: int = 50
+) -> float:
+    """Seconds of one call: the median of several, on a GPU between events of its own clock, after two to warm up."""
+    if device.type != "cuda":
+        return fastest(function, budget_seconds, most)
+    for _ in range(2):
+        function()
+    torch.cuda.synchronize(device)
+    estimate = max(seconds(lambda: (function(), torch.cuda.synchronize(device))), 1e-5)
+    repeats = max(3, min(most, int(budget_seconds / estimate)))
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+    marks[0].record()
+    for mark in marks[1:]:
+        function()
+        mark.record()
+    torch.cuda.synchronize(device)
+    return statistics.median(a.elapsed_time(b) for a, b in pairwise(marks)) / 1e3
+
+
+def device_memory(function: Callable[[], Any], device: torch.device) -> float | None:
+    """MiB that one call needs at most beyond what is allocated before it; None where that cannot be found out."""
+    if device.type != "cuda":
+        return peak_memory(function)[0]
+    gc.collect()
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    function()
+    torch.cuda.synchronize(device)
+    return (torch.cuda.max_memory_allocated(device) - before) / MIB
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a device can do per second: bytes from and to memory, exponentials in float32, operations in products."""
+
+    bytes: float
+    exponentials: float
+    flop: float
+    how: str
+
+    def floor(self, bytes: float = 0.0, exponentials: float = 0.0, flop: float = 0.0) -> float:
+        """Seconds that the scarcest of the three takes alone."""
+        return max(bytes / self.bytes, exponentials / self.exponentials, flop / self.flop)
+
+
+def rates(device: torch.device, dtype: torch.dtype) -> Rates:
+    """Memory and products measured (a copy, a square product in dtype); exponentials measured on a CPU and on a GPU
+    reckoned: 16 per clock and multiprocessor at the highest clock."""
+    gpu = device.type == "cuda"
+    source = torch.empty(2**28 if gpu else 2**25, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    copied = 2 * source.numel() / device_time(lambda: target.copy_(source), device)
+    side = 8192 if gpu else 512
+    a, b = torch.randn(2, side, side, device=device, dtype=dtype)
+    flop = 2 * side**3 / device_time(lambda: a @ b, device)
+    if gpu:
+        count, clock = torch.cuda.get_device_properties(device).multi_processor_count, _highest_clock(device)
+        exponentials, how = 16 * count * clock, f"16 per clock x {count} multiprocessors x {clock / 1e6:.0f} MHz"
+    else:
+        x = torch.rand(2**16)
+        exponentials, how = x.numel() / fastest(lambda: torch.exp2(x), 0.2), "torch.exp2 on numbers in the cache"
+    return Rates(
+        copied, exponentials, flop, f"bytes: a copy; exponentials: {how}; products: {side} x {side} in {dtype}"
+    )
+
+
+def _highest_clock(device: torch.device) -> float:
+    """In Hz."""
+    index = device.index if device.index is not None else torch.cuda.current_device()
+    uuid = f"GPU-{torch.cuda.get_device_properties(index).uuid}"
+    command = ["nvidia-smi", f"--id={uuid}", "--query-gpu=clocks.max.sm", "--format=csv,noheader,nounits"]
+    try:
+        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]) * 1e6
+    except (OSError, subprocess.CalledProcessError, ValueError, IndexError):
+        return 1.98e9  # H100 SXM's highest; said in `how`, to be read with care on anything else
 
 
 def _sampled_peak(function: Callable[[], Any]) -> float:

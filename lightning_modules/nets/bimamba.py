@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_modules.ops import bidirectional_conv1d, bidirectional_scan
+from lightning_modules.ops import add_rms_norm, bidirectional_conv1d, bidirectional_scan
 
 __all__ = ["BiMamba", "Block"]
 
@@ -106,5 +106,5 @@ class Block(nn.Module):
 
     def forward(self, hidden: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, L, D) and (B, L, D) -> the mixer's output (B, L, D), the residual stream before it (B, L, D)."""
-        residual = hidden.float() if residual is None else residual + hidden
-        return self.mixer(self.norm(residual.to(self.norm.weight.dtype))), residual
+        normed, residual = add_rms_norm(hidden, residual, self.norm.weight, self.norm.eps)
+        return self.mixer(normed), residual

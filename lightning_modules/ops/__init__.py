@@ -1,4 +1,4 @@
-"""Kernels of the Mamba block behind plain functions: the selective scan and the short causal convolution.
+"""Kernels of the Mamba block behind plain functions: the selective scan, the short causal convolution, add and norm.
 
 Which backend runs is decided in `backend.py`; the `reference.py` of each sub-package is the definition the others are
 tested against. Importing this package loads nothing; the first name used loads torch, the first call a backend.
@@ -7,6 +7,7 @@ tested against. Importing this package loads nothing; the first name used loads 
 from importlib import import_module
 
 _HOME = {
+    "add_rms_norm": "norm.interface",
     "available_backends": "backend",
     "bidirectional_conv1d": "conv.interface",
     "bidirectional_scan": "scan.interface",

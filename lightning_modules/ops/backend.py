@@ -4,8 +4,8 @@ Per device there is an ordered table of backends. Each says through `why_not`, i
 call, or None. Left alone ("auto"), the first that can is taken, and the log says so once. A backend asked for by name,
 with `use_backend` or the environment variable ZOO_SCAN_BACKEND, runs or raises with that sentence.
 
-To add one: a file of its name in `scan/` and `conv/` with the functions of the `reference.py` there, and its place in
-the tables below.
+To add one: a file of its name in `scan/`, `conv/` and `norm/` with the functions of the `reference.py` there (or a line
+in `_STAND_INS`), and its place in the tables below.
 """
 
 import logging
@@ -24,11 +24,18 @@ __all__ = ["BackendError", "available_backends", "select", "use_backend", "why_n
 
 logger = logging.getLogger(__name__)
 
-# Fastest first. "meta" stands for shape propagation without data, which needs only an operator's fake kernel.
-_TABLE = {"cpu": ("numba", "reference"), "meta": ("numba", "reference")}
+# Fastest first. "meta" stands for shape propagation without data, which needs only an operator's fake kernel. On a CPU
+# triton runs step by step in its interpreter, for tests, and is never chosen.
+_TABLE = {
+    "cpu": ("numba", "reference", "triton"),
+    "cuda": ("triton", "mamba_ssm", "reference"),
+    "meta": ("numba", "reference", "triton"),
+}
 _ANY_DEVICE = ("reference",)
-_NAMES = ("numba", "reference")
-_KERNELS = ("scan", "conv")
+_NAMES = ("numba", "triton", "mamba_ssm", "reference")
+_KERNELS = ("scan", "conv", "norm")
+# Whose kernel runs where a backend has none of its own.
+_STAND_INS = {("norm", "numba"): "reference", ("norm", "mamba_ssm"): "reference"}
 _VARIABLE = "ZOO_SCAN_BACKEND"
 
 _forced: ContextVar[str | None] = ContextVar("forced_backend", default=None)
@@ -79,14 +86,15 @@ def why_not(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = 
     try:
         for kernel in _KERNELS:
             if (kernel, name) not in _modules:
-                _modules[kernel, name] = import_module(f"{__package__}.{kernel}.{name}")
+                file = _STAND_INS.get((kernel, name), name)
+                _modules[kernel, name] = import_module(f"{__package__}.{kernel}.{file}")
     except ImportError as error:
         return f"The {name} backend cannot be imported ({error}); install what is missing or use another backend."
     return _modules["scan", name].why_not(device, dtype)
 
 
 def select(kernel: str, tensor: Tensor) -> ModuleType:
-    """The module that will run a kernel ("scan" or "conv") on inputs like `tensor`.
+    """The module that will run a kernel ("scan", "conv" or "norm") on inputs like `tensor`.
 
     Raises:
         BackendError: the backend asked for by name cannot run.

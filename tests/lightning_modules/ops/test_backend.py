@@ -26,7 +26,15 @@ def test_auto_takes_the_fastest_that_can_run() -> None:
     assert _chosen(torch.zeros(1)) == "numba"
     assert available_backends(dtype=torch.float64) == ["reference"]
     assert _chosen(torch.zeros(1, dtype=torch.float64)) == "reference"
-    assert available_backends("cuda") == ["reference"]
+    if not torch.cuda.is_available():
+        assert available_backends("cuda") == ["reference"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_auto_takes_triton_on_a_gpu() -> None:
+    assert available_backends("cuda")[0] == "triton"
+    assert _chosen(torch.zeros(1, device="cuda")) == "triton"
+    assert available_backends("cuda", torch.float64) == ["reference"]
 
 
 def test_auto_says_once_what_it_took(caplog) -> None:
@@ -50,6 +58,8 @@ def test_why_not_gives_the_reason() -> None:
     assert why_not("reference", "cuda") is None
     assert why_not("numba", "cuda") == "The numba backend does not run on cuda devices."
     assert "float32" in why_not("numba", "cpu", torch.float64)
+    assert "TRITON_INTERPRET=1" in why_not("triton", "cpu")
+    assert "does not run on cpu devices" in why_not("mamba_ssm", "cpu")
 
 
 def test_a_named_backend_runs_or_raises() -> None:
@@ -64,7 +74,10 @@ def test_a_named_backend_runs_or_raises() -> None:
 
 
 def test_an_unknown_name_is_refused_at_once() -> None:
-    with pytest.raises(BackendError, match=r"'numbra'; choose one of auto, numba, reference"), use_backend("numbra"):
+    with (
+        pytest.raises(BackendError, match=r"'numbra'; choose one of auto, numba, triton, mamba_ssm, reference"),
+        use_backend("numbra"),
+    ):
         pass
     with pytest.raises(BackendError, match="'numbra'"):
         why_not("numbra")

@@ -1,0 +1,91 @@
+"""The selective scan of the published mamba-ssm package (`pip install mamba-ssm`), an optional extra for comparison.
+
+Used as the official VideoMamba block does: (batch, channels, length) tensors, one call per direction, the scan from the
+last token on flipped copies, each direction gated by itself. Its operators are plain autograd functions: torch.compile
+breaks the graph at them.
+"""
+
+from functools import cache
+
+import torch
+from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+__all__ = ["bidirectional_scan", "selective_scan", "why_not"]
+
+
+def why_not(device: str, dtype: torch.dtype) -> str | None:
+    """One sentence saying why the backend cannot run on a device with inputs of a dtype, or None."""
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"The mamba_ssm backend has no kernels for {dtype} inputs; use the reference backend."
+    return _defect(device)
+
+
+@cache
+def _defect(device: str) -> str | None:
+    """Runs it once, on two steps of one channel with one state; out of sight of whoever may be tracing."""
+    try:
+        with _disable_current_modes(), torch.inference_mode(False), torch.no_grad():
+            u, delta, B, C = torch.tensor([[3.0, 5], [1, 2], [1, 2], [1, 3]], device=device).view(4, 1, 2, 1)
+            A = torch.full((1, 1), -1.0, device=device)
+            y = selective_scan(u, delta, A, B, C, None, None, None, False, False).flatten().tolist()
+    except Exception as error:  # whatever a driver or an extension may raise
+        first_line = f"{type(error).__name__}: {error}".partition("\n")[0]
+        return f"The mamba_ssm backend fails on this machine ({first_line}); use another backend."
+    # h = 3, then exp(-2) * 3 + 2 * 2 * 5
+    if abs(y[0] - 3) > 1e-3 or abs(y[1] - 61.2180) > 1e-2:
+        return f"The mamba_ssm backend gives {y} for [3.0, 61.218] on this machine; use another backend."
+    return None
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    reverse: bool,
+) -> Tensor:
+    """See `lightning_modules.ops.scan.interface.selective_scan`."""
+    if u.numel() == 0:
+        return torch.zeros_like(u)
+    u, delta, B, C, z = (_channels_first(tensor, u.dtype, reverse) for tensor in (u, delta, B, C, z))
+    D, delta_bias = (None if tensor is None else tensor.float() for tensor in (D, delta_bias))
+    y = selective_scan_fn(u, delta, A.float(), B, C, D, z, delta_bias, delta_softplus)
+    return (y.flip(2) if reverse else y).transpose(1, 2)
+
+
+def bidirectional_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    u_b: Tensor,
+    delta_b: Tensor,
+    A_b: Tensor,
+    B_b: Tensor,
+    C_b: Tensor,
+    D_b: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_bias_b: Tensor | None,
+    delta_softplus: bool,
+) -> Tensor:
+    """See `lightning_modules.ops.scan.interface.bidirectional_scan`."""
+    forward = selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, False)
+    return forward + selective_scan(u_b, delta_b, A_b, B_b, C_b, D_b, z, delta_bias_b, delta_softplus, True)
+
+
+def _channels_first(tensor: Tensor | None, dtype: torch.dtype, reverse: bool) -> Tensor | None:
+    """(batch, length, channels) -> (batch, channels, length), contiguous, flipped if asked for."""
+    if tensor is None:
+        return None
+    tensor = tensor.to(dtype).transpose(1, 2)
+    return tensor.flip(2).contiguous() if reverse else tensor.contiguous()

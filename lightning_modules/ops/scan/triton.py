@@ -1,0 +1,409 @@
+"""The selective scan on NVIDIA GPUs, compiled by triton: forward and hand-written backward, as custom operators.
+
+The kernels are in `triton_kernels.py`; `docs/kernels.md` explains how the work is divided and the arithmetic behind it.
+Inputs are read where they are, slices of wider tensors included, and a scan from the last token copies nothing. Equal
+calls give equal results, bit for bit. Nothing waits for the GPU, so that calls can be captured in a CUDA graph.
+
+Legend of shapes: (batch, length, channels) for sequences, state for the states of each channel, N for the same number
+rounded up to a power of two, "state buffer" as in `triton_kernels.py`.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from lightning_modules.ops.launch import INTERPRETED, launch, multiprocessors, strided
+from lightning_modules.ops.scan.triton_kernels import combine, gate_backward, pack, scan_backward, scan_forward, walk
+
+__all__ = ["bidirectional_scan", "selective_scan", "why_not"]
+
+# Tokens between two states that the forward keeps for the backward.
+_CHUNK = 64
+# Segments are multiples of so many tokens: fewer would be spent on their beginnings.
+_SHORTEST = 32
+# What a thread can hold in registers: states of a direction in the forward, states and tokens of them in the backward.
+_FORWARD_STATES, _BACKWARD_STATES, _BACKWARD_TOKENS = 16, 8, 4
+# Channels side by side in the backward, see `scan_backward`.
+_LANES = 8
+# A scheduler with one warp waits about half of the time, with three hardly ever.
+_FEW_WARPS, _ENOUGH_WARPS, _SCHEDULERS = 1, 3, 4
+
+
+def why_not(device: str, dtype: torch.dtype) -> str | None:
+    """One sentence saying why the backend cannot run on a device with inputs of a dtype, or None."""
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"The triton backend computes in float32, too coarse for {dtype} inputs; use the reference backend."
+    if device == "cpu" and not INTERPRETED:
+        return "The triton backend runs on GPUs; to step through it on the CPU, start Python with TRITON_INTERPRET=1."
+    if device == "cuda" and INTERPRETED:
+        return "The triton backend is being interpreted (TRITON_INTERPRET=1); unset that to run on the GPU."
+    if device == "cuda" and not torch.cuda.is_available():
+        return "The triton backend finds no NVIDIA GPU; use a CPU backend."
+    return None if device == "meta" else _defect(device)
+
+
+@cache
+def _defect(device: str) -> str | None:
+    """Runs the forward once, on two steps of one channel with one state; out of sight of whoever may be tracing."""
+    try:
+        with _disable_current_modes(), torch.inference_mode(False), torch.no_grad():
+            u, delta, B, C = torch.tensor([[3.0, 5], [1, 2], [1, 2], [1, 3]], device=device).view(4, 1, 2, 1)
+            A = torch.full((1, 1), -math.log(2), device=device)  # a unit of delta halves the state
+            y = _forward([(u, delta, A, B, C, None, None)], None, False, False, False)[0].flatten().tolist()
+    except Exception as error:  # whatever a compiler or a driver may raise
+        first_line = f"{type(error).__name__}: {error}".partition("\n")[0]
+        return f"The triton backend fails on this machine ({first_line}); use the reference backend."
+    # h = 1 * 1 * 3 = 3, then 2 ** -2 * 3 + 2 * 2 * 5 = 20.75
+    if any(abs(value - wanted) > 1e-3 for value, wanted in zip(y, (3.0, 62.25), strict=True)):
+        return f"The triton backend gives {y} for [3.0, 62.25] on this machine; use the reference backend."
+    return None
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    reverse: bool,
+) -> Tensor:
+    """See `lightning_modules.ops.scan.interface.selective_scan`."""
+    one = (u, delta, A, B, C, D, delta_bias)
+    other = (None,) * len(one)
+    return _scan(*one, *other, z, delta_softplus, reverse, _needs_grad(*one, z))[0]
+
+
+def bidirectional_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    u_b: Tensor,
+    delta_b: Tensor,
+    A_b: Tensor,
+    B_b: Tensor,
+    C_b: Tensor,
+    D_b: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_bias_b: Tensor | None,
+    delta_softplus: bool,
+) -> Tensor:
+    """See `lightning_modules.ops.scan.interface.bidirectional_scan`."""
+    one = (u, delta, A, B, C, D, delta_bias)
+    other = (u_b, delta_b, A_b, B_b, C_b, D_b, delta_bias_b)
+    return _scan(*one, *other, z, delta_softplus, False, _needs_grad(*one, *other, z))[0]
+
+
+def _needs_grad(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+@torch.library.custom_op("lightning_modules::triton_scan", mutates_args=())
+def _scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    u_b: Tensor | None,
+    delta_b: Tensor | None,
+    A_b: Tensor | None,
+    B_b: Tensor | None,
+    C_b: Tensor | None,
+    D_b: Tensor | None,
+    delta_bias_b: Tensor | None,
+    z: Tensor | None,
+    delta_softplus: bool,
+    reverse: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y and, flat, what the backward needs if it is to be saved: y before the gate, the states before the chunks.
+
+    `reverse` belongs to the first direction; the second, if there is one, runs from the last token.
+    """
+    directions = [(u, delta, A, B, C, D, delta_bias)]
+    if u_b is not None:
+        directions.append((u_b, delta_b, A_b, B_b, C_b, D_b, delta_bias_b))
+    return _forward(directions, z, delta_softplus, reverse, save)
+
+
+@_scan.register_fake
+def _scan_shapes(
+    u, delta, A, B, C, D, delta_bias, u_b, delta_b, A_b, B_b, C_b, D_b, delta_bias_b, z, delta_softplus, reverse, save
+):  # fmt: skip
+    # Flat, since tracing with an unknown length would take a number of chunks of one for a promise.
+    kept = u.new_empty(math.prod(u.shape) if save and z is not None else 0)
+    size = math.prod(_state_shape(u, A, 1 if u_b is None else 2, _chunks(u))) if save else 0
+    return torch.empty(u.shape, dtype=u.dtype, device=u.device), kept, u.new_empty(size, dtype=torch.float32)
+
+
+@torch.library.custom_op("lightning_modules::triton_scan_backward", mutates_args=())
+def _scan_backward(
+    grad: Tensor,
+    kept: Tensor,
+    checkpoints: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    u_b: Tensor | None,
+    delta_b: Tensor | None,
+    A_b: Tensor | None,
+    B_b: Tensor | None,
+    C_b: Tensor | None,
+    D_b: Tensor | None,
+    delta_bias_b: Tensor | None,
+    z: Tensor | None,
+    delta_softplus: bool,
+    reverse: bool,
+) -> list[Tensor]:
+    """Gradients of the tensors given, in the order of `_scan`'s arguments, each in its tensor's dtype."""
+    directions = [(u, delta, A, B, C, D, delta_bias)]
+    if u_b is not None:
+        directions.append((u_b, delta_b, A_b, B_b, C_b, D_b, delta_bias_b))
+    return _backward(grad, kept, checkpoints, directions, z, delta_softplus, reverse)
+
+
+@_scan_backward.register_fake
+def _scan_backward_shapes(
+    grad, kept, checkpoints, u, delta, A, B, C, D, delta_bias, u_b, delta_b, A_b, B_b, C_b, D_b, delta_bias_b, z,
+    delta_softplus, reverse,
+):  # fmt: skip
+    tensors = (u, delta, A, B, C, D, delta_bias, u_b, delta_b, A_b, B_b, C_b, D_b, delta_bias_b, z)
+    return [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in tensors if t is not None]
+
+
+def _remember(ctx, inputs, output) -> None:
+    *tensors, ctx.delta_softplus, ctx.reverse, ctx.saved = inputs
+    ctx.save_for_backward(*output[1:], *tensors)
+
+
+def _differentiate(ctx, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    kept, checkpoints, *tensors = ctx.saved_tensors
+    results = iter(_scan_backward(grad, kept, checkpoints, *tensors, ctx.delta_softplus, ctx.reverse))
+    return *(None if tensor is None else next(results) for tensor in tensors), None, None, None
+
+
+_scan.register_autograd(_differentiate, setup_context=_remember)
+
+
+@dataclass(frozen=True)
+class _Direction:
+    """One direction's inputs as the kernels read them."""
+
+    u: tuple[Tensor, int, int]
+    delta: tuple[Tensor, int, int]
+    A: Tensor
+    D: Tensor | None
+    bias: Tensor | None
+
+    @classmethod
+    def prepare(cls, u, delta, A, B, C, D, bias) -> "_Direction":
+        D, bias = (None if tensor is None else tensor.contiguous() for tensor in (D, bias))
+        return cls(strided(u), strided(delta), A.contiguous(), D, bias)
+
+
+_ABSENT = _Direction((None, 0, 0), (None, 0, 0), None, None, None)
+
+
+def _forward(
+    directions: list[tuple], z: Tensor | None, softplus: bool, reverse: bool, save: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    u, _, A, *_ = directions[0]
+    batch, length, channels = u.shape
+    states, N = A.shape[1], _padded(A.shape[1])
+    two = len(directions) == 2
+    one, other = (_Direction.prepare(*directions[0]), _Direction.prepare(*directions[1]) if two else _ABSENT)
+    BC = _pack(directions)
+    segment = _segment(u, N, two)
+    segments = _pieces(length, segment)
+    y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
+    kept = u.new_empty(math.prod(u.shape) if save and z is not None else 0)
+    size = math.prod(_state_shape(u, A, len(directions), _chunks(u))) if save else 0
+    # What lies behind the last channel is not written, and results of an operator should not depend on the allocator.
+    checkpoints = (u.new_zeros if channels % 32 else u.new_empty)(size, dtype=torch.float32)
+    scratch = u.new_empty(u.shape, dtype=torch.float32) if two else None
+    entry = None
+    if segments > 1:
+        entry = _entries(one, other, None, BC, u, A, segment, softplus, reverse)
+    launch(
+        scan_forward, (_pieces(channels, _block(N)) * batch * segments,), u,
+        *one.u, *one.delta, one.A, one.D, one.bias, *other.u, *other.delta, other.A, other.D, other.bias,
+        *strided(z), BC, entry, checkpoints if save else None, scratch, kept if kept.numel() else None, y,
+        batch, length, channels, states, 1, segment, segments, _chunks(u),
+        TWO=two, REVERSE=reverse, SOFTPLUS=softplus, CHUNK=_CHUNK, N=N, BLOCK=_block(N),
+    )  # fmt: skip
+    return y, kept, checkpoints
+
+
+def _backward(
+    grad: Tensor,
+    kept: Tensor,
+    checkpoints: Tensor,
+    directions: list[tuple],
+    z: Tensor | None,
+    softplus: bool,
+    reverse: bool,
+) -> list[Tensor]:
+    u, _, A, *_ = directions[0]
+    batch, length, channels = u.shape
+    states, N = A.shape[1], _padded(A.shape[1])
+    two = len(directions) == 2
+    count = len(directions)
+    one, other = (_Direction.prepare(*directions[0]), _Direction.prepare(*directions[1]) if two else _ABSENT)
+    BC = _pack(directions)
+    dy, grad_z = grad, None
+    if z is not None:
+        dy, grad_z = torch.empty_like(grad, memory_format=torch.contiguous_format), _like(z)
+        launch(
+            gate_backward, (_pieces(channels, 128), _pieces(length, 16), batch), u,
+            *strided(grad), *strided(z), kept, grad_z, dy, length, channels, ROWS=16, BLOCK=128, num_warps=4,
+        )  # fmt: skip
+
+    tile = max(_BACKWARD_TOKENS * 32 // max(N, 32), 1)
+    chunks, tiles = _chunks(u), _pieces(length, tile)
+    dts = u.new_empty(count, *u.shape, dtype=torch.float32)
+    inner = u.new_empty(_state_shape(u, A, count, tiles), dtype=torch.float32)
+    launch(
+        walk, (_pieces(channels, _block(N)) * batch * chunks, count), u,
+        *one.u, *one.delta, one.A, one.bias, *other.u, *other.delta, other.A, other.bias,
+        None, 0, 0, BC, checkpoints, None, None, inner, dts,
+        batch, length, channels, states, 1, _CHUNK, chunks, tiles,
+        TWO=two, REVERSE=reverse, SOFTPLUS=softplus, ADJOINT=False, TILE=tile, N=N, BLOCK=_block(N),
+    )  # fmt: skip
+
+    groups = max(_BACKWARD_STATES * 32 // (max(N, 16) * _LANES), 1)
+    blocks = _pieces(channels, groups * _LANES)
+    segment = _segment(u, N, two, per_direction=True)
+    segments = _pieces(length, segment)
+    entry = None
+    if segments > 1:
+        entry = _entries(one, other, dy, BC, u, A, segment, softplus, reverse)
+    dBC = u.new_empty(blocks, count, batch, length, 2, N, dtype=torch.float32)
+    dA = u.new_empty(_state_shape(u, A, count, segments), dtype=torch.float32)
+    dchannels = u.new_empty(count, batch, segments, 2, channels, dtype=torch.float32)
+    grads = [(_like(direction[0]), _like(direction[1])) for direction in directions]
+    skips = [one.D, other.D]
+    if two and (one.D is None) != (other.D is None):  # the kernel takes both or none
+        skips = [A.new_zeros(channels) if D is None else D for D in skips]
+    launch(
+        scan_backward, (blocks * batch * segments, count), u,
+        u.contiguous(), one.A, skips[0], *grads[0],
+        *((directions[1][0].contiguous(), other.A, skips[1], *grads[1]) if two else [None] * 5),
+        dy.contiguous(), BC, dts, inner, entry, dBC, dA, dchannels,
+        batch, length, channels, states, 1, segment, segments, tiles,
+        TWO=two, REVERSE=reverse, SOFTPLUS=softplus, TILE=tile, GROUPS=groups, N=N, LANES=_LANES,
+        EVEN=channels % (groups * _LANES) == 0,
+    )  # fmt: skip
+    dBC, dA, dchannels = dBC.sum(0), dA.sum((1, 2)).transpose(2, 3).flatten(1, 2), dchannels.sum((1, 2))
+    results: list[Tensor] = []
+    for index, ((_, _, A, B, C, D, bias), own) in enumerate(zip(directions, grads, strict=True)):
+        results += own
+        of_A = dA[index, :channels, :states]
+        of_B, of_C = dBC[index, :, :, 0, :states], dBC[index, :, :, 1, :states]
+        sums = ((A, of_A), (B, of_B), (C, of_C), (D, dchannels[index, 0]), (bias, dchannels[index, 1]))
+        results += [_own(value, tensor.dtype) for tensor, value in sums if tensor is not None]
+    return results if grad_z is None else [*results, grad_z]
+
+
+def _entries(
+    one: _Direction, other: _Direction, dy: Tensor | None, BC: Tensor, u: Tensor, A: Tensor, segment: int,
+    softplus: bool, reverse: bool,
+) -> Tensor:  # fmt: skip
+    """The state before every segment of the scan, or, given dy, of its adjoint: a state buffer."""
+    batch, length, channels = u.shape
+    states, N = A.shape[1], _padded(A.shape[1])
+    two = other is not _ABSENT
+    count = 2 if two else 1
+    segments = _pieces(length, segment)
+    ends = u.new_empty(_state_shape(u, A, count, segments), dtype=torch.float32)
+    totals = u.new_empty(count, batch, segments, channels, dtype=torch.float32)
+    launch(
+        walk, (_pieces(channels, _block(N)) * batch * segments, count), u,
+        *one.u, *one.delta, one.A, one.bias, *other.u, *other.delta, other.A, other.bias,
+        *strided(dy), BC, None, ends, totals, None, None,
+        batch, length, channels, states, 1, segment, segments, 0,
+        TWO=two, REVERSE=reverse, SOFTPLUS=softplus, ADJOINT=dy is not None, TILE=1, N=N, BLOCK=_block(N),
+    )  # fmt: skip
+    launch(
+        combine, (_pieces(channels, _block(N)), batch, count), u,
+        one.A, other.A, ends, totals, batch, channels, states, 1, segments,
+        TWO=two, REVERSE=reverse, ADJOINT=dy is not None, N=N, BLOCK=_block(N),
+    )  # fmt: skip
+    return ends
+
+
+def _pack(directions: list[tuple]) -> Tensor:
+    """B and C (batch, length, state) of every direction -> float32 (direction, batch, length, 2, N)."""
+    B = directions[0][3]
+    batch, length, states = B.shape
+    BC = B.new_empty(len(directions), batch, length, 2, _padded(states), dtype=torch.float32)
+    inputs = [part for direction in directions for tensor in direction[3:5] for part in strided(tensor)]
+    inputs += [None, 0, 0, None, 0, 0] if len(directions) == 1 else []
+    launch(
+        pack, (_pieces(length, 64), batch, len(directions)), B, *inputs, BC, length, states,
+        N=_padded(states), ROWS=64, num_warps=2,
+    )  # fmt: skip
+    return BC
+
+
+def _segment(u: Tensor, N: int, two: bool, per_direction: bool = False) -> int:
+    """Tokens per segment: all of them if that makes enough programs, else a multiple of `_SHORTEST`.
+
+    Segments cost a second pass over the exponentials, so they have to win more than a factor of two: fewer programs
+    than schedulers, or one per scheduler, which then waits half of its time.
+    """
+    batch, length, channels = u.shape
+    warps = batch * _pieces(channels, _block(N)) * (2 if two and per_direction else 1)
+    schedulers = _SCHEDULERS * multiprocessors(u.device)
+    if warps == 0 or warps > _FEW_WARPS * schedulers:
+        return max(length, 1)
+    wanted = -(-_ENOUGH_WARPS * schedulers // warps)
+    return min(max(length // wanted // _SHORTEST, 1) * _SHORTEST, max(length, 1))
+
+
+def _chunks(u: Tensor) -> int:
+    return _pieces(u.shape[1], _CHUNK)
+
+
+def _pieces(length: int, size: int) -> int:
+    return -(-length // size)
+
+
+def _block(N: int) -> int:
+    """Channels of a program that walks states: one per thread, fewer where a thread cannot hold all states of one."""
+    return max(32 * _FORWARD_STATES // max(N, _FORWARD_STATES), 1)
+
+
+def _padded(states: int) -> int:
+    return max(1 << (states - 1).bit_length(), 4)
+
+
+def _state_shape(u: Tensor, A: Tensor, directions: int, pieces: int) -> tuple[int, ...]:
+    """That of a state buffer."""
+    return (directions, u.shape[0], pieces, _pieces(u.shape[2], 32), _padded(A.shape[1]), 32)
+
+
+def _like(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+
+
+def _own(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy: the results of an operator may not share memory."""
+    return tensor.to(dtype).clone(memory_format=torch.contiguous_format)

@@ -1,0 +1,136 @@
+"""Every triton kernel, compiled for a Hopper GPU as the backends launch it; none is needed for that."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+from lightning_modules.ops.conv import triton as conv
+from lightning_modules.ops.launch import compile_only
+from lightning_modules.ops.norm import triton as norm
+from lightning_modules.ops.scan import triton as scan
+
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="compiles, does not interpret")
+
+
+def _resources(kernel, folder: Path) -> dict[str, int]:
+    """Registers per thread, bytes of stack (spilled registers live there), bytes of shared memory."""
+    from triton import knobs
+
+    (folder / "kernel.cubin").write_bytes(kernel.asm["cubin"])
+    command = [knobs.nvidia.cuobjdump.path, "-res-usage", str(folder / "kernel.cubin")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return {name: int(number) for name, number in re.findall(r"(REG|STACK|LOCAL):(\d+)", done.stdout + done.stderr)}
+
+
+def _scan(dtype: torch.dtype, batch: int, states: int, save: bool = True) -> list:
+    """Both directions at the inner width of VideoMamba-Ti, 8 frames; B and C as slices of a projection."""
+    length, channels = 1569, 384
+
+    def direction() -> tuple[torch.Tensor, ...]:
+        projected = torch.empty(batch, length, channels // 32 + 2 * states, dtype=dtype)
+        sequences = (torch.empty(batch, length, channels, dtype=dtype) for _ in range(2))
+        A, D, bias = torch.empty(channels, states), torch.empty(channels), torch.empty(channels)
+        return *sequences, A, projected[..., -2 * states : -states], projected[..., -states:], D, bias
+
+    with torch.device("meta"):
+        directions, z = [direction(), direction()], torch.empty(batch, length, 2 * channels, dtype=dtype)
+        with compile_only() as kernels:
+            results = scan._forward(directions, z[..., channels:], True, False, save)
+            if save:
+                scan._backward(*results, directions, z[..., channels:], True, False)
+    return kernels
+
+
+def _conv(dtype: torch.dtype) -> list:
+    with torch.device("meta"), compile_only() as kernels:
+        x = torch.empty(8, 1569, 768, dtype=dtype)[..., :384]
+        taps = [torch.empty(shape) for shape in ((384, 4), (384,)) * 2]
+        conv._conv_backward._init_fn(*conv._forward(x, *taps, True), x, *taps, True)
+    return kernels
+
+
+def _norm(dtype: torch.dtype) -> list:
+    with torch.device("meta"), compile_only() as kernels:
+        hidden, residual, weight = torch.empty(8, 1569, 576, dtype=dtype), torch.empty(8, 1569, 576), torch.empty(576)
+        normed, total, scales = norm._add_rms_norm._init_fn(hidden, residual, weight, 1e-5, dtype)
+        norm._add_rms_norm_backward._init_fn(normed, total, total, scales, weight, dtype, True)
+    return kernels
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("make", [_conv, _norm])
+def test_small_kernels_fit_into_registers(make, dtype: torch.dtype, tmp_path: Path) -> None:
+    kernels = make(dtype)
+    assert len(kernels) == 2
+    for name, _, kernel in kernels:
+        used = _resources(kernel, tmp_path)
+        assert used["STACK"] == used["LOCAL"] == 0, (name, used)
+
+
+_STATES = [
+    pytest.param(16),
+    *(pytest.param(states, marks=pytest.mark.slow) for states in (8, 12, 32, 64)),
+]
+
+
+@pytest.mark.parametrize("states", _STATES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("batch", [1, 64])
+def test_scans_fit_into_registers(dtype: torch.dtype, states: int, batch: int, tmp_path: Path) -> None:
+    kernels = _scan(dtype, batch, states)
+    names = [name for name, _, _ in kernels]
+    # A single sequence is cut into segments: states and adjoints behind them first, then combined.
+    split = ["walk", "combine"] if batch == 1 else []
+    assert names == ["pack", *split, "scan_forward", "pack", "gate_backward", "walk", *split, "scan_backward"]
+    # 16 is what the networks have; at 8 the compiler puts a few registers aside so that more warps fit.
+    limit = 0 if states == 16 else 16
+    for name, _, kernel in kernels:
+        used = _resources(kernel, tmp_path)
+        assert used["STACK"] <= limit and used["LOCAL"] == 0, (name, used)
+
+
+def test_a_forward_step_stays_in_its_thread() -> None:
+    """Nothing but the sixteen exponentials per state and direction, and B and C in wide loads."""
+    ((_, grid, forward),) = [k for k in _scan(torch.bfloat16, 64, 16, save=False) if k[0] == "scan_forward"]
+    ptx = forward.asm["ptx"]
+    assert grid == (64 * 384 // 32,)
+    assert "shfl" not in ptx and "ld.shared" not in ptx
+    loops = 2
+    per_loop = 2 * (16 + 1)  # and one for softplus; the gate's are in the second loop
+    gate = 2
+    assert ptx.count("ex2.approx") == loops * per_loop + gate
+    wide = 2 * 2 * 4  # B and C of both directions, sixteen floats each, four at a time
+    assert len(re.findall(r"ld\.global\.v4\.b32", ptx)) == loops * wide
+
+
+def test_a_small_batch_fills_the_gpu() -> None:
+    grids = {name: grid for name, grid, _ in _scan(torch.bfloat16, 1, 16, save=False)}
+    schedulers = 4 * 132
+    assert schedulers < grids["scan_forward"][0] <= 4 * schedulers
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(("length", "channels", "states"), [(1, 5, 3), (70, 1, 4), (3, 33, 1)])
+def test_numbers_that_are_one_and_absent_tensors_compile(
+    length: int, channels: int, states: int, reverse: bool
+) -> None:
+    """Triton makes a constant of an integer argument that is 1, and kernels are other ones without optional tensors."""
+    with torch.device("meta"), compile_only() as kernels:
+        u, delta = torch.empty(2, 1, length, channels, dtype=torch.float16)
+        A, (B, C) = torch.empty(channels, states), torch.empty(2, 1, length, states)
+        D, bias = (torch.empty(channels), None) if reverse else (None, torch.empty(channels))
+        one = [(u, delta, A, B, C, D, bias)]
+        scan._backward(*scan._forward(one, None, not reverse, reverse, True), one, None, not reverse, reverse)
+        taps = (torch.empty(channels, 3), None)
+        x = torch.empty(1, length, channels)
+        conv._forward(x, *taps, None, None, reverse)
+        conv._conv_backward._init_fn(None, x, x, None, None, *taps, reverse)
+        hidden, weight = torch.empty(1, length, channels), torch.empty(channels)
+        normed, total, scales = norm._add_rms_norm._init_fn(hidden, None, weight, 1e-5, torch.float16)
+        norm._add_rms_norm_backward._init_fn(normed, total, total, scales, weight, torch.float32, False)
+    assert [name for name, _, _ in kernels][-4:] == ["conv_forward", "conv_backward", "norm_forward", "norm_backward"]
