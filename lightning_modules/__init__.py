@@ -2,7 +2,7 @@
 
 import importlib
 
-_HOME = {"BaseModule": "base", "VideoClassifier": "classification"}
+_HOME = {"BaseModule": "base", "TextVideoRetrieval": "retrieval", "VideoClassifier": "classification"}
 __all__ = list(_HOME)
 
 

@@ -1,15 +1,31 @@
 """docs/batches.md kept: a real batch of every DataModule goes through every module that accepts it."""
 
+import csv
 import json
+import pickle
 
 import pytest
 import torch
 from lightning.pytorch import Trainer
 from torchvision.io import write_jpeg
 
-from datamodules import ImageNet, Kinetics, SomethingSomethingV2, VideoCSV, VideoFolder, VideoReader
+from datamodules import (
+    LSMDC,
+    MSRVTT,
+    MSVD,
+    ActivityNet,
+    CaptionCSV,
+    DiDeMo,
+    ImageNet,
+    Kinetics,
+    SomethingSomethingV2,
+    VideoCSV,
+    VideoFolder,
+    VideoReader,
+)
 from datamodules.synthetic import generate
 from lightning_modules import VideoClassifier
+from lightning_modules.retrieval import TextVideoRetrieval
 
 CLASSES = ("grow", "move_left")
 
@@ -92,3 +108,102 @@ def test_batches_fit(root, tmp_path, datamodule, module, mixing):
             torch.testing.assert_close(batch["target"].sum(1), torch.ones(size))
     assert set(seen) == {"training", "validation", "test", "predict"}
     assert model.class_names == sorted(CLASSES)
+
+
+# Retrieval ---------------------------------------------------------------------------------------------------------
+
+
+def captioned(root):
+    """split -> [(id, captions)] of the generated videos, each linked as <id>.mp4 in a folder of its own."""
+    there = root.parent / "captioned" / "videos"
+    there.mkdir(parents=True, exist_ok=True)
+    splits = {"train": {}, "val": {}, "test": {}}
+    with open(root / "captions.csv", newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            name = row["video"].removesuffix(".mp4").replace("/", "_")
+            splits[name.split("_")[0]].setdefault(name, []).append(row["caption"])
+            if not (there / f"{name}.mp4").exists():
+                (there / f"{name}.mp4").symlink_to(root / row["video"])
+    return there.parent, {split: list(videos.items()) for split, videos in splits.items()}
+
+
+def msrvtt(root, **kwargs):
+    there, splits = captioned(root)
+    videos = [{"video_id": name, "split": split} for split in splits for name, _ in splits[split]]
+    sentences = [{"video_id": n, "caption": c} for split in splits for n, texts in splits[split] for c in texts]
+    (there / "MSRVTT_data.json").write_text(json.dumps({"videos": videos, "sentences": sentences}))
+    (there / "MSRVTT_train.9k.csv").write_text("\n".join(["video_id", *(name for name, _ in splits["train"])]))
+    rows = [f'ret{k},msr{k},{name},"{texts[0]}"' for k, (name, texts) in enumerate(splits["test"])]
+    (there / "MSRVTT_JSFUSION_test.csv").write_text("\n".join(["key,vid_key,video_id,sentence", *rows]))
+    return MSRVTT(there, **kwargs)
+
+
+def didemo(root, **kwargs):
+    there, splits = captioned(root)
+    for split, videos in splits.items():
+        moments = [{"video": f"{name}.mov", "description": text} for name, texts in videos for text in texts]
+        (there / f"{split}_data.json").write_text(json.dumps(moments))
+    return DiDeMo(there, **kwargs)
+
+
+def activitynet(root, **kwargs):
+    there, splits = captioned(root)
+    for split, name in (("train", "train"), ("val", "val_1")):
+        told = {f"v_{name}": {"duration": 0.5, "sentences": texts} for name, texts in splits[split]}
+        (there / f"{name}.json").write_text(json.dumps(told))
+    return ActivityNet(there, **kwargs)
+
+
+def lsmdc(root, **kwargs):
+    there, splits = captioned(root)
+    for split, name in (("train", "annos_training"), ("val", "annos_val"), ("test", "challenge_1000_publictect")):
+        rows = ["\t".join([video, *4 * ["00.00.00.000"], text]) for video, texts in splits[split] for text in texts]
+        (there / f"LSMDC16_{name}.csv").write_text("\n".join(rows))
+    return LSMDC(there, **kwargs)
+
+
+def msvd(root, **kwargs):
+    there, splits = captioned(root)
+    words = {name: [text.split() for text in texts] for split in splits for name, texts in splits[split]}
+    (there / "raw-captions.pkl").write_bytes(pickle.dumps(words))
+    for split, videos in splits.items():
+        (there / f"{split}_list.txt").write_text("\n".join(name for name, _ in videos))
+    return MSVD(there, **kwargs)
+
+
+RETRIEVAL = {"MSRVTT": msrvtt, "DiDeMo": didemo, "ActivityNet": activitynet, "LSMDC": lsmdc, "MSVD": msvd,
+             "CaptionCSV": CaptionCSV}  # fmt: skip
+TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+CLIP = {"projection_dim": 16, "text_config": {"vocab_size": 600, **TOWER},
+        "vision_config": {"image_size": 32, "patch_size": 16, **TOWER}}  # fmt: skip
+
+
+@pytest.mark.parametrize("fps", [None, 4], ids=["sparse", "padded"])
+@pytest.mark.parametrize("head", ["muse", "sequential"])
+@pytest.mark.parametrize("datamodule", RETRIEVAL)
+def test_captions_fit(root, tmp_path, datamodule, head, fps):
+    data = RETRIEVAL[datamodule](root, batch_size=2, num_workers=0, fps=fps)
+    model = TextVideoRetrieval(CLIP, head, num_frames=3, depth=1)
+    seen = {}
+    for stage in ("training", "validation", "test", "predict"):
+        step = getattr(model, f"{stage}_step")
+        setattr(model, f"{stage}_step", lambda batch, i, s=stage, f=step: (seen.setdefault(s, batch), f(batch, i))[1])
+    quiet = dict(logger=False, enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False)
+    trainer = Trainer(max_epochs=1, accelerator="cpu", num_sanity_val_steps=0, default_root_dir=tmp_path, **quiet)
+    trainer.fit(model, datamodule=data)
+    assert trainer.callback_metrics["train/loss"].isfinite()
+    (scores,) = trainer.test(model, datamodule=data, verbose=False)
+    assert 1 <= scores["test/t2v_mnr"] <= 2 and 1 <= scores["test/v2t_mnr"] <= 2  # two videos
+    for found in trainer.predict(model, datamodule=data, return_predictions=True):
+        assert found["embedding"].shape == (len(found["path"]), 16)
+
+    assert set(seen) == {"training", "validation", "test", "predict"}
+    for stage, batch in seen.items():
+        assert batch["video"].shape == (2, 3, 3, 32, 32) and batch["video"].dtype == torch.uint8, stage
+        assert batch["index"].dtype == batch["video_index"].dtype == torch.int64
+        assert len(batch["path"]) == 2 and all(isinstance(path, str) for path in batch["path"])
+        assert all(isinstance(text, str if stage == "training" else list) for text in batch["text"])
+        assert ("frame_mask" in batch) == (fps is not None)
+        if fps is not None:
+            assert batch["frame_mask"].shape == (2, 3) and batch["frame_mask"].dtype == torch.bool
+            assert batch["frame_mask"].sum(1).tolist() == [2, 2]  # half a second at 4 frames a second

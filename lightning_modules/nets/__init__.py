@@ -2,7 +2,7 @@
 
 import importlib
 
-_HOME = {"VideoMamba": "videomamba", "BiMamba": "bimamba"}
+_HOME = {"VideoMamba": "videomamba", "BiMamba": "bimamba", "Muse": "muse"}
 __all__ = list(_HOME)
 
 

@@ -1,0 +1,56 @@
+"""LSMDC: clips of films with what their audio description says."""
+
+from datamodules.captions import Captions
+from datamodules.errors import DataError
+from datamodules.files import read_text
+from datamodules.retrieval import RetrievalDataModule
+
+__all__ = ["LSMDC"]
+
+_FILES = {
+    "train": "LSMDC16_annos_training.csv",
+    "val": "LSMDC16_annos_val.csv",
+    "test": "LSMDC16_challenge_1000_publictect.csv",
+}
+_COLUMNS = 6
+
+
+class LSMDC(RetrievalDataModule):
+    """Annotations in root or root/annotations, without a header and separated by tabs: clip, its first and last time in
+    the film as aligned and as extracted, and the sentence, in which people are SOMEONE:
+
+        0001_American_Beauty_00.00.51.926-00.00.54.129 <tab> 00.00.51.926 <tab> ... <tab> SOMEONE sits.
+
+    The files are LSMDC16_annos_training.csv, LSMDC16_annos_val.csv and LSMDC16_challenge_1000_publictect.csv. A clip
+    may have several rows, which are its captions. The clips are files of their own, <film>/<clip>.avi or of another
+    suffix, and count as a whole: the times are those in the film.
+
+    Args:
+        root: folder of annotations and videos, a path or a URL.
+        common: see `datamodules.retrieval.RetrievalDataModule`.
+
+    Raises:
+        DataError: from `setup`: a file is missing or has another form, or videos are nowhere.
+    """
+
+    title = "LSMDC"
+    source = "https://sites.google.com/site/describingmovies/download"
+    suffix = ".avi"
+
+    def entries(self, split: str) -> list[Captions]:
+        path = self.annotation(_FILES[split])
+        captions: dict[str, list[str]] = {}
+        for number, line in enumerate(read_text(path).splitlines(), start=1):
+            # Not the csv module: sentences hold single quotation marks.
+            columns = [column.strip() for column in line.split("\t")]
+            if not line.strip():
+                continue
+            if len(columns) != _COLUMNS or not columns[0]:
+                raise DataError(
+                    f"{path}, line {number} has {len(columns)} columns, not clip, four times and sentence separated by "
+                    "tabs; mend the line, or download the file again."
+                )
+            captions.setdefault(columns[0], []).append(columns[-1])
+        if not captions:
+            raise DataError(f"{path} is empty; download it again from {self.source}.")
+        return [Captions(name, tuple(texts)) for name, texts in captions.items()]

@@ -1,0 +1,39 @@
+"""MSVD: short web videos, each described by some 40 people."""
+
+from datamodules.captions import Captions, are_texts, captions_of, read_lines
+from datamodules.errors import DataError
+from datamodules.pickles import read_pickle
+from datamodules.retrieval import RetrievalDataModule
+
+__all__ = ["MSVD"]
+
+
+class MSVD(RetrievalDataModule):
+    """Annotations in root or root/annotations:
+
+        train_list.txt, val_list.txt, test_list.txt    eyhzDC936uk_15_27
+        raw-captions.pkl                               {"eyhzDC936uk_15_27": [["a", "man", "is", ...], ...], ...}
+
+    The words of a caption are joined by blanks. Videos are <id>.avi or of another suffix. In the evaluation every
+    caption is a query, and a video has many right ones.
+
+    Args:
+        root: folder of annotations and videos, a path or a URL.
+        common: see `datamodules.retrieval.RetrievalDataModule`.
+
+    Raises:
+        DataError: from `setup`: a file is missing, has another form or is no harmless pickle, or videos are nowhere.
+    """
+
+    title = "MSVD"
+    source = "https://github.com/ArrowLuo/CLIP4Clip#data-preparing"
+    suffix = ".avi"
+
+    def entries(self, split: str) -> list[Captions]:
+        source, where = self.annotation(f"{split}_list.txt"), self.annotation("raw-captions.pkl")
+        content = read_pickle(where)
+        lists = content.values() if isinstance(content, dict) else [None]
+        if not all(isinstance(texts, list) and all(map(are_texts, texts)) for texts in lists):
+            raise DataError(f"{where} is not a dict of lists of lists of words; download it again from {self.source}.")
+        captions = {name: [" ".join(words) for words in texts] for name, texts in content.items()}
+        return captions_of(read_lines(source), captions, source, where)

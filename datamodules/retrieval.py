@@ -1,0 +1,380 @@
+"""What the DataModules of captioned videos share: pairs to train on, videos with all their captions to evaluate.
+
+A DataModule says which captions which video has (`entries`), this module finds the files and makes batches as
+docs/batches.md describes.
+"""
+
+import os
+import warnings
+from abc import abstractmethod
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from torch.utils.data import Dataset, default_collate
+
+from datamodules.captions import Captions, read_captions
+from datamodules.clips import ClipDataModule, ClipFormat, UnreadableTally, some
+from datamodules.decode import DecodeError
+from datamodules.errors import DataError
+from datamodules.files import Folders, first_file, join, resolve
+from datamodules.frames import open_video
+from datamodules.loading import Draw
+from datamodules.sampling import clip_indices
+from datamodules.transforms import TrainTransform, center_crop
+from datamodules.video_folder import VIDEO_SUFFIXES
+
+__all__ = ["CaptionDataset", "CaptionedVideo", "RetrievalDataModule", "collate_captions", "find_videos",
+           "frame_positions", "plain_name"]  # fmt: skip
+
+_DEPTH = 3
+"""Folders below the one of the videos that are searched: LSMDC has one per film, the original MSR-VTT one per split."""
+
+_SLACK_SECONDS = 1e-6
+"""Times come from files as fractions."""
+
+
+class CaptionedVideo(NamedTuple):
+    """One video of a split.
+
+    Attributes:
+        path: the file, URL or folder of frames.
+        captions: one or more.
+        span: first and last second that count; None is the whole video.
+    """
+
+    path: str
+    captions: tuple[str, ...]
+    span: tuple[float, float] | None = None
+
+
+def frame_positions(
+    seconds: np.ndarray,
+    clip: ClipFormat,
+    *,
+    mode: str = "test",
+    span: tuple[float, float] | None = None,
+    fps: float | None = None,
+) -> np.ndarray:
+    """Which frames stand for a video.
+
+    Without `fps` they are those of `datamodules.sampling`, taken from the frames of the span. With it, one frame is
+    kept every 1 / fps seconds, and of these, where they are more than T, T in equal steps with the first and the last
+    among them: CLIP4Clip's rule with fps 1 (reference muse.md, sections 3 and 4).
+
+        fps 1, T = 4, a video of 7 seconds     0 1 2 3 4 5 6  ->  0 2 4 6
+        a video of 3 seconds                   0 1 2          ->  0 1 2, and one frame of padding
+
+    Args:
+        seconds: (n,), times of the video's frames, ascending from 0.
+        clip: T = num_frames, and the rule.
+        mode: "train" draws frames at random, "test" does not.
+        span: first and last second that count, both included; the nearest frame where there is none in between.
+        fps: frames per second.
+
+    Returns:
+        int64 (N,), sorted; N = T, or with `fps` N <= T.
+    """
+    first, last = 0, len(seconds) - 1
+    if span is not None:
+        first = min(int(np.searchsorted(seconds, span[0] - _SLACK_SECONDS)), last)
+        last = max(first, int(np.searchsorted(seconds, span[1] + _SLACK_SECONDS)) - 1)
+    if fps is None:
+        options = {"sampling": clip.sampling, "frame_stride": clip.frame_stride}
+        return first + clip_indices(last - first + 1, clip.num_frames, mode=mode, **options)
+    times = np.arange(seconds[first], seconds[last] + _SLACK_SECONDS, 1 / fps)
+    kept = np.unique(np.searchsorted(seconds, times + _SLACK_SECONDS, side="right") - 1)
+    if len(kept) <= clip.num_frames:
+        return kept
+    if mode == "train":
+        return kept[clip_indices(len(kept), clip.num_frames, sampling="sparse", mode="train")]
+    return kept[np.linspace(0, len(kept) - 1, clip.num_frames).astype(np.int64)]
+
+
+class CaptionDataset(Dataset):
+    """Pairs of a video and a caption for training, videos with all their captions for evaluation.
+
+    Items have `video` uint8 (3, T, H, W), `text`, `index`, `video_index`, `path`, `frame_mask` bool (T,) where `fps` is
+    given, and in training `seed`: indexing with a `Draw` of index and seed gives the same item again.
+
+    Training: `text` is a caption and `index` the number of the pair, counting the captions of the first video first. An
+    unreadable video is replaced, together with its caption, by another one drawn at random.
+    Evaluation: `text` is a list and `index` is `video_index`. An unreadable video is replaced by zeros with index -1.
+
+    Args:
+        videos: the listing.
+        clip: frames and pixels.
+        training: make pairs.
+        every_caption: an epoch has every pair; otherwise every video with one of its captions, drawn at random.
+        random_frames: draw the frames of training clips at random.
+        transform: of training clips; None makes the same clips as for evaluation.
+        fps: see `frame_positions`; shorter videos are padded with zeros.
+        max_unreadable: see `datamodules.clips.UnreadableTally`, which whoever iterates has to `check`.
+    """
+
+    def __init__(
+        self,
+        videos: Sequence[CaptionedVideo],
+        clip: ClipFormat,
+        *,
+        training: bool = False,
+        every_caption: bool = True,
+        random_frames: bool = False,
+        transform: TrainTransform | None = None,
+        fps: float | None = None,
+        max_unreadable: float = 0.1,
+    ) -> None:
+        self.videos = videos
+        self.clip = clip
+        self.training = training
+        self.every_caption = every_caption
+        self.mode = "train" if training and random_frames else "test"
+        self.transform = transform
+        self.fps = fps
+        self.tally = UnreadableTally(videos, max_unreadable)
+        self.first_pairs = np.cumsum([0, *(len(video.captions) for video in videos)])
+
+    def __len__(self) -> int:
+        return int(self.first_pairs[-1]) if self.training and self.every_caption else len(self.videos)
+
+    def __getitem__(self, item: int | Draw) -> dict:
+        if not self.training:
+            return self._evaluated(item)
+        draw = item if isinstance(item, Draw) else Draw(item, int(torch.randint(2**32, ())))
+        return {**self._trained(draw), "seed": draw.seed}
+
+    def _evaluated(self, number: int) -> dict:
+        video = self.videos[number]
+        try:
+            return self._item(video, list(video.captions), number, number)
+        except DecodeError as error:
+            self.tally.report(number, error, "left out of the evaluation")
+            return self._placeholder(video, list(video.captions))
+
+    def _trained(self, draw: Draw) -> dict:
+        drawn, caption = draw.index, None
+        if self.every_caption:
+            drawn = int(np.searchsorted(self.first_pairs, draw.index, side="right")) - 1
+            caption = draw.index - int(self.first_pairs[drawn])
+
+        def read(number: int) -> dict:
+            video = self.videos[number]
+            chosen = caption
+            if chosen is None or number != drawn:
+                chosen = int(torch.randint(len(video.captions), ()))
+            return self._item(video, video.captions[chosen], int(self.first_pairs[number]) + chosen, number)
+
+        item = self.tally.read_or_replace(Draw(drawn, draw.seed), read)
+        return item or self._placeholder(self.videos[drawn], self.videos[drawn].captions[caption or 0])
+
+    def _item(self, video: CaptionedVideo, text: str | list[str], index: int, number: int) -> dict:
+        clip = self.clip
+        with open_video(video.path) as reader:
+            positions = frame_positions(reader.pts_seconds, clip, mode=self.mode, span=video.span, fps=self.fps)
+            if self.transform is None:
+                frames = reader.read(positions, short_side=clip.short_side, interpolation=clip.interpolation)
+                frames = center_crop(frames, clip.image_size)
+            else:
+                frames = self.transform(reader.read(positions))
+        lacking = clip.num_frames - len(frames)
+        frames = F.pad(frames, (0, 0) * 3 + (0, lacking)) if lacking else frames
+        item = {"video": frames.transpose(0, 1).contiguous(), "text": text, "index": index, "video_index": number,
+                "path": video.path}  # fmt: skip
+        return item if self.fps is None else {**item, "frame_mask": torch.arange(clip.num_frames) < len(positions)}
+
+    def _placeholder(self, video: CaptionedVideo, text: str | list[str]) -> dict:
+        clip = self.clip
+        zeros = torch.zeros((3, clip.num_frames, clip.image_size, clip.image_size), dtype=torch.uint8)
+        item = {"video": zeros, "text": text, "index": -1, "video_index": -1, "path": video.path}
+        # All frames count: a mean over none of them would not be a number.
+        return item if self.fps is None else {**item, "frame_mask": torch.ones(clip.num_frames, dtype=torch.bool)}
+
+
+def collate_captions(items: Sequence[dict]) -> dict:
+    """A batch whose `text` is a list, of captions or of lists of captions of any lengths."""
+    batch = default_collate([{key: value for key, value in item.items() if key != "text"} for item in items])
+    return {**batch, "text": [item["text"] for item in items]}
+
+
+def plain_name(name: str) -> str:
+    """The name without the suffix of a video, if it has one; ids may contain dots."""
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix.lower() in VIDEO_SUFFIXES else name
+
+
+def find_videos(folders: Folders, top: str, names: Collection[str]) -> dict[str, list[str]]:
+    """Where under `top` there are videos of these names, which may lack the suffix; folders of frames have none.
+
+    The nearest to `top` come first, up to three folders deep.
+    """
+    wanted = set(names)
+    found: dict[str, list[str]] = {}
+    level = [top]
+    for _ in range(_DEPTH + 1):
+        below = []
+        for folder in level:
+            for name, is_folder in sorted(folders.entries(folder).items()):
+                plain = name if is_folder else plain_name(name)
+                if name in wanted:
+                    found.setdefault(name, []).append(join(folder, name))
+                elif is_folder and not name.startswith("."):
+                    below.append(join(folder, name))
+                elif plain in wanted and plain != name:
+                    found.setdefault(plain, []).append(join(folder, name))
+        level = below
+    return found
+
+
+class RetrievalDataModule(ClipDataModule):
+    """Abstract base of DataModules of captioned videos. A subclass has `entries`.
+
+    Args:
+        root: folder of annotations and videos, a path or a URL.
+        videos: folder of the videos, searched three folders deep; None is root/videos, or root without such a folder.
+            With `check_files` off nothing is searched: the files are right in this folder, None being root.
+        train: captions of the training videos in place of the official files: a table with the columns video and
+            caption, or JSON, see `datamodules.captions.read_captions`.
+        val: the same for validation.
+        test: the same for testing.
+        every_caption: an epoch has every caption of every video; otherwise every video with one of its captions, drawn
+            at random.
+        random_frames: draw the frames of training clips at random; published training takes the same as evaluation.
+        crop_area: range of the share of the frame that a training crop covers; None takes the middle, as published.
+        fps: take one frame every 1 / fps seconds before choosing, and pad shorter videos, see `frame_positions`;
+            published training has 1. None fills the clip by the rule of `sampling`.
+        common: see `datamodules.clips.ClipDataModule`.
+    """
+
+    title = "The data set"
+    """What errors call it."""
+    source = ""
+    """Where to get it."""
+    paragraphs = False
+    """Whether all captions of a video are sentences of one."""
+    suffix = ".mp4"
+    """Of files that are not there."""
+    span: tuple[float, float] | None = None
+    """First and last second that count, of videos whose annotations do not say."""
+
+    collate = staticmethod(collate_captions)
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        videos: str | None = None,
+        train: str | None = None,
+        val: str | None = None,
+        test: str | None = None,
+        every_caption: bool = True,
+        random_frames: bool = False,
+        crop_area: tuple[float, float] | None = None,
+        fps: float | None = None,
+        **common: Any,
+    ) -> None:
+        super().__init__(**common)
+        if fps is not None and not fps > 0:
+            raise DataError(f"fps is {fps}; it has to be above 0, or null for the rule of sampling.")
+        self.root = resolve(root)
+        self.videos = videos
+        self.lists = {"train": train, "val": val, "test": test}
+        self.every_caption, self.random_frames = every_caption, random_frames
+        self.crop_area = None if crop_area is None else tuple(crop_area)
+        self.fps = fps
+
+    @abstractmethod
+    def entries(self, split: str) -> list[Captions]:
+        """Captions of the videos of "train", "val" or "test", in a fixed order, by the official files."""
+
+    @property
+    def captions(self) -> list[str]:
+        """All captions of the training split."""
+        videos = self.datasets["train"].videos if "train" in self.datasets else self.listing("train")
+        return [caption for video in videos for caption in video.captions]
+
+    def listing(self, split: str) -> list[CaptionedVideo]:
+        with self.folders.kept():
+            own = self.lists[split]
+            entries = self.entries(split) if own is None else read_captions(join(self.root, own))
+            if self.paragraphs:
+                entries = [e._replace(captions=(" ".join(text.strip() for text in e.captions),)) for e in entries]
+            paths = self.locate(entries, split)
+            found = zip(paths, entries, strict=True)
+            return [CaptionedVideo(path, entry.captions, entry.span or self.span) for path, entry in found]
+
+    def annotation(self, *names: str, needed: bool = True) -> str | None:
+        """The first of these files that root or root/annotations has.
+
+        Raises:
+            DataError: it is needed and not there.
+        """
+        found = first_file(self.folders, self.root, [*names, *(join("annotations", name) for name in names)])
+        if found is None and needed:
+            raise DataError(
+                f"{self.root} lacks {' or '.join(names)}, annotations of {self.title}, and so does its folder "
+                f"annotations; check data.root, or get the file from {self.source}."
+            )
+        return found
+
+    def names_of(self, name: str) -> list[str]:
+        """What the file of a video may be called, with or without suffix, the likeliest first."""
+        return list(dict.fromkeys((name, plain_name(name))))
+
+    def locate(self, entries: Sequence[Captions], split: str) -> list[str]:
+        """Paths of the videos; of those that are nowhere, where they would be.
+
+        Raises:
+            DataError: there is none of them.
+        """
+        top = join(self.root, "videos" if self.videos is None else self.videos)
+        if self.videos is None and not (self.check_files and self.folders.is_folder(top)):
+            top = self.root
+        expected = [join(top, e.name if plain_name(e.name) != e.name else f"{e.name}{self.suffix}") for e in entries]
+        if not self.check_files:
+            return expected
+        candidates = [self.names_of(e.name) for e in entries]
+        found = find_videos(self.folders, top, {name for names in candidates for name in names})
+        places = [next((found[name] for name in names if name in found), []) for names in candidates]
+        for number, path in enumerate(expected):
+            if not places[number] and self.folders.has(path):  # given with folders
+                places[number] = [path]
+        doubles = [" and ".join(paths) for paths in places if len(paths) > 1]
+        if doubles:
+            warnings.warn(
+                f"{len(doubles)} of the {len(entries)} {split} videos are in several places, of which the first is "
+                f"taken: {some(doubles)}; name the right folder with data.videos."
+            )
+        if not any(places):
+            raise DataError(
+                f"None of the {len(entries)} {split} videos of {self.title} is in {top} or up to {_DEPTH} folders "
+                f"below it ({some(expected)}); name their folder with data.videos, or get them from {self.source}."
+            )
+        return [paths[0] if paths else path for paths, path in zip(places, expected, strict=True)]
+
+    def check_listings(self, listings: dict[str, list[CaptionedVideo]]) -> None:
+        """Warns of videos listed twice and of empty captions."""
+        for split, videos in listings.items():
+            paths: set[str] = set()
+            doubles = [video.path for video in videos if video.path in paths or paths.add(video.path)]
+            if doubles:
+                warnings.warn(
+                    f"{len(doubles)} of the {len(videos)} {split} videos are listed again: {some(doubles)}; in the "
+                    "evaluation they are rivals of themselves."
+                )
+            mute = [video.path for video in videos if not all(map(str.strip, video.captions))]
+            if mute:
+                warnings.warn(f"{len(mute)} of the {len(videos)} {split} videos have an empty caption: {some(mute)}.")
+
+    def make_dataset(self, split: str, samples: list[CaptionedVideo], clip: ClipFormat) -> CaptionDataset:
+        common = {"fps": self.fps, "max_unreadable": self.max_unreadable}
+        if split != "train":
+            return CaptionDataset(samples, clip, **common)
+        transform = None
+        if self.crop_area is not None:
+            # Captions say what is left and right, so pictures are not mirrored.
+            transform = TrainTransform(clip.image_size, self.crop_area, interpolation=clip.interpolation, flip=0.0)
+        return CaptionDataset(samples, clip, training=True, every_caption=self.every_caption,
+                              random_frames=self.random_frames, transform=transform, **common)  # fmt: skip
