@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.base import Sample, VideoDataModule
+from datamodules.captions import read_json
 from datamodules.errors import DataError
-from datamodules.files import first_file, join, read_text, resolve
+from datamodules.files import first_file, join, resolve
 from datamodules.lists import Row, is_number, read_rows
 from datamodules.video_folder import VIDEO_SUFFIXES
 
@@ -115,7 +116,7 @@ class SomethingSomethingV2(VideoDataModule):
         return found
 
     def _from_annotations(self, source: str) -> list[Sample]:
-        entries = _read_json(source, list)
+        entries = read_json(source, list)
         if self.class_names is None:
             raise DataError(
                 f"{self.root} has {source} without {self.labels}, which numbers the classes; get it from {_SOURCE} or "
@@ -180,7 +181,7 @@ def _fields(text: str) -> list[str]:
 
 def _names(path: str) -> list[str]:
     """Class names in order, from labels.json: {template without brackets: index as a string}."""
-    numbers = _read_json(path, dict)
+    numbers = read_json(path, dict)
     try:
         names = {int(number): name for name, number in numbers.items()}
     except (TypeError, ValueError) as error:
@@ -188,13 +189,3 @@ def _names(path: str) -> list[str]:
     if sorted(names) != list(range(len(numbers))):
         raise DataError(f"{path} does not number its {len(numbers)} classes from 0 on; get it from {_SOURCE}.")
     return [names[number] for number in sorted(names)]
-
-
-def _read_json(path: str, kind: type) -> Any:
-    try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} is not JSON (line {error.lineno}: {error.msg}); download it again.") from error
-    if not isinstance(content, kind) or not content:
-        raise DataError(f"{path} is not a JSON {'list' if kind is list else 'object'} with entries; download it again.")
-    return content
