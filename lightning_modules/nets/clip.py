@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer
 
 from lightning_modules.errors import ModelError
 
@@ -46,8 +46,11 @@ def build_clip(sizes: dict) -> CLIPModel:
     _refuse_unknown("clip", sizes, (*_SIZES, "projection_dim"))
     for key, names in _SIZES.items():
         _refuse_unknown(f"clip.{key}", sizes.get(key, {}), names)
+    text = sizes.get("text_config", {})
+    end = text.get("vocab_size", CLIPTextConfig.vocab_size) - 1
+    special = {"bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}
     try:
-        return CLIPModel(CLIPConfig(**{k: dict(v) if isinstance(v, dict) else v for k, v in sizes.items()}))
+        return CLIPModel(CLIPConfig(**{**sizes, "text_config": {**text, **special}}))
     except Exception as error:  # transformers' checks raise a type of their own for each kind of mistake
         raise ModelError(f"The sizes in clip do not fit together: {' '.join(str(error).split())}") from error
 
@@ -85,7 +88,7 @@ def load_clip(source: str) -> tuple[CLIPModel, Tensor]:
         reason = " ".join(str(error).split()).partition(". ")[0]
         raise ModelError(f"The CLIP checkpoint {source!r} cannot be read ({reason}); name a CLIP model of the Hugging "
                          "Face Hub or a folder that holds one, and connect for the first use.") from error  # fmt: skip
-    return clip, merges_of(tokenizer, source)
+    return clip.train(), merges_of(tokenizer, source)  # from_pretrained leaves it in eval mode
 
 
 def encode_frames(clip: CLIPModel, images: Tensor, patches: bool) -> Tensor:

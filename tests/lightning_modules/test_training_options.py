@@ -206,6 +206,7 @@ def test_an_averaged_run_goes_on_as_if_not_interrupted(averaged, tmp_path):
 
 def test_compiled_blocks_train_alike_under_the_same_names(plain, tmp_path):
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()  # of other tests
     files = ModelCheckpoint(dirpath=tmp_path, filename="last")
     model, _, record = train(tmp_path, callbacks=[files, EMA(decay=0.7)], model_options={"compile": True})
     assert record.losses == pytest.approx(plain[2].losses, rel=1e-4)
