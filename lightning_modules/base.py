@@ -84,20 +84,24 @@ class BaseModule(LightningModule, ABC):
 
         The blocks are compiled in place, so that names in checkpoints stay as they are, and one by one, since they are
         all alike and the first one's code serves the others.
-
-        Raises:
-            ModelError: a moving average of weights that are shared out.
         """
         if self.training_arguments.get("compile"):
             for block in blocks(self.net):
                 block.compile()
         if self.device_mesh is not None:
-            if any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks):
-                raise ModelError(
-                    "A moving average keeps all weights in every process and fsdp2 shares them out; "
-                    "remove the callback, or set trainer.strategy to ddp."
-                )
             shard(self.net, self.device_mesh["data_parallel"])
+
+    def refuse_sharding(self) -> None:
+        """Called by the strategy ``fsdp2`` before the processes meet.
+
+        Raises:
+            ModelError: something about this training needs all weights in every process.
+        """
+        if any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks):
+            raise ModelError(
+                "A moving average keeps all weights in every process and fsdp2 shares them out; "
+                "remove the callback, or set trainer.strategy to ddp."
+            )
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         # The key under which LightningCLI and the hub's export look for the class.

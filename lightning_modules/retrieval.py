@@ -236,10 +236,9 @@ class TextVideoRetrieval(BaseModule):
         embedding = self(batch["video"], batch.get("frame_mask")).cpu()
         return {"path": [batch["path"][i] for i in kept], "embedding": embedding[kept]}
 
-    def configure_model(self) -> None:
-        if self.device_mesh is not None:
-            raise ModelError("TextVideoRetrieval keeps its temperature as a number of its own, which fsdp2 cannot "
-                             "share out; set trainer.strategy to ddp.")  # fmt: skip
+    def refuse_sharding(self) -> None:
+        raise ModelError("TextVideoRetrieval keeps its temperature as a number of its own, which fsdp2 cannot "
+                         "share out; set trainer.strategy to ddp.")  # fmt: skip
 
     def configure_optimizers(self) -> dict:
         """AdamW with a learning rate for CLIP and one for the head; linear warm-up, then half a cosine.

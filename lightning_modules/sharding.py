@@ -31,6 +31,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
 
     def setup_environment(self) -> None:
+        self.lightning_module.refuse_sharding()
         # Known only now; Lightning's "auto" shares out over machines and cuts matrices over the devices of each.
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()

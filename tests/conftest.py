@@ -1,4 +1,5 @@
 import importlib.util
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,13 @@ def shared() -> Path:
     if not (folder / "golden").is_dir():
         pytest.skip("needs the shared folder beside the checkout")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_process_group() -> Iterator:
+    """A process group left behind would give its port to every process that a later test starts."""
+    yield
+    assert "MASTER_PORT" not in os.environ, "start several processes in a process of their own"
 
 
 @pytest.fixture

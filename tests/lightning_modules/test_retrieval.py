@@ -18,6 +18,7 @@ import hub
 from lightning_modules import TextVideoRetrieval
 from lightning_modules.errors import ModelError
 from lightning_modules.retrieval import CLIP_MEAN, CLIP_STD, absolute_cosine
+from lightning_modules.sharding import FullyShardedStrategy
 
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 CLIP = {
@@ -391,6 +392,9 @@ def test_sizes_that_are_not_the_checkpoints_are_refused(checkpoint):
         tiny("mean", CLIP, clip_weights=str(checkpoint))
 
 
-def test_sharding_is_refused():
+def test_sharding_is_refused_before_the_processes_meet():
+    # Without a Trainer, which would leave its ports and ranks in the environment of the tests that follow.
+    strategy = FullyShardedStrategy()
+    strategy.connect(tiny("mean"))
     with pytest.raises(ModelError, match=r"set trainer\.strategy to ddp"):
-        Trainer(max_steps=1, strategy="fsdp2", devices=1, **QUIET).fit(tiny("mean"), datamodule=Data(9))
+        strategy.setup_environment()
