@@ -168,7 +168,11 @@ class TextVideoRetrieval(BaseModule):
             video: (B, 3, T, H, W), uint8 0..255 or float 0..1 (not clipped).
             frame_mask: bool (B, T), False for frames that only pad; None counts all.
         """
-        return self.net(self.normalise(video), frame_mask)
+        video = self.normalise(video)
+        if frame_mask is not None:
+            # Padding is 0 after the normalisation, as published; MUSE's blocks see it (reference muse.md, section 1).
+            video = video * frame_mask[:, None, :, None, None]
+        return self.net(video, frame_mask)
 
     def encode_text(self, texts: str | Sequence[str]) -> Tensor:
         """Texts -> unit vectors (M, D), float32; one text gives (1, D)."""

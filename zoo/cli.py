@@ -1,6 +1,5 @@
 """The ``lightning`` command: fit, validate, test and predict with modules and DataModules of the zoo, or your own."""
 
-import copy
 import csv
 import functools
 import importlib
@@ -32,10 +31,11 @@ import datamodules
 import lightning_modules
 from lightning_modules.base import BaseModule
 from lightning_modules.callbacks.checkpoints import AtomicCheckpointIO
-from zoo.build import initialise, read_config_of
+from lightning_modules.self_distillation import SelfDistillation
+from zoo.build import initialise, load, read_config_of
 from zoo.commands.main import report
 from zoo.errors import ZooError, hint
-from zoo.recipe import RECIPES, find_recipe, merge, read_recipe
+from zoo.recipe import RECIPES, change_callbacks, find_recipe, merge, read_recipe
 from zoo.runs import Metrics, Runs, loggers, new_folder, steps_done
 
 __all__ = ["ZooCLI", "main"]
@@ -76,8 +76,10 @@ class ZooCLI(LightningCLI):
                 arguments.insert(1, f"--config={merged}")
             config = functools.reduce(merge, layers.values(), {})
             check_keys(config, arguments)
-            callbacks, arguments = change_callbacks((config.get("trainer") or {}).get("callbacks"), arguments)
-            if callbacks is not None:
+            changes, arguments = callback_changes(arguments)
+            if changes:
+                callbacks = (config.get("trainer") or {}).get("callbacks") or []
+                callbacks = functools.reduce(change_callbacks, changes, callbacks)
                 layers[merged].setdefault("trainer", {})["callbacks"] = callbacks
             donor = donor_arguments(config, arguments)
             if donor is not None:
@@ -168,6 +170,17 @@ class ZooCLI(LightningCLI):
         if source is not None and self.subcommand == "fit" and self.config.fit.ckpt_path is None:
             head = "its head too" if initialise(self.model, source) else "a new head"
             rank_zero_info(f"Starting from the weights of {source}, {head}.")
+        if self.subcommand == "fit" and isinstance(self.model, SelfDistillation):
+            self._find_teacher(self.model)
+
+    @staticmethod
+    def _find_teacher(model: SelfDistillation) -> None:
+        """Loads a teacher given by its name, at the student's frames and resolution."""
+        source = model.training_arguments["teacher"]
+        if isinstance(source, str):
+            sizes = {name: model.hparams[name] for name in ("num_frames", "image_size")}
+            model.adopt_teacher(load(source, **{k: v for k, v in sizes.items() if v is not None}))
+            rank_zero_info(f"The teacher is {source}.")
 
     def _share_cores(self) -> None:
         """Leaves a core to each loader process where the model runs on the CPU too: all threads wait for the last."""
@@ -213,16 +226,13 @@ def donor_arguments(config: dict, arguments: list[str]) -> dict | None:
     return {**donor, "init_args": init_args}
 
 
-def change_callbacks(callbacks: list[dict] | None, arguments: list[str]) -> tuple[list[dict] | None, list[str]]:
-    """Carries out ``--trainer.callbacks.CLASS null`` and ``--trainer.callbacks.CLASS.ARGUMENT VALUE``.
+def callback_changes(arguments: list[str]) -> tuple[list[dict], list[str]]:
+    """Takes ``--trainer.callbacks.CLASS null`` and ``--trainer.callbacks.CLASS.ARGUMENT VALUE`` out of the arguments.
 
     Returns:
-        The changed list, or None where nothing was to be changed; the arguments without those.
-
-    Raises:
-        ZooError: there is no such callback in the config.
+        The changes in their order, as `zoo.recipe.change_callbacks` takes them; the arguments without those.
     """
-    changed, rest = None, []
+    changes, rest = [], []
     words = iter(arguments)
     for word in words:
         flag, joined, value = word.partition("=")
@@ -231,19 +241,8 @@ def change_callbacks(callbacks: list[dict] | None, arguments: list[str]) -> tupl
             rest.append(word)
             continue
         value = yaml.safe_load(value if joined else next(words, ""))
-        changed = copy.deepcopy(callbacks or []) if changed is None else changed
-        found = {callback["class_path"].rpartition(".")[2]: callback for callback in reversed(changed)}
-        if name not in found:
-            nearest = hint(name, found, f"the config has {', '.join(found) or 'none'}.")
-            raise ZooError(f"trainer.callbacks has no {name}: {nearest}")
-        if argument:
-            arguments_of = found[name].setdefault("init_args", {})
-            arguments_of[argument.removeprefix("init_args.")] = value
-        elif value is None:
-            changed.remove(found[name])
-        else:
-            raise ZooError(f"{flag} takes null, which leaves the callback out; its arguments are {flag}.ARGUMENT.")
-    return changed, rest
+        changes.append({name: {argument.removeprefix("init_args."): value} if argument else value})
+    return changes, rest
 
 
 def check_keys(config: dict, arguments: list[str]) -> None:

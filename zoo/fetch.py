@@ -5,9 +5,10 @@ from pathlib import Path
 
 import hub
 from zoo.errors import UnknownModelError, ZooError
+from zoo.recipe import list_recipes
 from zoo.registry import Entry, Weights, info
 
-__all__ = ["REPOSITORY", "fetch", "weights_of"]
+__all__ = ["REPOSITORY", "fetch", "started_from", "weights_of"]
 
 REPOSITORY = re.compile(r"(?:hf://)?(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 
@@ -51,5 +52,14 @@ def weights_of(entry: Entry) -> Weights:
         ZooError: none are released.
     """
     if entry.weights is None:
-        raise ZooError(f"{entry.name} has no released weights; zoo.create({entry.name!r}) builds it untrained.")
+        recipe = entry.name in list_recipes()
+        train = f"`lightning fit --config {entry.name}` trains it and " if recipe else ""
+        raise ZooError(
+            f"{entry.name} has no released weights; {train}zoo.create({entry.name!r}) builds it {started_from(entry)}."
+        )
     return entry.weights
+
+
+def started_from(entry: Entry) -> str:
+    """What `zoo.create` starts an entry from, in words."""
+    return f"from {' and '.join(entry.parts.values())}" if entry.parts else "untrained"

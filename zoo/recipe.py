@@ -1,5 +1,6 @@
 """Training recipes: YAML files that include model, data and trainer parts by path."""
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import yaml
 from zoo.errors import ZooError, hint
 from zoo.registry import entries
 
-__all__ = ["find_recipe", "list_recipes", "merge", "read_recipe"]
+__all__ = ["change_callbacks", "find_recipe", "list_recipes", "merge", "read_recipe"]
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -41,27 +42,63 @@ def read_recipe(path: Path) -> dict:
     ``include`` is a list of layers: the first lies at the bottom, each later one covers what it has in common with
     those below, and the file's own values lie on top. Mappings are merged key by key; lists and everything else are
     replaced. A layer is a path relative to the file, or the name of a recipe, or a mapping
-    ``model: ../models/videomamba-ti.yaml`` that puts the content under that key; a single layer needs no list. ::
+    ``model: ../models/videomamba-ti.yaml`` that puts the content under that key; a single layer needs no list. The list
+    of callbacks is changed by a mapping from names of their classes to arguments, or to null, which leaves one out. ::
 
         include:
           - parts/k400.yaml
           - model: ../models/videomamba-ti.yaml
         model:
           init_args: {num_frames: 16}
+        trainer:
+          callbacks:
+            ModelCheckpoint: {monitor: val/loss, mode: min}
 
     Raises:
-        ZooError: not valid YAML, not a mapping, or an included file is missing or includes itself.
+        ZooError: not valid YAML, not a mapping, an included file is missing or includes itself, or a callback that is
+            to be changed is not there.
     """
     return _read(path, ())
 
 
 def merge(below: dict, above: dict) -> dict:
-    """The values of both, mappings merged key by key; `above` wins."""
+    """The values of both, mappings merged key by key; `above` wins. A mapping above a list changes callbacks."""
     merged = dict(below)
     for key, value in above.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = merge(merged[key], value) if both else value
+        there = merged.get(key)
+        if isinstance(value, dict) and isinstance(there, dict):
+            value = merge(there, value)
+        elif isinstance(value, dict) and isinstance(there, list) and key == "callbacks":
+            value = change_callbacks(there, value)
+        merged[key] = value
     return merged
+
+
+def change_callbacks(callbacks: list[dict], changes: dict[str, dict | None]) -> list[dict]:
+    """A list of callbacks with arguments of some changed, or some left out.
+
+    Args:
+        callbacks: mappings with ``class_path`` and perhaps ``init_args``.
+        changes: name of a callback's class, without its package -> arguments; None leaves the callback out.
+
+    Raises:
+        ZooError: no such callback, or a change that is neither arguments nor None.
+    """
+    changed = copy.deepcopy(callbacks)
+    for name, arguments in changes.items():
+        found = {callback["class_path"].rpartition(".")[2]: callback for callback in reversed(changed)}
+        if name not in found:
+            nearest = hint(name, found, f"the config has {', '.join(found) or 'none'}.")
+            raise ZooError(f"trainer.callbacks has no {name}: {nearest}")
+        if arguments is None:
+            changed.remove(found[name])
+        elif isinstance(arguments, dict):
+            found[name].setdefault("init_args", {}).update(arguments)
+        else:
+            raise ZooError(
+                f"trainer.callbacks.{name} takes null, which leaves the callback out, or arguments by their names."
+            )
+    return changed
 
 
 def _by_any_name() -> dict[str, Path]:

@@ -2,7 +2,8 @@
 
 An entry is a row of ``weights.csv`` (one checkpoint: file, data set, scores) on top of a file of ``models/`` (one
 network size: ``class_path`` and ``init_args``). A row with a ``folder`` is shipped in the package and described by that
-folder's ``config.json`` instead. Everything here is plain data: nothing imports torch, so `zoo list` answers at once.
+folder's ``config.json`` instead; one without folder and ``repo_id`` is a model whose weights nobody released.
+Everything here is plain data: nothing imports torch, so `zoo list` answers at once.
 """
 
 import copy
@@ -61,6 +62,15 @@ _DATASETS = {
     ),
 }
 
+# Of models without released weights: the data set's full name, and what it asks for (reference muse.md, section 3).
+_UNRELEASED = {
+    "msrvtt": ("MSR-VTT", {"max_words": 32}),
+    "didemo": ("DiDeMo", {"max_words": 64}),
+    "activitynet": ("ActivityNet Captions", {"max_words": 64}),
+    "lsmdc": ("LSMDC", {"max_words": 32}),
+    "msvd": ("MSVD", {"max_words": 32}),
+}
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -88,10 +98,13 @@ class Entry:
     Attributes:
         name: Canonical name, every part spelled out (``videomamba-m-k400-f16-r224``).
         aliases: Other names that mean this entry, default parts left out (``videomamba-m-k400``).
-        task: ``image-classification`` or ``video-classification``; free for a user's own models.
+        task: ``image-classification``, ``video-classification``, ``masked-pretraining`` or ``text-video-retrieval``;
+            free for a user's own models.
         class_path: Public import path of the LightningModule.
         init_args: Plain values for its constructor, class names included.
         weights: Where the weights are; None: the entry can be created but not loaded.
+        parts: Arguments of the constructor that say where pretrained parts of a fresh model come from, e.g.
+            ``{"clip_weights": "openai/clip-vit-base-patch32"}``.
         meta: Facts about the checkpoint. For those of the zoo: ``model``, ``dataset``, ``dataset_title``,
             ``frames``, ``resolution`` (px), ``stored_frames`` (length of the temporal embedding in the file where it
             differs from ``frames``), ``top1`` and ``top5`` (percent, as published, with ``num_clips`` x ``num_crops``
@@ -106,6 +119,7 @@ class Entry:
     init_args: dict[str, Any]
     weights: Weights | None = None
     meta: dict[str, Any] = field(default_factory=dict)
+    parts: dict[str, str] = field(default_factory=dict)
 
 
 _user_entries: dict[str, Entry] = {}
@@ -225,7 +239,10 @@ def class_labels(dataset: str) -> tuple[str, ...]:
 def _official_entries() -> dict[str, Entry]:
     with (_HERE / "weights.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    found = (_folder_entry(row) if row["folder"] else _checkpoint_entry(row) for row in rows)
+    found = (
+        _folder_entry(row) if row["folder"] else _checkpoint_entry(row) if row["repo_id"] else _unreleased_entry(row)
+        for row in rows
+    )
     return {entry.name: entry for entry in found if entry is not None}
 
 
@@ -250,11 +267,13 @@ def _checkpoint_entry(row: dict[str, str]) -> Entry:
         # which is the default (reference protocol, section 2).
         args |= {"short_side": int(resolution / 0.875), "interpolation": "bicubic"}
     else:
-        args["sampling"] = dataset.sampling
-    labels = class_labels(row["dataset"])
-    args |= {"num_classes": len(labels), "class_names": list(labels)}
+        args.setdefault("sampling", dataset.sampling)
     weights = Weights(row["repo_id"], row["filename"], row["revision"], row["sha256"] or None)
-    meta = _meta(row) | {"dataset_title": dataset.title, "labels_source": dataset.labels_source}
+    meta = _meta(row) | {"dataset_title": dataset.title}
+    if row["task"].endswith("-classification"):
+        labels = class_labels(row["dataset"])
+        args |= {"num_classes": len(labels), "class_names": list(labels)}
+        meta["labels_source"] = dataset.labels_source
     return Entry(row["name"], _aliases(row["name"], dataset), row["task"], size["class_path"], args, weights, meta)
 
 
@@ -268,6 +287,17 @@ def _folder_entry(row: dict[str, str]) -> Entry | None:
     meta = _meta(row) | {"labels_source": "names of the generated motion classes, stored with the weights"}
     meta |= {"dataset_title": "Generated motions", "frames": args["num_frames"], "resolution": args["image_size"]}
     return Entry(row["name"], (), row["task"], config["class_path"], args, Weights(folder=str(folder)), meta)
+
+
+def _unreleased_entry(row: dict[str, str]) -> Entry:
+    """A published model without published weights: the size's file plus what the data set adds to it."""
+    size = _model_file(row["model"])
+    title, settings = _UNRELEASED[row["dataset"]]
+    args = {**size["init_args"], "num_frames": int(row["frames"]), **settings}
+    parts = dict(part.split("=") for part in row["parts"].split())
+    return Entry(
+        row["name"], (), row["task"], size["class_path"], args, None, _meta(row) | {"dataset_title": title}, parts
+    )
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """The course of a training as a picture."""
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
@@ -42,11 +43,14 @@ def plot_curves(metrics: Path, out: Path) -> None:
 
     curves, epochs = read_curves(metrics)
     for name in curves:
-        if name.split("/")[-1] in ("top1", "top5"):
+        if _is_share(name):
             curves[name] = _scaled(curves[name], 100)
+    losses = [name for name in curves if name.split("/")[-1].startswith("loss")]
+    ranks = [name for name in curves if name.startswith("val/") and name.endswith(("_mdr", "_mnr"))]
     groups = {
-        "loss": [name for name in curves if name.split("/")[-1].startswith("loss")],
-        "score": [name for name in curves if name.startswith("val/") and not name.split("/")[-1].startswith("loss")],
+        "loss": losses,
+        "score": [name for name in curves if name.startswith("val/") and name not in [*losses, *ranks]],
+        "rank": ranks,
         "learning rate": _highest_rate(curves),
         "clips per second": [name for name in curves if name == "train/clips_per_second"],
     }
@@ -59,14 +63,16 @@ def plot_curves(metrics: Path, out: Path) -> None:
         panel.remove()
     last_step = max(steps[-1] for steps, _ in curves.values())
     for panel, (title, names) in zip(panels, groups.items(), strict=False):
-        percent = all(name.split("/")[-1] in ("top1", "top5") for name in names)
+        percent = all(_is_share(name) for name in names)
         for number, name in enumerate(names):
             _draw_curve(panel, name, *curves[name], color=f"C{number}")
-        panel.set(xlabel="step", ylabel="accuracy (%)" if percent else title, xlim=(0, last_step + 1))
+        panel.set(xlabel="step", ylabel="right (%)" if percent else title, xlim=(0, last_step + 1))
         panel.grid(alpha=0.25)
         _epoch_axis(panel, epochs)
         if title in ("clips per second", "score"):
             panel.set_ylim(bottom=0)
+        if title == "rank":
+            panel.set_yscale("log")
         if title == "clips per second" and "train/data_wait" in curves:
             beside = panel.twinx()
             beside.plot(*_scaled(curves["train/data_wait"], 100), color="C1", lw=1.2)
@@ -91,6 +97,11 @@ def read_curves(metrics: Path) -> tuple[dict[str, Curve], Curve]:
                     points.setdefault(name, []).append((float(row["step"]), float(value)))
     curves = {name: tuple(np.array(found).T) for name, found in sorted(points.items())}
     return curves, curves.pop("epoch", (np.zeros(0), np.zeros(0)))
+
+
+def _is_share(name: str) -> bool:
+    """Whether a number is the share of right answers, such as val/top1 and val/t2v_r5."""
+    return re.fullmatch(r"(top|.*_r)\d+", name.split("/")[-1]) is not None
 
 
 def _draw_curve(panel, name: str, steps: np.ndarray, values: np.ndarray, color: str) -> None:

@@ -303,6 +303,24 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
+def test_padding_is_zero_behind_the_normalisation_and_is_not_counted():
+    model, video = tiny("muse").eval(), batch_of(3)["video"]
+    mask = torch.tensor([[True] * 4, [True, True, False, False], [True] * 3 + [False]])
+    noisy = torch.where(mask[:, None, :, None, None], video, torch.randint_like(video, 256))
+    with torch.no_grad():
+        # Away from its start, at which each block of the head is the identity and sees nothing of other frames.
+        for block in model.net.head.blocks:
+            torch.nn.init.normal_(block.fc.weight, std=0.5)
+        mixed = model(video, mask)
+        assert torch.equal(mixed, model(noisy, mask))
+        shown = (video / 255 - torch.tensor(CLIP_MEAN).view(3, 1, 1, 1)) / torch.tensor(CLIP_STD).view(3, 1, 1, 1)
+        shown[1, :, 2:], shown[2, :, 3:] = 0, 0
+        features = F.normalize(model.net.encode_frames(shown), dim=-1)
+        expected = torch.stack([f[m].mean(0) for f, m in zip(features, mask, strict=True)])
+        torch.testing.assert_close(mixed, F.normalize(expected, dim=-1), rtol=1e-4, atol=1e-5)
+        assert (mixed[1] - model(video)[1]).abs().max() > 1e-3
+
+
 ENTRY = "tiny-retrieval"
 
 

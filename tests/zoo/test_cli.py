@@ -180,7 +180,7 @@ LIGHTNING_ERRORS = [
     ("{tiny} --model.num_classes 3 --model.class_names null", 1, "set model.num_classes to 2"),
     ("{tiny} --unknown 3", 2, "--unknown"),
     ("{tiny} --trainer.callbacks.Curves null", 1, "trainer.callbacks has no Curves: the config has none."),
-    ("demo --trainer.callbacks.Curves 3", 1, "--trainer.callbacks.Curves takes null, which leaves the callback out"),
+    ("demo --trainer.callbacks.Curves 3", 1, "trainer.callbacks.Curves takes null, which leaves the callback out"),
     ("demo --trainer.callbacks.Curve null", 1, "trainer.callbacks has no Curve: did you mean 'Curves'?"),
     ("demo --trainer.callbacks.LastCheckpoint.every_minuts 3", 2, "Option 'every_minuts' is not accepted"),
     ("demo --trainer.default_root_dir s3://a/b", 1, "default_root_dir is s3://a/b: runs live in local folders"),

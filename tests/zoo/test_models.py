@@ -17,9 +17,10 @@ def test_every_entry_builds(name):
     entry = ENTRIES[name]
     config = {"class_path": entry.class_path, "init_args": entry.init_args}
     with torch.device("meta"):
-        module = zoo.create(name)
+        # Pretrained parts would have to be downloaded.
+        module = zoo.create(name, **dict.fromkeys(entry.parts))
     assert module.config == normalise(config)
-    assert module.class_names == entry.init_args["class_names"]
+    assert getattr(module, "class_names", None) == entry.init_args.get("class_names")
     assert module.preprocessing["image_size"] <= module.preprocessing["short_side"]
     if entry.meta["params"] is not None:
         assert sum(parameter.numel() for parameter in module.parameters()) == entry.meta["params"]

@@ -9,6 +9,8 @@ from rich.text import Text
 
 from zoo.commands.console import print_json, show
 from zoo.commands.list import is_cached
+from zoo.fetch import started_from
+from zoo.recipe import list_recipes
 from zoo.registry import Entry, info
 
 __all__ = ["add_arguments", "run"]
@@ -50,7 +52,7 @@ def _facts(entry: Entry) -> Iterator[tuple[str, str]]:
         yield "also called", ", ".join(entry.aliases)
     yield "task", entry.task.replace("-", " ")
     if meta.get("dataset"):
-        yield "trained on", meta["dataset"] + _started_from(meta)
+        yield "trained on" if entry.weights else "made for", meta["dataset"] + _started_from(meta)
     if args.get("class_names"):
         yield "classes", _some(args["class_names"])
     if meta.get("resolution"):
@@ -66,7 +68,7 @@ def _facts(entry: Entry) -> Iterator[tuple[str, str]]:
     yield "class", entry.class_path
     yield "settings", ", ".join(f"{key}={value}" for key, value in args.items() if key != "class_names")
     if entry.weights is None:
-        yield "weights", "none: zoo.create builds it with fresh weights"
+        yield "weights", f"none released: zoo.create builds it {started_from(entry)}"
     elif entry.weights.repo_id is None:
         yield "weights", f"shipped, in {entry.weights.folder}"
     else:
@@ -102,7 +104,8 @@ def _some(names: list[str]) -> str:
 def _how_to(entry: Entry) -> list[str]:
     name = min([entry.name, *entry.aliases], key=len)
     if entry.weights is None:
-        return ["import zoo", f'model = zoo.create("{name}")']
+        train = [f"lightning fit --config {name} --data.root ...", ""] if entry.name in list_recipes() else []
+        return [*train, "import zoo", f'model = zoo.create("{name}")']
     file = "photo.jpg" if entry.task.startswith("image") else "clip.mp4"
     return [
         f"zoo predict {name} {file}",

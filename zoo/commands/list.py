@@ -17,7 +17,7 @@ examples:
   zoo list                          every model
   zoo list mask                     names that contain "mask"
   zoo list 'videomamba-m-*-f64*'    a shell pattern (quote it)
-  zoo list --task image             image models; --task video for the others
+  zoo list --task image             image models; --task video, --task retrieval
   zoo list --dataset ssv2 --json    for programs
   zoo list --markdown               the table of the README
 """
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLES
     parser.add_argument("pattern", nargs="?", default="*", help="part of a name, or a shell pattern such as '*-f64*'")
     parser.add_argument("--task", metavar="TASK", help="image, video, or the task's full name")
-    parser.add_argument("--dataset", metavar="NAME", help="data set of the weights: in1k, k400, ssv2, breakfast, coin")
+    parser.add_argument("--dataset", metavar="NAME", help="data set of the weights: in1k, k400, ssv2, msrvtt, ...")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
     form.add_argument("--markdown", action="store_true", help="print a Markdown table")
@@ -114,7 +114,7 @@ def _cells(entry: Entry) -> dict[str, str]:
     meta = entry.meta
     values = {
         "name": entry.name,
-        "task": entry.task.removesuffix("-classification"),
+        "task": entry.task.removesuffix("-classification").removeprefix("text-video-"),
         "data": meta.get("dataset"),
         "frames": meta.get("frames"),
         "px": meta.get("resolution"),

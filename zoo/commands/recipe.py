@@ -82,5 +82,5 @@ def _record(name: str, path: Path) -> dict:
         "frames": model.get("num_frames"),
         "resolution": model.get("image_size"),
         "epochs": config["trainer"].get("max_epochs"),
-        "init_from": model.get("init_from"),
+        "init_from": model.get("init_from") or model.get("clip_weights"),
     }
