@@ -20,6 +20,9 @@ _HOME = {
     "push": "share",
     "extract_features": "inference",
     "predict": "inference",
+    "Index": "vector_index",
+    "index": "video_search",
+    "search": "video_search",
 }
 __all__ = list(_HOME)
 

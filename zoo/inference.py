@@ -5,14 +5,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from datamodules.views import Views, load_views
 from lightning_modules.base import BaseModule
 from zoo.build import load
 from zoo.errors import ZooError
 
-__all__ = ["Prediction", "extract_features", "predict", "score_views"]
+__all__ = ["Prediction", "extract_features", "predict", "score_views", "to_device"]
 
 
 class Prediction(NamedTuple):
@@ -104,6 +104,21 @@ def rank(model: BaseModule, scores: Tensor, topk: int) -> list[Prediction]:
     best = scores.topk(min(topk, len(scores)))
     pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
     return [Prediction(names[index], probability, index) for probability, index in pairs]
+
+
+def to_device(model: nn.Module, device: str) -> nn.Module:
+    """The model moved to a device; "auto" is a GPU where there is one.
+
+    Raises:
+        ZooError: the device cannot be used.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ZooError(f"The device {device!r} cannot be used ({reason}); try --device cpu.") from error
 
 
 def _classifier(model: BaseModule | str) -> BaseModule:

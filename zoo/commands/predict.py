@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from zoo.commands.console import print_json, show
+from zoo.commands.console import print_json, progress_bar, show
 from zoo.errors import ZooError
 
 __all__ = ["add_arguments", "run"]
@@ -43,25 +43,16 @@ def run(args: argparse.Namespace) -> None:
     if missing:
         raise ZooError(f"There is no file {missing[0]}; check the path.")
 
-    import torch
-
     from zoo.build import load
-    from zoo.inference import rank, read_views, score_views
+    from zoo.inference import rank, read_views, score_views, to_device
 
     model = load(args.model, checkpoint=args.checkpoint)
     if not hasattr(model, "class_names"):
         raise ZooError(f"{args.model} has no classes to predict; use a classifier.")
-    if args.device == "auto":
-        args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        model = model.to(args.device)
-    except (RuntimeError, AssertionError) as error:
-        raise ZooError(
-            f"The device {args.device!r} cannot be used ({str(error).splitlines()[0]}); try --device cpu."
-        ) from error
+    model = to_device(model, args.device)
 
     results = []
-    with _progress(args.json) as progress:
+    with progress_bar("views", args.json) as progress:
         for video in args.videos:
             views = read_views(model, video, args.clips, args.crops)
             task = progress.add_task(Path(video).name, total=len(views.video))
@@ -78,22 +69,6 @@ def run(args: argparse.Namespace) -> None:
             show(_table(_title(result[0], results), *result[1:]))
         if args.plot:
             show(f"Picture: {args.plot}")
-
-
-def _progress(quiet: bool):
-    """A bar over the views on standard error, which vanishes when done."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("views"),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    return Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)
 
 
 def _title(video: str, results: list) -> str:

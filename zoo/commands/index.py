@@ -1,0 +1,96 @@
+"""`zoo index`: one's own videos as vectors, to search them by text."""
+
+import argparse
+import math
+import re
+import warnings
+
+from zoo.commands.console import print_json, progress_bar, show
+from zoo.errors import ZooError
+
+__all__ = ["add_arguments", "run"]
+
+_EXAMPLES = """\
+examples:
+  zoo index my-muse videos/ -o my.index                  again after an interruption, or when videos came or went
+  zoo index my-muse a/ b/ film.mkv -o my.index --window 5
+  zoo index my-muse videos/ -o my.index --shard 1/2 &    two processes, each with its own half of the files
+  zoo index my-muse videos/ -o my.index --shard 2/2 &
+
+Then: zoo search my.index "a red circle moves left"
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `zoo index`."""
+    parser.epilog = _EXAMPLES
+    parser.add_argument("model", help="text-video model: registered name, model folder, .ckpt, or Hub repository")
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="folders, searched at any depth, or video files")
+    parser.add_argument("-o", "--out", required=True, metavar="INDEX", help="folder of the index, new or to go on with")
+    parser.add_argument(
+        "--window", type=float, metavar="SECONDS",
+        help="cut longer videos into equal stretches of at most so many seconds, each found by itself; inf never cuts "
+        "(default: that of the index, 20 for a new one)",
+    )  # fmt: skip
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="clips at once (default 8)")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes that read videos (default: cores, up to 4)")
+    parser.add_argument("--shard", metavar="K/N", help="do the K-th of N shares of the files, from 1")
+    parser.add_argument(
+        "--dtype", choices=("float32", "float16"), help="numbers on disk: float16 takes half the space and is slower "
+        "to search (default: that of the index, float32 for a new one)",
+    )  # fmt: skip
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Make the index or go on with it, and say what was done."""
+    shard = _shard(args.shard)
+    if args.batch_size < 1 or (args.workers or 0) < 0:
+        raise ZooError(f"--batch-size {args.batch_size} has to be at least 1, and --workers not negative.")
+    if args.window is not None and (math.isnan(args.window) or args.window <= 0):
+        raise ZooError(f"--window is {args.window:g}; give a number of seconds above 0, or inf.")
+    with progress_bar("files", args.json) as progress, warnings.catch_warnings():
+        task = progress.add_task("reading the model", total=None)
+        from zoo.video_search import UnreadableVideo, index
+
+        others = warnings.showwarning
+
+        def show_warning(message: Warning, category: type[Warning], *rest: object) -> None:
+            if issubclass(category, UnreadableVideo):
+                progress.console.print(f"zoo: {message}", soft_wrap=True)
+            else:
+                others(message, category, *rest)
+
+        warnings.showwarning = show_warning
+        summary = index(
+            args.model,
+            args.folders,
+            args.out,
+            window=args.window,
+            batch_size=args.batch_size,
+            num_workers=args.workers,
+            shard=shard,
+            dtype=args.dtype,
+            device=args.device,
+            on_files=lambda done, total: progress.update(task, description="indexing", completed=done, total=total),
+        )
+    if args.json:
+        print_json({"index": args.out, **summary._asdict()})
+        return
+    share = "" if shard == (1, 1) else f" in share {args.shard}"
+    show(
+        f"{args.out}: {summary.videos} videos{share}: {summary.indexed - summary.unreadable} indexed now, "
+        f"{summary.kept} kept, {summary.unreadable} unreadable, {summary.dropped} dropped; "
+        f"{summary.vectors} stretches to search.",
+        f'Search them: zoo search {args.out} "a red circle moves left"',
+    )
+
+
+def _shard(text: str | None) -> tuple[int, int]:
+    if text is None:
+        return (1, 1)
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise ZooError(f"--shard is {text}; write 1/8, 2/8, ... 8/8 for eight processes.")
+    return int(found[1]), int(found[2])

@@ -1,0 +1,98 @@
+"""`zoo search`: the moments in indexed videos that fit a text."""
+
+import argparse
+import os
+from pathlib import Path
+
+from zoo.commands.console import print_json, show
+from zoo.errors import ZooError
+
+__all__ = ["add_arguments", "run"]
+
+_EXAMPLES = """\
+examples:
+  zoo search my.index "a red circle moves left"
+  zoo search my.index "a dog runs" "a cat sleeps" --topk 20
+  zoo search my.index "a dog runs" --html found.html      thumbnails that play
+  zoo search my.index "a dog runs" --json                 for programs
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `zoo search`."""
+    parser.epilog = _EXAMPLES
+    parser.add_argument("index", help="folder that `zoo index` made")
+    parser.add_argument("queries", nargs="+", metavar="TEXT", help="what to look for")
+    parser.add_argument("--topk", type=int, default=10, metavar="K", help="results for each text (default 10)")
+    parser.add_argument("--html", metavar="FILE", help="write a page with the results as pictures that play")
+    parser.add_argument("--model", help="the model of the index, where it is not found by itself")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the best stretches of video for each text."""
+    if args.topk < 1:
+        raise ZooError(f"--topk is {args.topk}; ask for at least one result.")
+    from zoo.vector_index import Index
+
+    index = Index.open(args.index)  # before the model, which takes seconds
+    if args.html:
+        _check_writable(Path(args.html))
+    from zoo.video_search import search
+
+    results = search(index, args.queries, topk=args.topk, model=args.model, device=args.device)
+    if args.html:
+        from zoo.gallery import write_gallery
+
+        write_gallery(args.html, list(zip(args.queries, results, strict=True)))
+    if args.json:
+        print_json([_record(*pair) for pair in zip(args.queries, results, strict=True)])
+        return
+    for query, hits in zip(args.queries, results, strict=True):
+        show(_table(query, hits) if hits else f"{query}: {args.index} is empty.")
+    if args.html:
+        show(f"Page: {args.html}")
+
+
+def _check_writable(page: Path) -> None:
+    if page.is_dir() or not os.access(page.absolute().parent, os.W_OK):
+        raise ZooError(f"{page} cannot be written; name a file in a folder that exists.")
+
+
+def _table(query: str, hits: list):
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from zoo.gallery import clock
+
+    table = Table(title=Text(query), title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("", justify="right", style="dim")
+    table.add_column("score", justify="right")
+    table.add_column("from", justify="right")
+    table.add_column("to", justify="right")
+    table.add_column("video", overflow="fold")
+    for number, hit in enumerate(hits, start=1):
+        style = "bold" if number == 1 else None
+        times = clock(hit.start), clock(hit.end)
+        table.add_row(str(number), f"{hit.score:.3f}", *times, Text(_shown(hit.path)), style=style)
+    return table
+
+
+def _shown(path: str) -> str:
+    """Relative to the current folder where it lies below."""
+    below = os.path.relpath(path)
+    return _printable(path if below.startswith("..") else below)
+
+
+def _printable(path: str) -> str:
+    return os.fsencode(path).decode(errors="replace")
+
+
+def _record(query: str, hits: list) -> dict:
+    results = [
+        {"path": _printable(hit.path), "start": round(hit.start, 3), "end": round(hit.end, 3), "score": hit.score}
+        for hit in hits
+    ]
+    return {"query": query, "results": results}
