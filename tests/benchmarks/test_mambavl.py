@@ -1,0 +1,31 @@
+"""The study of MambaVL runs, learns something in a moment, and measures a cost that is linear."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "mambavl.py"
+
+
+def run(folder, *options):
+    command = [sys.executable, SCRIPT, "--output", folder / "result.json", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "result.json").read_text())
+
+
+@pytest.mark.slow
+def test_training_and_cost(tmp_path):
+    result = run(tmp_path, "--seeds", "1", "--epochs", "4", "--draws", "1", "--videos", "12", "5", "--lengths", "256",
+                 "4096", "--variants", "shared", "no questions")  # fmt: skip
+    shared, silent = result["runs"]
+    assert (shared["variant"], silent["variant"]) == ("shared", "no questions")
+    assert shared["scores"]["verb_top5"] > 0.5 and 0 <= shared["scores"]["action_top1"] <= 1
+    assert set(shared["answers"]) == {"verb", "noun", "action", "place"} and silent["answers"] is None
+    cost = {(row["block"], row["tokens"]): row["ms"] for row in result["cost"]}
+    growth = {name: cost[name, 4096] / cost[name, 256] for name in ("shared", "separate", "cross_attention")}
+    assert growth["shared"] < 40 and growth["separate"] < 40  # 16 times the tokens
+    assert growth["cross_attention"] > growth["shared"]

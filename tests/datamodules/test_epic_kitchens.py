@@ -1,0 +1,340 @@
+"""EPIC-KITCHENS-100 in its real layout: official rows, segments by time, videos, frames, tars, features."""
+
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import seed_everything
+from safetensors.torch import save_file
+from torchvision.io import write_jpeg
+
+from datamodules import DataError, DecodeError, EpicKitchens100
+from datamodules.clips import ClipFormat
+from datamodules.epic_kitchens import (
+    FrameTar,
+    Segment,
+    SegmentDataset,
+    frame_rate,
+    observed_span,
+    open_frames,
+    range_in,
+)
+from datamodules.synthetic import write_video
+
+CLIP = dict(num_frames=4, image_size=32, short_side=32, sampling="sparse", frame_stride=2, interpolation="bilinear",
+            num_workers=0, batch_size=4)  # fmt: skip
+HEADER = ("narration_id,participant_id,video_id,narration_timestamp,start_timestamp,stop_timestamp,start_frame,"
+          "stop_frame,narration,verb,verb_class,noun,noun_class,all_nouns,all_noun_classes")  # fmt: skip
+# The first two rows of the official training list, and made-up ones.
+TRAIN = [
+    "P01_11_0,P01,P01_11,00:00:00.560,00:00:00.00,00:00:01.89,1,113,take plate,take,0,plate,2,['plate'],[2]",
+    "P01_11_1,P01,P01_11,00:00:01.700,00:00:01.56,00:00:02.45,93,147,put down plate,put-down,1,plate,2,['plate'],[2]",
+    "P02_101_0,P02,P02_101,00:00:02.000,00:00:01.20,00:00:02.80,60,140,take tap from plate,take,0,tap,0,"
+    "\"['tap', 'plate']\",\"[0, 2]\"",
+]  # fmt: skip
+VALIDATION = [
+    "P01_12_0,P01,P01_12,,00:00:00.50,00:00:01.00,30,60,take plate,take,0,plate,2,['plate'],[2]",
+    "P18_01_0,P18,P18_01,00:00:01.700,00:00:01.60,00:00:02.40,96,144,open spoon,open,2,spoon,1,['spoon'],[1]",
+]
+
+
+def write(folder: Path, name: str, text: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(text)
+
+
+def annotate(root: Path) -> Path:
+    folder = root / "annotations"
+    write(folder, "EPIC_100_train.csv", "\n".join([HEADER, *TRAIN]))
+    write(folder, "EPIC_100_validation.csv", "\n".join([HEADER, *VALIDATION]))
+    columns = HEADER.split(",")[:8]
+    rows = [",".join(columns), "P33_01_0,P33,P33_01,00:00:00.6,00:00:00.50,00:00:02.00,30,120"]
+    write(folder, "EPIC_100_test_timestamps.csv", "\n".join(rows))
+    for kind, names in (("verb", ("take", "put-down", "open")), ("noun", ("tap", "spoon", "plate"))):
+        lines = [f"{i},{name},\"['{name}']\",x" for i, name in enumerate(names)]
+        write(folder, f"EPIC_100_{kind}_classes.csv", "\n".join(["id,key,instances,category", *lines]))
+    write(folder, "EPIC_100_tail_verbs.csv", "verb\n2")
+    write(folder, "EPIC_100_tail_nouns.csv", "noun\n1")
+    write(folder, "EPIC_100_unseen_participant_ids_validation.csv", "participant_id\nP18")
+    write(folder, "EPIC_100_unseen_participant_ids_test.csv", "participant_id\nP33")
+    return root
+
+
+def counting_frames(count: int, size: int = 48) -> np.ndarray:
+    """(count, size, size, 3): the number of a frame is its brightness divided by 2."""
+    return np.repeat((np.arange(count) * 2)[:, None, None, None], size, 1).repeat(size, 2).repeat(3, 3).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """Videos of 3 seconds; P01 as MP4, P02 (50 fps) as a tar, P18 as a folder of frames, P33 as MP4."""
+    root = annotate(tmp_path_factory.mktemp("epic"))
+    for name in ("P01_11", "P01_12", "P33_01"):
+        folder = root / "EPIC-KITCHENS" / name[:3] / "videos"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_video(folder / f"{name}.MP4", counting_frames(90), 30)
+    for name in ("P02_101", "P18_01"):
+        folder = root / "EPIC-KITCHENS" / name[:3] / "rgb_frames"
+        pictures = folder / name if name == "P18_01" else root / "scratch"
+        pictures.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, frame in enumerate(counting_frames(125), start=1):
+            picture = torch.from_numpy(frame).permute(2, 0, 1).contiguous()
+            write_jpeg(picture, str(pictures / f"frame_{number:010d}.jpg"), quality=98)
+        if name == "P02_101":
+            with tarfile.open(folder / f"{name}.tar", "w") as archive:
+                for picture in sorted(pictures.iterdir(), reverse=True):  # in any order
+                    archive.add(picture, arcname=f"./{picture.name}")
+            shutil.rmtree(pictures)
+        (folder.parent / "flow_frames").mkdir()
+        (folder.parent / "flow_frames" / f"{name}.tar").write_bytes(b"not for us")
+    return root
+
+
+def data(root, **kwargs):
+    return EpicKitchens100(root, **{**CLIP, **kwargs})
+
+
+# Annotations ---------------------------------------------------------------------------------------------------------
+
+
+def test_segments_of_the_official_rows(root):
+    module = data(root)
+    found = module.listing("train")
+    base = root / "EPIC-KITCHENS"
+    assert found == [
+        Segment(str(base / "P01/videos/P01_11.MP4"), "P01_11_0", (0.0, 1.89), 0, (2,), 1, False, (False, False)),
+        Segment(str(base / "P01/videos/P01_11.MP4"), "P01_11_1", (1.56, 2.45), 1, (2,), 2, False, (False, False)),
+        Segment(str(base / "P02/rgb_frames/P02_101.tar"), "P02_101_0", (1.2, 2.8), 0, (0, 2), 0, False, (False, False)),
+    ]
+    (seen, unseen) = module.listing("val")
+    assert not seen.unseen and unseen.unseen and unseen.tail == (True, True)
+    assert unseen.path == str(base / "P18/rgb_frames/P18_01")
+    assert module.listing("test") == [seen, unseen]
+    assert module.verb_names == ["take", "put-down", "open"] and module.noun_names == ["tap", "spoon", "plate"]
+    # All pairs of training and validation in order.
+    assert module.actions == [(0, 0), (0, 2), (1, 2), (2, 1)]
+    assert module.class_names == ["take tap", "take plate", "put-down plate", "open spoon"]
+    assert module.num_classes == 4
+    assert {"take plate", "take tap from plate", "what is the person doing?", "spoon"} <= set(module.captions)
+
+
+def test_a_list_of_actions_and_the_challenges_test_list(root, tmp_path):
+    shutil.copytree(root / "annotations", tmp_path / "other")
+    (tmp_path / "other" / "actions.csv").write_text("id,verb,noun,action\n1,0,2,take plate\n0,2,1,open spoon\n")
+    module = data(root, annotations=str(tmp_path / "other"), test="EPIC_100_test_timestamps.csv")
+    assert module.actions == [(2, 1), (0, 2)]
+    assert [segment.action for segment in module.listing("train")] == [1, -1, -1]
+    (segment,) = module.listing("test")
+    assert (segment.verb, segment.nouns, segment.action) == (-1, (), -1)
+    assert segment.unseen and segment.span == (0.5, 2.0)
+    (tmp_path / "other" / "EPIC_100_unseen_participant_ids_validation.csv").unlink()
+    assert [s.unseen for s in module.listing("val")] == [False, True]  # P18 has no training videos
+
+
+def test_frame_numbers_of_the_annotations():
+    """At 60 frames a second (50 of later videos), floor(t * rate) and at least 1, they are the pictures of the span."""
+    assert [frame_rate(name) for name in ("P01_11", "P37_101", "P01_01", "P10_100")] == [60, 50, 60, 50]
+    for rate, start, stop, first, last in ((60, 0.0, 1.89, 1, 113), (60, 1.56, 2.45, 93, 147), (50, 1.2, 2.8, 60, 140)):
+        shown = (np.arange(400) + 1) / rate  # picture k at k / rate
+        found = range_in(shown, (start, stop))
+        assert (found[0] + 1, found[1] + 1) == (first, last)
+
+
+def test_what_may_be_seen_of_an_action():
+    assert observed_span(20, 23, "recognition", 5, 1) == (20, 23)
+    assert observed_span(20, 23, "anticipation", 5, 1) == (14, 19)  # the example of the challenge's README
+    shown = np.arange(100) / 10
+    for stop in (3.0, 3.04, 3.0999):
+        assert range_in(shown, (1.0, stop)) == (10, 30)  # never later than allowed
+    assert range_in(shown, (-2.0, 0.25)) == (0, 2)
+    assert range_in(shown, (-2.0, -0.1)) is None
+    assert range_in(shown, (50, 60)) == (99, 99)
+    assert range_in(shown, (1.04, 1.06)) == range_in(shown, (1.04, 1.06), displayed=False) == (10, 10)
+    assert range_in(shown, (1.05, 1.3)) == (10, 13)
+    assert range_in(shown, (1.05, 1.3), displayed=False) == (11, 13)
+
+
+# Clips ---------------------------------------------------------------------------------------------------------------
+
+
+def numbers(video: torch.Tensor) -> list[float]:
+    """Numbers of the frames of a clip (3, T, H, W) of `counting_frames`."""
+    return (video.float().mean(dim=(0, 2, 3)) / 2).round().tolist()
+
+
+@pytest.mark.parametrize(
+    ("split", "row", "rate", "offset"), [("train", 1, 30, 0), ("train", 2, 50, 1), ("val", 1, 60, 1)],
+    ids=["video", "tar", "frames"],
+)  # fmt: skip
+def test_a_clip_is_cut_out_by_time(root, split, row, rate, offset):
+    module = data(root)
+    module.setup("fit")
+    dataset = module.datasets[split]
+    start, stop = dataset.samples[row].span
+    seen = numbers(dataset[row]["video"])
+    low, high = start * rate - offset - 1.5, min(stop * rate - offset + 0.5, 124.5)
+    assert len(seen) == 4 and seen == sorted(seen)
+    assert all(low <= number <= high for number in seen), (low, seen, high)
+    assert seen[-1] - seen[0] > 0.5 * (high - low)
+
+
+def test_of_an_action_to_come_nothing_is_seen_before_its_time(root):
+    module = data(root, task="anticipation", observed_seconds=1.0)
+    module.setup("fit")
+    spans = [sample.span for sample in module.datasets["train"].samples]
+    assert spans == [
+        (-2.0, -1.0),
+        (pytest.approx(-0.44), pytest.approx(0.56)),
+        (pytest.approx(-0.8), pytest.approx(0.2)),
+    ]
+    assert not module.datasets["train"][0]["video"].any()  # begins with the video: nothing to see
+    for row, rate, offset in ((1, 30, 0), (2, 50, 1)):
+        for _ in range(5):
+            assert max(numbers(module.datasets["train"][row]["video"])) <= spans[row][1] * rate - offset + 0.5
+
+
+def test_items_and_batches(root):
+    seed_everything(0)
+    module = data(root, neutral=0.0, test="EPIC_100_test_timestamps.csv", num_clips=2, num_crops=3, batch_size=3)
+    module.setup()
+    batch = next(iter(module.train_dataloader()))
+    assert batch["video"].shape == (3, 3, 4, 32, 32) and batch["video"].dtype == torch.uint8
+    order = torch.argsort(batch["index"])
+    assert batch["verb"][order].tolist() == [0, 1, 0] and batch["noun"][order].tolist() == [2, 2, 0]
+    assert batch["action"][order].tolist() == [1, 2, 0]
+    assert all(batch["question"]) and batch["answer"].dtype == torch.int64
+    assert batch["tail"].shape == (3, 2) and batch["unseen"].dtype == torch.bool
+    evaluated = next(iter(module.val_dataloader()))
+    assert "question" not in evaluated and evaluated["narration_id"] == ["P01_12_0", "P18_01_0"]
+    unlabelled = next(iter(module.test_dataloader()))
+    assert unlabelled["video"].shape == (1, 6, 3, 4, 32, 32)
+    assert [unlabelled[key].item() for key in ("verb", "noun", "action", "index")] == [-1, -1, -1, 0]
+
+
+def test_questions_follow_the_seed_and_not_the_action(root):
+    """The same draw asks the same question about every segment, and gives each its own answer."""
+    from datamodules.loading import Draw
+
+    module = data(root, neutral=0.3)
+    module.setup("fit")
+    dataset = module.datasets["train"]
+    for seed in range(12):
+        items = [dataset[Draw(index, seed)] for index in range(3)]
+        assert len({item["question"] for item in items}) == 1
+        again = dataset[Draw(1, seed)]
+        assert torch.equal(again["video"], items[1]["video"]) and again["answer"] == items[1]["answer"]
+    silent = data(root, questions=())
+    silent.setup("fit")
+    assert {silent.datasets["train"][i]["question"] for i in range(3)} == {""}
+
+
+def test_frames_of_a_tar_are_those_of_the_folder(root, tmp_path):
+    tar = root / "EPIC-KITCHENS/P02/rgb_frames/P02_101.tar"
+    with tarfile.open(tar) as archive:
+        archive.extractall(tmp_path / "P02_101", filter="data")
+    with FrameTar(str(tar), fps=50) as packed, open_frames(str(tmp_path / "P02_101")) as loose:
+        assert packed.num_frames == loose.num_frames == 125
+        wanted = [7, 3, 3, 124]
+        a, b = (reader.read(wanted, short_side=40) for reader in (packed, loose))
+        assert a.shape == b.shape == (4, 3, 40, 40) and torch.equal(a[1], a[2])
+        assert torch.equal(a, b)
+        assert loose.pts_seconds[0] == pytest.approx(0.02)  # picture 1 at 1 / 50
+    broken = tmp_path / "P03_01.tar"
+    broken.write_bytes(b"x" * 2000)
+    with pytest.raises(DecodeError, match=r"P03_01\.tar is not a tar of frames"):
+        FrameTar(str(broken), fps=60)
+
+
+def test_broken_videos_are_replaced_or_left_out(root, tmp_path):
+    broken = tmp_path / "P09_01.MP4"
+    broken.write_bytes(b"not a video")
+    good = data(root).listing("train")
+    samples = [good[0]._replace(path=str(broken)), *good[1:]]
+    clip = ClipFormat(4, 32, 32, "sparse", 2, "bilinear")
+    with pytest.warns(UserWarning, match="P09_01"):
+        item = SegmentDataset(samples, clip)[0]
+    assert item["index"] == -1 and not item["video"].any() and item["narration_id"] == "P01_11_0"
+
+
+# Features ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def features(tmp_path) -> Path:
+    """Windows of 1 s every half second over 4 s; the vector is the number of the window."""
+    folder = tmp_path / "features"
+    folder.mkdir()
+    starts = torch.arange(7) / 2
+    for name in ("P01_11", "P02_101", "P01_12", "P18_01"):
+        save_file({"features": torch.arange(7.0)[:, None].repeat(1, 5),
+                   "seconds": torch.stack([starts, starts + 1], dim=1)}, folder / f"{name}.safetensors")  # fmt: skip
+    return folder
+
+
+def test_features_of_a_segment_are_those_in_its_middle(root, features):
+    module = data(root, features=str(features), num_features=3)
+    module.setup("fit")
+    dataset = module.datasets["train"]
+    item = dataset[2]  # 1.2 to 2.8 s: middles 1.5, 2, 2.5
+    assert item["features"].shape == (3, 5) and "video" not in item
+    assert set(item["features"][:, 0].tolist()) <= {2.0, 3.0, 4.0}
+    assert module.datasets["val"][0]["features"][:, 0].tolist() == [0, 1, 1]  # 0.5 to 1.0: middles 0.5, 1
+    batch = next(iter(module.train_dataloader()))
+    assert batch["features"].shape == (3, 3, 5) and batch["features"].dtype == torch.float32
+
+
+def test_features_seen_before_an_action_end_before_it(root, features):
+    module = data(root, features=str(features), num_features=4, task="anticipation", observed_seconds=2.0)
+    module.setup("fit")
+    late = module.datasets["train"]
+    assert not late[0]["features"].any()  # nothing to see
+    early = SegmentDataset([late.samples[0]._replace(span=(1.0, 2.6))], None, features=4, ends=True)
+    # Window 0 ends at 1.0, window 3 at 2.5, window 4 at 3.0.
+    assert early[0]["features"][:, 0].tolist() == [0, 1, 2, 3]
+    (features / "P01_12.safetensors").write_bytes(b"broken")
+    with pytest.warns(UserWarning, match="cannot be read as features"):
+        item = module.datasets["val"][0]
+    assert item["index"] == -1 and item["features"].shape == (4, 5)
+
+
+# Mistakes ------------------------------------------------------------------------------------------------------------
+
+
+def test_mistakes_name_the_file(root, tmp_path):
+    with pytest.raises(
+        DataError, match=r"no EPIC_100_train\.csv in .*annotations; name the folder with data\.annotations"
+    ):
+        data(tmp_path).setup("fit")
+    there = annotate(tmp_path / "bare")
+    with pytest.raises(DataError, match="None of the 2 train videos is below"):
+        data(there).setup("fit")
+    noun_table = there / "annotations" / "EPIC_100_noun_classes.csv"
+    noun_table.write_text("id,key,instances,category\n0,tap,['tap'],x\n")
+    with pytest.raises(DataError, match=r"3 of the 3 train segments have classes outside the tables of 3 verbs and 1"):
+        data(there, videos=str(root)).setup("fit")
+    noun_table.write_text("id,name\n0,tap\n")
+    with pytest.raises(DataError, match=r"EPIC_100_noun_classes\.csv has no column key"):
+        _ = data(there).noun_names
+    train = there / "annotations" / "EPIC_100_train.csv"
+    train.write_text("\n".join([HEADER, TRAIN[0].replace("00:00:01.89", "1.89")]))
+    with pytest.raises(DataError, match=r"P01_11_0: stop_timestamp is '1\.89'"):
+        data(there, videos=str(root)).listing("train")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"task": "guess"}, "task is 'guess'; choose one of recognition, anticipation"),
+        ({"num_crops": 2}, "num_crops 2"),
+        ({"gap_seconds": -1}, "gap_seconds -1"),
+        ({"neutral": 2.0}, "neutral 2.0"),
+        ({"questions": ["verb", "when"]}, "no questions about 'when'"),
+    ],
+)
+def test_mistaken_arguments(root, arguments, sentence):
+    with pytest.raises(DataError, match=sentence):
+        data(root, **arguments)

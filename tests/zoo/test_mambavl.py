@@ -1,0 +1,151 @@
+"""MambaVL through the commands, in real processes: generate, train, test, submit, ask, extract, train on features."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import zoo
+from datamodules.synthetic_kitchen import generate_kitchen
+from zoo.build import normalise
+from zoo.commands.main import main as zoo_main
+from zoo.recipe import list_recipes, read_recipe
+from zoo.registry import entries
+
+BIN = Path(sys.executable).parent
+RECIPES = {name: read_recipe(path) for name, path in list_recipes().items() if path.parent.name == "mambavl"}
+SMALL = ["--data.root=kitchen", "--data.num_workers=0", "--data.batch_size=6", "--trainer.max_epochs=1"]
+
+
+def run(*command, cwd, check=True):
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [str(BIN / command[0]), *map(str, command[1:])],
+        cwd=cwd, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert "Traceback" not in result.stderr, result.stderr
+    assert (result.returncode == 0) == check, result.stdout + result.stderr
+    return result
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    """A small generated kitchen, and a run of the demo's recipe on it."""
+    folder = tmp_path_factory.mktemp("mambavl")
+    generate_kitchen(folder / "kitchen", num_train=4, num_val=5, num_test=1, actions=3, size=(48, 48), num_frames=12,
+                     num_workers=0, progress=False)  # fmt: skip
+    run("lightning", "fit", "--config", "mambavl-demo", *SMALL, cwd=folder)
+    return folder
+
+
+def test_a_run_of_the_demo(workspace):
+    version = workspace / "runs" / "mambavl-demo" / "version_0"
+    with (version / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert any(row["val/score"] for row in rows) and {"val/unseen_verb_top1", "val/pair_top1"} <= set(rows[0])
+    model = zoo.load(version)
+    assert model.num_classes == len(model.class_names) == len(model.hparams.actions)
+    # It started from the shipped weights, by far nearer than fresh ones are.
+    donor = zoo.load("videomamba-nano-motion").net.layers.state_dict()
+    ours = model.net.vision.layers.state_dict()
+    distance = sum((ours[name] - donor[name]).square().sum() for name in donor)
+    assert 0 < distance < 0.05 * sum(weight.square().sum() for weight in donor.values())
+
+
+def test_predictions_for_the_challenge(workspace):
+    run("lightning", "predict", "--config", "mambavl-demo", "--ckpt_path", "best", *SMALL[:3],
+        "--data.test=EPIC_100_test_timestamps.csv",
+        "--trainer.callbacks+=lightning_modules.callbacks.EpicSubmission", cwd=workspace)  # fmt: skip
+    folder = workspace / "runs" / "mambavl-demo" / "predict_0"
+    submission = json.loads((folder / "submission.json").read_text())
+    with (workspace / "kitchen" / "annotations" / "EPIC_100_test_timestamps.csv").open() as file:
+        wanted = [row["narration_id"] for row in csv.DictReader(file)]
+    assert sorted(submission["results"]) == sorted(wanted) and submission["challenge"] == "action_recognition"
+    assert {len(result["action"]) for result in submission["results"].values()} == {100}
+    assert (folder / "submission.zip").is_file() and (folder / "predictions.csv").is_file()
+
+
+def test_ask(workspace, capsys):
+    version = workspace / "runs" / "mambavl-demo" / "version_0"
+    clip = next(workspace.glob("kitchen/P01/videos/*.MP4"))
+    zoo_main(["ask", str(version), str(clip), "what is the person doing?", "--topk", "3"])
+    table = capsys.readouterr().out
+    assert f"{clip.name}: what is the person doing?" in table and table.count("%") == 3
+    zoo_main(["ask", str(version), str(clip), "--json", "--topk", "1000", "--clips", "2"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["question"] == "what is happening?"
+    answers = found["answers"]
+    assert {answer["kind"] for answer in answers} == {"verb", "noun", "action"}
+    assert sum(answer["probability"] for answer in answers) == pytest.approx(1, abs=1e-4)
+    assert [a["probability"] for a in answers] == sorted((a["probability"] for a in answers), reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["videomamba-nano-motion", "CLIP"], "answers no questions; use a MambaVL, or `zoo predict`"),
+        (
+            ["mambavl-m-epic100", "CLIP"],
+            "has no released weights; `lightning fit --config mambavl-m-epic100` trains it",
+        ),
+        (["videomamba-nano-motion", "gone.mp4"], "There is no file gone.mp4"),
+        (["videomamba-nano-motion", "CLIP", "--topk", "0"], "--topk is 0"),
+    ],
+)
+def test_mistakes_in_asking(workspace, capsys, arguments, sentence):
+    clip = str(next(workspace.glob("kitchen/P01/videos/*.MP4")))
+    with pytest.raises(SystemExit) as stop:
+        zoo_main(["ask", *(clip if word == "CLIP" else word for word in arguments)])
+    assert stop.value.code == 1 and sentence in capsys.readouterr().err
+
+
+def test_extract_and_train_on_features(workspace, monkeypatch, capsys):
+    monkeypatch.chdir(workspace)
+    command = ["extract", "videomamba-nano-motion", "kitchen", "-o", "features", "--stride", "0.5"]
+    zoo_main(command)
+    assert "features: 10 videos: 10 extracted now, 0 kept, 0 unreadable." in capsys.readouterr().out
+    zoo_main([*command, "--json"])
+    expected = {"features": "features", "videos": 10, "extracted": 0, "unreadable": 0, "kept": 10}
+    assert json.loads(capsys.readouterr().out) == expected
+    text = "{vocab_size: 514, hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 1}"
+    sizes = ["--model.num_classes=null", "--model.num_verbs=8", "--model.num_nouns=14", "--model.feature_dim=96",
+             "--model.text_weights=null", f"--model.text={text}", "--model.fusion_dim=16"]  # fmt: skip
+    run("lightning", "fit", "--config", "mambavl-epic100-features", *SMALL, "--data.features=features", *sizes,
+        "--trainer.accelerator=cpu", "--trainer.precision=32", "--trainer.devices=1", cwd=workspace)  # fmt: skip
+    model = zoo.load(workspace / "runs" / "mambavl-epic100-features" / "version_0")
+    assert model.net.vision is None and model(torch.zeros(1, 3, 96)).shape == (1, model.num_classes)
+
+
+# Registry and recipes ------------------------------------------------------------------------------------------------
+
+
+def test_registered_without_weights():
+    ours = [entry for entry in entries() if entry.name.startswith("mambavl-")]
+    assert len(ours) == 6 and all(entry.weights is None for entry in ours)
+    for entry in ours:
+        assert (entry.init_args.get("task") == "anticipation") == entry.name.endswith("anticipation")
+        model = RECIPES[entry.name]["model"]
+        assert model["class_path"] == entry.class_path
+        what_it_is = {k: v for k, v in model["init_args"].items() if k in entry.init_args}
+        assert normalise({"class_path": entry.class_path, "init_args": entry.init_args}) == normalise(
+            {"class_path": entry.class_path, "init_args": {"num_frames": 16, **what_it_is}}
+        )
+        assert model["init_args"]["text_weights"] == entry.parts["text_weights"]
+        assert RECIPES[entry.name]["trainer"]["callbacks"][-2]["init_args"]["monitor"] == "val/score"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in RECIPES if "demo" not in name and "features" not in name])
+def test_each_recipe_trains(name, workspace, tmp_path):
+    text = "{vocab_size: 514, hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 1}"
+    sizes = ["--model.num_classes=null", "--model.num_verbs=8", "--model.num_nouns=14", "--model.embed_dim=16",
+             "--model.depth=1", "--model.num_frames=4", "--model.image_size=32", "--model.text_weights=null",
+             f"--model.text={text}", "--model.fusion_dim=16", "--model.init_from=null"]  # fmt: skip
+    run("lightning", "fit", "--config", name, *SMALL[1:], f"--data.root={workspace / 'kitchen'}", *sizes,
+        "--trainer.accelerator=cpu", "--trainer.precision=32", "--trainer.devices=1", cwd=tmp_path)  # fmt: skip
+    assert (tmp_path / "runs" / name / "version_0" / "checkpoints" / "best.ckpt").is_file()

@@ -1,0 +1,65 @@
+"""`zoo extract`: features of long videos, to train on without decoding them again."""
+
+import argparse
+import re
+import warnings
+
+from zoo.commands.console import print_json, progress_bar, show
+from zoo.errors import ZooError
+
+__all__ = ["add_arguments", "run"]
+
+_EXAMPLES = """\
+examples:
+  zoo extract videomamba-m-k400 EPIC-KITCHENS/ -o features/             again after an interruption
+  zoo extract videomamba-m-k400 EPIC-KITCHENS/ -o features/ --shard 1/2 &   two processes share the videos
+  lightning fit --config mambavl-epic100-features --data.root EPIC-KITCHENS --data.features $PWD/features
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `zoo extract`."""
+    parser.epilog = _EXAMPLES
+    parser.add_argument("model", help="video model: registered name, model folder, .ckpt, or Hub repository")
+    parser.add_argument("data", help="folder of videos, folders of frames or tars of frames, at any depth; or a video")
+    parser.add_argument("-o", "--out", required=True, metavar="FOLDER", help="where to write VIDEO.safetensors")
+    parser.add_argument(
+        "--tokens", choices=("cls", "frames"), default="cls", help="a vector per window (default), or per frame in it"
+    )
+    parser.add_argument("--window", type=float, default=2.0, metavar="SECONDS", help="seen at once (default 2)")
+    parser.add_argument("--stride", type=float, default=1.0, metavar="SECONDS", help="between windows (default 1)")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="windows at once (default 8)")
+    parser.add_argument("--shard", metavar="K/N", default="1/1", help="do the K-th of N shares of the videos, from 1")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Extract what is not there yet, and say what was done."""
+    shard = re.fullmatch(r"(\d+)/(\d+)", args.shard)
+    if shard is None:
+        raise ZooError(f"--shard is {args.shard}; write 1/8, 2/8, ... 8/8 for eight processes.")
+    with progress_bar("videos", args.json) as progress, warnings.catch_warnings():
+        task = progress.add_task("reading the model", total=None)
+        from zoo.features import extract
+
+        warnings.showwarning = lambda message, *_: progress.console.print(f"zoo: {message}", soft_wrap=True)
+        done = extract(
+            args.model,
+            args.data,
+            args.out,
+            tokens=args.tokens,
+            window=args.window,
+            stride=args.stride,
+            batch_size=args.batch_size,
+            shard=(int(shard[1]), int(shard[2])),
+            device=args.device,
+            on_files=lambda done, total: progress.update(task, description="extracting", completed=done, total=total),
+        )
+    if args.json:
+        print_json({"features": args.out, **done._asdict()})
+        return
+    show(
+        f"{args.out}: {done.videos} videos: {done.extracted} extracted now, {done.kept} kept, "
+        f"{done.unreadable} unreadable."
+    )
