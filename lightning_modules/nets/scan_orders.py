@@ -1,0 +1,117 @@
+"""The orders in which VideoMamba scans the tokens of a clip (arXiv 2403.06977, section 3.2 and figure 4).
+
+Tokens lie frame by frame, in raster order within a frame, behind the class token. That is one of two ways through the
+clip; here for three frames of two tokens, numbers saying when a token is visited::
+
+    spatial first: frame after frame        temporal first: place after place
+                  place 0  place 1                        place 0  place 1
+         frame 0     1        2                  frame 0     1        4
+         frame 1     3        4                  frame 1     2        5
+         frame 2     5        6                  frame 2     3        6
+
+Every scan goes both ways, and the class token is first in both orders (number 0; figure 4 leaves it out). Positions
+were added before, so the weights are the same, by name and shape, for all orders.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_modules.nets.bimamba import BiMamba
+from lightning_modules.ops import causal_conv1d, selective_scan
+
+__all__ = ["SCAN_ORDERS", "CrossScan", "block_orders", "temporal_first"]
+
+SCAN_ORDERS = (
+    "spatial_first",
+    "temporal_first",
+    "spatiotemporal_v1",
+    "spatiotemporal_v2",
+    "spatial_then_temporal",
+    "temporal_then_spatial",
+    "alternating",
+)
+
+
+def block_orders(scan_order: str, depth: int) -> list[str]:
+    """What each block does: "spatial" or "temporal", or "half" or "full", which are `CrossScan`.
+
+    - spatial_first, temporal_first: the same in every block.
+    - spatiotemporal_v1, spatiotemporal_v2: "half" and "full" in every block.
+    - spatial_then_temporal, temporal_then_spatial: one in the first half of the blocks (rounded down), the other in the
+      second. The paper calls them Half-SF + Half-TF and Half-TF + Half-SF.
+    - alternating: spatial first in blocks 0, 2, 4, ..., temporal first in the others.
+
+    Raises:
+        ValueError: there is no such order.
+    """
+    first, second = depth // 2, depth - depth // 2
+    orders = {
+        "spatial_first": ["spatial"] * depth,
+        "temporal_first": ["temporal"] * depth,
+        "spatiotemporal_v1": ["half"] * depth,
+        "spatiotemporal_v2": ["full"] * depth,
+        "spatial_then_temporal": ["spatial"] * first + ["temporal"] * second,
+        "temporal_then_spatial": ["temporal"] * first + ["spatial"] * second,
+        "alternating": ["spatial" if i % 2 == 0 else "temporal" for i in range(depth)],
+    }
+    if scan_order not in orders:
+        raise ValueError(f"scan_order is {scan_order!r}; choose one of {', '.join(SCAN_ORDERS)}.")
+    return orders[scan_order]
+
+
+def temporal_first(frames: int, places: int) -> tuple[Tensor, Tensor]:
+    """Index maps between the two orders, int64 (1 + frames * places,) each.
+
+    Returns:
+        Where each token of the temporal-first sequence lies in the spatial-first one, and the other way round.
+    """
+    number = 1 + torch.arange(frames * places)
+    first = torch.zeros(1, dtype=torch.long)
+    to_temporal = torch.cat([first, number.view(frames, places).T.flatten()])
+    to_spatial = torch.cat([first, number.view(places, frames).T.flatten()])
+    return to_temporal, to_spatial
+
+
+class CrossScan(BiMamba):
+    """BiMamba that scans in both orders within one block: the spatiotemporal scans of figure 4.
+
+    The paper says that v1 conducts half of the two bidirectional scans and v2 all of them, at twice the computation;
+    no code of them was published. Read as:
+
+    - half (v1): from the first token in spatial-first order, from the last token in temporal-first order;
+    - full (v2): from both ends in both orders, with the same weights; the four results are added.
+
+    Args:
+        full: v2 instead of v1; the other arguments are `BiMamba`'s.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        state_size: int = 16,
+        conv_width: int = 4,
+        expand: int = 2,
+        init: str = "mamba",
+        full: bool = False,
+    ) -> None:
+        super().__init__(dim, state_size, conv_width, expand, init)
+        self.full = full
+
+    def forward(self, h: Tensor, to_temporal: Tensor, to_spatial: Tensor) -> Tensor:
+        """(B, L, D) in spatial-first order, and the maps of `temporal_first` -> (B, L, D) in the same order."""
+        x, z = self.in_proj(h).chunk(2, dim=-1)
+        x_t = x.index_select(1, to_temporal)
+        if self.full:
+            y, y_t = self.scan(x), self.scan(x_t)
+        else:
+            y, y_t = self._one_way(x, "", reverse=False), self._one_way(x_t, "_b", reverse=True)
+        return self.out_proj((y + y_t.index_select(1, to_spatial)) * F.silu(z))
+
+    def _one_way(self, x: Tensor, suffix: str, reverse: bool) -> Tensor:
+        """One of the two directions alone, without the gate: (B, L, E) -> (B, L, E)."""
+        conv1d, x_proj, dt_proj = (getattr(self, f"{name}{suffix}") for name in ("conv1d", "x_proj", "dt_proj"))
+        x = causal_conv1d(x, conv1d.weight, conv1d.bias, "silu", reverse)
+        delta, b, c = self._selection(x, x_proj, dt_proj)
+        a, d = -torch.exp(getattr(self, f"A{suffix}_log").float()), getattr(self, f"D{suffix}").float()
+        return selective_scan(x, delta, a, b, c, d, None, dt_proj.bias.float(), True, reverse)
