@@ -23,7 +23,7 @@ from datamodules.frames import open_video
 from datamodules.loading import Draw, seeded
 from datamodules.mixing import BatchMixer
 from datamodules.sampling import clip_indices
-from datamodules.transforms import AUTO_AUGMENT_POLICIES, TrainTransform
+from datamodules.transforms import AUTO_AUGMENT_POLICIES, CROPS, TrainTransform
 from datamodules.views import load_views
 
 __all__ = ["REPEAT_MODES", "ClipDataset", "Sample", "VideoDataModule", "collate_clips"]
@@ -138,7 +138,9 @@ class VideoDataModule(ClipDataModule):
         repeat_mode: "views" decodes a video once and augments the same frames `repeats` times, side by side in the
             batch, which then has batch_size * repeats clips; "sampler" draws the video `repeats` times, over all
             processes, while batches and epochs keep their sizes (`datamodules.loading`).
-        crop_area: range of the share of the frame that a training crop covers.
+        crop: of training clips: "random_resized", or "multi_scale" as masked pretraining has it, see
+            `datamodules.transforms`.
+        crop_area: range of the share of the frame that a random resized crop covers.
         crop_ratio: range of its width / height.
         horizontal_flip: probability in training; set 0 where left and right matter.
         rand_augment_ops: operations of RandAugment per clip; 0 is off.
@@ -164,6 +166,7 @@ class VideoDataModule(ClipDataModule):
         num_crops: int = 3,
         repeats: int = 1,
         repeat_mode: str = "views",
+        crop: str = "random_resized",
         crop_area: tuple[float, float] = (0.08, 1.0),
         crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
         horizontal_flip: float = 0.5,
@@ -186,6 +189,8 @@ class VideoDataModule(ClipDataModule):
                 f"repeats is {repeats} and repeat_mode {repeat_mode!r}; they have to be at least 1 and one of "
                 f"{', '.join(REPEAT_MODES)}."
             )
+        if crop not in CROPS:
+            raise DataError(f"crop is {crop!r}; it has to be one of {', '.join(CROPS)}.")
         if auto_augment not in (None, *AUTO_AUGMENT_POLICIES):
             raise DataError(
                 f"auto_augment is {auto_augment!r}; it has to be one of {', '.join(AUTO_AUGMENT_POLICIES)}, or null."
@@ -197,6 +202,7 @@ class VideoDataModule(ClipDataModule):
             )
         self.num_clips, self.num_crops = num_clips, num_crops
         self.repeats, self.repeat_mode = repeats, repeat_mode
+        self.crop = crop
         self.crop_area, self.crop_ratio, self.horizontal_flip = tuple(crop_area), tuple(crop_ratio), horizontal_flip
         self.rand_augment = (rand_augment_ops, rand_augment_magnitude, rand_augment_std)
         self.auto_augment = auto_augment
@@ -263,6 +269,7 @@ class VideoDataModule(ClipDataModule):
                 magnitude_std=magnitude_std,
                 policy=self.auto_augment,
                 crop_first=self.augment_after_crop,
+                crop=self.crop,
             )
             repeats = self.repeats if self.repeat_mode == "views" else 1
             return ClipDataset(samples, clip, transform=transform, repeats=repeats, max_unreadable=self.max_unreadable)

@@ -14,11 +14,13 @@ from torchvision.transforms import InterpolationMode
 
 __all__ = [
     "AUTO_AUGMENT_POLICIES",
+    "CROPS",
     "INTERPOLATIONS",
     "TrainTransform",
     "auto_augment",
     "center_crop",
     "crop_views",
+    "multi_scale_crop",
     "rand_augment",
     "random_resized_crop",
     "resize_short_side",
@@ -26,6 +28,9 @@ __all__ = [
 
 INTERPOLATIONS = ("bilinear", "bicubic")
 """`bilinear` without antialiasing, as video models were trained; `bicubic` with it, as image models were."""
+
+CROPS = ("random_resized", "multi_scale")
+"""How training clips are cropped: `random_resized_crop` or `multi_scale_crop`."""
 
 FILL = 128.0
 """Grey that fills what rotation, shear and translation uncover."""
@@ -138,6 +143,43 @@ def _random_box(
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
+_SIDES = (1.0, 0.875, 0.75, 0.66)
+_PLACES = [(x, y) for x in range(5) for y in range(5) if x % 2 == y % 2]
+
+
+def multi_scale_crop(video: Tensor, size: int) -> Tensor:
+    """One of a few boxes at one of a few places, the same for all frames, resized to a square.
+
+    The crop of masked pretraining (reference protocol, section 2), from Temporal Segment Networks (arXiv 1608.00859):
+    a side of the box is 1, 0.875, 0.75 or 0.66 of the frame's shorter side, cut to whole pixels, or `size` where that
+    is less than 3 pixels away; width and height are equal or neighbours in this list. The 13 places:
+
+        x . x . x
+        . x . x .    in fourths of what is left beside the box, the fourths cut to whole pixels
+        x . x . x
+        . x . x .
+        x . x . x
+
+    Resized bilinearly with antialiasing, as PIL does.
+
+    Args:
+        video: uint8 (T, 3, H, W).
+        size: side of the result in pixels.
+
+    Returns:
+        uint8 (T, 3, size, size).
+    """
+    height, width = video.shape[-2:]
+    sides = [int(min(height, width) * share) for share in _SIDES]
+    sides = [size if abs(side - size) < 3 and size <= min(height, width) else side for side in sides]
+    pairs = [(h, w) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
+    box_height, box_width = pairs[_integer(len(pairs))]
+    x, y = _PLACES[_integer(len(_PLACES))]
+    top, left = y * ((height - box_height) // 4), x * ((width - box_width) // 4)
+    box = video[..., top : top + box_height, left : left + box_width]
+    return F.resize(box, [size, size], interpolation=InterpolationMode.BILINEAR, antialias=True)
+
+
 @dataclass(frozen=True)
 class TrainTransform:
     """Random operations, resized crop and horizontal flip of one clip, uint8 (T, 3, H, W) -> (T, 3, size, size).
@@ -153,6 +195,7 @@ class TrainTransform:
         magnitude_std: see `rand_augment`.
         policy: of `auto_augment`, before RandAugment; None leaves it out.
         crop_first: crop and flip before these operations instead of after them.
+        crop: one of `CROPS`; "multi_scale" leaves area, ratio and interpolation without effect.
     """
 
     size: int
@@ -165,6 +208,7 @@ class TrainTransform:
     magnitude_std: float = 0.5
     policy: str | None = None
     crop_first: bool = False
+    crop: str = "random_resized"
 
     def __call__(self, video: Tensor) -> Tensor:
         steps = [self._crop_and_flip, self._augment] if self.crop_first else [self._augment, self._crop_and_flip]
@@ -177,9 +221,12 @@ class TrainTransform:
         return rand_augment(video, self.num_ops, self.magnitude, self.magnitude_std) if self.num_ops else video
 
     def _crop_and_flip(self, video: Tensor) -> Tensor:
-        video = random_resized_crop(
-            video, self.size, area=self.area, ratio=self.ratio, interpolation=self.interpolation
-        )
+        if self.crop == "multi_scale":
+            video = multi_scale_crop(video, self.size)
+        else:
+            video = random_resized_crop(
+                video, self.size, area=self.area, ratio=self.ratio, interpolation=self.interpolation
+            )
         return F.horizontal_flip(video) if _uniform() < self.flip else video
 
 

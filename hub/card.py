@@ -84,9 +84,14 @@ def about_run(checkpoint: Checkpoint) -> About:
 
 def started_from(checkpoint: Checkpoint) -> str | None:
     """``init_from`` of the run's config: the model whose weights the training started from."""
+    return _model_named(checkpoint, "init_from")
+
+
+def _model_named(checkpoint: Checkpoint, argument: str) -> str | None:
+    """The model that an argument of the run's module names, if it does."""
     model = _recipe(checkpoint).get("model")
     arguments = model.get("init_args") if isinstance(model, dict) else None
-    source = arguments.get("init_from") if isinstance(arguments, dict) else None
+    source = arguments.get(argument) if isinstance(arguments, dict) else None
     return source if isinstance(source, str) else None
 
 
@@ -263,6 +268,9 @@ def _training(checkpoint: Checkpoint, about: About) -> Iterable[str]:
         origin = f"`{source}`" if source else f"`{about.base_model}`"
         repository = f" ({about.base_model})" if source and about.base_model and about.base_model != source else ""
         lines.append(f"The weights started from, or are those of, {origin}{repository}.")
+    teacher = _model_named(checkpoint, "teacher")
+    if teacher:
+        lines.append(f"The training had `{teacher}` as its teacher.")
     if checkpoint.recipe is not None:
         lines.append(f"The complete configuration of the run is in `{RECIPE}`.")
     if METRICS in checkpoint.extras:

@@ -31,6 +31,7 @@ __all__ = [
     "WEIGHTS",
     "Checkpoint",
     "check_state_dict",
+    "checkpoint_of",
     "is_state_dict",
     "load_pickle",
     "load_safetensors",
@@ -72,13 +73,20 @@ class Saveable(Protocol):
     """What `save` needs of a module."""
 
     config: dict
+    training_weights: tuple[str, ...]
 
     def state_dict(self) -> dict[str, Tensor]: ...
 
 
 def save(model: Saveable, folder: str | os.PathLike, recipe: str | None = None) -> Path:
     """Writes a module of the zoo to `folder`; see `write`."""
-    return write(Checkpoint(model.config, model.state_dict(), recipe), folder)
+    return write(checkpoint_of(model)._replace(recipe=recipe), folder)
+
+
+def checkpoint_of(model: Saveable) -> Checkpoint:
+    """A module of the zoo as data, without the weights that only its training needs."""
+    weights = {k: v for k, v in model.state_dict().items() if not k.startswith(model.training_weights)}
+    return Checkpoint(model.config, weights)
 
 
 def write(checkpoint: Checkpoint, folder: str | os.PathLike) -> Path:

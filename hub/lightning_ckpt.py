@@ -35,7 +35,9 @@ def read_lightning(path: str | os.PathLike) -> Checkpoint:
 
     The run's full configuration is taken along as the recipe where the ``lightning`` command left it in its folder,
     and with it the log of the metrics and the picture of the curves. A checkpoint of a run with averaged weights (EMA)
-    holds the averages as its weights; the others, kept beside them to go on training, are left out.
+    holds the averages as its weights; the others, kept beside them to go on training, are left out. So are weights
+    that the module names as of no use after training; it may also name another class as what the trained model is
+    (``shared_as``).
 
     Raises:
         HubError: not a checkpoint of a module of the zoo.
@@ -50,16 +52,20 @@ def read_lightning(path: str | os.PathLike) -> Checkpoint:
     ):
         raise HubError(f"{path} is not a checkpoint of a module of the zoo; "
                        "pass its folder, or convert it by the name of its model.")  # fmt: skip
-    config = {
+    trained = {
         "class_path": arguments["_class_path"],
         "init_args": {name: value for name, value in arguments.items() if name != "_class_path"},
     }
-    run = _find_run(path, config)
+    shared = content.get("shared_as", {"class_path": trained["class_path"], "without": []})
+    config = {**trained, "class_path": shared["class_path"]}
+    without = tuple(shared["without"])
+    state_dict = {name: tensor for name, tensor in content["state_dict"].items() if not name.startswith(without)}
+    run = _find_run(path, trained)
     if run is None:
-        return Checkpoint(config, content["state_dict"])
+        return Checkpoint(config, state_dict)
     extras = {name: (run / name).read_bytes() for name in (METRICS, CURVES) if (run / name).is_file()}
     scores = _scores(extras.get(METRICS, b""), content.get("epoch"), content.get("global_step"), path.stem == "best")
-    return Checkpoint(config, content["state_dict"], read_text(run / "config.yaml"), extras, scores)
+    return Checkpoint(config, state_dict, read_text(run / "config.yaml"), extras, scores)
 
 
 def _find_run(path: Path, config: dict) -> Path | None:

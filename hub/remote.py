@@ -107,7 +107,7 @@ def push(
         HubError: no access, no connection, a file holds an access token, or the folder is not a model.
     """
     from hub.card import CARD, about_run, address, make_card
-    from hub.checkpoint import CONFIG, FILES, WEIGHTS, Checkpoint, read, read_text, with_hash, write
+    from hub.checkpoint import CONFIG, FILES, WEIGHTS, Checkpoint, checkpoint_of, read, read_text, with_hash, write
 
     _check_names(repo_id, "", None)
     with tempfile.TemporaryDirectory() as scratch:
@@ -115,7 +115,7 @@ def push(
             folder = Path(model).expanduser()
             checkpoint = read(folder)
         else:
-            checkpoint = model if isinstance(model, Checkpoint) else Checkpoint(model.config, model.state_dict())
+            checkpoint = model if isinstance(model, Checkpoint) else checkpoint_of(model)
             folder = write(checkpoint, Path(scratch) / "model")
         content: dict[str, bytes | Path] = {name: folder / name for name in FILES if (folder / name).is_file()}
         content[CONFIG] = with_hash(checkpoint.config, sha256_of(folder / WEIGHTS)).encode()

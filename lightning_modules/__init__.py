@@ -2,7 +2,15 @@
 
 import importlib
 
-_HOME = {"BaseModule": "base", "TextVideoRetrieval": "retrieval", "VideoClassifier": "classification"}
+_HOME = {
+    "ActionRecognition": "mambavl",
+    "BaseModule": "base",
+    "MaskedPretraining": "masked_pretraining",
+    "SelfDistillation": "self_distillation",
+    "TextVideoRetrieval": "retrieval",
+    "VideoClassifier": "classification",
+    "VideoTextPretraining": "video_text",
+}
 __all__ = list(_HOME)
 
 

@@ -28,29 +28,38 @@ class BaseModule(LightningModule, ABC):
     training after ``*``. The first group is the model's config: it is saved in checkpoints, on the hub and in the
     registry. The second group is left out of all three. A subclass calls ``self.save_config()`` first thing in its
     constructor and sets ``self.net``, a network with ``depth`` and ``layer_id``.
+
+    Attributes:
+        training_weights: what the names of weights begin with that matter only while training. Checkpoints have them;
+            what is shared and loaded (`config` and the weights) is the model without them.
     """
 
     net: nn.Module
+    training_weights: tuple[str, ...] = ()
 
     @classmethod
     def training_only(cls) -> list[str]:
         """Names of the constructor's arguments that matter only while training: those after ``*``."""
-        parameters = inspect.signature(cls.__init__).parameters.values()
-        return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+        names: list[str] = []
+        for base in cls.__mro__:
+            parameters = inspect.signature(base.__init__).parameters.values()
+            names += [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+            if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+                break
+        return names
 
     def save_config(self) -> None:
-        """Records the constructor's arguments; call it first thing in the subclass's ``__init__``."""
-        given = inspect.currentframe().f_back.f_locals
-        arguments = {name: given[name] for name in inspect.signature(type(self)).parameters}
-        self.training_arguments = {name: arguments.pop(name) for name in self.training_only()}
+        """Records the arguments of the constructor that calls it, which does so first thing."""
+        names, _, _, given = inspect.getargvalues(inspect.currentframe().f_back)
+        arguments = {name: given[name] for name in names if name != "self"}
+        training_only = [name for name in self.training_only() if name in arguments]
+        self.training_arguments = {name: arguments.pop(name) for name in training_only}
         self.save_hyperparameters({k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()})
 
     @property
     def config(self) -> dict:
         """``{"class_path": ..., "init_args": {...}}``: plain values that say what the model is."""
-        cls = type(self)
-        package = "lightning_modules" if cls.__module__.startswith("lightning_modules.") else cls.__module__
-        return {"class_path": f"{package}.{cls.__qualname__}", "init_args": dict(self.hparams)}
+        return {"class_path": _class_path(type(self)), "init_args": dict(self.hparams)}
 
     @property
     @abstractmethod
@@ -104,8 +113,11 @@ class BaseModule(LightningModule, ABC):
             )
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        # The key under which LightningCLI and the hub's export look for the class.
-        checkpoint["hyper_parameters"]["_class_path"] = self.config["class_path"]
+        # The key under which LightningCLI looks for the class, and the hub where it is shared as what it is.
+        checkpoint["hyper_parameters"]["_class_path"] = _class_path(type(self))
+        if self.training_weights:
+            shared = {"class_path": self.config["class_path"], "without": list(self.training_weights)}
+            checkpoint["shared_as"] = shared
 
     def configure_optimizers(self) -> dict:
         """AdamW with layer-wise decay; a linear warm-up and a half cosine, as ``schedule`` says.
@@ -120,9 +132,7 @@ class BaseModule(LightningModule, ABC):
         lr = args["lr"] * lr_scale
         end_scale = lr_scale if args["scale_all_lr"] else 1.0
         start, end = args["warmup_lr"] * end_scale, args["min_lr"] * end_scale
-        groups = parameter_groups(
-            self.net, args["weight_decay"], args["layer_decay"], args["layer_decay_scope"], args["decay_state_matrix"]
-        )
+        groups = self.parameter_groups()
         for group in groups:
             group["lr"] = lr * group.pop("lr_scale")
         optimizer = torch.optim.AdamW(groups, lr=lr, betas=tuple(args["betas"]), eps=1e-8)
@@ -140,6 +150,13 @@ class BaseModule(LightningModule, ABC):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": args["schedule"]}}
 
+    def parameter_groups(self) -> list[dict]:
+        """The optimiser's groups, with ``lr_scale``; see `lightning_modules.optim.parameter_groups`."""
+        args = self.training_arguments
+        return parameter_groups(
+            self.net, args["weight_decay"], args["layer_decay"], args["layer_decay_scope"], args["decay_state_matrix"]
+        )
+
     def _clips_per_step(self) -> int:
         """Clips of one optimiser step: per process and batch, times processes, times accumulated batches."""
         data = self.trainer.datamodule
@@ -147,3 +164,9 @@ class BaseModule(LightningModule, ABC):
         if clips is None:
             raise ModelError("lr_samples needs a DataModule that has a batch_size; pass one, or lr_samples: null.")
         return clips * self.trainer.world_size * self.trainer.accumulate_grad_batches
+
+
+def _class_path(cls: type) -> str:
+    """The public import path of a module's class."""
+    package = "lightning_modules" if cls.__module__.startswith("lightning_modules.") else cls.__module__
+    return f"{package}.{cls.__qualname__}"

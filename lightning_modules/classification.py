@@ -36,6 +36,8 @@ class VideoClassifier(BaseModule):
             models were tested) or "dense" (consecutive with a stride); see `datamodules.sampling`.
         frame_stride: frames between two picked ones where ``sampling`` is "dense".
         interpolation: "bilinear", or "bicubic" (with antialiasing, as the image models were trained).
+        scan_order: order in which the blocks scan a clip's tokens: "spatial_first" or another one of
+            `lightning_modules.nets.scan_orders`. Weights fit all of them, but were trained for one.
         drop: dropout before the head.
         drop_path: stochastic depth of the last block, growing linearly from 0.
         label_smoothing: share of the target spread over all classes.
@@ -60,7 +62,8 @@ class VideoClassifier(BaseModule):
         decay_state_matrix: apply weight decay to A_log as the official code does.
 
     Raises:
-        ModelError: class names that do not match ``num_classes``; data with other classes than the model.
+        ModelError: class names that do not match ``num_classes``; sizes that do not fit; data with other classes than
+            the model.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class VideoClassifier(BaseModule):
         sampling: str = "sparse",
         frame_stride: int = 4,
         interpolation: str = "bilinear",
+        scan_order: str = "spatial_first",
         *,
         drop: float = 0.0,
         drop_path: float = 0.0,
@@ -113,19 +117,13 @@ class VideoClassifier(BaseModule):
             )
         self.num_classes = num_classes
         self.class_names = None if class_names is None else list(class_names)
-        self.net = VideoMamba(
-            num_classes,
-            embed_dim,
-            depth,
-            num_frames,
-            image_size,
-            patch_size,
-            tubelet_size,
-            drop=drop,
-            drop_path=drop_path,
-            init=init,
-            checkpoint_blocks=checkpoint_blocks,
-        )
+        try:
+            self.net = VideoMamba(
+                num_classes, embed_dim, depth, num_frames, image_size, patch_size, tubelet_size, drop=drop,
+                drop_path=drop_path, init=init, checkpoint_blocks=checkpoint_blocks, scan_order=scan_order,
+            )  # fmt: skip
+        except ValueError as error:
+            raise ModelError(str(error)) from error
         if freeze_backbone:
             self.net.requires_grad_(False)
             self.net.head.requires_grad_(True)
@@ -200,11 +198,14 @@ class VideoClassifier(BaseModule):
         return {**rest, **{f"net.{k}": v for k, v in adapt_state_dict(net, self.net).items()}}
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
-        logits = self(batch["video"])
-        target = batch.get("target", batch["label"])
-        loss = F.cross_entropy(logits.float(), target, label_smoothing=self.training_arguments["label_smoothing"])
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(logits), sync_dist=True)
+        loss = self.classification_loss(self(batch["video"]), batch)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["video"]), sync_dist=True)
         return loss
+
+    def classification_loss(self, logits: Tensor, batch: dict) -> Tensor:
+        """Mean cross-entropy of logits (B, num_classes) with a training batch's labels, or its targets where mixed."""
+        target = batch.get("target", batch["label"])
+        return F.cross_entropy(logits.float(), target, label_smoothing=self.training_arguments["label_smoothing"])
 
     def predict_scores(self, video: Tensor) -> Tensor:
         """Views (B, V, 3, T, H, W), or one view (B, 3, T, H, W) -> mean over views of the softmax (B, num_classes)."""

@@ -6,7 +6,7 @@ from torchmetrics import Metric
 from torchmetrics.functional.classification import multiclass_accuracy
 from torchmetrics.utilities import dim_zero_cat
 
-__all__ = ["RetrievalRanks", "SampleAccuracy", "retrieval_ranks"]
+__all__ = ["RetrievalRanks", "SampleAccuracy", "best_of_sets", "rank_of", "rank_statistics", "retrieval_ranks"]
 
 
 class SampleAccuracy(Metric):
@@ -110,17 +110,27 @@ class RetrievalRanks(Metric):
         text = text[kept.repeat_interleave(count)]
         owner = torch.arange(int(kept.sum()), device=index.device).repeat_interleave(count[kept])
         t2v, v2t = retrieval_ranks(text, video[kept], owner, dual_softmax=self.dual_softmax)
-        result = {}
-        for direction, ranks in (("t2v", t2v), ("v2t", v2t)):
-            ranks = ranks.double().sort().values
-            # The mean of the two in the middle where their number is even; nan where nothing was counted.
-            middle = ranks[(len(ranks) - 1) // 2 : len(ranks) // 2 + 1]
-            for k in (1, 5, 10):
-                result[f"{direction}_r{k}"] = (ranks <= k).double().mean()
-            result[f"{direction}_mdr"] = middle.mean()
-            result[f"{direction}_mnr"] = ranks.mean()
-        result = {name: value.float() for name, value in result.items()}
-        return {**result, "videos": text.new_tensor(len(v2t)), "captions": text.new_tensor(len(t2v))}
+        counts = {"videos": text.new_tensor(len(v2t)), "captions": text.new_tensor(len(t2v))}
+        return {**rank_statistics(t2v, v2t), **counts}
+
+
+def rank_statistics(t2v: Tensor, v2t: Tensor) -> dict[str, Tensor]:
+    """t2v_r1, t2v_r5, t2v_r10 (shares), t2v_mdr, t2v_mnr (median and mean rank), and the same for v2t; float32.
+
+    Args:
+        t2v: ranks from 1 of captions (M,); without any the results are nan.
+        v2t: the same of videos (N,).
+    """
+    result = {}
+    for direction, ranks in (("t2v", t2v), ("v2t", v2t)):
+        ranks = ranks.double().sort().values
+        # The mean of the two in the middle where their number is even; nan where nothing was counted.
+        middle = ranks[(len(ranks) - 1) // 2 : len(ranks) // 2 + 1]
+        for k in (1, 5, 10):
+            result[f"{direction}_r{k}"] = (ranks <= k).double().mean()
+        result[f"{direction}_mdr"] = middle.mean()
+        result[f"{direction}_mnr"] = ranks.mean()
+    return {name: value.float() for name, value in result.items()}
 
 
 @torch.no_grad()
@@ -159,7 +169,7 @@ def retrieval_ranks(
         scores = text[rows] @ video.T
         if video_prior is not None:
             scores = 2 * scores - video_prior
-        t2v[rows] = _rank_of(scores, owner[rows])
+        t2v[rows] = rank_of(scores, owner[rows])
     single = len(text) == len(video)
     v2t = torch.empty(len(video), dtype=torch.int64, device=text.device)
     for rows in _row_blocks(len(video), len(text), block_elements):
@@ -167,13 +177,18 @@ def retrieval_ranks(
         if text_prior is not None:
             scores = 2 * scores - text_prior
         if not single:
-            sets = scores.new_full((len(scores), len(video)), float("-inf"))
-            scores = sets.scatter_reduce_(1, owner.expand(len(scores), -1), scores, "amax")
-        v2t[rows] = _rank_of(scores, torch.arange(len(video), device=text.device)[rows])
+            scores = best_of_sets(scores, owner, len(video))
+        v2t[rows] = rank_of(scores, torch.arange(len(video), device=text.device)[rows])
     return t2v, v2t
 
 
-def _rank_of(scores: Tensor, right: Tensor) -> Tensor:
+def best_of_sets(scores: Tensor, owner: Tensor, sets: int) -> Tensor:
+    """Scores of captions (R, M) and the set each belongs to (M,) -> the best of each set (R, sets)."""
+    best = scores.new_full((len(scores), sets), float("-inf"))
+    return best.scatter_reduce_(1, owner.expand(len(scores), -1), scores, "amax")
+
+
+def rank_of(scores: Tensor, right: Tensor) -> Tensor:
     """(R, N) and the right column of each row (R,) -> how many columns score no less, itself included."""
     return (scores >= scores.gather(1, right[:, None])).sum(dim=1)
 

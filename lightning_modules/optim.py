@@ -41,10 +41,10 @@ def parameter_groups(
         if not parameter.requires_grad:
             continue
         is_state_matrix = name.endswith(("A_log", "A_b_log"))
-        decayed = parameter.ndim > 1 and not name.endswith(".bias") and name not in NO_DECAY
+        decayed = parameter.ndim > 1 and not name.endswith(".bias") and name.rpartition(".")[2] not in NO_DECAY
         decayed = decayed and (decay_state_matrix or not is_state_matrix)
         layer = net.layer_id(name)
-        if layer_decay_scope == "embedding" and (layer > 0 or name == "temporal_pos_embedding"):
+        if layer_decay_scope == "embedding" and (layer > 0 or name.endswith("temporal_pos_embedding")):
             layer = last
         if layer_decay == 1.0:
             layer = last

@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, St
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.optim import Optimizer
 
 from lightning_modules.errors import ModelError
@@ -79,6 +79,9 @@ def shard(net: nn.Module, mesh: DeviceMesh) -> None:
     for block in blocks(net):
         fully_shard(block, mesh=mesh)
     fully_shard(net, mesh=mesh)
+    for method in ("forward_tokens", "forward_features", "forward_with_tokens"):
+        if hasattr(net, method):  # called in place of forward, they gather the weights too
+            register_fsdp_forward_method(net, method)
 
 
 def refuse_flat_parameters(strategy: Strategy) -> None:

@@ -16,15 +16,25 @@ from datamodules import (
     ActivityNet,
     CaptionCSV,
     DiDeMo,
+    EpicKitchens100,
     ImageNet,
     Kinetics,
+    PairCorpora,
     SomethingSomethingV2,
     VideoCSV,
     VideoFolder,
     VideoReader,
 )
 from datamodules.synthetic import generate
-from lightning_modules import VideoClassifier
+from datamodules.synthetic_kitchen import generate_kitchen
+from lightning_modules import (
+    ActionRecognition,
+    MaskedPretraining,
+    SelfDistillation,
+    VideoClassifier,
+    VideoTextPretraining,
+)
+from lightning_modules.nets import ClipTeacher
 from lightning_modules.retrieval import TextVideoRetrieval
 
 CLASSES = ("grow", "move_left")
@@ -74,7 +84,11 @@ MODULES = {
     "VideoClassifier": lambda: VideoClassifier(2, embed_dim=16, depth=1, num_frames=4, image_size=32),
     "VideoClassifier dense": lambda: VideoClassifier(2, 16, 1, num_frames=2, image_size=32, sampling="dense"),
     "VideoClassifier of images": lambda: VideoClassifier(2, 16, 1, num_frames=None, image_size=32),
-}
+    "SelfDistillation": lambda: SelfDistillation(
+        teacher=VideoClassifier(3, 8, 1, num_frames=4, image_size=32),
+        num_classes=2, embed_dim=16, depth=1, num_frames=4, image_size=32,
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("mixing", [{}, MIXING], ids=["plain", "mixed"])
@@ -207,3 +221,107 @@ def test_captions_fit(root, tmp_path, datamodule, head, fps):
         if fps is not None:
             assert batch["frame_mask"].shape == (2, 3) and batch["frame_mask"].dtype == torch.bool
             assert batch["frame_mask"].sum(1).tolist() == [2, 2]  # half a second at 4 frames a second
+
+
+# Masked pretraining ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("datamodule", ["VideoFolder", "SomethingSomethingV2", "Kinetics", "MSRVTT"])
+def test_masked_pretraining_takes_videos_of_either_kind(root, tmp_path, datamodule):
+    """It reads the video and the index alone: labels and captions may be there or not."""
+    labelled = datamodule in DATAMODULES
+    options = {"crop": "multi_scale"} if labelled else {}
+    data = (DATAMODULES if labelled else RETRIEVAL)[datamodule](root, batch_size=2, num_workers=0, **options)
+    torch.manual_seed(0)
+    teacher = ClipTeacher(sizes={key: CLIP[key] for key in ("projection_dim", "vision_config")})
+    model = MaskedPretraining(16, 2, num_frames=4, image_size=32, patch_size=8, target_dim=16, teacher=teacher)
+    seen = []
+    losses = model.clip_losses
+    model.clip_losses = lambda video, *args: (seen.append(video), losses(video, *args))[1]
+    quiet = dict(logger=False, enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False)
+    trainer = Trainer(max_epochs=1, accelerator="cpu", num_sanity_val_steps=0, default_root_dir=tmp_path, **quiet)
+    trainer.fit(model, datamodule=data)
+    assert trainer.callback_metrics["train/loss"].isfinite() and trainer.callback_metrics["val/loss"].isfinite()
+    assert len(seen) >= 3 and all(video.shape == (2, 3, 4, 32, 32) and video.dtype == torch.uint8 for video in seen)
+
+
+# Actions ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["recognition", "anticipation"])
+def test_actions_fit(tmp_path, task):
+    root = generate_kitchen(tmp_path / "kitchen", num_train=2, num_val=2, num_test=0, actions=2, size=(32, 32),
+                            num_frames=6, num_workers=0, progress=False)  # fmt: skip
+    data = EpicKitchens100(root, batch_size=2, num_workers=0, num_clips=2, num_crops=3, neutral=0.0)
+    text = {"vocab_size": 514, **TOWER}
+    model = ActionRecognition(data.num_classes, 8, 14, 16, 1, num_frames=4, image_size=32, text=text, fusion_dim=16,
+                              fusion_depth=1, task=task)  # fmt: skip
+    seen = {}
+    for stage in ("training", "validation", "test", "predict"):
+        step = getattr(model, f"{stage}_step")
+        setattr(model, f"{stage}_step", lambda batch, i, s=stage, f=step: (seen.setdefault(s, batch), f(batch, i))[1])
+    quiet = dict(logger=False, enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False)
+    trainer = Trainer(max_epochs=1, accelerator="cpu", num_sanity_val_steps=0, default_root_dir=tmp_path, **quiet)
+    trainer.fit(model, datamodule=data)
+    assert trainer.callback_metrics["train/loss"].isfinite()
+    trainer.test(model, datamodule=data, verbose=False)
+    for found in trainer.predict(model, datamodule=data, return_predictions=True):
+        assert found["scores"].shape == (len(found["path"]), data.num_classes)
+
+    assert set(seen) == {"training", "validation", "test", "predict"}
+    for stage, batch in seen.items():
+        views = (6,) if stage in ("test", "predict") else ()
+        assert batch["video"].shape == (2, *views, 3, 4, 32, 32) and batch["video"].dtype == torch.uint8, stage
+        assert all(batch[key].dtype == torch.int64 for key in ("verb", "noun", "action", "index"))
+        assert batch["unseen"].shape == (2,) and batch["tail"].shape == (2, 2)
+        assert batch["unseen"].dtype == batch["tail"].dtype == torch.bool
+        assert all(isinstance(text, str) for key in ("path", "narration_id") for text in batch[key])
+        assert ("question" in batch) == ("answer" in batch) == (stage == "training")
+    assert all(seen["training"]["question"]) and seen["training"]["answer"].dtype == torch.int64
+    assert model.class_names == data.class_names
+
+
+# Pairs -------------------------------------------------------------------------------------------------------------
+
+
+def pair_corpora(root, **kwargs):
+    """The generated videos, and their first frames as pictures."""
+    there, splits = captioned(root)
+    entries = {"videos": [], "pictures": []}
+    for name, texts in splits["train"]:
+        picture = there / f"{name}.jpg"
+        with VideoReader(there / "videos" / f"{name}.mp4") as reader:
+            write_jpeg(reader.read([0])[0], str(picture))
+        entries["videos"].append({"video": f"{name}.mp4", "caption": texts})
+        entries["pictures"].append({"image": picture.name, "caption": texts[0]})
+    entries["val"] = [{"video": f"{name}.mp4", "caption": texts} for name, texts in splits["test"]]
+    for name, content in entries.items():
+        (there / f"{name}.json").write_text(json.dumps(content))
+    corpora = [{"annotations": "videos.json", "media": "videos"}, {"annotations": "pictures.json"}]
+    return PairCorpora(there, corpora=corpora, val="val.json", **kwargs)
+
+
+@pytest.mark.parametrize("masked", [True, False], ids=["masked", "unmasked"])
+@pytest.mark.parametrize("datamodule", ["PairCorpora", "MSRVTT", "MSVD"])
+def test_pairs_fit(root, tmp_path, datamodule, masked):
+    data = (RETRIEVAL | {"PairCorpora": pair_corpora})[datamodule](root, batch_size=2, num_workers=0)
+    torch.manual_seed(0)
+    teacher = ClipTeacher(sizes={key: CLIP[key] for key in ("projection_dim", "vision_config")}) if masked else None
+    text = {"vocab_size": 100, **TOWER, "num_hidden_layers": 2}
+    model = VideoTextPretraining(16, 2, num_frames=3, image_size=32, text=text, fusion_layers=1, dim=8,
+                                 teacher=teacher, target_dim=16)  # fmt: skip
+    seen = []
+    losses = model.losses
+    model.losses = lambda batch: (seen.append(batch), losses(batch))[1]
+    quiet = dict(logger=False, enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False)
+    trainer = Trainer(max_epochs=1, accelerator="cpu", num_sanity_val_steps=0, default_root_dir=tmp_path, **quiet)
+    trainer.fit(model, datamodule=data)
+    assert trainer.callback_metrics["train/loss"].isfinite()
+    (scores,) = trainer.test(model, datamodule=data, verbose=False)
+    assert 1 <= scores["test/t2v_mnr"] <= 2 and 1 <= scores["test/reranked_t2v_mnr"] <= 2  # two videos
+    kinds = {batch["video"].shape[2] for batch in seen}
+    assert kinds == ({1, 3} if datamodule == "PairCorpora" else {3})
+    for batch in seen:
+        assert batch["video"].shape == (2, 3, batch["video"].shape[2], 32, 32)
+        assert batch["video"].dtype == torch.uint8 and batch["video_index"].dtype == torch.int64
+        assert len(batch["text"]) == len(batch["path"]) == 2 and all(isinstance(text, str) for text in batch["text"])

@@ -25,7 +25,7 @@ def table() -> str:
     """Top-1 as published, one row per size."""
     lines = ["| model | parameters | " + " | ".join(COLUMNS) + " |", "| --- " * (len(COLUMNS) + 2) + "|"]
     by_variant = {}
-    for entry in map(zoo.info, zoo.list_models("videomamba-*", pretrained=True)):
+    for entry in map(zoo.info, zoo.list_models("videomamba-*", task="classification", pretrained=True)):
         meta = entry.meta
         size = entry.name.split(f"-{meta['dataset']}")[0]
         by_variant[size, meta["dataset"], meta["frames"], meta["resolution"]] = entry

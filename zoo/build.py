@@ -23,6 +23,7 @@ from hub.checkpoint import (
     read_config,
     read_recorded_hash,
 )
+from hub.convert import videomamba_text
 from hub.convert.videomamba import read_official, to_zoo
 from hub.hashes import check_sha256
 from hub.lightning_ckpt import find_checkpoint, read_lightning
@@ -30,7 +31,7 @@ from hub.remote import commit_of, list_files
 from lightning_modules.base import BaseModule
 from lightning_modules.errors import ModelError
 from zoo.errors import UnknownModelError, ZooError, hint
-from zoo.fetch import REPOSITORY, weights_of
+from zoo.fetch import REPOSITORY, fetch_vocabulary, weights_of
 from zoo.registry import Entry, info
 from zoo.resolve import refuse_foreign_classes, resolve
 
@@ -44,6 +45,9 @@ SUFFIXES = (".ckpt", ".pth", ".pt", ".safetensors", "/")
 def create(name: str, **overrides: Any) -> BaseModule:
     """Builds a registered model with fresh weights, in training mode.
 
+    A model made of pretrained parts, such as MUSE on CLIP's towers, starts from these (`Entry.parts`; they are fetched
+    on first use). An argument of None makes the part random: ``zoo.create("muse-vit-b32-msrvtt", clip_weights=None)``.
+
     Args:
         name: registered name or alias.
         overrides: arguments of the module's constructor, e.g. ``num_classes=12``. Class names are dropped where the
@@ -54,7 +58,7 @@ def create(name: str, **overrides: Any) -> BaseModule:
         ModelError: an argument the module does not have, or of a wrong type or value.
     """
     entry = info(name)
-    return _instantiate({"class_path": entry.class_path, "init_args": entry.init_args}, overrides)
+    return _instantiate({"class_path": entry.class_path, "init_args": entry.init_args}, entry.parts | overrides)
 
 
 def load(source: str | os.PathLike, *, checkpoint: str | os.PathLike | None = None, **overrides: Any) -> BaseModule:
@@ -99,7 +103,9 @@ def initialise(module: BaseModule, source: str | os.PathLike) -> bool:
     """Gives a module the weights of another one to start training from.
 
     Position embeddings are interpolated, and image weights inflated, where frames or resolution differ. The head keeps
-    its fresh weights where the number or the names of the classes differ; everything else has to fit.
+    its fresh weights where the number or the names of the classes differ, and so do weights that only the training
+    needs (`BaseModule.training_weights`); everything else has to fit. Masked pretraining leaves its decoder behind, and
+    says what else was not trained (`MaskedPretraining.classifier_weights`).
 
     Args:
         module: a classifier.
@@ -113,13 +119,16 @@ def initialise(module: BaseModule, source: str | os.PathLike) -> bool:
         HubError: the weights cannot be fetched or read, or belong to another architecture.
     """
     found, _ = _read_source(source)
+    donor = resolve(found.config["class_path"])
+    if hasattr(donor, "classifier_weights"):
+        found = found._replace(state_dict=donor.classifier_weights(found.state_dict, found.config["init_args"]))
     state_dict, expected = module.adapt_state_dict(found.state_dict), module.state_dict()
     head = [key for key in expected if key.startswith("net.head.")]
     names = found.config["init_args"].get("class_names")
     taken = all(key in state_dict and state_dict[key].shape == expected[key].shape for key in head)
     taken = taken and (names is None or module.class_names is None or names == module.class_names)
-    if not taken:
-        state_dict = {**state_dict, **{key: expected[key] for key in head}}
+    fresh = [key for key in expected if key.startswith(module.training_weights)] + ([] if taken else head)
+    state_dict = {**state_dict, **{key: expected[key] for key in fresh}}
     check_state_dict(state_dict, expected, os.fspath(source))
     module.load_state_dict(state_dict)
     return taken
@@ -316,6 +325,18 @@ def _read_entry(entry: Entry, file: Path | None = None) -> tuple[Checkpoint, dic
         state_dict = hub.read(file).state_dict
     elif file.suffix == ".ckpt":
         state_dict = read_lightning(file).state_dict
+    elif entry.task == "video-text-pretraining":
+        state_dict = videomamba_text.to_zoo(read_official(file)) | {"net.words.pieces": _word_pieces(entry)}
     else:
         state_dict = to_zoo(read_official(file))
     return Checkpoint(config, state_dict), stored
+
+
+def _word_pieces(entry: Entry) -> Tensor:
+    """The vocabulary of an official model, as the module keeps it."""
+    from lightning_modules.nets.bert import BertWords  # imports transformers
+
+    pieces = fetch_vocabulary(entry).read_bytes().decode().rstrip("\n").split("\n")
+    words = BertWords(len(pieces), max_words=3)
+    words.set_pieces(pieces)
+    return words.pieces

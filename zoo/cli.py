@@ -167,7 +167,8 @@ class ZooCLI(LightningCLI):
         if names is not None and hasattr(self.model, "adopt_classes"):
             self.model.adopt_classes(names)
         source = getattr(self.model, "training_arguments", {}).get("init_from")
-        if source is not None and self.subcommand == "fit" and self.config.fit.ckpt_path is None:
+        stages = getattr(self.model, "init_stages", ("fit",))
+        if source is not None and self.subcommand in stages and self.config[self.subcommand].ckpt_path is None:
             head = "its head too" if initialise(self.model, source) else "a new head"
             rank_zero_info(f"Starting from the weights of {source}, {head}.")
         if self.subcommand == "fit" and isinstance(self.model, SelfDistillation):
@@ -181,6 +182,7 @@ class ZooCLI(LightningCLI):
             sizes = {name: model.hparams[name] for name in ("num_frames", "image_size")}
             model.adopt_teacher(load(source, **{k: v for k, v in sizes.items() if v is not None}))
             rank_zero_info(f"The teacher is {source}.")
+        model.check_teacher()
 
     def _share_cores(self) -> None:
         """Leaves a core to each loader process where the model runs on the CPU too: all threads wait for the last."""
@@ -223,7 +225,12 @@ def donor_arguments(config: dict, arguments: list[str]) -> dict | None:
         # An image model's way of cropping is not a video model's.
         for name in ("short_side", "interpolation"):
             init_args.pop(name, None)
-    return {**donor, "init_args": init_args}
+    class_path = (model.get("class_path") if isinstance(model, dict) else None) or donor["class_path"]
+    if class_path.rpartition(".")[2] != donor["class_path"].rpartition(".")[2]:
+        # Another training has other arguments, as masked pretraining has for its decoder.
+        cls = getattr(lightning_modules, class_path, None) or _import(class_path, "model")
+        init_args = {name: value for name, value in init_args.items() if name in _argument_names(cls)}
+    return {"class_path": class_path, "init_args": init_args}
 
 
 def callback_changes(arguments: list[str]) -> tuple[list[dict], list[str]]:

@@ -8,7 +8,7 @@ from zoo.errors import UnknownModelError, ZooError
 from zoo.recipe import list_recipes
 from zoo.registry import Entry, Weights, info
 
-__all__ = ["REPOSITORY", "fetch", "started_from", "weights_of"]
+__all__ = ["REPOSITORY", "fetch", "fetch_vocabulary", "started_from", "weights_of"]
 
 REPOSITORY = re.compile(r"(?:hf://)?(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 
@@ -29,8 +29,10 @@ def fetch(source: str) -> list[Path]:
         HubError: the files cannot be fetched.
         ModelError: the repository holds something else than a model of the zoo.
     """
+    entry = None
     try:
-        weights = weights_of(info(source))
+        entry = info(source)
+        weights = weights_of(entry)
     except UnknownModelError:
         repository = REPOSITORY.fullmatch(source)
         if repository is None:
@@ -39,10 +41,16 @@ def fetch(source: str) -> list[Path]:
     if weights.repo_id is None:
         return []
     if weights.filename is not None:
-        return [hub.pull(weights.repo_id, weights.filename, weights.revision, sha256=weights.sha256)]
+        file = hub.pull(weights.repo_id, weights.filename, weights.revision, sha256=weights.sha256)
+        return [file, fetch_vocabulary(entry)] if entry and entry.task == "video-text-pretraining" else [file]
     from zoo.build import fetch_folder
 
     return fetch_folder(weights.repo_id, weights.revision, weights.sha256, complete=True)[1]
+
+
+def fetch_vocabulary(entry: Entry) -> Path:
+    """The word pieces of an official model, which its file lacks: those of the BERT it started from, one a line."""
+    return hub.pull(entry.parts["text_weights"], "vocab.txt")
 
 
 def weights_of(entry: Entry) -> Weights:

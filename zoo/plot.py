@@ -3,16 +3,23 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+from torch import Tensor
 
 from datamodules.views import Views
 from zoo.inference import Prediction
 
-__all__ = ["plot_predictions"]
+__all__ = ["plot_masks", "plot_predictions"]
 
 BAR, BEST, TEXT, MUTED = "#c9d3df", "#2f6fb2", "#1d2733", "#6b7785"
 FRAMES_SHOWN = 6
+MASKS_SHOWN = 8
+MASKED = 225  # grey of masked patches
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def plot_predictions(rows: Sequence[tuple[str, Views, list[Prediction]]], out: str | os.PathLike) -> Path:
@@ -55,6 +62,51 @@ def plot_predictions(rows: Sequence[tuple[str, Views, list[Prediction]]], out: s
             if j == 0:
                 axis.set_title(title, loc="left", fontsize=11, color=TEXT, fontweight="bold")
         _bars(figure.add_subplot(grid[i, FRAMES_SHOWN:]), predictions)
+    return _save(figure, out)
+
+
+def plot_masks(views: Views, shown: Tensor, attention: Tensor | None, out: str | os.PathLike) -> Path:
+    """Draws the frames of a clip, the attention that chose the patches where there is one, and what stays visible.
+
+    Args:
+        views: one view, uint8 (1, 3, T, H, W).
+        shown: bool (T, side, side), True where a patch is visible.
+        attention: (T, side, side), in any unit.
+        out: picture to write; the ending chooses the format.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    frames = views.video[0].permute(1, 2, 3, 0).numpy()
+    chosen = np.unique(np.linspace(0, len(frames) - 1, MASKS_SHOWN).round().astype(int))
+    patch = frames.shape[1] // shown.shape[1]
+    rows = ["frame", *([] if attention is None else ["attention"]), "visible"]
+    figure, axes = plt.subplots(
+        len(rows), len(chosen), figsize=(1.75 * len(chosen), 1.8 * len(rows)), squeeze=False, layout="constrained"
+    )
+    for column, t in zip(axes.T, chosen, strict=True):
+        mask = shown[t].numpy().repeat(patch, 0).repeat(patch, 1)[..., None]
+        pictures = {"frame": frames[t], "visible": np.where(mask, frames[t], np.uint8(MASKED))}
+        for axis, row in zip(column, rows, strict=True):
+            axis.imshow(pictures.get(row, frames[t]))
+            if row == "attention":
+                # Stretched over the frame's own range: it is what the frame's patches are drawn by.
+                extent = (-0.5, frames.shape[2] - 0.5, frames.shape[1] - 0.5, -0.5)
+                axis.imshow(attention[t].numpy(), cmap="magma", alpha=0.75, extent=extent, interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+        column[0].set_title(f"{views.seconds[0][t]:.1f} s", fontsize=9, color=MUTED)
+    for axis, row in zip(axes[:, 0], rows, strict=True):
+        axis.set_ylabel(row, fontsize=10, color=TEXT)
+    return _save(figure, out)
+
+
+def _save(figure: "Figure", out: str | os.PathLike) -> Path:
+    """Writes a picture: it is there and complete, or not there. The figure is closed."""
+    from matplotlib import pyplot as plt
+
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = out.with_name(f".{out.stem}-{os.getpid()}{out.suffix}")

@@ -33,7 +33,7 @@ class _Dataset(NamedTuple):
     title: str
     default_frames: int | None  # frames of a model whose name does not say them; None: still images
     sampling: str | None  # frame sampling of the authors' protocol (reference protocol, section 1); None: still images
-    labels_source: str
+    labels_source: str | None  # None: pairs with text
 
 
 _DATASETS = {
@@ -60,6 +60,9 @@ _DATASETS = {
         "COIN tasks by the Target Id of the authors' taxonomy, taken to be the recipe_type of COIN.json "
         "(checked on the one published example: 131 is ReplaceCDDriveWithSSD in both)",
     ),
+    "5m": _Dataset("WebVid-2M and CC3M, 5M pairs", 8, "sparse", None),
+    "17m": _Dataset("WebVid-2M and five corpora of images, 17M pairs", 8, "sparse", None),
+    "25m": _Dataset("WebVid-10M and five corpora of images, 25M pairs", 8, "sparse", None),
 }
 
 # Of models without released weights: the data set's full name, and what it asks for (reference muse.md, section 3).
@@ -69,6 +72,7 @@ _UNRELEASED = {
     "activitynet": ("ActivityNet Captions", {"max_words": 64}),
     "lsmdc": ("LSMDC", {"max_words": 32}),
     "msvd": ("MSVD", {"max_words": 32}),
+    "epic100": ("EPIC-KITCHENS-100", {}),
 }
 
 
@@ -98,8 +102,8 @@ class Entry:
     Attributes:
         name: Canonical name, every part spelled out (``videomamba-m-k400-f16-r224``).
         aliases: Other names that mean this entry, default parts left out (``videomamba-m-k400``).
-        task: ``image-classification``, ``video-classification``, ``masked-pretraining`` or ``text-video-retrieval``;
-            free for a user's own models.
+        task: ``image-classification``, ``video-classification``, ``masked-pretraining``, ``text-video-retrieval`` or
+            ``video-text-pretraining``; free for a user's own models.
         class_path: Public import path of the LightningModule.
         init_args: Plain values for its constructor, class names included.
         weights: Where the weights are; None: the entry can be created but not loaded.
@@ -274,7 +278,8 @@ def _checkpoint_entry(row: dict[str, str]) -> Entry:
         labels = class_labels(row["dataset"])
         args |= {"num_classes": len(labels), "class_names": list(labels)}
         meta["labels_source"] = dataset.labels_source
-    return Entry(row["name"], _aliases(row["name"], dataset), row["task"], size["class_path"], args, weights, meta)
+    aliases = _aliases(row["name"], dataset)
+    return Entry(row["name"], aliases, row["task"], size["class_path"], args, weights, meta, _parts(row))
 
 
 def _folder_entry(row: dict[str, str]) -> Entry | None:
@@ -294,10 +299,14 @@ def _unreleased_entry(row: dict[str, str]) -> Entry:
     size = _model_file(row["model"])
     title, settings = _UNRELEASED[row["dataset"]]
     args = {**size["init_args"], "num_frames": int(row["frames"]), **settings}
-    parts = dict(part.split("=") for part in row["parts"].split())
-    return Entry(
-        row["name"], (), row["task"], size["class_path"], args, None, _meta(row) | {"dataset_title": title}, parts
-    )
+    if row["task"] == "action-anticipation":
+        args["task"] = "anticipation"
+    meta = _meta(row) | {"dataset_title": title}
+    return Entry(row["name"], (), row["task"], size["class_path"], args, None, meta, _parts(row))
+
+
+def _parts(row: dict[str, str]) -> dict[str, str]:
+    return dict(part.split("=") for part in row["parts"].split())
 
 
 @functools.cache

@@ -99,7 +99,8 @@ def _about_entry(entry: Entry) -> About:
         scores=tuple(scores),
         license=meta.get("license"),
         base_model=weights.repo_id if weights else None,
-        task=entry.task,
+        # The Hub has no name for pretraining; what it is good for without more of it is features.
+        task="feature-extraction" if entry.task.endswith("-pretraining") else entry.task,
         paper=meta.get("paper"),
         note=f"Converted from the published weights of {entry.name}." if weights and weights.repo_id else None,
     )

@@ -11,6 +11,8 @@ __all__ = ["read_official", "to_zoo"]
 
 # Present in self-distilled files: the projection onto the teacher's width, of no use after training.
 DROPPED = ("distill_head.",)
+# What masked-pretraining files call otherwise than the classifiers.
+RENAMED = {"norm.weight": "norm_f.weight"}
 
 
 def read_official(path: str | os.PathLike) -> dict[str, Tensor]:
@@ -32,5 +34,6 @@ def read_official(path: str | os.PathLike) -> dict[str, Tensor]:
 
 
 def to_zoo(official: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Official names -> names in a `VideoClassifier`."""
-    return {f"net.{name}": tensor for name, tensor in official.items() if not name.startswith(DROPPED)}
+    """Official names -> names in a `VideoClassifier` or, of masked-pretraining files, in a `MaskedPretraining`."""
+    kept = {name: tensor for name, tensor in official.items() if not name.startswith(DROPPED)}
+    return {f"net.{RENAMED.get(name, name)}": tensor for name, tensor in kept.items()}

@@ -6,6 +6,7 @@ _HOME = {
     "AtomicCheckpointIO": "checkpoints",
     "Curves": "curves",
     "EMA": "ema",
+    "EpicSubmission": "submission",
     "FiniteLoss": "finite",
     "LastCheckpoint": "last",
     "Summary": "summary",

@@ -48,7 +48,7 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.clips += len(batch["video"])
+        self.clips += len(next(iter(batch.values())))
         step = trainer.global_step  # stands still while gradients are added up
         if step == self.logged_step or not trainer.log_every_n_steps or step % trainer.log_every_n_steps:
             return

@@ -2,7 +2,15 @@
 
 import importlib
 
-_HOME = {"VideoMamba": "videomamba", "BiMamba": "bimamba", "Muse": "muse"}
+_HOME = {
+    "VideoMamba": "videomamba",
+    "MaskedVideoMamba": "masked_videomamba",
+    "BiMamba": "bimamba",
+    "ClipTeacher": "clip_teacher",
+    "MambaVL": "mambavl",
+    "Muse": "muse",
+    "VideoTextNet": "video_text",
+}
 __all__ = list(_HOME)
 
 

@@ -80,17 +80,20 @@ class BiMamba(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
         x, z = self.in_proj(h).chunk(2, dim=-1)
+        return self.out_proj(self.scan(x, z))
+
+    def scan(self, x: Tensor, z: Tensor | None = None) -> Tensor:
+        """Convolutions and scans from both ends, times the gate where there is one: (B, L, E) -> (B, L, E)."""
         x_f, x_b = bidirectional_conv1d(
             x, self.conv1d.weight, self.conv1d.bias, self.conv1d_b.weight, self.conv1d_b.bias
         )
         delta_f, b_f, c_f = self._selection(x_f, self.x_proj, self.dt_proj)
         delta_b, b_b, c_b = self._selection(x_b, self.x_proj_b, self.dt_proj_b)
-        y = bidirectional_scan(
+        return bidirectional_scan(
             x_f, delta_f, -torch.exp(self.A_log.float()), b_f, c_f, self.D.float(),
             x_b, delta_b, -torch.exp(self.A_b_log.float()), b_b, c_b, self.D_b.float(),
             z=z, delta_bias=self.dt_proj.bias.float(), delta_bias_b=self.dt_proj_b.bias.float(), delta_softplus=True,
         )  # fmt: skip
-        return self.out_proj(y)
 
 
 class Block(nn.Module):
@@ -104,7 +107,10 @@ class Block(nn.Module):
         self.mixer = mixer
         self.norm = nn.RMSNorm(dim, eps=eps)
 
-    def forward(self, hidden: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, L, D) and (B, L, D) -> the mixer's output (B, L, D), the residual stream before it (B, L, D)."""
+    def forward(self, hidden: Tensor, residual: Tensor | None = None, *maps: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, L, D) and (B, L, D) -> the mixer's output (B, L, D), the residual stream before it (B, L, D).
+
+        `maps` are handed to the mixer, see `lightning_modules.nets.scan_orders.CrossScan`.
+        """
         normed, residual = add_rms_norm(hidden, residual, self.norm.weight, self.norm.eps)
-        return self.mixer(normed), residual
+        return self.mixer(normed, *maps), residual

@@ -11,11 +11,29 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer
+from transformers import (
+    AutoConfig,
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
 
 from lightning_modules.errors import ModelError
 
-__all__ = ["ClipTokenizer", "build_clip", "encode_frames", "encode_text", "freeze_clip", "load_clip", "sizes_of"]
+__all__ = [
+    "ClipTokenizer",
+    "build_clip",
+    "build_image_tower",
+    "encode_frames",
+    "encode_text",
+    "freeze_clip",
+    "load_clip",
+    "load_image_tower",
+    "sizes_of",
+]
 
 _COMMON = (
     "hidden_size",
@@ -42,17 +60,35 @@ def build_clip(sizes: dict) -> CLIPModel:
     Raises:
         ModelError: an unknown key or a value that does not fit.
     """
-    # transformers keeps whatever it is given, so a misspelt size would go unnoticed.
-    _refuse_unknown("clip", sizes, (*_SIZES, "projection_dim"))
-    for key, names in _SIZES.items():
-        _refuse_unknown(f"clip.{key}", sizes.get(key, {}), names)
+    _check_sizes(sizes)
     text = sizes.get("text_config", {})
     end = text.get("vocab_size", CLIPTextConfig.vocab_size) - 1
     special = {"bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}
     try:
         return CLIPModel(CLIPConfig(**{**sizes, "text_config": {**text, **special}}))
     except Exception as error:  # transformers' checks raise a type of their own for each kind of mistake
-        raise ModelError(f"The sizes in clip do not fit together: {' '.join(str(error).split())}") from error
+        raise _misfit(error) from error
+
+
+def build_image_tower(sizes: dict) -> CLIPVisionModelWithProjection:
+    """The image tower and its projection alone, with random weights; `sizes` and errors as for `build_clip`."""
+    _check_sizes(sizes)
+    shared = {"projection_dim": sizes.get("projection_dim", CLIPConfig.projection_dim)}
+    try:
+        return CLIPVisionModelWithProjection(CLIPVisionConfig(**sizes.get("vision_config", {}), **shared))
+    except Exception as error:
+        raise _misfit(error) from error
+
+
+def _check_sizes(sizes: dict) -> None:
+    # transformers keeps whatever it is given, so a misspelt size would go unnoticed.
+    _refuse_unknown("clip", sizes, (*_SIZES, "projection_dim"))
+    for key, names in _SIZES.items():
+        _refuse_unknown(f"clip.{key}", sizes.get(key, {}), names)
+
+
+def _misfit(error: Exception) -> ModelError:
+    return ModelError(f"The sizes in clip do not fit together: {' '.join(str(error).split())}")
 
 
 def _refuse_unknown(where: str, given: dict, known: Sequence[str]) -> None:
@@ -85,10 +121,35 @@ def load_clip(source: str) -> tuple[CLIPModel, Tensor]:
         clip = CLIPModel.from_pretrained(source, dtype=torch.float32)
         tokenizer = CLIPTokenizer.from_pretrained(source)
     except Exception as error:  # transformers passes on what httpx, the Hub, safetensors and JSON raise
-        reason = " ".join(str(error).split()).partition(". ")[0]
-        raise ModelError(f"The CLIP checkpoint {source!r} cannot be read ({reason}); name a CLIP model of the Hugging "
-                         "Face Hub or a folder that holds one, and connect for the first use.") from error  # fmt: skip
+        raise _unreadable(source, error) from error
     return clip.train(), merges_of(tokenizer, source)  # from_pretrained leaves it in eval mode
+
+
+def load_image_tower(source: str) -> CLIPVisionModelWithProjection:
+    """The pretrained image tower and its projection alone, in float32; `source` and errors as for `load_clip`."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # it would list the text tower's weights as left over
+    try:
+        # Some checkpoints note the width of the projection for both towers together only.
+        width = AutoConfig.from_pretrained(source).projection_dim
+        tower, found = CLIPVisionModelWithProjection.from_pretrained(
+            source, dtype=torch.float32, projection_dim=width, output_loading_info=True
+        )
+        if found["missing_keys"]:
+            raise KeyError(f"it has no {min(found['missing_keys'])}")
+    except Exception as error:
+        raise _unreadable(source, error) from error
+    finally:
+        logging.set_verbosity(level)
+    return tower
+
+
+def _unreadable(source: str, error: Exception) -> ModelError:
+    reason = " ".join(str(error).split()).partition(". ")[0]
+    return ModelError(f"The CLIP checkpoint {source!r} cannot be read ({reason}); name a CLIP model of the Hugging "
+                      "Face Hub or a folder that holds one, and connect for the first use.")  # fmt: skip
 
 
 def encode_frames(clip: CLIPModel, images: Tensor, patches: bool) -> Tensor:

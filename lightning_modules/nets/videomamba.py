@@ -10,6 +10,7 @@ from torchvision.ops import stochastic_depth
 
 from lightning_modules.nets.bimamba import BiMamba, Block
 from lightning_modules.nets.layers import PatchEmbed
+from lightning_modules.nets.scan_orders import CrossScan, block_orders, temporal_first
 
 __all__ = ["VideoMamba", "adapt_state_dict", "inflate_patch_embedding", "resize_frames", "resize_grid"]
 
@@ -22,8 +23,9 @@ class VideoMamba(nn.Module):
         clip (B, 3, T, H, W) -> patches, frame by frame in raster order -> [CLS, frame 0, frame 1, ...]
              -> depth x (add, RMSNorm, BiMamba) -> RMSNorm -> CLS -> head
 
-    Parameter names are those of the official checkpoints. Sizes of the paper (embed_dim, depth): Ti 192, 24; S 384, 24;
-    M 576, 32; B 768, 24.
+    Tokens go in and come out in this order, whatever order the blocks scan them in (`scan_order`). Parameter names are
+    those of the official checkpoints. Sizes of the paper (embed_dim, depth): Ti 192, 24; S 384, 24; M 576, 32; B 768,
+    24.
 
     Args:
         num_classes: outputs of the head; 0 leaves it out.
@@ -40,6 +42,7 @@ class VideoMamba(nn.Module):
         drop_path: stochastic depth of the last block; grows linearly from 0 at the first.
         init: "mamba" or "official", see `BiMamba`.
         checkpoint_blocks: how many of the first blocks are recomputed in the backward pass to save memory.
+        scan_order: one of `lightning_modules.nets.scan_orders.SCAN_ORDERS`; the weights fit all of them.
     """
 
     def __init__(
@@ -58,8 +61,12 @@ class VideoMamba(nn.Module):
         drop_path: float = 0.0,
         init: str = "mamba",
         checkpoint_blocks: int = 0,
+        scan_order: str = "spatial_first",
     ) -> None:
         super().__init__()
+        self.block_orders = block_orders(scan_order, depth)
+        if num_frames is None and scan_order != "spatial_first":
+            raise ValueError(f"scan_order {scan_order!r} needs frames, and this is an image model; leave it out.")
         if image_size % patch_size:
             raise ValueError(
                 f"image_size {image_size} is not a multiple of patch_size {patch_size}; change one of them."
@@ -78,9 +85,15 @@ class VideoMamba(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, self.grid_size**2 + 1, embed_dim))
         if num_frames is not None:
             self.temporal_pos_embedding = nn.Parameter(torch.zeros(1, num_frames // tubelet_size, embed_dim))
+        sizes = (embed_dim, state_size, conv_width, expand, init)
         self.layers = nn.ModuleList(
-            Block(embed_dim, BiMamba(embed_dim, state_size, conv_width, expand, init)) for _ in range(depth)
+            Block(embed_dim, CrossScan(*sizes, full=order == "full") if order in ("half", "full") else BiMamba(*sizes))
+            for order in self.block_orders
         )
+        if scan_order != "spatial_first":
+            to_temporal, to_spatial = temporal_first(num_frames // tubelet_size, self.grid_size**2)
+            self.register_buffer("to_temporal", to_temporal, persistent=False)
+            self.register_buffer("to_spatial", to_spatial, persistent=False)
         self.norm_f = nn.RMSNorm(embed_dim, eps=1e-5)
         self.drop = nn.Dropout(drop)
         self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
@@ -115,17 +128,35 @@ class VideoMamba(nn.Module):
         cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
         return torch.cat([cls_token.to(tokens.dtype), tokens.flatten(1, 2)], dim=1)
 
-    def forward_blocks(self, hidden: Tensor) -> Tensor:
-        """Tokens (B, L, D) -> the residual stream after the last block, not yet normalised (B, L, D)."""
-        residual = None
-        for j, block in enumerate(self.layers):
+    def forward_blocks(self, hidden: Tensor, streams: list[Tensor] | None = None) -> Tensor:
+        """Tokens (B, L, D) -> the residual stream after the last block, not yet normalised (B, L, D).
+
+        Where given, the list `streams` receives the residual stream after each block (B, L, D), first block first, in
+        the order of that block.
+        """
+        residual, current = None, "spatial"
+        for j, (block, order) in enumerate(zip(self.layers, self.block_orders, strict=True)):
             if j:
                 hidden = self._drop_path(hidden, self.drop_rates[j - 1])
+            maps: tuple[Tensor, ...] = ()
+            if order in ("half", "full"):
+                maps = (self.to_temporal, self.to_spatial)
+            elif order != current:
+                # The sequence stays in a block's order until a later one wants the other.
+                index = self.to_temporal if order == "temporal" else self.to_spatial
+                hidden = hidden.index_select(1, index)
+                residual = None if residual is None else residual.index_select(1, index)
+                current = order
             if j < self.checkpoint_blocks and torch.is_grad_enabled():
-                hidden, residual = checkpoint(block, hidden, residual, use_reentrant=False)
+                hidden, residual = checkpoint(block, hidden, residual, *maps, use_reentrant=False)
             else:
-                hidden, residual = block(hidden, residual)
-        return residual + self._drop_path(hidden, self.drop_rates[-1])
+                hidden, residual = block(hidden, residual, *maps)
+            if streams is not None and j:
+                streams.append(residual)
+        residual = residual + self._drop_path(hidden, self.drop_rates[-1])
+        if streams is not None:
+            streams.append(residual)
+        return residual if current == "spatial" else residual.index_select(1, self.to_spatial)
 
     def _drop_path(self, x: Tensor, rate: float) -> Tensor:
         return stochastic_depth(x, rate, "row") if self.training and rate else x
@@ -137,6 +168,11 @@ class VideoMamba(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """Normalised input as in `embed` -> class token after the final norm (B, D)."""
         return self.norm_f(self.forward_blocks(self.embed(x))[:, 0].to(self.norm_f.weight.dtype))
+
+    def forward_with_tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised input as in `embed` -> logits (B, num_classes), and tokens as `forward_tokens` gives them."""
+        tokens = self.forward_tokens(x)
+        return self.head(self.drop(tokens[:, 0])), tokens
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised clip (B, 3, T, H, W), or image (B, 3, H, W) -> logits (B, num_classes)."""

@@ -10,6 +10,7 @@ from datamodules.transforms import (
     auto_augment,
     center_crop,
     crop_views,
+    multi_scale_crop,
     rand_augment,
     random_resized_crop,
     resize_short_side,
@@ -113,6 +114,46 @@ def test_random_resized_crop_boxes():
     small = np.log(ratios[areas < 0.4])
     assert abs(small.mean()) < 0.05 and abs(small.std() - np.log(16 / 9) / np.sqrt(12)) < 0.03
     assert abs(np.mean(centres) - width / 2) < 6
+
+
+def test_multi_scale_crop_boxes_are_the_published_ones():
+    """Sides of 240, 210, 180 and 158 px of a short side of 240 (158 is 0.66 x 240, cut), neighbours at most, in 13
+    places."""
+    sides, seen = [240, 210, 180, 158], set()
+    expected = {(h, w) for i, h in enumerate(sides) for w in sides[max(i - 1, 0) : i + 2]}
+    for _ in range(900):
+        box = coordinates(240, 250, frames=1)
+        crop = multi_scale_crop(box, 112)[0].float()
+        # The columns and the rows of the box, as 112 pixel values: their slope tells its size, their mean its place.
+        (width, left), (height, top) = (
+            (side := min(sides, key=lambda side: abs(side - (line[60:].mean() - line[:52].mean()) * 112 / 60)),
+             line.mean() - (side - 1) / 2)
+            for line in (crop[0].mean(0), crop[1].mean(1))
+        )  # fmt: skip
+        steps = [(250 - width) // 4, (240 - height) // 4]
+        places = tuple(round(float(at) / step) if step else -1 for at, step in zip((left, top), steps, strict=True))
+        seen.add(((height, width), places))
+    assert {pair for pair, _ in seen} == expected
+    corners = {(x, y) for x in (0, 2, 4) for y in (0, 2, 4)} | {(x, y) for x in (1, 3) for y in (1, 3)}
+    assert {place for (height, _), place in seen if height < 240} == corners
+
+
+def test_multi_scale_crop_takes_a_side_that_fits_and_resizes_as_pil():
+    video = noise(226, 226, frames=1)  # the whole frame is less than 3 px off: cut, not resized
+    crops = [multi_scale_crop(video, 224) for _ in range(60)]
+    assert any(torch.equal(crop, video[..., :224, :224]) for crop in crops)  # (226 - 224) // 4 = 0
+    video = noise(223, 300, frames=1)  # and a frame smaller than that is not cut beyond its edge
+    assert all(multi_scale_crop(video, 224).shape[-2:] == (224, 224) for _ in range(20))
+    video = smooth(100, 100, frames=1)
+    boxes = [(side, x * ((100 - side) // 4), y * ((100 - side) // 4)) for side in (100, 87, 75, 66)
+             for x in range(5) for y in range(5)]  # fmt: skip
+    found = 0
+    for _ in range(30):
+        crop = multi_scale_crop(video, 40)[0].permute(1, 2, 0).numpy().astype(int)
+        pil = Image.fromarray(video[0].permute(1, 2, 0).numpy())
+        candidates = [pil.resize((40, 40), Image.BILINEAR, (x, y, x + side, y + side)) for side, x, y in boxes]
+        found += min(np.abs(np.asarray(candidate).astype(int) - crop).max() for candidate in candidates) <= 1
+    assert found >= 6  # the square ones among them, 4 of 10
 
 
 def test_random_resized_crop_falls_back_to_the_middle():

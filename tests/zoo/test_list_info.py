@@ -132,6 +132,19 @@ def test_info_shows_every_fact_and_how_to_load():
         assert fact in text
 
 
+def test_info_of_masked_pretraining_names_what_follows():
+    text = run("info", "videomamba-m-ssv2-maskpt-f8").stdout
+    facts = dict(re.findall(r"^([a-z][a-z0-9 ]+?)  +(.*)$", text, flags=re.MULTILINE))
+    assert facts["task"] == "masked pretraining" and facts["trained on"] == "ssv2"
+    assert facts["start of"] == "videomamba-m-mask-ssv2-f8-r224, videomamba-m-mask-ssv2-f16-r224"
+    assert "--config finetune --data.root my_videos --model.init_from videomamba-m-ssv2-maskpt-f8" in text
+    assert "zoo predict" not in text
+    assert (
+        "from videomamba-m-ssv2-maskpt-f8-r224, after masked pretraining"
+        in run("info", "videomamba-m-mask-ssv2").stdout
+    )
+
+
 def test_info_json_is_the_entry():
     record = json.loads(run("info", "videomamba-ti-ssv2", "--json").stdout)
     entry = zoo.info("videomamba-ti-ssv2")

@@ -11,7 +11,7 @@ from zoo.commands.console import print_json, show
 from zoo.commands.list import is_cached
 from zoo.fetch import started_from
 from zoo.recipe import list_recipes
-from zoo.registry import Entry, info
+from zoo.registry import Entry, entries, info
 
 __all__ = ["add_arguments", "run"]
 
@@ -52,7 +52,10 @@ def _facts(entry: Entry) -> Iterator[tuple[str, str]]:
         yield "also called", ", ".join(entry.aliases)
     yield "task", entry.task.replace("-", " ")
     if meta.get("dataset"):
-        yield "trained on" if entry.weights else "made for", meta["dataset"] + _started_from(meta)
+        yield "trained on" if entry.weights else "made for", meta["dataset"] + _started_from(entry)
+    children = [other.name for other in entries() if other.meta.get("init_from") == entry.name]
+    if children:
+        yield "start of", ", ".join(children)
     if args.get("class_names"):
         yield "classes", _some(args["class_names"])
     if meta.get("resolution"):
@@ -82,9 +85,10 @@ def _facts(entry: Entry) -> Iterator[tuple[str, str]]:
             yield label, meta[key]
 
 
-def _started_from(meta: dict) -> str:
+def _started_from(entry: Entry) -> str:
+    meta = entry.meta
     steps = [f"from {meta['init_from']}"] if meta.get("init_from") else []
-    steps += ["after masked pretraining"] if meta.get("masked") else []
+    steps += ["after masked pretraining"] if meta.get("masked") and entry.task != "masked-pretraining" else []
     steps += ["with self-distillation"] if meta.get("distilled") else []
     return f", {', '.join(steps)}" if steps else ""
 
@@ -106,6 +110,12 @@ def _how_to(entry: Entry) -> list[str]:
     if entry.weights is None:
         train = [f"lightning fit --config {name} --data.root ...", ""] if entry.name in list_recipes() else []
         return [*train, "import zoo", f'model = zoo.create("{name}")']
+    if entry.task == "masked-pretraining":
+        tuning = f"lightning fit --config finetune --data.root my_videos --model.init_from {name}"
+        return [tuning, "", "import zoo", f'model = zoo.load("{name}")', 'zoo.extract_features(model, "clip.mp4")']
+    if entry.task == "video-text-pretraining":
+        return [f"zoo index {name} my_videos -o my.index", 'zoo search my.index "a dog runs"', "", "import zoo",
+                f'model = zoo.load("{name}")']  # fmt: skip
     file = "photo.jpg" if entry.task.startswith("image") else "clip.mp4"
     return [
         f"zoo predict {name} {file}",

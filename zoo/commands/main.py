@@ -19,10 +19,15 @@ COMMANDS = {
     "list": "list the models, with their scores and sizes",
     "info": "show all there is to know about one model",
     "predict": "say what happens in a video",
+    "index": "make an index of your videos, to search them by text",
+    "search": "find the moments in indexed videos that fit a text",
+    "ask": "ask a question about a video",
+    "extract": "write features of long videos, to train on",
     "recipe": "print a training recipe, or list them",
     "convert": "turn a checkpoint into a folder with safe weights and its config",
     "push": "share a trained model on the Hugging Face Hub",
     "pull": "download models ahead of time, for work without a connection",
+    "masks": "show what masked pretraining leaves visible of a video",
 }
 
 _EXAMPLES = """\

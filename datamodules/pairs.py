@@ -1,0 +1,377 @@
+"""Corpora of pictures and videos with a caption each, mixed: what models of videos and language are pretrained on."""
+
+import hashlib
+import json
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, DistributedSampler
+
+from datamodules.captions import Captions, are_texts, read_json, values_of
+from datamodules.clips import ClipFormat, UnreadableTally
+from datamodules.errors import DataError
+from datamodules.files import join, read_text
+from datamodules.frames import open_video
+from datamodules.loading import Draw
+from datamodules.retrieval import CaptionDataset, RetrievalDataModule, frame_positions
+from datamodules.transforms import TrainTransform
+
+__all__ = ["Pair", "PairCorpora", "PairDataset", "PairList", "PairSampler", "read_pairs"]
+
+_KINDS = ("image", "video")
+_LINES = (".jsonl", ".ndjson")
+
+
+class Pair(NamedTuple):
+    """A picture or video and its caption.
+
+    Attributes:
+        path: the file.
+        caption: one sentence or more.
+    """
+
+    path: str
+    caption: str
+
+
+def read_pairs(path: str) -> Iterator[tuple[str, Pair]]:
+    """What a corpus holds: ("image" or "video", `Pair`), in the order of the file, which is
+
+        {"video": "a.mp4", "caption": "..."}           .jsonl, .ndjson: an object on each line
+        [{"image": "a.jpg", "caption": "..."}, ...]    anything else: a list of them
+
+    A list of captions makes as many pairs.
+
+    Raises:
+        DataError: the file is missing or has another form.
+    """
+    entries = _lines(path) if path.lower().endswith(_LINES) else read_json(path, list)
+    for entry in entries:
+        kind = next((kind for kind in _KINDS if isinstance(entry, dict) and kind in entry), "video")
+        name, captions = values_of(entry, {kind: str, "caption": (str, list)}, path)
+        captions = [captions] if isinstance(captions, str) else captions
+        if not are_texts(captions):
+            raise DataError(f"{path}: the captions of {name} are not a list of texts with one at least; mend it.")
+        for caption in captions:
+            yield kind, Pair(name, caption)
+
+
+def _lines(path: str) -> Iterator[Any]:
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{path}, line {number}: no JSON ({error}); write an object on each line.") from error
+
+
+class PairList(Sequence[Pair]):
+    """Millions of pairs in a few arrays, which loader processes share: about the bytes of their paths and captions.
+
+    Args:
+        pairs: what it holds.
+    """
+
+    def __init__(self, pairs: Iterable[Pair]) -> None:
+        text, ends, keys = bytearray(), array("q", [0]), array("q")
+        for pair in pairs:
+            path = pair.path.encode()
+            # 64 bits: among 25 million files two share a number with a probability of 1 in 50,000.
+            keys.append(int.from_bytes(hashlib.blake2b(path, digest_size=8).digest(), "big", signed=True))
+            for part in (path, pair.caption.encode()):
+                text += part
+                ends.append(len(text))
+        self._text, self._ends, self._keys = bytes(text), np.array(ends), np.array(keys)
+
+    @cached_property
+    def media(self) -> np.ndarray:
+        """int64 (n,), which file; two captions of a file have the same number."""
+        return np.unique(self._keys, return_inverse=True)[1].astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __getitem__(self, number: int) -> Pair:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        start, middle, end = self._ends[2 * number : 2 * number + 3].tolist()
+        return Pair(self._text[start:middle].decode(), self._text[middle:end].decode())
+
+
+class _Part(Sequence[Pair]):
+    """Pairs `start` to `end` of a list."""
+
+    def __init__(self, pairs: PairList, start: int, end: int) -> None:
+        self.pairs, self.start, self.end = pairs, start, end
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+    def __getitem__(self, number: int) -> Pair:
+        return self.pairs[self.start + range(len(self))[number]]
+
+
+class _Tallies:
+    """Unreadable pictures and unreadable videos, counted apart: each is replaced by its like."""
+
+    def __init__(self, pairs: PairList, num_images: int, max_share: float) -> None:
+        ranges = [(0, num_images), (num_images, len(pairs))]
+        self.parts = [(a, b, UnreadableTally(_Part(pairs, a, b), max_share)) for a, b in ranges if a < b]
+
+    def of(self, index: int) -> tuple[int, UnreadableTally]:
+        """The first pair of its kind, and their tally."""
+        return next((start, tally) for start, end, tally in self.parts if index < end)
+
+    def report_missing(self, indices: Sequence[int], split: str) -> None:
+        for start, end, tally in self.parts:
+            tally.report_missing([i - start for i in indices if start <= i < end], split)
+
+    def check(self) -> None:
+        for _, _, tally in self.parts:
+            tally.check()
+
+
+class PairDataset(Dataset):
+    """Items for training: `video` uint8 (3, T, H, W), of a picture (3, 1, H, W), `text`, `index`, `video_index`, `path`
+    and `seed`, see docs/batches.md.
+
+    What cannot be read is replaced, together with its caption, by something else of its kind.
+
+    Args:
+        pairs: pictures first.
+        num_images: how many.
+        clip: frames and pixels.
+        transform: of clips and pictures.
+        random_frames: draw the frames of clips at random.
+        max_unreadable: see `datamodules.clips.UnreadableTally`.
+    """
+
+    def __init__(
+        self,
+        pairs: PairList,
+        num_images: int,
+        clip: ClipFormat,
+        transform: TrainTransform,
+        *,
+        random_frames: bool = True,
+        max_unreadable: float = 0.1,
+    ) -> None:
+        self.pairs, self.num_images, self.clip, self.transform = pairs, num_images, clip, transform
+        self.mode = "train" if random_frames else "test"
+        self.tally = _Tallies(pairs, num_images, max_unreadable)
+        self.media = pairs.media  # counted once, before loader processes are forked
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, item: int | Draw) -> dict:
+        draw = item if isinstance(item, Draw) else Draw(item, int(torch.randint(2**32, ())))
+        start, tally = self.tally.of(draw.index)
+        found = tally.read_or_replace(Draw(draw.index - start, draw.seed), lambda number: self._read(start + number))
+        return {**(found or self._placeholder(draw.index)), "seed": draw.seed}
+
+    def _read(self, number: int) -> dict:
+        pair = self.pairs[number]
+        with open_video(pair.path) as reader:
+            is_image = number < self.num_images
+            positions = np.zeros(1, int) if is_image else frame_positions(reader.pts_seconds, self.clip, mode=self.mode)
+            frames = self.transform(reader.read(positions))
+        return self._item(number, frames.transpose(0, 1).contiguous())
+
+    def _item(self, number: int, video: Tensor) -> dict:
+        path, caption = self.pairs[number]
+        media = int(self.media[number])
+        return {"video": video, "text": caption, "index": number, "video_index": media, "path": path}
+
+    def _placeholder(self, number: int) -> dict:
+        frames = 1 if number < self.num_images else self.clip.num_frames
+        zeros = torch.zeros((3, frames, self.clip.image_size, self.clip.image_size), dtype=torch.uint8)
+        return {**self._item(number, zeros), "index": -1, "video_index": -1}
+
+
+class PairSampler(DistributedSampler):
+    """Deals pairs out so that a batch, the same one in all processes, holds pictures or videos alone.
+
+    Batches of both kinds follow each other at random, in proportion to their numbers. Pairs at the end that fill no
+    batch are left out, others in each epoch:
+
+        step               1          2          3          4
+        process 0 of 2     v3 v7      i2 i0      v1 v4      i5 i8
+        process 1 of 2     v0 v6      i9 i1      v2 v5      i3 i6
+
+    Args:
+        dataset: the pairs, pictures first.
+        num_images: how many.
+        corpora: first pair, end, and ratio of each: 1 gives every pair once an epoch, 0.25 a random quarter, 2 each
+            twice.
+        batch_size: pairs per batch and process.
+        num_replicas: number of processes.
+        rank: this process, from 0.
+        seed: an epoch depends on seed + epoch (`set_epoch`) and nothing else.
+
+    Raises:
+        DataError: there are not enough pairs for one batch.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        num_images: int,
+        corpora: Sequence[tuple[int, int, float]],
+        batch_size: int,
+        *,
+        num_replicas: int = 1,
+        rank: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed)
+        self.corpora, self.batch_size = corpora, batch_size
+        kinds = [[c for c in corpora if (c[0] < num_images) == is_image] for is_image in (True, False)]
+        self.kinds = [kind for kind in kinds if kind]
+        whole = batch_size * num_replicas
+        self.num_batches = [sum(_count(*corpus) for corpus in kind) // whole for kind in self.kinds]
+        if not sum(self.num_batches):
+            raise DataError(f"{batch_size} pairs in each of {num_replicas} processes are more than there are pictures "
+                            "or videos; take a smaller data.batch_size.")  # fmt: skip
+        self.num_samples = sum(self.num_batches) * batch_size
+        self.total_size = self.num_samples * num_replicas
+
+    def __iter__(self) -> Iterator[Draw]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        batches = []
+        for kind, count in zip(self.kinds, self.num_batches, strict=True):
+            drawn = torch.cat([_drawn(*corpus, generator) for corpus in kind])
+            order = torch.randperm(len(drawn), generator=generator)[: count * self.batch_size * self.num_replicas]
+            batches.append(drawn[order].view(count, self.batch_size, self.num_replicas))
+        batches = torch.cat(batches)[torch.randperm(sum(self.num_batches), generator=generator)]
+        seeds = torch.randint(2**32, batches.shape, generator=generator)
+        mine = (..., self.rank)
+        return map(Draw, batches[mine].flatten().tolist(), seeds[mine].flatten().tolist())
+
+
+def _count(start: int, end: int, ratio: float) -> int:
+    return round((end - start) * ratio)
+
+
+def _drawn(start: int, end: int, ratio: float, generator: torch.Generator) -> Tensor:
+    """Pairs of a corpus in an epoch: all of them as often as the ratio says, the rest of it at random."""
+    size = end - start
+    rounds = [torch.randperm(size, generator=generator) for _ in range(-(-_count(start, end, ratio) // size))]
+    return start + torch.cat([*rounds, torch.empty(0, dtype=torch.int64)])[: _count(start, end, ratio)]
+
+
+class PairCorpora(RetrievalDataModule):
+    """Trains on several corpora of pairs, and evaluates on captioned videos.
+
+    A batch holds pictures, as clips of one frame, or videos; both follow each other at random, in proportion to their
+    numbers. Processes have the same kind in each step.
+
+    Args:
+        root: folder that the other paths start from, a path or a URL.
+        corpora: each with ``annotations`` (a file, see `read_pairs`), ``media`` (folder of the pictures or videos,
+            default root) and ``ratio`` (how often each pair comes in an epoch, default 1).
+        videos: folder of the evaluated videos; None is root/videos, or root without such a folder.
+        val: captions of the videos to validate on, see `datamodules.captions.read_captions`.
+        test: the same for testing; None tests on those of validation.
+        random_frames: draw the frames of training clips at random.
+        crop_area: range of the share of the frame that a training crop covers.
+        horizontal_flip: probability that a training clip is mirrored, as published (0.5); captions that say left and
+            right then lie.
+        common: see `datamodules.clips.ClipDataModule`. With `check_files` every file is looked for before the run.
+
+    Raises:
+        DataError: from `setup`: a list is missing or has another form.
+    """
+
+    title = "The corpus"
+    source = "those who made it"
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        corpora: list[dict[str, Any]],
+        videos: str | None = None,
+        val: str | None = None,
+        test: str | None = None,
+        random_frames: bool = True,
+        crop_area: tuple[float, float] = (0.5, 1.0),
+        horizontal_flip: float = 0.0,
+        **common: Any,
+    ) -> None:
+        super().__init__(
+            root, videos=videos, train=None, val=val, test=test or val, every_caption=True, fps=None,
+            random_frames=random_frames, crop_area=crop_area, **common,
+        )  # fmt: skip
+        if not corpora:
+            raise DataError("corpora is empty; name at least one file of pairs: [{annotations: pairs.jsonl}].")
+        for corpus in corpora:
+            unknown = set(corpus) - {"annotations", "media", "ratio"}
+            if unknown or "annotations" not in corpus or not corpus.get("ratio", 1) > 0:
+                raise DataError(f"{corpus} is no corpus; give it annotations, and media and a ratio above 0 if wanted.")
+        self.corpora = corpora
+        self.horizontal_flip = horizontal_flip
+        self._ranges: list[tuple[int, int, float]] = []
+        self._num_images = 0
+
+    def entries(self, split: str) -> list[Captions]:
+        raise DataError(f"data.{split} is not set; name a list of captioned videos (JSON or a table).")
+
+    @property
+    def captions(self) -> list[str]:
+        """All captions of the corpora."""
+        pairs = self.datasets["train"].pairs if "train" in self.datasets else self.listing("train")
+        return [pair.caption for pair in pairs]
+
+    def listing(self, split: str) -> Any:
+        return self._pairs() if split == "train" else super().listing(split)
+
+    def _pairs(self) -> PairList:
+        """All pairs, those of pictures first."""
+        read = [(*self._corpus(corpus), corpus.get("ratio", 1)) for corpus in self.corpora]
+        read.sort(key=lambda found: _KINDS.index(found[0]))
+        ends = np.cumsum([0, *(len(pairs) for _, pairs, _ in read)]).tolist()
+        self._ranges = [(ends[i], ends[i + 1], ratio) for i, (_, _, ratio) in enumerate(read)]
+        self._num_images = sum(len(pairs) for kind, pairs, _ in read if kind == "image")
+        return PairList(pair for _, pairs, _ in read for pair in pairs)
+
+    def _corpus(self, corpus: dict[str, Any]) -> tuple[str, PairList]:
+        """ "image" or "video", and the pairs."""
+        path, media = join(self.root, corpus["annotations"]), join(self.root, corpus.get("media", ""))
+        kinds: set[str] = set()
+
+        def located() -> Iterator[Pair]:
+            for kind, pair in read_pairs(path):
+                kinds.add(kind)
+                yield pair._replace(path=join(media, pair.path))
+
+        pairs = PairList(located())
+        if len(kinds) != 1:
+            found = "both pictures and videos; make two corpora of it" if kinds else "no pairs; leave the corpus out"
+            raise DataError(f"{path} holds {found}.")
+        return kinds.pop(), pairs
+
+    def check_listings(self, listings: dict[str, list]) -> None:
+        super().check_listings({split: videos for split, videos in listings.items() if split != "train"})
+
+    def make_dataset(self, split: str, samples: Any, clip: ClipFormat) -> PairDataset | CaptionDataset:
+        if split != "train":
+            return super().make_dataset(split, samples, clip)
+        transform = TrainTransform(
+            clip.image_size, self.crop_area, interpolation=clip.interpolation, flip=self.horizontal_flip
+        )
+        return PairDataset(samples, self._num_images, clip, transform, random_frames=self.random_frames,
+                           max_unreadable=self.max_unreadable)  # fmt: skip
+
+    def _train_sampler(self) -> PairSampler:
+        plain = super()._train_sampler()
+        return PairSampler(
+            self.datasets["train"], self._num_images, self._ranges, self.batch_size, num_replicas=plain.num_replicas,
+            rank=plain.rank, seed=plain.seed,
+        )  # fmt: skip

@@ -1,0 +1,285 @@
+"""BERT (arXiv 1810.04805) from transformers as a text encoder with a fusion encoder on top, and its tokenizer.
+
+The lower layers read the text alone; the upper ones attend to the tokens of a video too (ALBEF, arXiv 2107.07651)::
+
+    ids -- embeddings -- layers 0 .. n-1 ---- encode_words
+                             |
+                         layers n .. end, each with cross-attention to the context ---- fuse
+
+A model of the zoo is rebuilt from plain values and its weights alone, without a download: BERT's sizes are a dict
+(`build_bert`), and the tokenizer's word pieces are a buffer (`BertWords`).
+
+Legend of shapes: M texts, L words, D width of BERT, K tokens of a context, C their width.
+"""
+
+import copy
+import os
+import re
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import BertConfig, BertForMaskedLM, BertTokenizer
+from transformers.models.bert.modeling_bert import BertLayer
+
+from lightning_modules.errors import ModelError
+
+__all__ = ["BertWords", "build_bert", "clean_text", "encode_words", "fuse", "load_bert", "predict_words",
+           "pretrained_sizes"]  # fmt: skip
+
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "layer_norm_eps",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+)
+
+
+def build_bert(sizes: dict, fusion_layers: int, context_dim: int) -> BertForMaskedLM:
+    """BERT with random weights, its upper layers with cross-attention.
+
+    Parameter names are transformers' (``bert.embeddings``, ``bert.encoder.layer.N``, ``cls.predictions``), which are
+    those of the official checkpoints too. What maps words back to the vocabulary is the embedding, see `predict_words`.
+
+    Args:
+        sizes: arguments of `transformers.BertConfig`; what is left out is BERT-base's, so ``{}`` is BERT-base.
+        fusion_layers: how many of the upper layers are the fusion encoder.
+        context_dim: C, width of the tokens they attend to.
+
+    Raises:
+        ModelError: an unknown key or a value that does not fit.
+    """
+    unknown = [name for name in sizes if name not in _SIZES]
+    if unknown:
+        raise ModelError(f"text has no entry {unknown[0]!r}; it takes {', '.join(_SIZES)}.")
+    try:
+        bert = BertForMaskedLM(BertConfig(**sizes, attn_implementation="sdpa"))
+    except Exception as error:  # transformers' checks raise a type of their own for each kind of mistake
+        raise ModelError(f"The sizes in text do not fit together: {' '.join(str(error).split())}") from error
+    depth = bert.config.num_hidden_layers
+    if not 0 < fusion_layers < depth:
+        raise ModelError(f"fusion_layers is {fusion_layers}; with {depth} layers of BERT choose 1 to {depth - 1}.")
+    # For transformers only a decoder has cross-attention. Its layers look ahead all the same where the mask says so.
+    config = copy.deepcopy(bert.config)
+    config.is_decoder = config.add_cross_attention = True
+    for i in range(depth - fusion_layers, depth):
+        layer = BertLayer(config, layer_idx=i)
+        attention = layer.crossattention.self
+        attention.key = nn.Linear(context_dim, attention.all_head_size)
+        attention.value = nn.Linear(context_dim, attention.all_head_size)
+        layer.attention.self.is_causal = False
+        layer.apply(bert._init_weights)
+        bert.bert.encoder.layer[i] = layer
+    # It would hold the word embedding a second time.
+    bert.cls.predictions.decoder = nn.Identity()
+    return bert
+
+
+def pretrained_sizes(source: str) -> dict:
+    """The sizes of a pretrained BERT, written out in full, as `build_bert` takes them; arguments as for `load_bert`."""
+    try:
+        config = BertConfig.from_pretrained(source)
+    except Exception as error:  # transformers passes on what httpx, the Hub and JSON raise
+        raise _unreadable(source, error) from error
+    return {name: getattr(config, name) for name in _SIZES}
+
+
+def load_bert(bert: BertForMaskedLM, source: str) -> list[str]:
+    """Gives `bert` pretrained weights, through transformers and its cache; cross-attention stays as it is.
+
+    Args:
+        bert: of the same sizes, from `build_bert`.
+        source: repository of a BERT with a head for masked words on the Hugging Face Hub
+            (``google-bert/bert-base-uncased``), or a folder that transformers wrote.
+
+    Returns:
+        the word pieces of its tokenizer, in the order of their ids.
+
+    Raises:
+        ModelError: it cannot be fetched, or holds something else.
+    """
+    try:
+        donor, found = BertForMaskedLM.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+        if found["missing_keys"]:
+            raise KeyError(f"it has no {min(found['missing_keys'])}")
+        vocabulary = BertTokenizer.from_pretrained(source).get_vocab()
+    except Exception as error:  # transformers passes on what httpx, the Hub, safetensors and JSON raise
+        raise _unreadable(source, error) from error
+    weights = {name: weight for name, weight in donor.state_dict().items() if ".decoder." not in name}
+    own = bert.state_dict()
+    weights |= {name: weight for name, weight in own.items() if ".crossattention." in name}
+    if {name: w.shape for name, w in weights.items()} != {name: w.shape for name, w in own.items()}:
+        raise ModelError(f"text and {source!r} have different sizes; leave text out, and those of the checkpoint are "
+                         "taken.")  # fmt: skip
+    bert.load_state_dict(weights)
+    return sorted(vocabulary, key=vocabulary.get)
+
+
+def _unreadable(source: str, error: Exception) -> ModelError:
+    reason = " ".join(str(error).split()).partition(". ")[0]
+    return ModelError(f"The BERT checkpoint {source!r} cannot be read ({reason}); name a BERT model of the Hugging "
+                      "Face Hub or a folder that holds one, and connect for the first use.")  # fmt: skip
+
+
+def encode_words(bert: BertForMaskedLM, ids: Tensor, mask: Tensor) -> Tensor:
+    """Token ids and mask (M, L) as `BertWords` makes them -> what the text layers say of each word (M, L, D)."""
+    hidden = bert.bert.embeddings(input_ids=ids)
+    for layer in bert.bert.encoder.layer:
+        if not layer.add_cross_attention:
+            hidden = layer(hidden, _attention_mask(mask))
+    return hidden
+
+
+def fuse(bert: BertForMaskedLM, hidden: Tensor, mask: Tensor, context: Tensor) -> Tensor:
+    """Words that attend to a video each.
+
+    Args:
+        bert: from `build_bert`.
+        hidden: from `encode_words`, (M, L, D).
+        mask: bool (M, L), False for padding.
+        context: tokens of the video that belongs to each text, (M, K, C).
+
+    Returns:
+        (M, L, D).
+    """
+    for layer in bert.bert.encoder.layer:
+        if layer.add_cross_attention:
+            hidden = layer(hidden, _attention_mask(mask), context)
+    return hidden
+
+
+def predict_words(bert: BertForMaskedLM, hidden: Tensor) -> Tensor:
+    """Words (..., D) -> scores of the whole vocabulary at each place (..., vocab_size)."""
+    head = bert.cls.predictions
+    return F.linear(head.transform(hidden), bert.bert.embeddings.word_embeddings.weight, head.bias)
+
+
+def _attention_mask(mask: Tensor) -> Tensor:
+    """bool (M, L) -> (M, 1, L, L): every word attends to every one that is not padding, to later ones too."""
+    return mask[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
+
+
+def clean_text(text: str) -> str:
+    """A caption as the published models were trained on: lower case, without punctuation (reference
+    videomamba_multimodal.md, section 4).
+
+    >>> clean_text("<person> re-opens  the door (slowly)!")
+    'person re opens the door slowly'
+    """
+    text = re.sub(r"""[,.'!?"()*#:;~]""", "", text.lower())
+    text = text.replace("-", " ").replace("/", " ").replace("<person>", "person")
+    return " ".join(text.split())
+
+
+class BertWords(nn.Module):
+    """BERT's tokenizer with its word pieces in a buffer, so that they are saved and loaded with the weights.
+
+    The buffer ``pieces``, uint8 (vocab_size, 32), has the UTF-8 bytes of each piece, filled up with 0; the number of a
+    row is its id. Rows of zeros are not used. The pieces come with loaded weights, from `set_pieces` or from `learn`.
+
+    Args:
+        vocab_size: of BERT; at least 5.
+        max_words: tokens that a text is cut to, start and end included.
+
+    Raises:
+        ModelError: a vocabulary or texts too short for the special tokens.
+    """
+
+    SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    BYTES = 32
+
+    def __init__(self, vocab_size: int, max_words: int) -> None:
+        super().__init__()
+        if vocab_size < len(self.SPECIAL) or max_words < 3:
+            raise ModelError(f"vocab_size {vocab_size} and max_words {max_words} have to be at least "
+                             f"{len(self.SPECIAL)} and 3: {', '.join(self.SPECIAL)}; start, a word, end.")  # fmt: skip
+        self.max_words = max_words
+        self.register_buffer("pieces", torch.zeros(vocab_size, self.BYTES, dtype=torch.uint8))
+        self._tokenizer: BertTokenizer | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there are no word pieces yet."""
+        return not bool(self.pieces.any())
+
+    @property
+    def mask_id(self) -> int:
+        """Id of the token that stands for a hidden word."""
+        return self._made().mask_token_id
+
+    def forward(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Texts, cleaned by `clean_text` -> ids int64 and mask bool, both (M, L), L at most ``max_words``.
+
+        A row is start, words, end, padding; the mask is False for the last.
+
+        Raises:
+            ModelError: the tokenizer has no word pieces.
+        """
+        cleaned = [clean_text(text) for text in texts]
+        found = self._made()(cleaned, padding=True, truncation=True, max_length=self.max_words, return_tensors="pt")
+        device = self.pieces.device
+        return found.input_ids.to(device), found.attention_mask.bool().to(device)
+
+    def learn(self, texts: Iterable[str]) -> None:
+        """Learns word pieces from texts: as many as there is room for, the most frequent first."""
+        from tokenizers.trainers import WordPieceTrainer
+
+        tokenizer = BertTokenizer().backend_tokenizer
+        trainer = WordPieceTrainer(
+            vocab_size=len(self.pieces), special_tokens=list(self.SPECIAL), show_progress=False,
+            continuing_subword_prefix="##",
+        )  # fmt: skip
+        tokenizer.train_from_iterator(map(clean_text, texts), trainer)
+        vocabulary = tokenizer.get_vocab()
+        learned = sorted(vocabulary, key=vocabulary.get)
+        self.set_pieces([piece for piece in learned if len(piece.encode()) <= self.BYTES][: len(self.pieces)])
+
+    @torch.no_grad()
+    def set_pieces(self, pieces: Sequence[str]) -> None:
+        """Takes word pieces in the order of their ids, as many as there is room for at most.
+
+        Raises:
+            ModelError: too many, too long, or a special token is not among them.
+        """
+        encoded = [piece.encode() for piece in pieces]
+        missing = [token for token in self.SPECIAL if token not in pieces]
+        if missing or len(encoded) > len(self.pieces) or any(not 0 < len(piece) <= self.BYTES for piece in encoded):
+            raise ModelError(
+                f"A vocabulary for this model has at most {len(self.pieces)} pieces of 1 to {self.BYTES} bytes, "
+                f"{', '.join(self.SPECIAL)} among them; this one has {len(encoded)}"
+                f"{' and no ' + missing[0] if missing else ''}; take that of an uncased BERT."
+            )
+        table = b"".join(piece.ljust(self.BYTES, b"\0") for piece in encoded)
+        rows = torch.frombuffer(bytearray(table), dtype=torch.uint8).view(-1, self.BYTES)
+        self.pieces.zero_()
+        self.pieces[: len(rows)] = rows.to(self.pieces.device)
+        self._tokenizer = None
+
+    def _made(self) -> BertTokenizer:
+        if self._tokenizer is None:
+            self._tokenizer = self._build()
+        return self._tokenizer
+
+    def _build(self) -> BertTokenizer:
+        if self.is_empty:
+            raise ModelError("The tokenizer has no word pieces yet; load weights, start from a BERT checkpoint "
+                             "(text_weights), or let it learn them from captions.")  # fmt: skip
+        # Loader processes are forked after the first text, and tokenizers warns at each if it had threads.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        rows = (bytes(row).rstrip(b"\0").decode() for row in self.pieces.cpu().numpy())
+        return BertTokenizer(vocab={piece: i for i, piece in enumerate(rows) if piece})
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._tokenizer = None
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_tokenizer": None}
