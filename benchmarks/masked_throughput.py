@@ -8,7 +8,7 @@ step without a mask, beside the share of tokens. The teacher, CLIP ViT-B/16 on a
 whatever is masked, and is timed alone.
 
 On a CPU one thread works and the processor's time for it counts, which other programs disturb little; on a GPU it is
-the device's own clock. The cases take turns, --rounds times after one to warm up; the fastest call of each counts.
+the device's own clock. The cases take turns, 1 + --rounds times; the fastest call of each counts.
 """
 
 import argparse

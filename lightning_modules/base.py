@@ -61,10 +61,27 @@ class BaseModule(LightningModule, ABC):
         """``{"class_path": ..., "init_args": {...}}``: plain values that say what the model is."""
         return {"class_path": _class_path(type(self)), "init_args": dict(self.hparams)}
 
-    @property
     @abstractmethod
+    def forward(self, video: Tensor) -> Tensor:
+        """Clips (B, 3, T, H, W), uint8 0..255 or float 0..1 -> what the task is about."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input in pixels."""
+        return self.hparams.image_size
+
+    @property
     def preprocessing(self) -> dict:
         """How input is prepared: the keyword arguments that `datamodules.views.load_views` takes (docs/batches.md)."""
+        h = self.hparams
+        return {
+            "num_frames": h.num_frames or 1,
+            "image_size": self.image_size,
+            "short_side": h.short_side or self.image_size,
+            "sampling": h.sampling,
+            "frame_stride": h.frame_stride,
+            "interpolation": h.interpolation,
+        }
 
     def set_normalisation(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1, 1), persistent=False)

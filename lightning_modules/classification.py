@@ -130,18 +130,6 @@ class VideoClassifier(BaseModule):
         self.set_normalisation(mean, std)
         self.accuracy = SampleAccuracy(num_classes)
 
-    @property
-    def preprocessing(self) -> dict:
-        h = self.hparams
-        return {
-            "num_frames": h.num_frames or 1,
-            "image_size": h.image_size,
-            "short_side": h.short_side or h.image_size,
-            "sampling": h.sampling,
-            "frame_stride": h.frame_stride,
-            "interpolation": h.interpolation,
-        }
-
     def setup(self, stage: str) -> None:
         names = getattr(self.trainer.datamodule, "class_names", None)
         if names is not None:

@@ -234,18 +234,6 @@ class ActionRecognition(BaseModule):
         return tower, merges
 
     @property
-    def preprocessing(self) -> dict:
-        h = self.hparams
-        return {
-            "num_frames": h.num_frames,
-            "image_size": h.image_size,
-            "short_side": h.short_side or h.image_size,
-            "sampling": h.sampling,
-            "frame_stride": h.frame_stride,
-            "interpolation": h.interpolation,
-        }
-
-    @property
     def class_names(self) -> list[str] | None:
         """Names of the actions; None before the vocabulary is known."""
         h = self.hparams

@@ -134,18 +134,6 @@ class MaskedPretraining(BaseModule):
         # In a list, and so neither among the parameters nor in the checkpoints.
         self._teacher = [teacher] if isinstance(teacher, ClipTeacher) else []
 
-    @property
-    def preprocessing(self) -> dict:
-        h = self.hparams
-        return {
-            "num_frames": h.num_frames,
-            "image_size": h.image_size,
-            "short_side": h.short_side or h.image_size,
-            "sampling": h.sampling,
-            "frame_stride": h.frame_stride,
-            "interpolation": h.interpolation,
-        }
-
     def setup(self, stage: str) -> None:
         """Fetches a teacher given by its name, before the first step."""
         self.teacher  # noqa: B018

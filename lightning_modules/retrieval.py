@@ -12,13 +12,11 @@ from lightning_modules.losses import contrastive_loss
 from lightning_modules.metrics import RetrievalRanks
 from lightning_modules.nets.clip import ClipTokenizer, build_clip, freeze_clip, load_clip, sizes_of
 from lightning_modules.nets.clip4clip import FirstTokens, FrameTransformer, TextVideoNet
+from lightning_modules.nets.clip_teacher import CLIP_MEAN, CLIP_STD
 from lightning_modules.nets.muse import Muse
 
-__all__ = ["CLIP_MEAN", "CLIP_STD", "TextVideoRetrieval"]
+__all__ = ["TextVideoRetrieval"]
 
-# Of OpenAI's CLIP (reference muse.md, section 4).
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 HEADS = ("muse", "mean", "sequential")
 MAX_LOGIT_SCALE = math.log(100)
 TEXTS_AT_ONCE = 256
@@ -138,16 +136,8 @@ class TextVideoRetrieval(BaseModule):
         self.ranks = RetrievalRanks(dual_softmax)
 
     @property
-    def preprocessing(self) -> dict:
-        h, size = self.hparams, self.net.clip.config.vision_config.image_size
-        return {
-            "num_frames": h.num_frames,
-            "image_size": size,
-            "short_side": h.short_side or size,
-            "sampling": h.sampling,
-            "frame_stride": h.frame_stride,
-            "interpolation": h.interpolation,
-        }
+    def image_size(self) -> int:
+        return self.net.clip.config.vision_config.image_size
 
     def setup(self, stage: str) -> None:
         """Learns word pieces from the data's captions where there is no pretrained tokenizer."""

@@ -172,18 +172,6 @@ class VideoTextPretraining(BaseModule):
         self.ranks = RetrievalRanks()
         self.reranker = Reranker(rerank)
 
-    @property
-    def preprocessing(self) -> dict:
-        h = self.hparams
-        return {
-            "num_frames": h.num_frames,
-            "image_size": h.image_size,
-            "short_side": h.short_side or h.image_size,
-            "sampling": h.sampling,
-            "frame_stride": h.frame_stride,
-            "interpolation": h.interpolation,
-        }
-
     def setup(self, stage: str) -> None:
         """Fetches a teacher given by its name, and learns word pieces where there is no pretrained tokenizer."""
         if stage != "fit":

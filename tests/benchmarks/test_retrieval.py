@@ -85,8 +85,8 @@ def test_index_and_search(tmp_path):
 @pytest.mark.slow
 def test_heads_learners_and_their_picture(tmp_path):
     heads, steps, picture = tmp_path / "heads.json", tmp_path / "learners.json", tmp_path / "picture.png"
-    run("heads", "--sets", "random", "twins", "--clips", 128, "--videos", 16, "--seeds", 0, 1, "--steps", 3, 2, "--data", tmp_path / "clips",
-        "--output", heads)  # fmt: skip
+    run("heads", "--sets", "random", "twins", "--clips", 128, "--videos", 16, "--seeds", 0, 1, "--steps", 3, 2,
+        "--data", tmp_path / "clips", "--output", heads)  # fmt: skip
     result = json.loads(heads.read_text())
     cases = {(r["set"], r["head"], r["seed"]) for r in result["records"]}
     assert len(cases) == len(result["records"]) == 2 * 3 * 2

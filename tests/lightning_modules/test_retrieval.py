@@ -17,7 +17,8 @@ from transformers import CLIPModel, CLIPTokenizer
 import hub
 from lightning_modules import TextVideoRetrieval
 from lightning_modules.errors import ModelError
-from lightning_modules.retrieval import CLIP_MEAN, CLIP_STD, absolute_cosine
+from lightning_modules.nets.clip_teacher import CLIP_MEAN, CLIP_STD
+from lightning_modules.retrieval import absolute_cosine
 from lightning_modules.sharding import FullyShardedStrategy
 
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
