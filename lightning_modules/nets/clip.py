@@ -24,6 +24,7 @@ from transformers import (
 from lightning_modules.errors import ModelError
 
 __all__ = [
+    "CLIP_SIZES",
     "ClipTokenizer",
     "build_clip",
     "build_image_tower",
@@ -43,7 +44,7 @@ _COMMON = (
     "hidden_act",
     "layer_norm_eps",
 )
-_SIZES = {
+CLIP_SIZES = {
     "text_config": ("vocab_size", "max_position_embeddings", *_COMMON),
     "vision_config": ("image_size", "patch_size", *_COMMON),
 }
@@ -82,8 +83,8 @@ def build_image_tower(sizes: dict) -> CLIPVisionModelWithProjection:
 
 def _check_sizes(sizes: dict) -> None:
     # transformers keeps whatever it is given, so a misspelt size would go unnoticed.
-    _refuse_unknown("clip", sizes, (*_SIZES, "projection_dim"))
-    for key, names in _SIZES.items():
+    _refuse_unknown("clip", sizes, (*CLIP_SIZES, "projection_dim"))
+    for key, names in CLIP_SIZES.items():
         _refuse_unknown(f"clip.{key}", sizes.get(key, {}), names)
 
 
@@ -100,7 +101,7 @@ def _refuse_unknown(where: str, given: dict, known: Sequence[str]) -> None:
 def sizes_of(clip: CLIPModel) -> dict:
     """The sizes of towers, written out in full, as `build_clip` takes them."""
     config = clip.config
-    sizes = {key: {name: getattr(getattr(config, key), name) for name in names} for key, names in _SIZES.items()}
+    sizes = {key: {name: getattr(getattr(config, key), name) for name in names} for key, names in CLIP_SIZES.items()}
     return {**sizes, "projection_dim": config.projection_dim}
 
 

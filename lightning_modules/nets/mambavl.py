@@ -19,7 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from lightning_modules.errors import ModelError
 from lightning_modules.nets.bimamba import BiMamba
-from lightning_modules.nets.clip import ClipTokenizer
+from lightning_modules.nets.clip import CLIP_SIZES, ClipTokenizer
 from lightning_modules.nets.videomamba import VideoMamba
 from lightning_modules.ops import bidirectional_conv1d, bidirectional_scan
 
@@ -38,16 +38,7 @@ __all__ = [
 FUSIONS = ("shared", "separate", "concat", "cross_attention", "late")
 TOKENS = ("all", "frames", "cls")
 
-TEXT_SIZES = (
-    "vocab_size",
-    "max_position_embeddings",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "hidden_act",
-    "layer_norm_eps",
-)
+TEXT_SIZES = CLIP_SIZES["text_config"]
 
 _NO_STEP = -1e4
 """Step size before softplus at which a token changes nothing: exp(0 A) = 1 and 0 B x = 0, exactly."""

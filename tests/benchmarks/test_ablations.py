@@ -34,6 +34,7 @@ def check(variants):
         assert variant["runs"][0]["epochs"][0]["train/loss"] != variant["runs"][1]["epochs"][0]["train/loss"]
 
 
+@pytest.mark.slow
 def test_scan_orders(tmp_path):
     results = run(tmp_path, "scan_orders", *SMALL)
     assert list(results) == ["ablations_scan_orders"]
