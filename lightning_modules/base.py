@@ -93,6 +93,12 @@ class BaseModule(LightningModule, ABC):
         video = video.to(self.mean.dtype) / 255 if video.dtype == torch.uint8 else video.to(self.mean.dtype)
         return (video - self.mean) / self.std
 
+    def gather(self, rows: Tensor) -> Tensor:
+        """(B, ...) of this process -> (processes * B, ...), with gradients; every process has the same B."""
+        if self.trainer.world_size == 1:
+            return rows
+        return self.all_gather(rows, sync_grads=rows.requires_grad).flatten(0, 1)
+
     def configure_callbacks(self) -> list[Callback]:
         """A check of the loss; one given to the Trainer takes its place."""
         return [FiniteLoss()]

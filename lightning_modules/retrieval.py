@@ -181,18 +181,12 @@ class TextVideoRetrieval(BaseModule):
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         text = self.encode_text(batch["text"])
         video = self(batch["video"], batch.get("frame_mask"))
-        group = None if self.training_arguments["same_video_negatives"] else self._gather(batch["video_index"])
+        group = None if self.training_arguments["same_video_negatives"] else self.gather(batch["video_index"])
         # Every process computes the whole loss; averaging the gradients over processes makes up for what gathering
         # sums, so the step is that of one process with all samples.
-        loss = contrastive_loss(self._gather(text), self._gather(video), self.net.logit_scale.exp(), group)
+        loss = contrastive_loss(self.gather(text), self.gather(video), self.net.logit_scale.exp(), group)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(text), sync_dist=True)
         return loss
-
-    def _gather(self, rows: Tensor) -> Tensor:
-        """(B, ...) of this process -> (processes * B, ...), with gradients; every process has the same B."""
-        if self.trainer.world_size == 1:
-            return rows
-        return self.all_gather(rows, sync_grads=rows.requires_grad).flatten(0, 1)
 
     def on_train_batch_end(self, outputs: Tensor, batch: dict, batch_idx: int) -> None:
         with torch.no_grad():

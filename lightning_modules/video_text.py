@@ -277,8 +277,8 @@ class VideoTextPretraining(BaseModule):
         visible, target = self._ask_teacher(x) if self.training_arguments["teacher"] is not None else (None, None)
         video, text = self.net.encode_video(x, visible), self.net.encode_text(batch["text"])
         with torch.autocast(self.device.type, enabled=False):
-            vectors = self._gather(text.vectors), self._gather(video.mean)
-            contrast = multi_positive_loss(*vectors, self.net.temp, self._gather(group))
+            vectors = self.gather(text.vectors), self.gather(video.mean)
+            contrast = multi_positive_loss(*vectors, self.net.temp, self.gather(group))
         losses = {"vtc": contrast, "vtm": self._matching_loss(video, text, group), "mlm": self._word_loss(video, text)}
         if target is not None:
             losses["uta"] = alignment_loss(video.aligned, target).mean()
@@ -321,12 +321,6 @@ class VideoTextPretraining(BaseModule):
         # Not the mean: there may be no hidden word in a short batch.
         total = F.cross_entropy(scores.flatten(0, 1), target.flatten(), ignore_index=IGNORED, reduction="sum")
         return total / (target != IGNORED).sum().clamp(min=1)
-
-    def _gather(self, rows: Tensor) -> Tensor:
-        """(B, ...) of this process -> (processes * B, ...), with gradients; every process has the same B."""
-        if self.trainer.world_size == 1:
-            return rows
-        return self.all_gather(rows, sync_grads=rows.requires_grad).flatten(0, 1)
 
     def parameter_groups(self) -> list[dict]:
         args = self.training_arguments

@@ -299,8 +299,8 @@ def measure(**kwargs):
         def on_train_batch_start(self, trainer, module, batch, batch_idx):
             video = module.net.encode_video(module.normalise(batch["video"])).mean
             text = module.net.encode_text(batch["text"]).vectors
-            group = module._gather(batch["video_index"])
-            loss = multi_positive_loss(module._gather(text), module._gather(video), module.net.temp, group)
+            group = module.gather(batch["video_index"])
+            loss = multi_positive_loss(module.gather(text), module.gather(video), module.net.temp, group)
             names, weights = zip(*module.net.named_parameters(), strict=True)
             gradients = torch.autograd.grad(loss, weights, allow_unused=True)
             for name, gradient in zip(names, gradients, strict=True):
