@@ -6,10 +6,9 @@ Legend of shapes: B batch, L tokens, D width, E = expand * D inner channels, N s
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_modules.ops import add_rms_norm, bidirectional_conv1d, bidirectional_scan
+from lightning_modules.ops import Linear, add_rms_norm, bidirectional_conv1d, bidirectional_scan, linear
 
 __all__ = ["BiMamba", "Block"]
 
@@ -45,12 +44,12 @@ class BiMamba(nn.Module):
         inner = expand * dim
         self.state_size = state_size
         self.dt_rank = math.ceil(dim / 16)
-        self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
-        self.out_proj = nn.Linear(inner, dim, bias=False)
+        self.in_proj = Linear(dim, 2 * inner, bias=False)
+        self.out_proj = Linear(inner, dim, bias=False)
         for suffix in ("", "_b"):
             conv1d = nn.Conv1d(inner, inner, conv_width, groups=inner)
-            x_proj = nn.Linear(inner, self.dt_rank + 2 * state_size, bias=False)
-            dt_proj = nn.Linear(self.dt_rank, inner)
+            x_proj = Linear(inner, self.dt_rank + 2 * state_size, bias=False)
+            dt_proj = Linear(self.dt_rank, inner)
             a_log = torch.arange(1, state_size + 1, dtype=torch.float32).log().repeat(inner, 1)
             self.add_module(f"conv1d{suffix}", conv1d)
             self.add_module(f"x_proj{suffix}", x_proj)
@@ -75,7 +74,7 @@ class BiMamba(nn.Module):
     def _selection(self, x: Tensor, x_proj: nn.Linear, dt_proj: nn.Linear) -> tuple[Tensor, Tensor, Tensor]:
         """(B, L, E) -> delta before bias and softplus (B, L, E), B (B, L, N), C (B, L, N)."""
         dt, b, c = x_proj(x).split([self.dt_rank, self.state_size, self.state_size], dim=-1)
-        return F.linear(dt, dt_proj.weight), b, c
+        return linear(dt, dt_proj.weight), b, c
 
     def forward(self, h: Tensor) -> Tensor:
         """(B, L, D) -> (B, L, D)."""

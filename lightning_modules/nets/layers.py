@@ -1,7 +1,8 @@
 """Small layers that several networks share."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from lightning_modules.ops import linear
 
 __all__ = ["PatchEmbed"]
 
@@ -41,4 +42,4 @@ class PatchEmbed(nn.Module):
         x = x.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(
             batch, frames // t, (height // p) * (width // p), channels * t * p * p
         )
-        return F.linear(x, self.proj.weight.flatten(1), self.proj.bias)
+        return linear(x, self.proj.weight.flatten(1), self.proj.bias)

@@ -7,11 +7,13 @@ tested against. Importing this package loads nothing; the first name used loads 
 from importlib import import_module
 
 _HOME = {
+    "Linear": "dense",
     "add_rms_norm": "norm.interface",
     "available_backends": "backend",
     "bidirectional_conv1d": "conv.interface",
     "bidirectional_scan": "scan.interface",
     "causal_conv1d": "conv.interface",
+    "linear": "dense",
     "selective_scan": "scan.interface",
     "use_backend": "backend",
     "why_not": "backend",

@@ -31,16 +31,18 @@ __all__ = [
     "least",
     "load",
     "load_first",
+    "load_four",
     "most",
     "prefetch",
     "sigmoid",
     "softplus",
+    "softplus_and_slope",
     "splat",
     "splat_at",
     "store",
     "store_first",
-    "store_one",
-    "total",
+    "store_four",
+    "store_totals",
 ]
 
 LANES = 16
@@ -168,17 +170,6 @@ def store_first(typing, address, value, count):
 
 
 @intrinsic
-def store_one(typing, address, value):
-    """One float to a byte address."""
-
-    def generate(context, builder, signature, arguments):
-        builder.store(arguments[1], _pointer(builder, arguments[0], _FLOAT), align=4)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.float32), generate
-
-
-@intrinsic
 def prefetch(typing, address):
     """Asks for the cache line at a byte address, which may lie outside of all memory: nothing happens then."""
 
@@ -222,15 +213,26 @@ def fma(typing, a, b, c):
 
 
 @intrinsic
-def total(typing, value):
-    """Sum over the lanes."""
+def store_totals(typing, address, a, b, c, d):
+    """The sums over the lanes of four vectors, as four floats to a byte address."""
 
     def generate(context, builder, signature, arguments):
-        kind = ir.FunctionType(_FLOAT, [_FLOAT, _VECTOR])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.vector.reduce.fadd.v16f32")
-        return builder.call(function, [ir.Constant(_FLOAT, 0.0), arguments[0]], fastmath=("reassoc",))
+        def add(one, other, low, offset):
+            """Lanes `low` of the two vectors side by side, plus those `offset` further on."""
+            kind = ir.VectorType(_INT, len(low))
+            halves = [ir.Constant(kind, [lane + step for lane in low]) for step in (0, offset)]
+            return builder.fadd(*(builder.shuffle_vector(one, other, indices) for indices in halves))
 
-    return types.float32(lanes), generate
+        address, *four = arguments
+        halves = [lane for vector in (0, LANES) for lane in range(vector, vector + 8)]
+        quarters = [lane for half in (0, 8, LANES, LANES + 8) for lane in range(half, half + 4)]
+        sums = add(add(*four[:2], halves, 8), add(*four[2:], halves, 8), quarters, 4)
+        sums = add(sums, sums, [0, 1, 4, 5, 8, 9, 12, 13], 2)
+        sums = add(sums, sums, [0, 2, 4, 6], 1)
+        builder.store(sums, _pointer(builder, address, sums.type), align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, lanes, lanes, lanes, lanes), generate
 
 
 def _arithmetic(instruction: str) -> Callable:
@@ -265,6 +267,17 @@ def _minimum(typing, a, b):
         return _smaller(builder, *arguments)
 
     return lanes(lanes, lanes), generate
+
+
+@intrinsic
+def _where_positive(typing, x, a, b):
+    """a where x > 0, b elsewhere."""
+
+    def generate(context, builder, signature, arguments):
+        x, a, b = arguments
+        return builder.select(builder.fcmp_ordered(">", x, _constant(0.0)), a, b)
+
+    return lanes(lanes, lanes, lanes), generate
 
 
 @overload(operator.add)
@@ -344,6 +357,23 @@ def _smaller(builder, a, b):
 
 
 @njit(forceinline=True)
+def load_four(address):
+    """Four vectors that follow each other from a byte address."""
+    return (
+        load(address), load(address + VECTOR_BYTES), load(address + 2 * VECTOR_BYTES), load(address + 3 * VECTOR_BYTES)
+    )  # fmt: skip
+
+
+@njit(forceinline=True)
+def store_four(address, a, b, c, d):
+    """Four vectors, one after the other, to a byte address."""
+    store(address, a)
+    store(address + VECTOR_BYTES, b)
+    store(address + 2 * VECTOR_BYTES, c)
+    store(address + 3 * VECTOR_BYTES, d)
+
+
+@njit(forceinline=True)
 def sigmoid(x):
     """1 / (1 + exp(-x))."""
     return splat(ONE) / (splat(ONE) + exp2(splat(-LOG2_E) * x))
@@ -359,7 +389,18 @@ def softplus(x):
 
     Relative error 7e-7 from x = -10 up, 4e-6 at -80, where the product with log2(e) is rounded more coarsely.
     """
+    return _softplus(x, exp2(splat(LOG2_E) * _minimum(x, splat(ZERO) - x)))
+
+
+@njit(forceinline=True)
+def softplus_and_slope(x):
+    """softplus(x) and its derivative sigmoid(x), which is 1 / (1 + e) for x >= 0 and e / (1 + e) below."""
     e = exp2(splat(LOG2_E) * _minimum(x, splat(ZERO) - x))
+    return _softplus(x, e), _where_positive(x, splat(ONE), e) / (splat(ONE) + e)
+
+
+@njit(forceinline=True)
+def _softplus(x, e):
     s = e / (e + splat(TWO))
     w = s * s
     q = fma(splat(_ATANH[3]), w, splat(_ATANH[2]))

@@ -15,6 +15,7 @@ from functools import cache
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lightning_modules.ops import threads
 from lightning_modules.ops.memory import FLOAT_BYTES, address, empty, readable, rows, zeros
@@ -23,10 +24,15 @@ from lightning_modules.ops.simd import LANES, LOG2_E
 
 __all__ = ["bidirectional_scan", "selective_scan", "why_not"]
 
-# Rows between two checkpoints of the state, from which the backward recomputes the states between them.
-_CHUNK = 32
-# Groups of sixteen channels per task: more win nothing and leave less to share among threads.
+# Rows between two checkpoints of the state, from which the backward recomputes the states between them. With twice as
+# many, the 24 vectors that the backward keeps for each row and four states fill a first cache of 48 KiB.
+_CHUNK = 16
+# The kernels take states in fours.
+_STATES = 4
+# Groups of sixteen channels per task: more win nothing in the forward, and leave less to share among threads.
 _MOST_GROUPS = 12
+# The backward has sums of its own for B and C in every task: few and large ones.
+_MOST_GROUPS_BACK = 36
 
 
 def why_not(device: str, dtype: torch.dtype) -> str | None:
@@ -138,7 +144,7 @@ def _scan(
     if u_b is not None:
         directions.append(_Direction.prepare(u_b, delta_b, A_b, B_b, C_b, D_b, delta_bias_b, True))
     batch, length, channels = u.shape
-    states = A.shape[1]
+    states = _padded(A.shape[1])
     groups = _groups(channels)
     gate = readable(z)
     y = empty(*u.shape)
@@ -160,7 +166,9 @@ def _scan(
                 groups * states * LANES * FLOAT_BYTES, _CHUNK, length, min(count * LANES, channels - channel), states,
             )  # fmt: skip
 
-    threads.run(work, _tasks(batch, groups))
+    # Small enough for every thread to get several.
+    size = min(max(batch * groups // (4 * torch.get_num_threads()), 1), _MOST_GROUPS)
+    threads.run(work, _share(batch, groups, size))
     return y.to(u.dtype), checkpoints.view(-1)
 
 
@@ -203,39 +211,39 @@ def _scan_backward(
         given.append((u_b, delta_b, A_b, B_b, C_b, D_b, delta_bias_b))
         directions.append(_Direction.prepare(*given[1], True))
     batch, length, channels = u.shape
-    states = A.shape[1]
+    states = _padded(A.shape[1])
     groups = _groups(channels)
     checkpoints = checkpoints.view(_checkpoint_shape(u, A, u_b))
-    tasks = _tasks(batch, groups)
-    blocks = max(len(tasks) // max(batch, 1), 1)
+    size = _block_size(batch, groups)
+    tasks = _share(batch, groups, size)
+    blocks = -(-groups // size)
     gate = readable(z)
     grad = readable(grad)
     # Holds the ungated result until the last direction turns it, row by row, into the gate's gradient.
     grad_z = None if z is None else empty(*u.shape)
-    sums = [_Sums(batch, length, channels, states, groups, blocks) for _ in directions]
-    room = (4 * _CHUNK + 1) * states + 5 * _CHUNK
+    sums = _Sums(len(directions), batch, length, channels, states, blocks)
+    room = (2 * states + 16) * _CHUNK
     last = len(directions) - 1
 
     def work(b: int, first: int, count: int) -> None:
         scratch = empty(room, LANES)
         channel = first * LANES
-        block = first // count_of_first
-        for index, (d, s) in enumerate(zip(directions, sums, strict=True)):
+        block = first // size
+        for index, d in enumerate(directions):
             scan_backward(
                 *d.inputs(b, channel), delta_softplus,
                 *d.place(gate, b, channel), *d.place(grad, b, channel), *d.place(grad_z, b, channel), index > 0,
                 d.place(grad_z, b, channel)[0] if index == last else 0,
-                *d.place(s.u, b, channel)[:1], *d.place(s.delta, b, channel),
-                address(s.A[b, first]), address(s.D[b, first]), address(s.bias[b, first]),
-                *d.place(s.B[block], b, 0)[:1], *d.place(s.C[block], b, 0),
-                address(s.adjoint[b, first]), address(scratch),
+                *d.place(sums.u[index], b, channel)[:1], *d.place(sums.delta[index], b, channel),
+                address(sums.A[index, b, first]), address(sums.D[index, b, first]), address(sums.bias[index, b, first]),
+                *d.place(sums.B[block, index], b, 0)[:1], *d.place(sums.C[block, index], b, 0),
+                address(sums.adjoint[index, b, first]), address(scratch),
                 address(checkpoints[index, b, 0, first]) if length else 0,
                 groups * states * LANES * FLOAT_BYTES, _CHUNK, length, min(count * LANES, channels - channel), states,
             )  # fmt: skip
 
-    count_of_first = tasks[0][2] if tasks else 1
     threads.run(work, tasks)
-    results = [grad_ for tensors, s in zip(given, sums, strict=True) for grad_ in s.finish(tensors)]
+    results = sums.finish(given)
     return results if z is None else [*results, grad_z.to(z.dtype)]
 
 
@@ -277,6 +285,9 @@ class _Direction:
 
     @classmethod
     def prepare(cls, u, delta, A, B, C, D, bias, reverse: bool) -> "_Direction":
+        missing = _padded(A.shape[1]) - A.shape[1]
+        if missing:  # states that stay zero
+            A, B, C = (pad(tensor, (0, missing)) for tensor in (A, B, C))
         u, delta, B, C, D, bias = (readable(tensor) for tensor in (u, delta, B, C, D, bias))
         return cls(u, delta, _to_lanes(A.float() * float(LOG2_E)), B, C, D, bias, reverse)
 
@@ -294,42 +305,63 @@ class _Direction:
 
 
 class _Sums:
-    """One direction's gradients while they are being summed: per sequence, those of B and C per block of channels."""
+    """The gradients while they are being summed: per direction and sequence, those of B and C per block of channels.
 
-    def __init__(self, batch: int, length: int, channels: int, states: int, groups: int, blocks: int) -> None:
-        self.u = empty(batch, length, channels)
-        self.delta = empty(batch, length, channels)
-        self.A = zeros(batch, groups, states, LANES)
-        self.D = zeros(batch, groups, LANES)
-        self.bias = zeros(batch, groups, LANES)
-        self.B = empty(blocks, batch, length, states)
-        self.C = empty(blocks, batch, length, states)
-        self.adjoint = zeros(batch, groups, states, LANES)
+    Those of one kind lie in one tensor, since each fill and each sum of torch's costs more than these numbers do.
+    """
 
-    def finish(self, tensors: tuple[Tensor | None, ...]) -> list[Tensor]:
-        """The gradients of u, delta, A, B, C, D and delta_bias, those that were given."""
-        channels = self.u.shape[2]
-        results = (
-            self.u, self.delta, self.A.sum(0).transpose(1, 2).flatten(0, 1)[:channels], self.B.sum(0), self.C.sum(0),
-            self.D.sum(0).flatten()[:channels], self.bias.sum(0).flatten()[:channels],
-        )  # fmt: skip
-        return [r.to(t.dtype).contiguous() for t, r in zip(tensors, results, strict=True) if t is not None]
+    def __init__(self, directions: int, batch: int, length: int, channels: int, states: int, blocks: int) -> None:
+        groups = _groups(channels)
+        self.u = [empty(batch, length, channels) for _ in range(directions)]
+        self.delta = [empty(batch, length, channels) for _ in range(directions)]
+        self.weights = empty(blocks, directions, batch, length, 2 * states)
+        self.B, self.C = self.weights.chunk(2, dim=-1)
+        self.A, self.adjoint = zeros(2, directions, batch, groups, states, LANES).unbind()
+        self.D, self.bias = zeros(2, directions, batch, groups, LANES).unbind()
+
+    def finish(self, given: list[tuple[Tensor | None, ...]]) -> list[Tensor]:
+        """The gradients of u, delta, A, B, C, D and delta_bias of each direction, those that were given."""
+        channels, states = given[0][2].shape
+        lanes = torch.cat([self.A, self.D.unsqueeze(3), self.bias.unsqueeze(3)], dim=3).sum(1)
+        lanes = lanes.transpose(2, 3).flatten(1, 2)[:, :channels]  # (direction, channel, states, D, bias)
+        weights = self.weights.sum(0)
+        width = weights.shape[-1] // 2
+        results = []
+        for index, tensors in enumerate(given):
+            rates, (skip, bias) = lanes[index, :, :states], lanes[index, :, -2:].unbind(-1)
+            b, c = weights[index, ..., :states], weights[index, ..., width : width + states]
+            # An operator's results must not share memory.
+            small = (part.clone(memory_format=torch.contiguous_format) for part in (rates, b, c, skip, bias))
+            grads = zip(tensors, (self.u[index], self.delta[index], *small), strict=True)
+            results += [grad.to(tensor.dtype) for tensor, grad in grads if tensor is not None]
+        return results
 
 
 def _groups(channels: int) -> int:
     return -(-channels // LANES)
 
 
+def _padded(states: int) -> int:
+    return -(-states // _STATES) * _STATES
+
+
 def _checkpoint_shape(u: Tensor, A: Tensor, u_b: Tensor | None) -> tuple[int, ...]:
     """(direction, batch, chunk, group, state, 16)."""
     batch, length, channels = u.shape
-    return (1 if u_b is None else 2, batch, -(-length // _CHUNK), _groups(channels), A.shape[1], LANES)
+    return (1 if u_b is None else 2, batch, -(-length // _CHUNK), _groups(channels), _padded(A.shape[1]), LANES)
 
 
-def _tasks(batch: int, groups: int) -> list[tuple[int, int, int]]:
-    """(sequence, first group, number of groups), small enough for every thread to get several."""
-    count = min(max(batch * groups // (4 * torch.get_num_threads()), 1), _MOST_GROUPS)
-    return [(b, first, min(count, groups - first)) for b in range(batch) for first in range(0, groups, count)]
+def _block_size(batch: int, groups: int) -> int:
+    """Groups per task of the backward: the fewest blocks of a sequence that give every thread as many as the others."""
+    count = torch.get_num_threads()
+    least = max(-(-groups // _MOST_GROUPS_BACK), 1)
+    blocks = next(blocks for blocks in range(least, least + count) if batch * blocks % count == 0)
+    return max(-(-groups // blocks), 1)
+
+
+def _share(batch: int, groups: int, size: int) -> list[tuple[int, int, int]]:
+    """(sequence, first group, number of groups) of every task."""
+    return [(b, first, min(size, groups - first)) for b in range(batch) for first in range(0, groups, size)]
 
 
 def _to_lanes(A: Tensor) -> Tensor:

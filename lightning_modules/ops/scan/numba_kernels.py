@@ -24,15 +24,17 @@ from lightning_modules.ops.simd import (
     least,
     load,
     load_first,
+    load_four,
     prefetch,
     sigmoid,
     softplus,
+    softplus_and_slope,
     splat,
     splat_at,
     store,
     store_first,
-    store_one,
-    total,
+    store_four,
+    store_totals,
 )
 
 __all__ = ["scan_backward", "scan_forward"]
@@ -119,31 +121,38 @@ def scan_backward(
     y, y_row, add_to_y, grad_z, grad_u, grad_delta, out_row, grad_A, grad_D, grad_bias, grad_B, grad_C, weights_row,
     adjoint, scratch, checkpoints, checkpoint_step, chunk, length, channels, states,
 ):  # fmt: skip
-    """Gradients of `scan_forward`, from the last chunk to the first.
+    """Gradients of `scan_forward`, from the last chunk to the first; states come in fours.
 
     grad is the gradient of the gated result. Where there is a gate, y receives this direction's result before the gate
     (added to what it holds if `add_to_y`), and grad_z, if given, the gate's gradient from the sum; the two may be the
     same memory. grad_u, grad_delta and grad_z have rows of `out_row` bytes. grad_A (lanes layout; the gradient of A
     itself), grad_D and grad_bias (padded to whole vectors) are added to. grad_B and grad_C (length, states), rows
     `weights_row` apart, receive the sums over this block's channels. adjoint (lanes layout, zeros) carries the state's
-    gradient from chunk to chunk. scratch has room for (4 chunk + 1) states + 5 chunk vectors.
+    gradient from chunk to chunk. scratch has room for (2 states + 16) chunk vectors.
+
+    Four states at a time walk the chunk up, which recomputes them from the checkpoint, and down again: they, their
+    gradients and those of A stay in registers, and what has to lie between the two walks stays in the nearest cache.
     """
     groups = (channels + LANES - 1) // LANES
     group_bytes = states * VECTOR_BYTES
-    decays = scratch
-    sums_B = decays + chunk * group_bytes
-    sums_C = sums_B + chunk * group_bytes
-    hidden = sums_C + chunk * group_bytes  # one step more than the chunk has: first the state before it
-    dts = hidden + (chunk + 1) * group_bytes
-    slopes = dts + chunk * VECTOR_BYTES  # of dt over delta
-    dys = slopes + chunk * VECTOR_BYTES
-    grad_dts = dys + chunk * VECTOR_BYTES
-    grad_dtxs = grad_dts + chunk * VECTOR_BYTES
+    chunk_bytes = chunk * VECTOR_BYTES
+    sums_B = scratch
+    sums_C = sums_B + states * chunk_bytes
+    decays = sums_C + states * chunk_bytes
+    hidden = decays + 4 * chunk_bytes  # the states before each step
+    dts = hidden + 4 * chunk_bytes
+    dtxs = dts + chunk_bytes
+    slopes = dtxs + chunk_bytes  # of dt over delta
+    dys = slopes + chunk_bytes
+    outs = dys + chunk_bytes
+    gate_grads = outs + chunk_bytes
+    grad_dts = gate_grads + chunk_bytes
+    grad_dtxs = grad_dts + chunk_bytes
     ln2 = splat(ONE) / splat(LOG2_E)
     for index in range((length + chunk - 1) // chunk - 1, -1, -1):
         start = index * chunk
         steps = least(chunk, length - start)
-        for at in range(0, steps * group_bytes, VECTOR_BYTES):
+        for at in range(0, states * chunk_bytes, VECTOR_BYTES):
             store(sums_B + at, splat(ZERO))
             store(sums_C + at, splat(ZERO))
         for group in range(groups):
@@ -152,6 +161,7 @@ def scan_backward(
             a_group = A + group * group_bytes
             grad_a_group = grad_A + group * group_bytes
             adjoint_group = adjoint + group * group_bytes
+            kept = checkpoints + index * checkpoint_step + group * group_bytes
             skip = splat(ZERO)
             shift = splat(ZERO)
             if D:
@@ -162,81 +172,121 @@ def scan_backward(
             for step in range(steps):
                 t = start + step
                 at = step * VECTOR_BYTES
-                raw = load_first(delta + here + t * delta_row, count) + shift
-                dt = raw
+                dt = load_first(delta + here + t * delta_row, count) + shift
                 slope = splat(ONE)
                 if use_softplus:
-                    dt = softplus(raw)
-                    slope = sigmoid(raw)
+                    dt, slope = softplus_and_slope(dt)
+                x = load_first(u + here + t * u_row, count)
                 store(dts + at, dt)
+                store(dtxs + at, dt * x)
                 store(slopes + at, slope)
+                store(grad_dts + at, splat(ZERO))
+                store(grad_dtxs + at, splat(ZERO))
                 dy = load_first(grad + here + t * grad_row, count)
                 if z:
                     gate = load_first(z + here + t * z_row, count)
-                    dy = dy * (gate * sigmoid(gate))
+                    sigma = sigmoid(gate)
+                    if grad_z:
+                        store(gate_grads + at, dy * (sigma * fma(gate, splat(ONE) - sigma, splat(ONE))))
+                    dy = dy * (gate * sigma)
+                    store(outs + at, skip * x)
                 store(dys + at, dy)
 
             next_here = here + VECTOR_BYTES
             next_start = start
+            next_kept = kept + group_bytes
             if group == groups - 1:
                 next_here = 0
                 next_start = start - chunk
-
-            # Recompute the chunk's states from its checkpoint.
-            kept = checkpoints + index * checkpoint_step + group * group_bytes
-            for n in range(states):
-                store(hidden + n * VECTOR_BYTES, load(kept + n * VECTOR_BYTES))
-            for step in range(steps):
-                t = start + step
-                next_t = next_start + step
-                prefetch(delta + next_here + next_t * delta_row)
-                prefetch(u + next_here + next_t * u_row)
-                prefetch(grad + next_here + next_t * grad_row)
-                if z:
-                    prefetch(z + next_here + next_t * z_row)
-                    prefetch(y + next_here + next_t * y_row)
-                dt = load(dts + step * VECTOR_BYTES)
-                x = load_first(u + here + t * u_row, count)
-                dtx = dt * x
-                out = skip * x
-                for n in range(states):
-                    at = step * group_bytes + n * VECTOR_BYTES
-                    decay = exp2(dt * load(a_group + n * VECTOR_BYTES))
-                    store(decays + at, decay)
-                    h = fma(decay, load(hidden + at), dtx * splat_at(B + t * B_row + n * FLOAT_BYTES))
-                    store(hidden + group_bytes + at, h)
-                    out = fma(h, splat_at(C + t * C_row + n * FLOAT_BYTES), out)
-                if z:
-                    y_here = y + here + t * y_row
-                    if add_to_y:
-                        out = out + load_first(y_here, count)
-                    store_first(y_here, out, count)
-
-            for step in range(steps - 1, -1, -1):
-                t = start + step
-                prefetch(grad_delta + here + t * out_row)
-                prefetch(grad_u + here + t * out_row)
-                if grad_z:
-                    prefetch(grad_z + here + t * out_row)
-                dt = load(dts + step * VECTOR_BYTES)
-                dtx = dt * load_first(u + here + t * u_row, count)
-                dy = load(dys + step * VECTOR_BYTES)
-                grad_dtx = splat(ZERO)
-                grad_dt = splat(ZERO)
-                for n in range(states):
-                    lane = n * VECTOR_BYTES
-                    at = step * group_bytes + lane
-                    grad_h = fma(dy, splat_at(C + t * C_row + n * FLOAT_BYTES), load(adjoint_group + lane))
-                    store(sums_C + at, fma(dy, load(hidden + group_bytes + at), load(sums_C + at)))
-                    store(sums_B + at, fma(grad_h, dtx, load(sums_B + at)))
-                    grad_dtx = fma(grad_h, splat_at(B + t * B_row + n * FLOAT_BYTES), grad_dtx)
-                    carried = grad_h * load(decays + at)
-                    store(adjoint_group + lane, carried)
-                    grad_exponent = carried * load(hidden + at)
-                    grad_dt = fma(grad_exponent, load(a_group + lane), grad_dt)
-                    store(grad_a_group + lane, fma(grad_exponent, dt, load(grad_a_group + lane)))
-                store(grad_dts + step * VECTOR_BYTES, grad_dt)
-                store(grad_dtxs + step * VECTOR_BYTES, grad_dtx)
+                next_kept = checkpoints + (index - 1) * checkpoint_step
+            for n in range(0, group_bytes, 4 * VECTOR_BYTES):
+                weights = n // LANES
+                due = n // (4 * VECTOR_BYTES)
+                a0, a1, a2, a3 = load_four(a_group + n)
+                h0, h1, h2, h3 = load_four(kept + n)
+                for line in range(n, n + 4 * VECTOR_BYTES, VECTOR_BYTES):
+                    prefetch(next_kept + line)
+                for step in range(steps):
+                    t = start + step
+                    at = step * VECTOR_BYTES
+                    four = 4 * at
+                    dt = load(dts + at)
+                    dtx = load(dtxs + at)
+                    b = B + t * B_row + weights
+                    c = C + t * C_row + weights
+                    if step == due:
+                        due += states // 4
+                        next_t = next_start + step
+                        prefetch(delta + next_here + next_t * delta_row)
+                        prefetch(u + next_here + next_t * u_row)
+                        prefetch(grad + next_here + next_t * grad_row)
+                        prefetch(grad_delta + here + t * out_row)
+                        prefetch(grad_u + here + t * out_row)
+                        if z:
+                            prefetch(z + next_here + next_t * z_row)
+                            prefetch(y + here + t * y_row)
+                    store_four(hidden + four, h0, h1, h2, h3)
+                    d0 = exp2(dt * a0)
+                    d1 = exp2(dt * a1)
+                    d2 = exp2(dt * a2)
+                    d3 = exp2(dt * a3)
+                    store_four(decays + four, d0, d1, d2, d3)
+                    h0 = fma(d0, h0, dtx * splat_at(b))
+                    h1 = fma(d1, h1, dtx * splat_at(b + FLOAT_BYTES))
+                    h2 = fma(d2, h2, dtx * splat_at(b + 2 * FLOAT_BYTES))
+                    h3 = fma(d3, h3, dtx * splat_at(b + 3 * FLOAT_BYTES))
+                    if z:
+                        out = fma(h0, splat_at(c), load(outs + at))
+                        out = fma(h1, splat_at(c + FLOAT_BYTES), out)
+                        out = fma(h2, splat_at(c + 2 * FLOAT_BYTES), out)
+                        out = fma(h3, splat_at(c + 3 * FLOAT_BYTES), out)
+                        store(outs + at, out)
+                s0, s1, s2, s3 = load_four(adjoint_group + n)
+                w0, w1, w2, w3 = load_four(grad_a_group + n)
+                for step in range(steps - 1, -1, -1):
+                    t = start + step
+                    at = step * VECTOR_BYTES
+                    four = 4 * at
+                    dt = load(dts + at)
+                    dtx = load(dtxs + at)
+                    dy = load(dys + at)
+                    b = B + t * B_row + weights
+                    c = C + t * C_row + weights
+                    s0 = fma(dy, splat_at(c), s0)
+                    s1 = fma(dy, splat_at(c + FLOAT_BYTES), s1)
+                    s2 = fma(dy, splat_at(c + 2 * FLOAT_BYTES), s2)
+                    s3 = fma(dy, splat_at(c + 3 * FLOAT_BYTES), s3)
+                    to = sums_C + n * chunk + four
+                    v0, v1, v2, v3 = load_four(to)
+                    store_four(to, fma(dy, h0, v0), fma(dy, h1, v1), fma(dy, h2, v2), fma(dy, h3, v3))
+                    to = sums_B + n * chunk + four
+                    v0, v1, v2, v3 = load_four(to)
+                    store_four(to, fma(s0, dtx, v0), fma(s1, dtx, v1), fma(s2, dtx, v2), fma(s3, dtx, v3))
+                    grad_dtx = fma(s0, splat_at(b), load(grad_dtxs + at))
+                    grad_dtx = fma(s1, splat_at(b + FLOAT_BYTES), grad_dtx)
+                    grad_dtx = fma(s2, splat_at(b + 2 * FLOAT_BYTES), grad_dtx)
+                    grad_dtx = fma(s3, splat_at(b + 3 * FLOAT_BYTES), grad_dtx)
+                    store(grad_dtxs + at, grad_dtx)
+                    d0, d1, d2, d3 = load_four(decays + four)
+                    s0 = s0 * d0
+                    s1 = s1 * d1
+                    s2 = s2 * d2
+                    s3 = s3 * d3
+                    h0, h1, h2, h3 = load_four(hidden + four)
+                    v0 = s0 * h0
+                    v1 = s1 * h1
+                    v2 = s2 * h2
+                    v3 = s3 * h3
+                    w0 = fma(v0, dt, w0)
+                    w1 = fma(v1, dt, w1)
+                    w2 = fma(v2, dt, w2)
+                    w3 = fma(v3, dt, w3)
+                    grad_dt = fma(v0, a0, load(grad_dts + at))
+                    grad_dt = fma(v1, a1, grad_dt)
+                    grad_dt = fma(v2, a2, grad_dt)
+                    store(grad_dts + at, fma(v3, a3, grad_dt))
+                store_four(adjoint_group + n, s0, s1, s2, s3)
+                store_four(grad_a_group + n, w0, w1, w2, w3)
 
             sum_D = load(grad_D + here)
             sum_bias = load(grad_bias + here)
@@ -251,17 +301,20 @@ def scan_backward(
                 store_first(grad_u + here + t * out_row, fma(grad_dtx, load(dts + at), skip * dy), count)
                 sum_bias = sum_bias + grad_raw
                 sum_D = fma(dy, x, sum_D)
-                if grad_z:
-                    gate = load_first(z + here + t * z_row, count)
-                    sigma = sigmoid(gate)
-                    gate_slope = sigma * fma(gate, splat(ONE) - sigma, splat(ONE))
-                    gated = load_first(grad + here + t * grad_row, count) * load_first(y + here + t * y_row, count)
-                    store_first(grad_z + here + t * out_row, gated * gate_slope, count)
+                if z:
+                    y_here = y + here + t * y_row
+                    out = load(outs + at)
+                    if add_to_y:
+                        out = out + load_first(y_here, count)
+                    if grad_z:
+                        store_first(grad_z + here + t * out_row, out * load(gate_grads + at), count)
+                    else:
+                        store_first(y_here, out, count)
             store(grad_D + here, sum_D)
             store(grad_bias + here, sum_bias)
         for step in range(steps):
             row = (start + step) * weights_row
-            for n in range(states):
-                at = step * group_bytes + n * VECTOR_BYTES
-                store_one(grad_B + row + n * FLOAT_BYTES, total(load(sums_B + at)))
-                store_one(grad_C + row + n * FLOAT_BYTES, total(load(sums_C + at)))
+            for n in range(0, group_bytes, 4 * VECTOR_BYTES):
+                at = n * chunk + step * 4 * VECTOR_BYTES
+                store_totals(grad_B + row + n // LANES, *load_four(sums_B + at))
+                store_totals(grad_C + row + n // LANES, *load_four(sums_C + at))

@@ -12,6 +12,8 @@ def _apply(function, x, y, count):
             value = simd.exp2(value)
         elif function == 1:
             value = simd.softplus(value)
+        elif function == 3:
+            value = simd.softplus_and_slope(value)[1]
         else:
             value = simd.sigmoid(value)
         simd.store(y + at, value)
@@ -20,14 +22,13 @@ def _apply(function, x, y, count):
 @simd.kernel
 def _copy_first(source, target, count):
     simd.store_first(target, simd.load_first(source, count) + simd.splat_at(source), count)
-    simd.store_one(target + 60, simd.total(simd.load(source)))
 
 
 def _evaluate(name: str, x: np.ndarray) -> np.ndarray:
     padded = np.zeros(-(-x.size // 16) * 16, dtype=np.float32)
     padded[: x.size] = x
     result = np.empty_like(padded)
-    _apply(("exp2", "softplus", "sigmoid").index(name), padded.ctypes.data, result.ctypes.data, padded.size)
+    _apply(("exp2", "softplus", "sigmoid", "slope").index(name), padded.ctypes.data, result.ctypes.data, padded.size)
     return result[: x.size]
 
 
@@ -35,6 +36,7 @@ _DEFINITIONS = {
     "exp2": np.exp2,
     "softplus": lambda x: np.logaddexp(0, x),
     "sigmoid": lambda x: np.exp(-np.logaddexp(0, -x)),
+    "slope": lambda x: np.exp(-np.logaddexp(0, -x)),  # of softplus
 }
 
 
@@ -47,6 +49,8 @@ _DEFINITIONS = {
         ("softplus", -80, 5e-6),
         ("sigmoid", -10, 8e-7),
         ("sigmoid", -80, 5e-6),
+        ("slope", -10, 8e-7),
+        ("slope", -80, 5e-6),
     ],
 )
 def test_relative_error(name: str, lowest: int, limit: float) -> None:
@@ -67,11 +71,13 @@ def test_exp2_at_special_values() -> None:
 
 def test_softplus_and_sigmoid_at_special_values() -> None:
     x = np.array([np.inf, -np.inf, 1e30, -1e30, np.nan], dtype=np.float32)
-    softplus, sigmoid = _evaluate("softplus", x), _evaluate("sigmoid", x)
+    softplus = _evaluate("softplus", x)
     np.testing.assert_allclose(softplus[:4], [np.inf, 0, 1e30, 0], atol=1e-37)
-    np.testing.assert_allclose(sigmoid[:4], [1, 0, 1, 0], atol=1e-37)
     assert np.isnan(softplus[4])
-    assert np.isnan(sigmoid[4])
+    for name in ("sigmoid", "slope"):
+        y = _evaluate(name, x)
+        np.testing.assert_allclose(y[:4], [1, 0, 1, 0], atol=1e-37)
+        assert np.isnan(y[4])
 
 
 @pytest.mark.parametrize("count", [1, 5, 15])
@@ -80,5 +86,16 @@ def test_partial_vectors_leave_the_rest_alone(count: int) -> None:
     target = np.full(16, -7, dtype=np.float32)
     _copy_first(source.ctypes.data, target.ctypes.data, count)
     np.testing.assert_array_equal(target[:count], source[:count] + 1)
-    np.testing.assert_array_equal(target[count:15], -7)
-    assert target[15] == source.sum()
+    np.testing.assert_array_equal(target[count:], -7)
+
+
+@simd.kernel
+def _add_up(source, target):
+    simd.store_totals(target + 4, *simd.load_four(source))
+
+
+def test_totals_of_four_vectors() -> None:
+    source = np.random.default_rng(0).integers(-99, 99, (4, 16)).astype(np.float32)
+    target = np.full(6, -7, dtype=np.float32)
+    _add_up(source.ctypes.data, target.ctypes.data)
+    np.testing.assert_array_equal(target, [-7, *source.sum(axis=1), -7])
