@@ -60,8 +60,8 @@ class BiMamba(nn.Module):
 
     @torch.no_grad()
     def _reset_parameters(self, init: str) -> None:
-        for linear in (self.in_proj, self.x_proj, self.x_proj_b, self.dt_proj, self.dt_proj_b):
-            nn.init.trunc_normal_(linear.weight, std=0.02)
+        for layer in (self.in_proj, self.x_proj, self.x_proj_b, self.dt_proj, self.dt_proj_b):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
         nn.init.kaiming_uniform_(self.out_proj.weight, a=math.sqrt(5))
         for dt_proj in (self.dt_proj, self.dt_proj_b):
             if init == "official":

@@ -1,7 +1,7 @@
 """Linear layers, on oneDNN where torch's own choice for float32 on the CPU is slow.
 
-On x86 torch multiplies float32 matrices with MKL, which takes a generic path on CPUs that are not Intel's; oneDNN, which
-torch brings along and TorchInductor calls, is about twice as fast there (`benchmarks/NOTES.md`, section 1).
+On x86 torch multiplies float32 matrices with MKL, which takes a generic path on CPUs that are not Intel's; oneDNN,
+which torch brings along and TorchInductor calls, is about twice as fast there (`benchmarks/NOTES.md`).
 """
 
 import math
