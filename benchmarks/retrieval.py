@@ -216,17 +216,13 @@ def best_possible(specs: Sequence[ClipSpec]) -> dict[str, float]:
             for caption in spec.captions:
                 # Whoever cannot tell which attribute drifts cannot tell how fast it does.
                 told = name == "motion" and any(pace in caption.split() for pace in PACES)
-                shares.append(1 / sum(not told or pace_of(s) == pace_of(spec) for s in alike))
+                shares.append(1 / sum(not told or s.pace == spec.pace for s in alike))
         best[name] = statistics.mean(shares)
     return best
 
 
 def scenery(spec: ClipSpec) -> tuple[str, ...]:
     return spec.shape, spec.colour, spec.background, spec.background_colour
-
-
-def pace_of(spec: ClipSpec) -> str:
-    return next(pace for caption in spec.captions for pace in PACES if pace in caption.split())
 
 
 class Clips(NamedTuple):

@@ -1,23 +1,27 @@
 """Masked pretraining: what the student makes of the unmasked tokens is aligned with CLIP (VideoMamba, section 3.3)."""
 
 import functools
+import os
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_modules.base import IMAGENET_MEAN, IMAGENET_STD, BaseModule
+from lightning_modules.base import IMAGENET_MEAN, IMAGENET_STD
+from lightning_modules.clip_teaching import TaughtByClip
 from lightning_modules.errors import ModelError
 from lightning_modules.losses import ALIGNMENT_LOSSES, alignment_loss
-from lightning_modules.nets.clip_teacher import CLIP_MEAN, CLIP_STD, ClipTeacher
+from lightning_modules.metrics import SampleMean
+from lightning_modules.nets.clip_teacher import ClipTeacher
 from lightning_modules.nets.masked_videomamba import MaskedVideoMamba, aligned_blocks, take
-from lightning_modules.nets.masking import draw_visible, num_visible
+from lightning_modules.nets.masking import Generators, draw_visible, num_visible
 from lightning_modules.nets.videomamba import adapt_state_dict
 
 __all__ = ["MaskedPretraining"]
 
 
-class MaskedPretraining(BaseModule):
+class MaskedPretraining(TaughtByClip):
     """Learns from clips without labels: the student sees the unmasked tokens of a clip, a frozen CLIP all of it.
 
     The student's features of the tokens it saw, projected by a decoder, are pulled towards the teacher's. A trained one
@@ -129,33 +133,12 @@ class MaskedPretraining(BaseModule):
         if norm == "none" and loss == "l2":
             raise ModelError("loss 'l2' is 2 - 2 cos, which needs unit vectors; set norm: l2, or loss: mse.")
         self.set_normalisation(mean, std)
-        for name, values in (("clip_mean", CLIP_MEAN), ("clip_std", CLIP_STD)):
-            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1, 1), persistent=False)
-        # In a list, and so neither among the parameters nor in the checkpoints.
-        self._teacher = [teacher] if isinstance(teacher, ClipTeacher) else []
+        self.adopt_teacher(teacher, target_dim)
+        self.mean_loss = SampleMean()
 
     def setup(self, stage: str) -> None:
         """Fetches a teacher given by its name, before the first step."""
         self.teacher  # noqa: B018
-
-    @property
-    def teacher(self) -> ClipTeacher:
-        """The teacher, on the module's device.
-
-        Raises:
-            ModelError: there is none, it cannot be fetched, or it is of another width or depth than is asked for.
-        """
-        if not self._teacher:
-            source = self.training_arguments["teacher"]
-            if source is None:
-                raise ModelError("Masked pretraining needs a teacher; set model.teacher to a CLIP checkpoint, such as "
-                                 "openai/clip-vit-base-patch16.")  # fmt: skip
-            self._teacher.append(ClipTeacher(source))
-        teacher = self._teacher[0]
-        if teacher.output_dim != self.hparams.target_dim:
-            raise ModelError(f"The teacher's features have {teacher.output_dim} channels and target_dim is "
-                             f"{self.hparams.target_dim}; set model.target_dim to {teacher.output_dim}.")  # fmt: skip
-        return teacher.to(self.device)
 
     @functools.cached_property
     def _teacher_blocks(self) -> list[int]:
@@ -205,12 +188,12 @@ class MaskedPretraining(BaseModule):
             weights["net.norm_f.weight"] = torch.ones_like(weights["net.norm_f.weight"])
         return weights
 
-    def clip_losses(self, video: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def clip_losses(self, video: Tensor, generator: Generators = None) -> Tensor:
         """Clips as in `forward` -> the loss of each, mean over tokens and layers, (B,).
 
         Args:
             video: (B, 3, T, H, W).
-            generator: of the masks, on the module's device; None is torch's own.
+            generator: of the masks, see `draw_visible`.
         """
         args, official = self.training_arguments, self.hparams.variant == "official"
         x = self.normalise(video)
@@ -230,18 +213,27 @@ class MaskedPretraining(BaseModule):
         frames = x[:, :, size // 2 :: size]
         if self.hparams.variant == "official":
             return frames
-        return (frames * self.std + self.mean - self.clip_mean) / self.clip_std
+        return self.clip_pixels(frames)
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
-        losses = self.clip_losses(batch["video"])
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        losses = self.clip_losses(batch["video"], _generators(batch["index"], seed, self.current_epoch))
         loss = losses.mean()
         self.log("train/loss", loss, prog_bar=True, batch_size=len(losses), sync_dist=True)
         return loss
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
-        """The loss under masks that are the same in every epoch; unreadable videos are left out."""
-        seed = torch.Generator(self.device).manual_seed(batch_idx)
-        readable = batch.get("video_index", batch["index"]) >= 0
-        losses = self.clip_losses(batch["video"], seed)[readable]
-        if len(losses):
-            self.log("val/loss", losses.mean(), prog_bar=True, batch_size=len(losses), sync_dist=True)
+        """The loss under masks that are the same in every epoch; videos count once, unreadable ones do not."""
+        index = batch.get("video_index", batch["index"])
+        self.mean_loss.update(self.clip_losses(batch["video"], _generators(index)), index)
+
+    def on_validation_epoch_end(self) -> None:
+        # compute() has already joined the processes, so the mean over them changes nothing.
+        self.log("val/loss", self.mean_loss.compute(), prog_bar=True, sync_dist=True)
+        self.mean_loss.reset()
+
+
+def _generators(index: Tensor, *place: int) -> list[torch.Generator]:
+    """One for each clip, made of its index and these numbers: the batch and the process it is in do not matter."""
+    states = (np.random.SeedSequence([*place, clip + 1]).generate_state(1) for clip in index.tolist())
+    return [torch.Generator().manual_seed(int(state)) for (state,) in states]

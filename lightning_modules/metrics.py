@@ -6,7 +6,17 @@ from torchmetrics import Metric
 from torchmetrics.functional.classification import multiclass_accuracy
 from torchmetrics.utilities import dim_zero_cat
 
-__all__ = ["RetrievalRanks", "SampleAccuracy", "best_of_sets", "rank_of", "rank_statistics", "retrieval_ranks"]
+__all__ = ["RetrievalRanks", "SampleAccuracy", "SampleError", "SampleMean", "best_of_sets", "distinct", "rank_of",
+           "rank_statistics", "retrieval_ranks"]  # fmt: skip
+
+
+def distinct(index: Tensor) -> Tensor:
+    """Positions at which an index, int64 (N,), appears for the first time, by ascending index; -1 is left out."""
+    order = torch.argsort(index, stable=True)
+    ascending = index[order]
+    first = torch.ones_like(ascending, dtype=torch.bool)
+    first[1:] = ascending[1:] != ascending[:-1]
+    return order[first & (ascending >= 0)]
 
 
 class SampleAccuracy(Metric):
@@ -43,13 +53,8 @@ class SampleAccuracy(Metric):
     def compute(self) -> dict[str, Tensor]:
         """top1 and top5 in [0, 1], loss and samples (how many were counted)."""
         index, label, best, loss = (dim_zero_cat(getattr(self, name)) for name in ("index", "label", "best", "loss"))
-        kept = index >= 0
-        index, label, best, loss = index[kept], label[kept], best[kept], loss[kept]
-        order = torch.argsort(index, stable=True)
-        index = index[order]
-        first = torch.ones_like(index, dtype=torch.bool)
-        first[1:] = index[1:] != index[:-1]
-        label, best, loss = label[order][first], best[order][first], loss[order][first]
+        kept = distinct(index)
+        label, best, loss = label[kept], best[kept], loss[kept]
         if not len(label):
             nan = loss.new_tensor(float("nan"))
             return {"top1": nan, "top5": nan, "loss": nan, "samples": loss.new_tensor(0.0)}
@@ -63,6 +68,53 @@ class SampleAccuracy(Metric):
             for k in (1, 5)
         }
         return {**accuracy, "loss": loss.mean(), "samples": loss.new_tensor(float(len(loss)))}
+
+
+class SampleError(Metric):
+    """Mean squared and mean absolute error over distinct samples, counted as `SampleAccuracy` counts them."""
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("index", "error"):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def update(self, predicted: Tensor, value: Tensor, index: Tensor) -> None:
+        """Adds a batch.
+
+        Args:
+            predicted: (B,).
+            value: (B,), what is right.
+            index: int64 (B,), position in the data set; -1 is skipped.
+        """
+        self.index.append(index)
+        self.error.append((predicted - value).float())
+
+    def compute(self) -> dict[str, Tensor]:
+        """mse, mae and samples (how many were counted); errors of none are nan."""
+        index, error = dim_zero_cat(self.index), dim_zero_cat(self.error)
+        error = error[distinct(index)]
+        return {"mse": error.square().mean(), "mae": error.abs().mean(), "samples": error.new_tensor(len(error))}
+
+
+class SampleMean(Metric):
+    """Mean of a number over distinct samples, counted as `SampleAccuracy` counts them; nan of none."""
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("index", "value"):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def update(self, value: Tensor, index: Tensor) -> None:
+        """Adds a batch: numbers (B,), and positions in the data set, int64 (B,), of which -1 is skipped."""
+        self.index.append(index)
+        self.value.append(value.float())
+
+    def compute(self) -> Tensor:
+        return dim_zero_cat(self.value)[distinct(dim_zero_cat(self.index))].mean()
 
 
 class RetrievalRanks(Metric):
@@ -101,12 +153,9 @@ class RetrievalRanks(Metric):
     def compute(self) -> dict[str, Tensor]:
         """t2v_r1, t2v_r5, t2v_r10 in [0, 1], t2v_mdr, t2v_mnr (ranks from 1), the same for v2t, videos and captions."""
         video, index, text, count = (dim_zero_cat(getattr(self, name)) for name in ("video", "index", "text", "count"))
-        order = torch.argsort(index, stable=True)
-        first = torch.ones_like(index, dtype=torch.bool)
-        first[1:] = index[order][1:] != index[order][:-1]
-        kept = torch.zeros_like(first)
-        kept[order] = first
-        kept &= (index >= 0) & (count > 0)
+        kept = torch.zeros_like(index, dtype=torch.bool)
+        kept[distinct(index)] = True
+        kept &= count > 0
         text = text[kept.repeat_interleave(count)]
         owner = torch.arange(int(kept.sum()), device=index.device).repeat_interleave(count[kept])
         t2v, v2t = retrieval_ranks(text, video[kept], owner, dual_softmax=self.dual_softmax)

@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_modules.base import IMAGENET_MEAN, IMAGENET_STD, BaseModule
+from lightning_modules.base import IMAGENET_MEAN, IMAGENET_STD
+from lightning_modules.clip_teaching import TaughtByClip
 from lightning_modules.errors import ModelError
 from lightning_modules.losses import alignment_loss
 from lightning_modules.metrics import RetrievalRanks
 from lightning_modules.nets.bert import BertWords, build_bert, load_bert, pretrained_sizes
-from lightning_modules.nets.clip_teacher import CLIP_MEAN, CLIP_STD, ClipTeacher
+from lightning_modules.nets.clip_teacher import ClipTeacher
 from lightning_modules.nets.masked_videomamba import take
 from lightning_modules.nets.masking import draw_visible, num_visible
 from lightning_modules.nets.video_text import TextOutput, VideoOutput, VideoTextNet, VideoTower
@@ -26,14 +28,14 @@ IGNORED = -100
 """Target of words that are not to be guessed; what `torch.nn.functional.cross_entropy` leaves out."""
 
 
-class VideoTextPretraining(BaseModule):
+class VideoTextPretraining(TaughtByClip):
     """Learns videos, still images and their captions together (VideoMamba, section 3.4).
 
     Four losses, each with weight 1 (reference videomamba_multimodal.md, section 2):
 
     - VTC, contrast: vectors of pairs are near, those of all others in the batches of all processes are far.
-    - VTM, matching: the fusion encoder tells a pair from one with another text or video of the process, preferably a
-      likely one.
+    - VTM, matching: the fusion encoder tells a pair from one with another text or video, preferably a likely one, of
+      the process (or of all, with ``global_batch``).
     - MLM, masked words: the fusion encoder guesses hidden words from the others and the video.
     - UTA, alignment: as in masked pretraining, tokens are drawn towards those of a frozen CLIP.
 
@@ -58,7 +60,8 @@ class VideoTextPretraining(BaseModule):
         short_side: pixels of the short side before cropping; None means ``image_size``.
         sampling: how frames are picked, see `datamodules.sampling`.
         frame_stride: frames between two picked ones where ``sampling`` is "dense".
-        interpolation: "bicubic" or "bilinear".
+        interpolation: "bicubic", "bicubic-plain" (without antialiasing, as the released models have it) or "bilinear".
+        resize: "crop" the middle of a frame in evaluation, or "squeeze" all of it to a square, as the released models.
         init_from: model or run to start from: another one of these, or one whose video tower alone is taken.
         text_weights: BERT checkpoint to start from, ``google-bert/bert-base-uncased`` or a folder; its tokenizer is
             taken too. Without one, word pieces are learned from the DataModule's ``captions``.
@@ -70,10 +73,14 @@ class VideoTextPretraining(BaseModule):
         mask_ratio: share of masked patches of clips.
         image_mask_ratio: the same of images.
         word_ratio: share of words that are to be guessed.
+        global_batch: False is published: matching draws wrong answers from the batch of its process, and words are
+            averaged there. True does both over all processes, so that a step is that of one process with all pairs;
+            every process then holds the tokens of all videos (docs/video_text.md).
         rerank: candidates that the matching head puts in order in a test; 0 tests the vectors alone.
         drop_path: stochastic depth of the last block, growing linearly from 0.
         init: "mamba" or "official", see `lightning_modules.nets.bimamba.BiMamba`.
         checkpoint_blocks: how many of the first blocks are recomputed in the backward pass to save memory.
+        checkpoint_text: recompute BERT's layers too.
         compile: run the blocks through torch.compile; the first steps then take minutes.
         lr: peak learning rate of AdamW.
         min_lr: learning rate at the end.
@@ -109,6 +116,7 @@ class VideoTextPretraining(BaseModule):
         sampling: str = "sparse",
         frame_stride: int = 4,
         interpolation: str = "bicubic",
+        resize: str = "crop",
         *,
         init_from: str | None = None,
         text_weights: str | None = None,
@@ -119,10 +127,12 @@ class VideoTextPretraining(BaseModule):
         mask_ratio: float = 0.8,
         image_mask_ratio: float = 0.5,
         word_ratio: float = 0.5,
+        global_batch: bool = False,
         rerank: int = 128,
         drop_path: float = 0.0,
         init: str = "mamba",
         checkpoint_blocks: int = 0,
+        checkpoint_text: bool = False,
         compile: bool = False,
         lr: float = 4e-4,
         min_lr: float = 4e-6,
@@ -163,12 +173,9 @@ class VideoTextPretraining(BaseModule):
         if not 0 < word_ratio <= 1 or rerank < 0:
             raise ModelError(f"word_ratio is {word_ratio} and rerank {rerank}; the first is a share above 0 and at "
                              "most 1, the second 0 or more.")  # fmt: skip
-        self.net = VideoTextNet(tower, bert, words, dim)
+        self.net = VideoTextNet(tower, bert, words, dim, checkpoint_text)
         self.set_normalisation(mean, std)
-        for name, values in (("clip_mean", CLIP_MEAN), ("clip_std", CLIP_STD)):
-            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1, 1), persistent=False)
-        # In a list, and so neither among the parameters nor in the checkpoints.
-        self._teacher = [teacher] if isinstance(teacher, ClipTeacher) else []
+        self.adopt_teacher(teacher, target_dim)
         self.ranks = RetrievalRanks()
         self.reranker = Reranker(rerank)
 
@@ -186,19 +193,8 @@ class VideoTextPretraining(BaseModule):
             self.net.words.learn(captions)
 
     @property
-    def teacher(self) -> ClipTeacher:
-        """The teacher, on the module's device.
-
-        Raises:
-            ModelError: it cannot be fetched, or is of another width than is asked for.
-        """
-        if not self._teacher:
-            self._teacher.append(ClipTeacher(self.training_arguments["teacher"]))
-        teacher, wanted = self._teacher[0], self.training_arguments["target_dim"]
-        if teacher.output_dim != wanted:
-            raise ModelError(f"The teacher's features have {teacher.output_dim} channels and target_dim is {wanted}; "
-                             f"set model.target_dim to {teacher.output_dim}.")  # fmt: skip
-        return teacher.to(self.device)
+    def preprocessing(self) -> dict:
+        return {**super().preprocessing, "resize": self.hparams.resize}
 
     # Using it -------------------------------------------------------------------------------------------------------
 
@@ -274,53 +270,81 @@ class VideoTextPretraining(BaseModule):
         with torch.no_grad():
             self.net.temp.clamp_(*TEMPERATURES)
         x, group = self.normalise(batch["video"]), batch["video_index"]
-        visible, target = self._ask_teacher(x) if self.training_arguments["teacher"] is not None else (None, None)
+        # What is drawn for a pair (mask, wrong answers, hidden words, in this order) depends on its seed alone.
+        seed = batch["seed"] if "seed" in batch else torch.randint(2**32, (len(x),))
+        chance = [_generator(number) for number in seed.tolist()]
+        visible = target = None
+        if self.training_arguments["teacher"] is not None:
+            visible, target = self._ask_teacher(x, chance)
         video, text = self.net.encode_video(x, visible), self.net.encode_text(batch["text"])
         with torch.autocast(self.device.type, enabled=False):
             vectors = self.gather(text.vectors), self.gather(video.mean)
             contrast = multi_positive_loss(*vectors, self.net.temp, self.gather(group))
-        losses = {"vtc": contrast, "vtm": self._matching_loss(video, text, group), "mlm": self._word_loss(video, text)}
+        matching = self._matching_loss(video, text, group, seed.to(self.device), chance)
+        losses = {"vtc": contrast, "vtm": matching, "mlm": self._word_loss(video, text, chance)}
         if target is not None:
             losses["uta"] = alignment_loss(video.aligned, target).mean()
         return losses
 
-    def _ask_teacher(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _ask_teacher(self, x: Tensor, chance: list[torch.Generator]) -> tuple[Tensor, Tensor]:
         """Normalised videos -> the tokens that stay visible (B, 1 + K), and the teacher's features of these."""
         args, official = self.training_arguments, self.training_arguments["variant"] == "official"
         # The official teacher sees pixels as the video tower does; CLIP's own normalisation is another.
-        seen = x if official else (x * self.std + self.mean - self.clip_mean) / self.clip_std
+        seen = x if official else self.clip_pixels(x)
         side = self.net.vision.grid_size
         found = self.teacher(seen, side, final_norm=not official)
         visible = draw_visible(
             args["mask_type"], args["image_mask_ratio"] if x.shape[2] == 1 else args["mask_ratio"], len(x), x.shape[2],
-            side, attention=found.attention, device=x.device,
+            side, attention=found.attention, device=x.device, generator=chance,
         )  # fmt: skip
         return visible, self.teacher.project(take(found.hidden[-1], visible))
 
-    def _matching_loss(self, video: VideoOutput, text: TextOutput, group: Tensor) -> Tensor:
+    def _matching_loss(
+        self, video: VideoOutput, text: TextOutput, group: Tensor, seed: Tensor, chance: list[torch.Generator]
+    ) -> Tensor:
         """VTM: the B pairs, and as far as there are any a wrong video for each text and a wrong text for each video."""
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            logits = text.vectors @ video.mean.T / self.net.temp
-            same = group[:, None] == group[None, :]
-            texts, wrong_video = draw_negatives(logits, same)
-            videos, wrong_text = draw_negatives(logits.T, same)
-        here = torch.arange(len(group), device=group.device)
-        words, seen = torch.cat([here, texts, wrong_text]), torch.cat([here, wrong_video, videos])
-        found = self.net.match(text.hidden[words], text.mask[words], video.tokens[seen])
-        belong = torch.zeros(len(words), dtype=torch.int64, device=group.device)
-        belong[: len(here)] = 1
-        return F.cross_entropy(found.float(), belong)
+            same = group[:, None] == self._share(group)
+            # The numbers of a query are dealt out to the candidates in the order of their seeds, wherever they are.
+            place = self._share(seed).argsort().argsort()
+            noise = torch.stack([torch.empty(2, len(place)).exponential_(generator=own) for own in chance])
+            noise = noise.to(place.device)[..., place]
+            to_videos = text.vectors @ self._share(video.mean).T / self.net.temp
+            to_texts = video.mean @ self._share(text.vectors).T / self.net.temp
+            texts, wrong_video = draw_negatives(to_videos, same, noise[:, 0])
+            videos, wrong_text = draw_negatives(to_texts, same, noise[:, 1])
+        length = int(self._share(torch.tensor([text.mask.shape[1]], device=self.device)).max())
+        hidden = self._share(F.pad(text.hidden, (0, 0, 0, length - text.mask.shape[1])))
+        mask = torch.arange(length, device=self.device) < self._share(text.mask.sum(dim=1))[:, None]
+        tokens = self._share(video.tokens)
+        start = self.global_rank * len(group) if self.training_arguments["global_batch"] else 0
+        own = start + torch.arange(len(group), device=self.device)
+        words, seen = torch.cat([own, own[texts], wrong_text]), torch.cat([own, wrong_video, own[videos]])
+        found = self.net.match(hidden[words], mask[words], tokens[seen])
+        belong = torch.zeros(len(words), dtype=torch.int64, device=self.device)
+        belong[: len(own)] = 1
+        return self._mean(F.cross_entropy(found.float(), belong, reduction="sum"), len(words))
 
-    def _word_loss(self, video: VideoOutput, text: TextOutput) -> Tensor:
+    def _word_loss(self, video: VideoOutput, text: TextOutput, chance: list[torch.Generator]) -> Tensor:
         """MLM."""
         words = self.net.words
+        noise = torch.stack([torch.rand(words.max_words, 3, generator=own) for own in chance]).to(self.device)
+        ratio = self.training_arguments["word_ratio"]
         hidden, target = hide_words(
-            text.ids, text.mask, len(words.pieces), words.mask_id, self.training_arguments["word_ratio"]
+            text.ids, text.mask, len(words.pieces), words.mask_id, ratio, noise[:, : text.ids.shape[1]]
         )
         scores = self.net.guess_words(hidden, text.mask, video.tokens).float()
-        # Not the mean: there may be no hidden word in a short batch.
         total = F.cross_entropy(scores.flatten(0, 1), target.flatten(), ignore_index=IGNORED, reduction="sum")
-        return total / (target != IGNORED).sum().clamp(min=1)
+        return self._mean(total, (target != IGNORED).sum())
+
+    def _share(self, rows: Tensor) -> Tensor:
+        """(B, ...) -> what matching draws from: the same or, with ``global_batch``, those of all processes."""
+        return self.gather(rows) if self.training_arguments["global_batch"] else rows
+
+    def _mean(self, total: Tensor, count: Tensor | int) -> Tensor:
+        """A sum as the mean over `count`; with ``global_batch``, so that the mean over processes is that over all."""
+        count = self._share(torch.as_tensor(count, device=self.device, dtype=total.dtype).view(1)).mean()
+        return total / count.masked_fill(count == 0, 1)  # there may be no hidden word in a short batch
 
     def parameter_groups(self) -> list[dict]:
         args = self.training_arguments
@@ -398,12 +422,14 @@ def multi_positive_loss(text: Tensor, video: Tensor, temperature: Tensor | float
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def draw_negatives(logits: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
+def draw_negatives(logits: Tensor, same: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """A wrong answer for each query, the likelier the more probable the model finds it (ALBEF, arXiv 2107.07651).
 
     Args:
-        logits: of queries and candidates (B, B).
-        same: bool (B, B), which candidates are no wrong answers.
+        logits: of queries and candidates (B, N).
+        same: bool (B, N), which candidates are no wrong answers.
+        noise: (B, N), exponentially distributed with rate 1; the answer is the first arrival among independent
+            Poisson processes whose rates are the probabilities.
 
     Returns:
         int64 queries (R,) that have a wrong answer, rising, and the answers drawn for them (R,).
@@ -411,12 +437,12 @@ def draw_negatives(logits: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
     # The constant keeps what the model thinks impossible from being so.
     weights = (logits.softmax(dim=1) + 1e-4).masked_fill(same, 0.0)
     queries = (~same).any(dim=1).nonzero().flatten()
-    if not len(queries):
-        return queries, queries
-    return queries, torch.multinomial(weights[queries], 1).squeeze(1)
+    return queries, (weights / noise)[queries].argmax(dim=1)
 
 
-def hide_words(ids: Tensor, mask: Tensor, vocab_size: int, mask_id: int, ratio: float) -> tuple[Tensor, Tensor]:
+def hide_words(
+    ids: Tensor, mask: Tensor, vocab_size: int, mask_id: int, ratio: float, noise: Tensor
+) -> tuple[Tensor, Tensor]:
     """MLM: chooses words to be guessed (BERT, section 3.1): of these 80 % are hidden, 10 % another word, 10 % remain.
 
     Args:
@@ -425,14 +451,19 @@ def hide_words(ids: Tensor, mask: Tensor, vocab_size: int, mask_id: int, ratio: 
         vocab_size: ids of other words are below.
         mask_id: of the token that hides a word.
         ratio: share of words that are chosen, each by itself.
+        noise: (M, L, 3), uniform in [0, 1): whether a word is chosen, what becomes of it, and which other one it is.
 
     Returns:
         the new ids (M, L), and the old ones where they are to be guessed, -100 elsewhere (M, L).
     """
-    chosen = mask & (torch.rand(ids.shape, device=ids.device) < ratio)
+    draw, fate, other = noise.unbind(dim=-1)
+    chosen = mask & (draw < ratio)
     chosen[:, 0] = False
-    fate = torch.rand(ids.shape, device=ids.device)
-    other = torch.randint(vocab_size, ids.shape, device=ids.device)
     new = ids.masked_fill(chosen & (fate < 0.8), mask_id)
-    new = torch.where(chosen & (fate >= 0.9), other, new)
+    new = torch.where(chosen & (fate >= 0.9), (other * vocab_size).long(), new)
     return new, ids.masked_fill(~chosen, IGNORED)
+
+
+def _generator(seed: int) -> torch.Generator:
+    """Other numbers than those that the loader drew from the same seed."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, 1]).generate_state(1)[0]))

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 from transformers.models.bert.modeling_bert import BertLayer
 
@@ -129,16 +130,19 @@ def _unreadable(source: str, error: Exception) -> ModelError:
                       "Face Hub or a folder that holds one, and connect for the first use.")  # fmt: skip
 
 
-def encode_words(bert: BertForMaskedLM, ids: Tensor, mask: Tensor) -> Tensor:
-    """Token ids and mask (M, L) as `BertWords` makes them -> what the text layers say of each word (M, L, D)."""
+def encode_words(bert: BertForMaskedLM, ids: Tensor, mask: Tensor, recompute: bool = False) -> Tensor:
+    """Token ids and mask (M, L) as `BertWords` makes them -> what the text layers say of each word (M, L, D).
+
+    With `recompute`, layers are run again in the backward pass in place of keeping what they held.
+    """
     hidden = bert.bert.embeddings(input_ids=ids)
     for layer in bert.bert.encoder.layer:
         if not layer.add_cross_attention:
-            hidden = layer(hidden, _attention_mask(mask))
+            hidden = _run(layer, recompute, hidden, _attention_mask(mask))
     return hidden
 
 
-def fuse(bert: BertForMaskedLM, hidden: Tensor, mask: Tensor, context: Tensor) -> Tensor:
+def fuse(bert: BertForMaskedLM, hidden: Tensor, mask: Tensor, context: Tensor, recompute: bool = False) -> Tensor:
     """Words that attend to a video each.
 
     Args:
@@ -146,14 +150,21 @@ def fuse(bert: BertForMaskedLM, hidden: Tensor, mask: Tensor, context: Tensor) -
         hidden: from `encode_words`, (M, L, D).
         mask: bool (M, L), False for padding.
         context: tokens of the video that belongs to each text, (M, K, C).
+        recompute: see `encode_words`.
 
     Returns:
         (M, L, D).
     """
     for layer in bert.bert.encoder.layer:
         if layer.add_cross_attention:
-            hidden = layer(hidden, _attention_mask(mask), context)
+            hidden = _run(layer, recompute, hidden, _attention_mask(mask), context)
     return hidden
+
+
+def _run(layer: BertLayer, recompute: bool, *inputs: Tensor) -> Tensor:
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(layer, *inputs, use_reentrant=False)
+    return layer(*inputs)
 
 
 def predict_words(bert: BertForMaskedLM, hidden: Tensor) -> Tensor:
@@ -229,15 +240,21 @@ class BertWords(nn.Module):
         return found.input_ids.to(device), found.attention_mask.bool().to(device)
 
     def learn(self, texts: Iterable[str]) -> None:
-        """Learns word pieces from texts: as many as there is room for, the most frequent first."""
+        """Learns word pieces from texts: as many as there is room for, the most frequent first. The same texts give the
+        same ones, in every process."""
         from tokenizers.trainers import WordPieceTrainer
 
         tokenizer = BertTokenizer().backend_tokenizer
+        cleaned = [clean_text(text) for text in texts]
+        split, plain = tokenizer.pre_tokenizer.pre_tokenize_str, tokenizer.normalizer.normalize_str
+        words = {word for text in cleaned for word, _ in split(plain(text))}
+        # The trainer finds letters in no particular order, and its choice between pairs equally frequent follows it.
+        letters = sorted({*"".join(words)}) + sorted({f"##{letter}" for word in words for letter in word[1:]})
         trainer = WordPieceTrainer(
-            vocab_size=len(self.pieces), special_tokens=list(self.SPECIAL), show_progress=False,
+            vocab_size=len(self.pieces), special_tokens=[*self.SPECIAL, *letters], show_progress=False,
             continuing_subword_prefix="##",
         )  # fmt: skip
-        tokenizer.train_from_iterator(map(clean_text, texts), trainer)
+        tokenizer.train_from_iterator(cleaned, trainer)
         vocabulary = tokenizer.get_vocab()
         learned = sorted(vocabulary, key=vocabulary.get)
         self.set_pieces([piece for piece in learned if len(piece.encode()) <= self.BYTES][: len(self.pieces)])

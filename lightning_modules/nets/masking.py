@@ -8,13 +8,19 @@ A clip has T frames of side x side patches, numbered frame by frame in raster or
     . # # #  # # # .   # # # .  # # # .   # # # #  # # # #   . . . .  # # # #   it stays visible, and each frame keeps
     # # # .  # # # #   # # # #  # # # #   . . . .  # # # #   # # # #  # # # #   the same number
 
-All of a batch is drawn at once on one device, from one generator: the same seed gives the same masks.
+All of a batch is drawn at once on one device, from one generator: the same seed gives the same masks. Or each clip is
+drawn from a generator of its own, and its mask then depends on nothing else in the batch.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["MASK_TYPES", "draw_visible", "num_visible", "pick_first", "weighted_order"]
+__all__ = ["MASK_TYPES", "Generators", "draw_visible", "num_visible", "pick_first", "weighted_order"]
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+"""One of the device, one of the CPU for each clip of the batch, or torch's own."""
 
 MASK_TYPES = ("random", "tube", "clip-row", "frame-row", "attention")
 
@@ -57,7 +63,7 @@ def draw_visible(
     *,
     attention: Tensor | None = None,
     device: torch.device | str = "cpu",
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
 ) -> Tensor:
     """Positions of the tokens that stay visible in each clip of a batch, in rising order.
 
@@ -71,7 +77,7 @@ def draw_visible(
         side: patches along a side.
         attention: for mask type "attention", weights of the patches, not negative, (B, T, side * side).
         device: where to draw; that of `attention` where it is given.
-        generator: of that device; None is torch's own.
+        generator: of that device, or one of the CPU for each clip; None is torch's own.
 
     Returns:
         int64 (B, 1 + num_visible(...)).
@@ -85,21 +91,26 @@ def draw_visible(
             given = None if attention is None else tuple(attention.shape)
             raise ValueError(f"mask_type 'attention' needs weights of shape {(batch, frames, patches)}, got {given}.")
         device = attention.device
-        order = weighted_order(attention, generator)
-        visible = pick_first(order, count // frames, patches)
+
+    def noise(*shape: int) -> Tensor:
+        if isinstance(generator, Sequence):
+            return torch.stack([torch.rand(shape, generator=own) for own in generator]).to(device)
+        return torch.rand(batch, *shape, device=device, generator=generator)
+
+    if mask_type == "attention":
+        visible = pick_first(weighted_order(attention, noise(frames, patches)), count // frames, patches)
     elif mask_type == "random":
-        visible = pick_first(_order((batch, 1, frames * patches), device, generator), count, frames * patches)
+        visible = pick_first(noise(1, frames * patches).argsort(), count, frames * patches)
     elif mask_type == "tube":
-        order = _order((batch, 1, patches), device, generator).expand(-1, frames, -1)
-        visible = pick_first(order, count // frames, patches)
+        visible = pick_first(noise(1, patches).argsort().expand(-1, frames, -1), count // frames, patches)
     else:
-        shape = (batch, 1, frames * side) if mask_type == "clip-row" else (batch, frames, side)
-        rows = pick_first(_order(shape, device, generator), count // (side * shape[1]), shape[2])
+        groups, size = (1, frames * side) if mask_type == "clip-row" else (frames, side)
+        rows = pick_first(noise(groups, size).argsort(), count // (side * groups), size)
         visible = (rows[..., None] * side + torch.arange(side, device=device)).flatten(1)
     return torch.cat([visible.new_zeros(batch, 1), 1 + visible], dim=1)
 
 
-def weighted_order(weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def weighted_order(weights: Tensor, noise: Tensor) -> Tensor:
     """All positions of the last axis drawn one after the other without replacement, with these weights.
 
     The order of -log(u) / w, u uniform: the next arrival among independent Poisson processes of rates w. Weights of 0
@@ -107,12 +118,12 @@ def weighted_order(weights: Tensor, generator: torch.Generator | None = None) ->
 
     Args:
         weights: not negative, (..., N).
+        noise: uniform in [0, 1), (..., N).
 
     Returns:
         int64 (..., N), the first drawn first.
     """
-    noise = torch.empty_like(weights, dtype=torch.float32).exponential_(generator=generator)
-    return (noise / weights.float()).argsort(dim=-1)
+    return (-noise.log() / weights.float()).argsort(dim=-1)
 
 
 def pick_first(order: Tensor, count: int, size: int) -> Tensor:
@@ -127,8 +138,3 @@ def pick_first(order: Tensor, count: int, size: int) -> Tensor:
     first = order[..., :count].sort(dim=-1).values
     offset = size * torch.arange(order.shape[1], device=order.device)
     return (first + offset[:, None]).flatten(1)
-
-
-def _order(shape: tuple[int, ...], device: torch.device | str, generator: torch.Generator | None) -> Tensor:
-    """A random order along the last axis."""
-    return torch.rand(shape, device=device, generator=generator).argsort(dim=-1)

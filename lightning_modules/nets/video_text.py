@@ -172,14 +172,18 @@ class VideoTextNet(nn.Module):
         text: BERT, see `lightning_modules.nets.bert.build_bert`.
         words: its tokenizer.
         dim: E, width of the shared space.
+        checkpoint_text: recompute BERT's layers in the backward pass to save memory.
     """
 
-    def __init__(self, vision: VideoTower, text: BertForMaskedLM, words: BertWords, dim: int = 512) -> None:
+    def __init__(
+        self, vision: VideoTower, text: BertForMaskedLM, words: BertWords, dim: int = 512, checkpoint_text: bool = False
+    ) -> None:
         super().__init__()
         width = text.config.hidden_size
         self.vision = vision
         self.text = text
         self.words = words
+        self.checkpoint_text = checkpoint_text
         self.vision_proj = nn.Linear(vision.embed_dim, dim)
         self.text_proj = nn.Linear(width, dim)
         self.itm_head = nn.Linear(width, 2)
@@ -207,7 +211,7 @@ class VideoTextNet(nn.Module):
     def encode_text(self, texts: list[str]) -> TextOutput:
         """M texts, one at least."""
         ids, mask = self.words(texts)
-        hidden = encode_words(self.text, ids, mask)
+        hidden = encode_words(self.text, ids, mask, self.checkpoint_text)
         vectors = F.normalize(self.text_proj(hidden[:, 0]).float(), dim=-1)
         return TextOutput(vectors, hidden, ids, mask)
 
@@ -222,9 +226,9 @@ class VideoTextNet(nn.Module):
         Returns:
             logits (M, 2) of "no" and "yes".
         """
-        return self.itm_head(fuse(self.text, hidden, mask, tokens)[:, 0])
+        return self.itm_head(fuse(self.text, hidden, mask, tokens, self.checkpoint_text)[:, 0])
 
     def guess_words(self, ids: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:
         """Texts, some words of which are hidden, beside their videos -> scores of the vocabulary (M, L, vocab_size)."""
-        hidden = encode_words(self.text, ids, mask)
-        return predict_words(self.text, fuse(self.text, hidden, mask, tokens))
+        hidden = encode_words(self.text, ids, mask, self.checkpoint_text)
+        return predict_words(self.text, fuse(self.text, hidden, mask, tokens, self.checkpoint_text))

@@ -38,9 +38,9 @@ def test_the_best_possible_score_is_a_guess_between_the_clips_that_a_caption_fit
     quick = "the red disc slides left quickly in front of blue dots"
     plain = "a red disc moves to the left over a blue dotted background"
     slow = quick.replace("quickly", "slowly")
-    first = replace(scene, captions=(plain, quick))
+    first = replace(scene, captions=(plain, quick), travels=(0.79,) * 4)
     other_shape = next(shape for shape in ("drop", "disc") if shape != scene.shape)
-    specs = [first, replace(scene, captions=(plain, slow)), replace(first, motion="move_right"),
+    specs = [first, replace(scene, captions=(plain, slow), travels=(0.51,) * 4), replace(first, motion="move_right"),
              replace(first, motion="grow"), replace(first, shape=other_shape)]  # fmt: skip
     best = benchmark.best_possible(specs)
     # The two that move to the left are told apart by their pace alone, where the caption says it.

@@ -1,9 +1,15 @@
 """Masked pretraining: the published loss (golden tensors), what learns and is saved, and classifiers that follow."""
 
+import json
+import subprocess
+import sys
+import textwrap
+
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
+from numpy.random import SeedSequence
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -97,7 +103,11 @@ def test_masks_follow_the_seed(teacher, mask_type):
     module, video = tiny(teacher, mask_type=mask_type, mask_ratio=0.6).eval(), clips()
     with torch.no_grad():
         first, again, other = (module.clip_losses(video, torch.Generator().manual_seed(s)) for s in (3, 3, 4))
+        own = [torch.Generator().manual_seed(s) for s in (5, 6, 7, 8)]
+        together = module.clip_losses(video, own)
+        alone = module.clip_losses(video[2:3], [torch.Generator().manual_seed(7)])
     assert first.shape == (4,) and torch.equal(first, again) and not torch.equal(first, other)
+    torch.testing.assert_close(alone, together[2:3])
 
 
 def test_several_layers_meet_in_order(teacher):
@@ -194,14 +204,14 @@ def test_the_loss_falls(trained):
 
 
 def test_validation_leaves_out_unreadable_videos(trained):
+    """The mean over the others, each under a mask that its index alone decides."""
     module, run, *_ = trained
     module.eval()
+    mask_of = [torch.Generator().manual_seed(int(SeedSequence([i + 1]).generate_state(1)[0])) for i in range(16)]
     with torch.no_grad():
-        losses = []
-        for i, batch in enumerate(Data().val_dataloader()):
-            losses += module.clip_losses(batch["video"], torch.Generator().manual_seed(i)).tolist()
+        losses = [module.clip_losses(Clips()[i]["video"][None], mask_of[i : i + 1]).item() for i in range(1, 16)]
     logged = run.validate(module, datamodule=Data(), verbose=False)[0]["val/loss"]
-    assert logged == pytest.approx(sum(losses[1:]) / 15, rel=1e-5)
+    assert logged == pytest.approx(sum(losses) / 15, rel=1e-5)
 
 
 def test_what_was_trained_and_what_is_saved(trained):
@@ -280,3 +290,85 @@ def test_bf16_with_recomputed_blocks(teacher, tmp_path):
     run.fit(module, datamodule=Data())
     assert run.callback_metrics["train/loss"].isfinite()
     assert all(p.dtype == torch.float32 for p in module.parameters())
+
+
+# Several processes --------------------------------------------------------------------------------------------------
+
+
+class Shares(Data):
+    """Dealt out in turn, so that a batch of 4 in each of two processes holds what one of 8 does in one process."""
+
+    def __init__(self, batch_size):
+        super().__init__()
+        self.batch_size = batch_size
+
+    def train_dataloader(self):
+        share = range(self.trainer.global_rank, 16, self.trainer.world_size)
+        return DataLoader(Clips(), self.batch_size, sampler=share)
+
+    def val_dataloader(self):
+        """15 clips: two processes get 8 each, the last being one that the other has too."""
+        count = 15 + (self.trainer.world_size - 1)
+        share = range(self.trainer.global_rank, count, self.trainer.world_size)
+        return DataLoader(Clips(), self.batch_size, sampler=[1 if i == 15 else i for i in share])
+
+
+class Losses(Callback):
+    def __init__(self):
+        self.train, self.val = [], []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.train.append(trainer.strategy.reduce(outputs["loss"].detach().clone(), reduce_op="mean").item())
+
+    def on_validation_end(self, trainer, pl_module):
+        self.val.append(trainer.callback_metrics["val/loss"].item())
+
+
+def fit(folder, name, batch_size, variant, **kwargs):
+    """Three epochs of two steps; the losses, with those of validation, and a checkpoint of this name."""
+    seed_everything(0, verbose=False)
+    module = tiny(ClipTeacher(sizes=SIZES), variant=variant, mask_ratio=0.6, lr=3e-3, warmup_epochs=1)
+    losses = Losses()
+    run = trainer(folder, max_epochs=3, callbacks=[losses], use_distributed_sampler=False, **kwargs)
+    run.fit(module, datamodule=Shares(batch_size))
+    run.save_checkpoint(folder / f"{name}.ckpt")
+    return {"train": losses.train, "val": losses.val}
+
+
+def test_two_processes_train_as_one(tmp_path):
+    """Under ddp and fsdp2, for both variants: the same masks, losses and weights."""
+    body = f"""
+        import importlib.util, json, sys, torch
+        from pathlib import Path
+        spec = importlib.util.spec_from_file_location("helpers", {__file__!r})
+        helpers = sys.modules["helpers"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(helpers)
+        torch.set_num_threads(1)
+        folder, results = Path({str(tmp_path)!r}), {{}}
+        for strategy in ("ddp", "fsdp2"):
+            for variant in ("all_blocks", "official"):
+                name = f"{{strategy}}-{{variant}}"
+                results[name] = helpers.fit(folder, name, 4, variant, devices=2, strategy=strategy)
+        rank = torch.distributed.get_rank()
+        (folder / f"{{rank}}.json").write_text(json.dumps(results))
+        # Lightning leaves the process group to the interpreter's exit, where a peer that is gone can abort the other.
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+    """
+    (tmp_path / "two.py").write_text(textwrap.dedent(body))
+    run = subprocess.run([sys.executable, tmp_path / "two.py"], timeout=240, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    results = json.loads((tmp_path / "0.json").read_text())
+    assert results == json.loads((tmp_path / "1.json").read_text())
+    for variant in ("all_blocks", "official"):
+        alone = fit(tmp_path, "alone", 8, variant)
+        assert len(alone["train"]) == len(set(alone["train"])) == 6 and alone["val"][-1] < alone["val"][0]
+        weights = torch.load(tmp_path / "alone.ckpt", weights_only=True)["state_dict"]
+        for strategy in ("ddp", "fsdp2"):
+            name = f"{strategy}-{variant}"
+            for kind, losses in alone.items():
+                assert results[name][kind] == pytest.approx(losses, rel=1e-4), (name, kind)
+            theirs = torch.load(tmp_path / f"{name}.ckpt", weights_only=True)["state_dict"]
+            assert list(theirs) == list(weights)
+            for key, weight in weights.items():
+                torch.testing.assert_close(theirs[key], weight, rtol=1e-4, atol=1e-5, msg=f"{name}: {key}")

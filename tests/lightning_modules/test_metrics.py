@@ -1,9 +1,10 @@
-"""SampleAccuracy against counting by hand and against torchmetrics."""
+"""SampleAccuracy, SampleError and SampleMean against counting by hand and against torchmetrics."""
 
 import torch
 from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError
 
-from lightning_modules.metrics import SampleAccuracy
+from lightning_modules.metrics import SampleAccuracy, SampleError, SampleMean, distinct
 
 
 def test_repeated_samples_count_once_and_placeholders_not_at_all():
@@ -38,3 +39,35 @@ def test_nothing_counted_is_nan_not_zero():
     metric = SampleAccuracy(3)
     metric.update(torch.rand(1, 3), torch.tensor([0]), torch.tensor([-1]), torch.tensor([1.0]))
     assert metric.compute()["top1"].isnan()
+
+
+def test_distinct_is_the_first_of_each_index():
+    index = torch.tensor([7, -1, 3, 7, 0, -1, 3])
+    assert distinct(index).tolist() == [4, 2, 0]
+    assert distinct(torch.tensor([-1, -1])).tolist() == distinct(torch.tensor([], dtype=torch.int64)).tolist() == []
+
+
+def test_errors_of_distinct_samples():
+    generator = torch.Generator().manual_seed(0)
+    predicted, value = torch.rand(2, 40, generator=generator)
+    ours, theirs = SampleError(), {"mse": MeanSquaredError(), "mae": MeanAbsoluteError()}
+    for batch in torch.arange(40).split(17):
+        ours.update(predicted[batch], value[batch], batch)
+    ours.update(torch.tensor([100.0, -100.0]), torch.zeros(2), torch.tensor([3, -1]))  # again, and a placeholder
+    result = ours.compute()
+    for name, metric in theirs.items():
+        torch.testing.assert_close(result[name], metric(predicted, value))
+    assert result["samples"] == 40
+    ours.reset()
+    ours.update(predicted[:1], value[:1], torch.tensor([-1]))
+    assert ours.compute()["mse"].isnan()
+
+
+def test_mean_of_distinct_samples():
+    mean = SampleMean()
+    mean.update(torch.tensor([2.0, 4.0]), torch.tensor([1, 5]))
+    mean.update(torch.tensor([2.0, 50.0, 9.0]), torch.tensor([1, -1, 0]))
+    assert mean.compute() == 5.0  # of samples 0, 1 and 5
+    mean.reset()
+    mean.update(torch.tensor([1.0]), torch.tensor([-1]))
+    assert mean.compute().isnan()

@@ -200,7 +200,7 @@ def test_without_the_teacher_after_its_epochs(tmp_path):
     model.zero_grad()
     loss = model.training_step(batch, 0)
     loss.backward()
-    torch.testing.assert_close(loss, model.classification_loss(model(batch["video"]), batch))
+    torch.testing.assert_close(loss, model.loss_of(model(batch["video"]), batch))
     assert all(p.grad is not None and not p.grad.any() for p in model.distill_head.parameters())
 
 

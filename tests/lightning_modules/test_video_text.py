@@ -1,10 +1,12 @@
 """VideoTextPretraining: its four losses, how they fall, what is saved, and what a test measures."""
 
+import math
 import os
 import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,7 @@ from lightning_modules.errors import ModelError
 from lightning_modules.losses import alignment_loss
 from lightning_modules.nets import ClipTeacher
 from lightning_modules.nets.masked_videomamba import take
+from lightning_modules.nets.masking import draw_visible
 from lightning_modules.sharding import FullyShardedStrategy
 from lightning_modules.video_text import draw_negatives, hide_words, multi_positive_loss
 
@@ -62,7 +65,8 @@ def batch(numbers, frames=4):
     text = [captions(i) if frames > 1 else f"all {COLOURS[i // 3 % 3]}" for i in numbers]
     groups = [i % 9 if frames > 1 else i // 3 % 3 for i in numbers]
     return {"video": torch.stack([clip(i, frames) for i in numbers]), "text": text, "index": torch.tensor(numbers),
-            "video_index": torch.tensor(groups), "path": [f"{i}.mp4" for i in numbers]}  # fmt: skip
+            "video_index": torch.tensor(groups), "path": [f"{i}.mp4" for i in numbers],
+            "seed": torch.tensor([7919 * (i + 3) % 65537 for i in numbers])}  # fmt: skip
 
 
 class Data(LightningDataModule):
@@ -120,13 +124,13 @@ def test_negatives_are_drawn_by_their_probability_and_never_of_the_same_video():
     same = group[:, None] == group
     counts = torch.zeros(4, 4)
     for _ in range(3000):
-        queries, found = draw_negatives(logits, same)
+        queries, found = draw_negatives(logits, same, torch.empty(4, 4).exponential_())
         assert queries.tolist() == [0, 1, 2, 3]
         counts[queries, found] += 1
     weights = (logits.softmax(1) + 1e-4).masked_fill(same, 0)
     torch.testing.assert_close(counts / 3000, weights / weights.sum(1, keepdim=True), atol=0.03, rtol=0)
     assert not counts[same].any()
-    queries, found = draw_negatives(logits, torch.ones(4, 4, dtype=torch.bool))
+    queries, found = draw_negatives(logits, torch.ones(4, 4, dtype=torch.bool), torch.ones(4, 4))
     assert len(queries) == len(found) == 0
 
 
@@ -134,7 +138,8 @@ def test_words_are_hidden_as_in_bert():
     torch.manual_seed(0)
     ids = torch.randint(5, 60, (400, 10))
     mask = torch.arange(10).expand(400, -1) < 7
-    new, target = hide_words(ids, mask, 60, mask_id=4, ratio=0.5)
+    new, target = hide_words(ids, mask, 60, mask_id=4, ratio=0.5, noise=torch.rand(400, 10, 3))
+    assert new.min() >= 0 and new.max() == 59
     chosen = target != -100
     assert not chosen[:, 0].any() and not chosen[~mask].any()
     torch.testing.assert_close(target[chosen], ids[chosen])
@@ -142,6 +147,54 @@ def test_words_are_hidden_as_in_bert():
     assert chosen[:, 1:7].float().mean() == pytest.approx(0.5, abs=0.03)
     assert (new[chosen] == 4).float().mean() == pytest.approx(0.8 + 0.1 / 60, abs=0.03)
     assert (new[chosen] == ids[chosen]).float().mean() == pytest.approx(0.1 + 0.1 / 60, abs=0.03)
+
+
+def generators(seeds):
+    """The random numbers of each pair, as documented: its seed, and 1, well mixed."""
+    mixed = [np.random.SeedSequence([seed, 1]).generate_state(1) for seed in seeds.tolist()]
+    return [torch.Generator().manual_seed(int(number)) for (number,) in mixed]
+
+
+def one_by_one_matching(model, video, text, given, chance):
+    """VTM: two-way cross-entropy of right pairs, wrong videos for texts, wrong texts for videos."""
+    count, group = len(given["text"]), given["video_index"].tolist()
+    score = [[float(text.vectors[i] @ video.mean[j] / model.net.temp) for j in range(count)] for i in range(count)]
+    by_seed = sorted(range(count), key=lambda i: int(given["seed"][i]))
+    terms = []
+
+    def add(i, j, right):
+        one = model.net.match(text.hidden[i : i + 1], text.mask[i : i + 1], video.tokens[j : j + 1])[0]
+        terms.append(torch.logsumexp(one, 0) - one[right])
+
+    for i in range(count):
+        add(i, i, 1)
+        arrivals = torch.empty(2, count).exponential_(generator=chance[i]).tolist()
+        for way in range(2):
+            rows = [score[i][j] if way == 0 else score[j][i] for j in range(count)]
+            total = sum(math.exp(row) for row in rows)
+            rate = {j: (math.exp(rows[j]) / total + 1e-4) / arrivals[way][by_seed.index(j)]
+                    for j in range(count) if group[j] != group[i]}  # fmt: skip
+            wrong = max(rate, key=rate.get)
+            add(*((i, wrong) if way == 0 else (wrong, i)), 0)
+    return torch.stack(terms).mean()
+
+
+def one_by_one_words(model, video, given, chance):
+    """MLM: cross-entropy at the places of chosen words."""
+    terms, words = [], model.net.words
+    for i, caption in enumerate(given["text"]):
+        ids, mask = words([caption])
+        noise = torch.rand(12, 3, generator=chance[i]).tolist()
+        chosen = [k for k in range(1, ids.shape[1]) if noise[k][0] < 0.5]
+        corrupted = ids.clone()
+        for k in chosen:
+            if noise[k][1] < 0.8:
+                corrupted[0, k] = words.mask_id
+            elif noise[k][1] >= 0.9:
+                corrupted[0, k] = int(60 * noise[k][2])
+        scores = model.net.guess_words(corrupted, mask, video.tokens[i : i + 1])[0]
+        terms += [torch.logsumexp(scores[k], 0) - scores[k, ids[0, k]] for k in chosen]
+    return torch.stack(terms).mean()
 
 
 @pytest.mark.parametrize("variant", ["all_blocks", "official"])
@@ -167,6 +220,14 @@ def test_the_losses_of_a_masked_step(variant, frames):
         hidden = model.teacher((pixels - mean) / std, 4, final_norm=not official).hidden[-1]
         target = model.teacher.project(take(hidden, seen["visible"]))
         torch.testing.assert_close(losses["uta"], alignment_loss(seen["out"].aligned, target).mean())
+        # Pair by pair: wrong answers by the first arrival, the words of each text beside its video.
+        chance = generators(given["seed"])
+        draw_visible("attention", 0.75 if frames == 4 else 0.5, 5, frames, 4, attention=torch.ones(5, frames, 16),
+                     generator=chance)  # fmt: skip
+        expected = {"vtm": one_by_one_matching(model, seen["out"], text, given, chance),
+                    "mlm": one_by_one_words(model, seen["out"], given, chance)}  # fmt: skip
+        for name, value in expected.items():
+            torch.testing.assert_close(losses[name], value)
     assert set(losses) == {"vtc", "vtm", "mlm", "uta"} and all(value.ndim == 0 for value in losses.values())
     # Untrained, matching guesses by the shares of the classes at best, and words by chance.
     assert 0.3 < losses["vtm"] < 1.5 and losses["mlm"] == pytest.approx(torch.tensor(60.0).log().item(), rel=0.3)
@@ -178,7 +239,8 @@ def test_matching_sees_the_right_pairs():
     calls = []
     model.net.match = lambda hidden, mask, tokens: (calls.append((hidden, tokens)), hidden[:, 0, :2] * 0)[1]
     video, text = model.net.encode_video(model.normalise(given["video"])), model.net.encode_text(given["text"])
-    loss = model._matching_loss(video, text, given["video_index"])
+    seed = torch.arange(4)
+    loss = model._matching_loss(video, text, given["video_index"], seed, generators(seed))
     assert loss.item() == pytest.approx(torch.tensor(2.0).log().item())
     hidden, tokens = calls[0]
     assert len(hidden) == 12
@@ -288,35 +350,36 @@ def test_a_test_by_brute_force():
     assert model.encode_text("red").shape == (1, 16) and model.encode_text([]).shape == (0, 16)
 
 
+class Long(Data):
+    """Every second caption is longer than the others, so that processes have texts of different lengths."""
+
+    def train_dataloader(self):
+        loader = super().train_dataloader()
+        for one in loader.dataset:
+            one["text"] = [
+                text + " red blue" * (i % 2) for i, text in zip(one["index"].tolist(), one["text"], strict=True)
+            ]
+        return loader
+
+
 def measure(**kwargs):
-    """What two processes have to agree on with one: the contrast of a step with its gradients, and a test."""
-    torch.manual_seed(0)
-    model = tiny(rerank=3)
-    trainer = Trainer(max_steps=1, use_distributed_sampler=False, limit_val_batches=0, **QUIET, **kwargs)
-    result = {}
+    """What two processes have to agree on with one: a masked step of clips and one of pictures, and a test."""
+    record, gradients = Record(), []
+    model = tiny(teacher=teacher(), global_batch=True, lr=1e-3)
 
-    class Contrast(Callback):
-        def on_train_batch_start(self, trainer, module, batch, batch_idx):
-            video = module.net.encode_video(module.normalise(batch["video"])).mean
-            text = module.net.encode_text(batch["text"]).vectors
-            group = module.gather(batch["video_index"])
-            loss = multi_positive_loss(module.gather(text), module.gather(video), module.net.temp, group)
-            names, weights = zip(*module.net.named_parameters(), strict=True)
-            gradients = torch.autograd.grad(loss, weights, allow_unused=True)
-            for name, gradient in zip(names, gradients, strict=True):
-                if gradient is not None:
-                    result[name] = trainer.strategy.reduce(gradient, reduce_op="mean")
-            result["loss"] = loss.detach()
+    class Gradients(Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            gradients.append({name: p.grad.clone() for name, p in pl_module.net.named_parameters()})
 
-    trainer.callbacks.append(Contrast())
-    trainer.fit(model, datamodule=Data(1, size=6))
-    fresh = tiny(rerank=3)
-    (scores,) = trainer.test(fresh, datamodule=Data(), verbose=False)
-    return result, scores, model
+    trainer = Trainer(max_steps=2, use_distributed_sampler=False, limit_val_batches=0, callbacks=[record, Gradients()],
+                      **QUIET, **kwargs)  # fmt: skip
+    trainer.fit(model, datamodule=Long(2, size=6))
+    (scores,) = trainer.test(tiny(rerank=3), datamodule=Data(), verbose=False)
+    return {"losses": record.rows, "gradients": gradients, "weights": model.state_dict(), "scores": scores}
 
 
 @pytest.mark.slow
-def test_two_processes_contrast_and_test_as_one(tmp_path):
+def test_two_processes_train_and_test_as_one(tmp_path):
     script = tmp_path / "two.py"
     script.write_text(
         textwrap.dedent(f"""
@@ -325,8 +388,8 @@ def test_two_processes_contrast_and_test_as_one(tmp_path):
         helpers = sys.modules["helpers"] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(helpers)
         torch.set_num_threads(1)
-        result, scores, model = helpers.measure(devices=2, strategy="ddp")
-        torch.save({{"result": result, "scores": scores}}, {str(tmp_path)!r} + f"/{{model.global_rank}}.pt")
+        result = helpers.measure(devices=2, strategy="ddp")
+        torch.save(result, {str(tmp_path)!r} + f"/{{torch.distributed.get_rank()}}.pt")
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
     """)
@@ -334,14 +397,19 @@ def test_two_processes_contrast_and_test_as_one(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     run = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stderr
-    result, scores, _ = measure()
+    one = measure()
+    assert len(one["losses"]) == len(one["gradients"]) == 2 and set(one["losses"][0]) >= {"train/vtm", "train/uta"}
     for rank in (0, 1):
-        other = torch.load(tmp_path / f"{rank}.pt")
-        assert other["scores"] == pytest.approx(scores, abs=1e-6)
-        assert other["result"].keys() == result.keys() and len(result) > 20
-        largest = max(value.abs().max() for value in result.values()).item()
-        for name, value in result.items():
-            torch.testing.assert_close(other["result"][name], value, rtol=1e-3, atol=1e-5 * largest, msg=name)
+        two = torch.load(tmp_path / f"{rank}.pt")
+        for ours, theirs in zip(one["losses"], two["losses"], strict=True):
+            assert theirs == pytest.approx(ours, abs=1e-5)
+        for ours, theirs in zip(one["gradients"], two["gradients"], strict=True):
+            largest = max(gradient.abs().max() for gradient in ours.values()).item()
+            for name, gradient in ours.items():
+                torch.testing.assert_close(theirs[name], gradient, rtol=1e-3, atol=1e-5 * largest, msg=name)
+        for name, weight in one["weights"].items():
+            torch.testing.assert_close(two["weights"][name], weight, rtol=0, atol=1e-4, msg=name)
+        assert two["scores"] == pytest.approx(one["scores"], abs=1e-6)
 
 
 def test_what_is_decayed():

@@ -74,6 +74,8 @@ def test_the_recipe_tests_a_released_model(name):
     assert config["data"]["class_path"] == f"datamodules.{data}"
     init_args = config["model"]["init_args"]
     assert init_args["max_words"] == words and init_args["rerank"] == 128  # section 5
+    seen = [init_args[name] for name in ("sampling", "resize", "interpolation")]
+    assert seen == ["intervals", "squeeze", "bicubic-plain"]  # section 4
     what_it_is = {k: v for k, v in init_args.items() if k not in VideoTextPretraining.training_only()}
     entry = zoo.info(init_args["init_from"])
     expected = normalise({"class_path": entry.class_path, "init_args": {**entry.init_args, "max_words": words}})
@@ -250,6 +252,7 @@ def test_from_the_masked_part_by_way_of_tuning_to_a_test_and_a_search(workspace,
     arguments = flags(workspace, "zeroshot-msrvtt", model__init_from=run, model__text=text)
     tested = run_here(["test", "--config", "zeroshot-msrvtt", *arguments], tmp_path, monkeypatch)
     scores = tested.trainer.callback_metrics
+    assert tested.datamodule.clip.resize == "squeeze"
     assert 1 <= scores["test/t2v_mnr"] <= 3 and 1 <= scores["test/reranked_v2t_mnr"] <= 3
     trained = zoo.load(run)
     for key, value in trained.state_dict().items():

@@ -136,6 +136,9 @@ def test_word_pieces_are_learned_saved_and_copied():
     assert ids.shape == (2, 7) and mask.sum(1).tolist() == [7, 3]
     assert ids[0, 0] == 2 and ids[0, -1] == ids[1, 2] == 3 and ids[1, 3:].eq(0).all() and words.mask_id == 4
     assert ids[1, 1] == ids[0, 2]
+    again = BertWords(120, 8)
+    again.learn(CAPTIONS)
+    assert torch.equal(again.pieces, words.pieces)
     long, _ = words(["red " * 30])
     assert long.shape == (1, 8) and long[0, -1] == 3
     other = BertWords(120, 8)

@@ -75,11 +75,25 @@ def test_the_seed_decides(mask_type):
     assert torch.equal(first, draw_visible(mask_type, 0.8, 3, 8, 14, attention=attention))
 
 
+@pytest.mark.parametrize("mask_type", MASK_TYPES)
+def test_a_clip_with_a_generator_of_its_own_has_the_same_mask_in_any_batch(mask_type):
+    attention = torch.rand(3, 8, 196) if mask_type == "attention" else None
+
+    def of(*clips):
+        own = None if attention is None else attention[list(clips)]
+        generators = [torch.Generator().manual_seed(10 + clip) for clip in clips]
+        return draw_visible(mask_type, 0.8, len(clips), 8, 14, attention=own, generator=generators)
+
+    together = of(0, 1, 2)
+    assert together.shape == (3, 1 + PUBLISHED[mask_type])
+    assert torch.equal(together[[2, 0]], of(2, 0)) and not torch.equal(together[0], together[1])
+
+
 def test_weights_are_those_of_drawing_one_after_the_other():
     """The chance that the first two are {a, b} is w_a w_b / (1 - w_a) + w_b w_a / (1 - w_b), w summing to 1."""
     weights = torch.tensor([0.5, 0.3, 0.15, 0.05])
     trials = 40_000
-    order = weighted_order(weights.expand(trials, 4), torch.manual_seed(0))
+    order = weighted_order(weights.expand(trials, 4), torch.rand(trials, 4, generator=torch.manual_seed(0)))
     assert (order.sort(1).values == torch.arange(4)).all()
     torch.testing.assert_close(order[:, 0].bincount().float() / trials, weights, rtol=0, atol=0.01)
     for a, b in itertools.combinations(range(4), 2):

@@ -121,6 +121,23 @@ def test_every_parameter_is_trained_by_clips_and_by_images():
         assert math.isfinite(loss.item())
 
 
+def test_recomputing_bert_changes_nothing_but_how_often_it_runs():
+    gradients, calls = [], []
+    for recomputed in (False, True):
+        model, count = net().train(), []
+        model.checkpoint_text = recomputed
+        for layer in model.text.bert.encoder.layer:
+            layer.intermediate.register_forward_hook(lambda *_, count=count: count.append(1))
+        torch.manual_seed(4)  # dropout
+        seen, text = model.encode_video(torch.ones(2, 3, 4, 32, 32)), model.encode_text(["a red", "green left"])
+        model.match(text.hidden, text.mask, seen.tokens)[:, 1].sum().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+        calls.append(len(count))
+    assert calls == [3, 6] and len(gradients[0]) > 50
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
