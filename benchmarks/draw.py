@@ -1,6 +1,7 @@
-"""Throughput and memory against frames, from a result of `throughput.py`, as in the paper's Figure 1.
+"""Throughput and memory against frames, from a result of `throughput.py` or `long_video.py`; the paper's Figure 1.
 
 python benchmarks/draw.py benchmarks/results/throughput_<device>.json picture.png --batch 8 --phase infer
+python benchmarks/draw.py benchmarks/results/long_video_<device>.json picture.png --phase infer train
 """
 
 import argparse
@@ -12,6 +13,9 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+PHASES = {"infer": "inference", "train": "training step"}
 
 
 def main() -> None:
@@ -19,22 +23,30 @@ def main() -> None:
     parser.add_argument("result", type=Path)
     parser.add_argument("picture", type=Path)
     parser.add_argument("--batch", type=int, help="default: the first in the file")
-    parser.add_argument("--phase", default="infer", choices=["infer", "train"])
+    parser.add_argument("--phase", nargs="+", default=["infer"], choices=list(PHASES), help="a row of curves for each")
     options = parser.parse_args()
     result = json.loads(options.result.read_text(encoding="utf-8"))
-    records = [r for r in result["records"] if r["phase"] == options.phase and "milliseconds" in r]
-    batch = options.batch or (records[0]["batch"] if records else None)
-    curves: dict[str, list[dict]] = defaultdict(list)
-    for record in records:
-        if record["batch"] == batch:
-            curves[record["model"]].append(record)
-    if not curves:
-        parser.error(
-            f"{options.result} has no {options.phase} records of batch {batch}; choose another --batch or --phase"
-        )
+    measured = [record for record in result["records"] if "milliseconds" in record]
+    batch = options.batch or (measured[0]["batch"] if measured else None)
 
-    figure, (speed, memory) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    for model, points in curves.items():
+    rows = len(options.phase)
+    figure, axes = plt.subplots(rows, 2, figsize=(11, 0.5 + 4 * rows), layout="constrained", squeeze=False)
+    for phase, (speed, memory) in zip(options.phase, axes, strict=True):
+        curves: dict[str, list[dict]] = defaultdict(list)
+        for record in measured:
+            if (record["phase"], record["batch"]) == (phase, batch):
+                curves[record["model"]].append(record)
+        if not curves:
+            parser.error(f"{options.result} has no {phase} records of batch {batch}; choose another --batch or --phase")
+        draw(curves, speed, memory)
+        speed.set_title(PHASES[phase], loc="left", fontsize="medium")
+    figure.suptitle(f"batch {batch}, {result['settings']['dtype']}, {result['machine']['device']}")
+    figure.savefig(options.picture, dpi=150)
+    print(f"Saved to {options.picture}")
+
+
+def draw(curves: dict[str, list[dict]], speed: Axes, memory: Axes) -> None:
+    for model, points in sorted(curves.items()):
         points.sort(key=lambda record: record["frames"])
         frames = [record["frames"] for record in points]
         style = {"marker": "o", "linestyle": "-" if model.startswith("videomamba") else "--", "label": model}
@@ -48,10 +60,6 @@ def main() -> None:
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     speed.legend(fontsize="small")
-    phase = {"infer": "inference", "train": "training step"}[options.phase]
-    figure.suptitle(f"{phase}, batch {batch}, {result['settings']['dtype']}, {result['machine']['device']}")
-    figure.savefig(options.picture, dpi=150)
-    print(f"Saved to {options.picture}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ import importlib
 
 _HOME = {
     "ActivityNet": "activitynet",
+    "Breakfast": "breakfast",
+    "COIN": "coin",
     "CaptionCSV": "caption_csv",
     "CaptionDataset": "retrieval",
     "ClipDataModule": "clips",
@@ -15,6 +17,7 @@ _HOME = {
     "ImageNet": "imagenet",
     "Kinetics": "kinetics",
     "LSMDC": "lsmdc",
+    "LVU": "lvu",
     "MSRVTT": "msrvtt",
     "MSVD": "msvd",
     "PairCorpora": "pairs",

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from datamodules.clips import ClipDataModule, ClipFormat, UnreadableTally, some
+from datamodules.clips import ClipDataModule, ClipFormat, FetchingAhead, UnreadableTally, some
 from datamodules.decode import DecodeError
 from datamodules.errors import DataError
-from datamodules.frames import open_video
 from datamodules.loading import Draw, seeded
 from datamodules.mixing import BatchMixer
 from datamodules.sampling import clip_indices
@@ -39,7 +38,7 @@ class Sample(NamedTuple):
     label: int
 
 
-class ClipDataset(Dataset):
+class ClipDataset(FetchingAhead, Dataset):
     """One item per video: random clip and augmentation with `transform`, fixed views without.
 
     An unreadable video is replaced by another one, drawn at random, where there is a `transform`; elsewhere by zeros
@@ -86,15 +85,19 @@ class ClipDataset(Dataset):
         clips = [{**clip, "seed": draw.seed} for clip in self._random(draw)]
         return clips if self.repeats > 1 else clips[0]
 
+    def path_of(self, item: int | Draw) -> str:
+        return self.samples[item.index if isinstance(item, Draw) else item].path
+
     def _fixed(self, index: int) -> dict:
         sample = self.samples[index]
         options = {field.name: getattr(self.clip, field.name) for field in fields(self.clip)}
         try:
-            video = load_views(sample.path, num_clips=self.num_clips, num_crops=self.num_crops, **options).video
+            options |= {"num_clips": self.num_clips, "num_crops": self.num_crops, "spans": self.spans_of(index)}
+            video = load_views(sample.path, **options).video
         except DecodeError as error:
             self.tally.report(index, error, "left out of the evaluation")
             return self._placeholder(sample)
-        return _item(video if len(video) > 1 else video[0], sample, index)
+        return self._item(video if len(video) > 1 else video[0], sample, index)
 
     def _random(self, draw: Draw) -> list[dict]:
         clips = self.tally.read_or_replace(draw, self._augmented)
@@ -102,9 +105,9 @@ class ClipDataset(Dataset):
 
     def _augmented(self, index: int) -> list[dict]:
         sample = self.samples[index]
-        with open_video(sample.path) as reader:
+        with self.clip.open(sample.path) as reader:
             frames = reader.read(self._random_indices(reader.num_frames))
-        return [_item(self.transform(frames).transpose(0, 1), sample, index) for _ in range(self.repeats)]
+        return [self._item(self.transform(frames).transpose(0, 1), sample, index) for _ in range(self.repeats)]
 
     def _random_indices(self, num_video_frames: int) -> np.ndarray:
         clip = self.clip
@@ -116,16 +119,36 @@ class ClipDataset(Dataset):
         views = self.num_clips * self.num_crops if self.transform is None else 1
         shape = (3, self.clip.num_frames, self.clip.image_size, self.clip.image_size)
         video = torch.zeros((views, *shape) if views > 1 else shape, dtype=torch.uint8)
-        return _item(video, sample, -1)
+        return self._item(video, sample, -1)
 
+    def _item(self, video: Tensor, sample: Sample, index: int) -> dict:
+        return {"video": video.contiguous(), "label": sample.label, "index": index, "path": sample.path}
 
-def _item(video: Tensor, sample: Sample, index: int) -> dict:
-    return {"video": video.contiguous(), "label": sample.label, "index": index, "path": sample.path}
+    def spans_of(self, index: int) -> Sequence[tuple[float, float] | None]:
+        """Stretches of a video, in seconds, each of which has the fixed views; None is the whole."""
+        return (None,)
 
 
 def collate_clips(items: Sequence[dict | list[dict]]) -> dict:
     """A batch in which the repeats of a video stand side by side."""
     return default_collate([clip for item in items for clip in (item if isinstance(item, list) else [item])])
+
+
+def _or_of_shards(names: property | cached_property) -> property:
+    """The names that the shards have, where there are shards."""
+
+    def class_names(self: "VideoDataModule") -> list[str] | None:
+        if self.shard_listings is None:
+            return names.__get__(self, type(self))
+        found, expected = self.shard_listings.class_names, vars(self).get("num_classes")
+        if found is not None and expected not in (None, len(found)):
+            raise DataError(
+                f"{self.shard_listings.sources[0]} has {len(found)} classes, but num_classes is {expected}; set "
+                "data.num_classes."
+            )
+        return found
+
+    return property(class_names, doc=names.__doc__)
 
 
 class VideoDataModule(ClipDataModule):
@@ -155,6 +178,7 @@ class VideoDataModule(ClipDataModule):
     """
 
     collate = staticmethod(collate_clips)
+    entry = Sample
 
     augment_after_crop = False
     """Whether RandAugment and AutoAugment see the cropped picture, as image models were trained, or the whole frame."""
@@ -207,6 +231,11 @@ class VideoDataModule(ClipDataModule):
         self.rand_augment = (rand_augment_ops, rand_augment_magnitude, rand_augment_std)
         self.auto_augment = auto_augment
         self.mixer = BatchMixer(mixup=mixup, cutmix=cutmix, erasing=random_erasing)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "class_names" in vars(cls):
+            cls.class_names = _or_of_shards(vars(cls)["class_names"])
 
     @property
     @abstractmethod
@@ -272,9 +301,13 @@ class VideoDataModule(ClipDataModule):
                 crop=self.crop,
             )
             repeats = self.repeats if self.repeat_mode == "views" else 1
-            return ClipDataset(samples, clip, transform=transform, repeats=repeats, max_unreadable=self.max_unreadable)
+            return self.dataset_of(samples, clip, transform=transform, repeats=repeats)
         num_clips, num_crops = (1, 1) if split == "val" else (self._test_clips(clip), self.num_crops)
-        return ClipDataset(samples, clip, num_clips=num_clips, num_crops=num_crops, max_unreadable=self.max_unreadable)
+        return self.dataset_of(samples, clip, num_clips=num_clips, num_crops=num_crops)
+
+    def dataset_of(self, samples: list[Sample], clip: ClipFormat, **options: Any) -> ClipDataset:
+        """Items of a listing; `options` are those of `ClipDataset`."""
+        return ClipDataset(samples, clip, max_unreadable=self.max_unreadable, **options)
 
     def _test_clips(self, clip: ClipFormat) -> int:
         if self.num_clips is None:

@@ -9,20 +9,27 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from functools import cached_property, wraps
+from typing import Any, Protocol, TypeVar
 
 import lightning as L
+import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from datamodules.decode import DecodeError
 from datamodules.errors import DataError
-from datamodules.files import Folders
-from datamodules.loading import ClipLoader, Draw, TrainSampler, seeded
+from datamodules.files import Folders, is_url, join
+from datamodules.files import split as split_path
+from datamodules.frames import check_decoder, open_video
+from datamodules.loading import ClipLoader, Draw, EvaluationLoader, TrainSampler, seeded
+from datamodules.members import as_member, fetched_ahead
 from datamodules.sampling import SAMPLINGS
-from datamodules.transforms import INTERPOLATIONS
+from datamodules.shards import ShardListings, ShardSampler, has_index
+from datamodules.transforms import INTERPOLATIONS, RESIZES, Reader, read_resized
 
-__all__ = ["ClipDataModule", "ClipFormat", "UnreadableTally", "some"]
+__all__ = ["ClipDataModule", "ClipFormat", "FetchingAhead", "UnreadableTally", "some", "warn_of_leaks"]
 
 T = TypeVar("T")
 
@@ -46,19 +53,31 @@ class ClipFormat:
     sampling: str
     frame_stride: int
     interpolation: str
+    resize: str = "crop"
+    decoder: str = "pyav"
 
     def __post_init__(self) -> None:
         for name in ("num_frames", "image_size", "short_side", "frame_stride"):
             if getattr(self, name) < 1:
                 raise DataError(f"{name} is {getattr(self, name)}; it has to be at least 1.")
-        for name, allowed in (("sampling", SAMPLINGS), ("interpolation", INTERPOLATIONS)):
+        for name, allowed in (("sampling", SAMPLINGS), ("interpolation", INTERPOLATIONS), ("resize", RESIZES)):
             if getattr(self, name) not in allowed:
                 raise DataError(f"{name} is {getattr(self, name)!r}; it has to be one of {', '.join(allowed)}.")
+        check_decoder(self.decoder)
         if self.short_side < self.image_size:
             raise DataError(
                 f"short_side is {self.short_side}, too small to crop image_size {self.image_size} from; "
                 "make it at least as large."
             )
+
+    def open(self, path: str) -> Reader:
+        """The reader of a file or folder, with the decoder chosen."""
+        return open_video(path, decoder=self.decoder)
+
+    def read(self, reader: Reader, indices: np.ndarray) -> Tensor:
+        """Frames for evaluation, to be cropped, see `datamodules.transforms.read_resized`."""
+        size = {name: getattr(self, name) for name in ("image_size", "short_side", "interpolation", "resize")}
+        return read_resized(reader, indices, **size)
 
 
 class UnreadableTally:
@@ -119,13 +138,21 @@ class UnreadableTally:
             return
         broken = self.flags.nonzero().flatten().tolist()
         shown = some([self.samples[index].path for index in broken])
+        first = self.samples[broken[0]].path
+        member = as_member(first)
+        folder = split_path(first if member is None else member.shard)[0]
+        if not is_url(folder) and not os.path.isdir(folder or "."):
+            raise DataError(
+                f"{len(broken)} of {len(self.samples)} videos cannot be read, as the folder {folder} is gone; bring "
+                "its disk back, and go on from the last checkpoint with --ckpt_path last."
+            )
         raise DataError(
             f"{len(broken)} of {len(self.samples)} videos cannot be read, more than max_unreadable allows "
             f"({int(self.max_count)}): {shown}; mend or remove them, or raise max_unreadable."
         )
 
 
-def _warn_of_leaks(listings: dict[str, Sequence[Listed]]) -> None:
+def warn_of_leaks(listings: dict[str, Sequence[Listed]]) -> None:
     """Warns of training videos that are also evaluated."""
     trained = {sample.path for sample in listings.get("train", ())}
     for split, samples in listings.items():
@@ -139,18 +166,41 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
+class FetchingAhead(ABC):
+    """A data set whose loader processes fetch remote samples of a batch while they decode others of it."""
+
+    @abstractmethod
+    def path_of(self, item: int | Draw) -> str:
+        """What reading an item opens."""
+
+    def __getitems__(self, items: list) -> list:
+        return [self[item] for item in fetched_ahead(items, [self.path_of(item) for item in items])]
+
+
+def _or_of_shards(listing: Callable[[Any, str], list]) -> Callable[[Any, str], list]:
+    @wraps(listing)
+    def listed(self: "ClipDataModule", split: str) -> list:
+        return listing(self, split) if self.shard_listings is None else self.shard_listings.split(split).entries
+
+    return listed
+
+
 class ClipDataModule(L.LightningDataModule, ABC):
     """Abstract base of DataModules of videos. A subclass has `listing`, `check_listings` and `make_dataset`.
 
     Clip arguments that are None are taken from the attached model's `preprocessing`.
 
+    Every DataModule reads tar shards too, which `zoo shard` writes (docs/shards.md): where `shards` is given, or root
+    has an index of shards, this is the listing, and files, lists and annotations are not looked for.
+
     Args:
         num_frames: frames of a clip.
         image_size: side in pixels of the square that the model sees.
         short_side: length in pixels of the shorter side before evaluation crops.
-        sampling: "sparse", "dense" or "ssv2", see `datamodules.sampling`.
+        sampling: "sparse", "dense", "ssv2" or "intervals", see `datamodules.sampling`.
         frame_stride: distance of frames where sampling is "dense".
-        interpolation: "bilinear" or "bicubic", see `datamodules.transforms`.
+        interpolation: "bilinear", "bicubic" or "bicubic-plain", see `datamodules.transforms`.
+        resize: "crop" or "squeeze", what becomes of frames that are no squares in evaluation.
         batch_size: items per training and evaluation batch, per process.
         eval_batch_size: items per validation, test and prediction batch; None is `batch_size`.
         num_workers: loader processes; 0 reads in the main one.
@@ -160,11 +210,20 @@ class ClipDataModule(L.LightningDataModule, ABC):
         max_unreadable: share of a split's videos that may be unreadable (missing, cut off, damaged) before the run
             stops; a single one is always forgiven, unless the share is 0. Each process counts what it has met.
         check_files: list the folders before the run to find missing files; a store that cannot list (plain http) needs
-            False.
+            False. Of shards, the local ones are looked at.
+        shards: folder of tar shards, or shards by name (`train-{000000..000099}.tar`), or a list of these; paths, which
+            start at root, or URLs.
+        shuffle_buffer: how far a training sample may move from its shard's place in the random order of shards; larger
+            mixes better, smaller reads fewer shards at a time.
+        decoder: "pyav", or the extra "torchcodec" or "torchcodec-cuda" (on the GPU; with multiprocessing_context
+            "spawn"), see docs/data.md.
     """
 
     collate = staticmethod(default_collate)
     """Makes a batch of items."""
+
+    entry: type
+    """An entry of the listing: a NamedTuple that begins with `path`."""
 
     repeats_in_sampler = 1
     """How often a training item is drawn, see `datamodules.loading.TrainSampler`."""
@@ -178,6 +237,7 @@ class ClipDataModule(L.LightningDataModule, ABC):
         sampling: str | None = None,
         frame_stride: int | None = None,
         interpolation: str | None = None,
+        resize: str | None = None,
         batch_size: int = 8,
         eval_batch_size: int | None = None,
         num_workers: int = 4,
@@ -185,6 +245,9 @@ class ClipDataModule(L.LightningDataModule, ABC):
         drop_incomplete_step: bool = False,
         max_unreadable: float = 0.1,
         check_files: bool = True,
+        shards: str | list[str] | None = None,
+        shuffle_buffer: int = 5000,
+        decoder: str = "pyav",
     ) -> None:
         super().__init__()
         self._clip_arguments = {
@@ -194,6 +257,8 @@ class ClipDataModule(L.LightningDataModule, ABC):
             "sampling": sampling,
             "frame_stride": frame_stride,
             "interpolation": interpolation,
+            "resize": resize,
+            "decoder": decoder,
         }
         if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1):
             raise DataError(f"batch_size {batch_size} and eval_batch_size {eval_batch_size} have to be at least 1.")
@@ -202,11 +267,33 @@ class ClipDataModule(L.LightningDataModule, ABC):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers, self.multiprocessing_context = num_workers, multiprocessing_context
         self.drop_incomplete_step = drop_incomplete_step
+        if shuffle_buffer < 0:
+            raise DataError(f"shuffle_buffer is {shuffle_buffer}; it is a number of samples, or 0.")
         self.max_unreadable, self.check_files = max_unreadable, check_files
+        self.shards, self.shuffle_buffer = [shards] if isinstance(shards, str) else shards, shuffle_buffer
         self.folders = Folders()
         self.datasets: dict[str, Dataset] = {}
         self._train_loader: ClipLoader | None = None
         self._loader_state: dict | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """What a subclass knows about files gives way to the index where there are shards."""
+        super().__init_subclass__(**kwargs)
+        if "listing" in vars(cls):
+            cls.listing = _or_of_shards(cls.listing)
+
+    @cached_property
+    def shard_listings(self) -> ShardListings | None:
+        """What the shards hold; None where the videos are files."""
+        root = getattr(self, "root", "")
+        if not hasattr(self, "entry"):
+            if self.shards is not None:
+                raise DataError(f"{type(self).__name__} reads no shards; leave data.shards out.")
+            return None
+        if self.shards is not None:
+            return ShardListings([join(root, source) for source in self.shards], self.entry)
+        found = root and any(has_index(root, split) for split in ("train", "val", "test"))
+        return ShardListings([root], self.entry) if found else None
 
     @abstractmethod
     def listing(self, split: str) -> list:
@@ -229,7 +316,7 @@ class ClipDataModule(L.LightningDataModule, ABC):
             # The crop keeps the share of the frame that the model was made for.
             share = values["short_side"] / values["image_size"] if values else 1
             given["short_side"] = round(share * given["image_size"])
-        values |= given
+        values = {"resize": "crop"} | values | given
         missing = [name for name in self._clip_arguments if name not in values]
         if missing:
             raise DataError(f"{', '.join(missing)} not set and no model attached to take it from; set it on the data.")
@@ -243,13 +330,19 @@ class ClipDataModule(L.LightningDataModule, ABC):
             wanted = ("train", "val", "test") if stage is None else splits[stage]
             listings = {split: self.listing(split) for split in wanted}
             self.check_listings(listings)
-            _warn_of_leaks(listings)
+            warn_of_leaks(listings)
             for split, samples in listings.items():
                 dataset = self.datasets[split] = self.make_dataset(split, samples, clip)
                 if self.check_files:
-                    missing = [i for i, sample in enumerate(samples) if not self.folders.has(sample.path)]
+                    missing = self._missing(split, samples)
                     dataset.tally.report_missing(missing, split)
                     dataset.tally.check()
+
+    def _missing(self, split: str, samples: Sequence[Listed]) -> list[int]:
+        """Numbers of the entries whose files are not there."""
+        if self.shard_listings is None:
+            return [i for i, sample in enumerate(samples) if not self.folders.has(sample.path)]
+        return self.shard_listings.split(split).missing
 
     def _loader(self, split: str, batch_size: int) -> DataLoader:
         options = {
@@ -262,37 +355,64 @@ class ClipDataModule(L.LightningDataModule, ABC):
             "pin_memory": torch.cuda.is_available(),
         }
         if split != "train":
-            return DataLoader(**options)
+            return EvaluationLoader(**options)
         sampler = self._train_sampler()
         # Mixing and batch statistics want full batches, but a set smaller than one batch should train too.
         loader = ClipLoader(**options, sampler=sampler, drop_last=len(sampler) >= batch_size)
         if self._loader_state is not None:
-            loader.load_state_dict(self._loader_state)
+            self._check_order(self._loader_state.get("shards"))
+            loader.load_state_dict(self._loader_state["train_loader"])
         self._train_loader, self._loader_state = loader, None
         return loader
 
     def state_dict(self) -> dict:
         """Where the training epoch stands. Lightning keeps this too, but does not give it back to a loader that was
         made before the checkpoint was read, which is what asking for the number of steps does."""
-        return {} if self._train_loader is None else {"train_loader": self._train_loader.state_dict()}
+        if self._train_loader is None:
+            return {}
+        return {"train_loader": self._train_loader.state_dict(), "shards": self._order_of_shards}
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Makes the next training loader go on where that one stood."""
-        self._loader_state = state_dict.get("train_loader")
+        self._loader_state = state_dict if "train_loader" in state_dict else None
+
+    @property
+    def _order_of_shards(self) -> str | None:
+        """What the order of training samples depends on besides the seed; None for files."""
+        listings = self.shard_listings
+        return listings and f"{listings.split('train').digest} {self.shuffle_buffer}"
+
+    def _check_order(self, interrupted: str | None) -> None:
+        if interrupted != self._order_of_shards:
+            raise DataError(
+                "The interrupted epoch was read in another order: the shards or data.shuffle_buffer were others; set "
+                "them as they were to go on."
+            )
 
     def _train_sampler(self) -> TrainSampler:
         trainer = self.trainer
         world_size, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
         accumulated = trainer.accumulate_grad_batches if trainer and self.drop_incomplete_step else 1
-        return TrainSampler(
-            self.datasets["train"],
-            self.repeats_in_sampler,
-            num_replicas=world_size,
-            rank=rank,
+        options = {
+            "num_replicas": world_size,
+            "rank": rank,
             # Set by Lightning's seed_everything; without it several processes still have to agree.
-            seed=int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed() % 2**32 if world_size == 1 else 0)),
-            multiple=self.batch_size * accumulated if accumulated > 1 else 1,
-        )
+            "seed": int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed() % 2**32 if world_size == 1 else 0)),
+            "multiple": self.batch_size * accumulated if accumulated > 1 else 1,
+        }
+        dataset = self.datasets["train"]
+        if self.shard_listings is None:
+            return TrainSampler(dataset, self.repeats_in_sampler, **options)
+        sizes = self.items_of_shards(self.shard_listings.split("train").sizes)
+        return ShardSampler(dataset, self.repeats_in_sampler, sizes=sizes, buffer=self.shuffle_buffer, **options)
+
+    def items_of_shards(self, sizes: list[int]) -> list[int]:
+        """Training items of each shard, from its samples, of which a data set may make several items each."""
+        first = getattr(self.datasets["train"], "first_items", None)
+        if first is None:
+            return sizes
+        ends = first[np.cumsum(sizes)]
+        return np.diff(ends, prepend=0).tolist()
 
     def train_dataloader(self) -> DataLoader:
         """Random clips, shuffled; in a loop of your own call `loader.sampler.set_epoch`, as Lightning does."""

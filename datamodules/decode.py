@@ -1,21 +1,27 @@
 """Exact frame access in video files and still images, with PyAV.
 
-The order of frames is the order of presentation: frame i is the i-th frame of a full decode. The index is built from
-packets alone (nothing is decoded), and reading jumps to the key frame before a wanted frame where that skips work:
+The order of frames is the order of presentation: frame i is the i-th frame of a full decode. The index comes from the
+file's own tables or from its packets (nothing is decoded). Reading jumps to the key frame before a wanted frame where
+that skips work, leaves out frames that neither are wanted nor serve others, and stops behind the last wanted packet:
 
     packets (file order)   I0 P3 B1 B2 P6 B4 B5 | I7 P10 B8 B9 ...      wanted: 1 and 9
-    decoded                I0 P3 B1                I7 P10 B8 B9
+    decoded                I0 P3 B1                I7 P10    B9
                                      -- seek -->
 
-Whatever can replace PyAV later has to offer what the rest of the package uses: `VideoReader(path)` as a context
-manager with `num_frames`, `pts_seconds` and `read`.
+Every frame is identified by its time stamp before it is handed out. Where the index and the decoder disagree, the file
+is read in more careful ways (`_passes`), so that wrong tables cost time and not exactness.
+
+Other readers (`datamodules.torchcodec_reader`) offer what the rest of the package uses: a context manager with
+`num_frames`, `pts_seconds` and `read`.
 """
 
+import io
 import os
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain
 from typing import BinaryIO
 
 import av
@@ -25,15 +31,29 @@ from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
 from datamodules.files import RemoteFile, is_url
+from datamodules.members import Member, as_member, open_member
+from datamodules.mp4 import composition_offsets
 from datamodules.transforms import resize_short_side
 
-__all__ = ["MAX_PIXELS", "DecodeError", "VideoReader"]
+__all__ = ["MAX_PIXELS", "DecodeError", "VideoReader", "forget_indices", "open_file"]
 
 MAX_PIXELS = 2**26
 """Largest frame accepted, in pixels (8192 x 8192): a damaged header must not ask for terabytes."""
 
 _SEEK_GAIN_PACKETS = 4
 """A seek flushes the decoder; it has to spare at least this many packets to be worth it."""
+
+_OPEN_GROUPS = 8
+"""Key frames in a row that may be followed, in the file, by frames shown before them all."""
+
+_KEPT_FRAMES = 2**20
+"""Frames in all of the indices that a process remembers, 40 bytes each: a million, 3500 videos of ten seconds."""
+
+_SELF_DESCRIBED = {b"ftyp": "mp4", b"moov": "mp4", b"mdat": "mp4", b"\x1a\x45\xdf\xa3": "matroska"}
+"""What stands at byte 4 (MP4) or 0 (Matroska, WebM) of files whose header says all there is to know of a stream."""
+
+_IN_ORDER = ("mpeg4", "msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "h263", "flv1", "mjpeg", "rawvideo", "huffyuv", "ffv1")
+"""Codecs that output frames in the order of the file unless they say otherwise (`has_b_frames`)."""
 
 
 class DecodeError(RuntimeError):
@@ -54,11 +74,50 @@ class _Nameless:
         return True
 
 
+@dataclass(frozen=True, eq=False)
+class _Index:
+    """Where the frames of a file are; the arrays are in order of presentation.
+
+    Attributes:
+        num_frames: how many there are.
+        pts: int64, time stamps; None where they cannot be relied on, and the rest with them.
+        packet_of: int64, the place of the frame's packet in the file.
+        key_of: int64, position of the key frame to seek to.
+        seconds: float64, since the first frame.
+        in_order: frames come out of the decoder one by one, none may be missing in between.
+        tables: whether this comes from the file's tables instead of its packets.
+    """
+
+    num_frames: int
+    pts: np.ndarray | None
+    packet_of: np.ndarray | None
+    key_of: np.ndarray | None
+    seconds: np.ndarray
+    in_order: bool = False
+    tables: bool = False
+
+    def position(self, pts: int | None) -> int | None:
+        """Of the frame with this time stamp; None where there is none."""
+        if pts is None:
+            return None
+        place = int(np.searchsorted(self.pts, pts))
+        return place if place < self.num_frames and self.pts[place] == pts else None
+
+
+_indices: OrderedDict[tuple, _Index] = OrderedDict()
+
+
+def forget_indices() -> None:
+    """Empties what this process remembers of the files it has read."""
+    _indices.clear()
+
+
 class VideoReader:
     """Reads frames of one video file (or still image, a video of one frame) by position.
 
     A context manager; sound and other streams are ignored. `num_frames` counts the packets that the file really holds,
-    so a file that was cut off can be read as far as it goes. See `read` for what happens with damaged frames.
+    so a file that was cut off can be read as far as it goes. See `read` for what happens with damaged frames. A process
+    remembers the indices of the files it has read last (by path, size and time of change).
 
     Args:
         path: file, local or a URL that fsspec knows (`s3://`, `hf://`, ...), which is read in blocks.
@@ -69,12 +128,15 @@ class VideoReader:
             or claims frames of more than `MAX_PIXELS`.
     """
 
+    _probes = False
+    """Whether frames are decoded at opening; without, their order has to be verified by time stamps."""
+
     def __init__(self, path: str | os.PathLike[str], *, num_threads: int = 1) -> None:
         self.path = os.fspath(path)
         self._num_threads = num_threads
         self._converter = VideoReformatter()  # kept, since setting one up costs as much as converting a small frame
         self._first_decoded: av.VideoFrame | None = None
-        self._open()
+        self._open(probe=self._probes)
         try:
             self._build_index()
         except BaseException:
@@ -137,7 +199,7 @@ class VideoReader:
             interpolation: see `transforms.resize_short_side`.
 
         Returns:
-            uint8 (T, 3, H, W), RGB.
+            uint8 (T, 3, H, W), RGB; in memory the colours of a pixel stand together, as decoders and resizing have it.
 
         Raises:
             IndexError: a position is outside the video.
@@ -152,29 +214,38 @@ class VideoReader:
                 f"got {indices.min()} .. {indices.max()}."
             )
         wanted, inverse = np.unique(indices, return_inverse=True)
-        frames: Tensor | None = None
+        pictures: Tensor | None = None
         found = np.zeros(len(wanted), dtype=np.int64)
         for slot, (position, frame) in enumerate(self._wanted_frames(wanted.tolist())):
             self._first_decoded = self._first_decoded or frame
-            image = self._to_tensor(frame)[None]
+            picture = self._to_tensor(frame)
             if short_side is not None:
-                image = resize_short_side(image, short_side, interpolation)
-            if frames is None:
-                frames = torch.empty((len(wanted), *image.shape[1:]), dtype=torch.uint8)
-            frames[slot] = image[0]
+                picture = resize_short_side(picture[None], short_side, interpolation)[0]
+            picture = picture.permute(1, 2, 0)
+            if pictures is None:
+                pictures = torch.empty((len(indices), *picture.shape), dtype=torch.uint8)
+            for place in np.flatnonzero(inverse == slot).tolist():
+                pictures[place] = picture
             found[slot] = position
-        if frames is None:
+        if pictures is None:
             raise self._undecodable()
         self._judge(wanted, found)
-        return frames if np.array_equal(wanted, indices) else frames[torch.from_numpy(inverse)]
+        return pictures.permute(0, 3, 1, 2)
 
     # Opening -------------------------------------------------------------------------------------------------------
 
-    def _open(self) -> None:
+    def _open(self, *, probe: bool) -> None:
+        """Opens file and decoder. libav decodes the first frames of a file to learn what headers may not say; without
+        `probe` it leaves that out where the header does."""
         self._container = None
-        self._file = _open_file(self.path)
+        self._file = open_file(self.path)
         try:
             options = {"max_pixels": str(MAX_PIXELS)}  # also guards what libav decodes while it probes
+            start = self._file.read(8)
+            self._file.seek(0)
+            self._format = _SELF_DESCRIBED.get(start[4:], _SELF_DESCRIBED.get(start[:4]))
+            if self._format and not probe:
+                options["codec_whitelist"] = "none"  # of the decoders that probing may use
             self._container = av.open(_Nameless(self._file), mode="r", metadata_errors="replace", options=options)
             self._stream = self._pick_stream()
         except (av.FFmpegError, OSError) as error:
@@ -213,26 +284,77 @@ class VideoReader:
             )
 
     def _build_index(self) -> None:
-        """Sets num_frames, pts_seconds and, where positions follow from time stamps, what seeking needs."""
+        """Sets num_frames, pts_seconds and what `read` needs."""
+        self._index = self._find_index()
+        self.num_frames = self._index.num_frames
+        self.pts_seconds = self._index.seconds
+        self._passes = self._passes_for(self._index)
+
+    def _find_index(self) -> _Index:
+        key = _identity(self.path, self._file)
+        index = _indices.get(key)
+        if index is None:
+            index = _indices[key] = self._index_from_tables() or self._index_from_packets()
+            while len(_indices) > 1 and sum(kept.num_frames for kept in _indices.values()) > _KEPT_FRAMES:
+                _indices.popitem(last=False)
+        _indices.move_to_end(key)
+        return index
+
+    def _index_from_tables(self) -> _Index | None:
+        """From what the container lists of its packets; None where it does not, or not as libav would hand them out."""
+        context = self._stream.codec_context
+        is_avi = self._container.format.name == "avi"
+        if not (is_avi and not context.has_b_frames and context.name in _IN_ORDER) and self._format != "mp4":
+            return None
+        entries = self._stream.index_entries
+        if not 0 < len(entries) <= _num_bytes(self._file):
+            return None
+        listed = [(e.timestamp, e.is_keyframe, e.size, e.pos, e.is_discard) for e in entries]
+        times, keys, sizes, places, discarded = np.asarray(listed, dtype=np.int64).T
+        if discarded.any() or (sizes <= 0).any() or (places + sizes).max() > _num_bytes(self._file):
+            return None
+        if not is_avi:
+            offsets = composition_offsets(self._file, self._stream.id)
+            if offsets is None or len(offsets) != len(times):
+                return None
+            times = times + offsets
+        first = next((packet.pts for packet in self._demux() if packet.size), None)
+        # libav moves all times to where an edit list puts the first one.
+        times = None if first is None else (times + (first - times[0])).tolist()
+        index = None if times is None else self._index_of(times, keys.tolist(), in_order=is_avi, tables=True)
+        if index is None:
+            self.close()
+            self._open(probe=False)  # as a packet was read
+        return index
+
+    def _index_from_packets(self) -> _Index:
         # Only numbers are kept: the packets together are the whole file.
         shown = [(packet.pts, packet.is_keyframe) for packet in self._demux() if packet.size and not packet.is_discard]
-        self.num_frames = len(shown)
         if not shown:
             raise DecodeError(f"{self.path} holds no video frame: it is cut off or damaged; copy or download it again.")
-        pts = [time for time, _ in shown]
+        pts, keys = map(list, zip(*shown, strict=True))
         # AVI stores no presentation times: libav guesses them, and wrongly where frames are reordered.
-        trusted = None not in pts and len(set(pts)) == len(pts) and self._container.format.name != "avi"
-        if trusted:
-            self._pts = np.sort(np.asarray(pts, dtype=np.int64))
-            self._position = {time: position for position, time in enumerate(self._pts.tolist())}
-            self._packet_of, self._key_of = _key_frames(shown, self._position)
-            time_base = self._stream.time_base or Fraction(1, 1)
-            self.pts_seconds = (self._pts - self._pts[0]) * float(time_base)
-        else:
-            self._position = None
-            self.pts_seconds = np.arange(self.num_frames) / self.fps
-        self._passes = [self._read_seeking, self._read_through] if trusted else []
-        self._passes.append(self._read_counting)
+        index = None if self._container.format.name == "avi" else self._index_of(pts, keys)
+        return index or _Index(len(pts), None, None, None, np.arange(len(pts)) / self.fps)
+
+    def _index_of(
+        self, pts: list[int | None], keys: list[bool], *, in_order: bool = False, tables: bool = False
+    ) -> _Index | None:
+        """From the packets' time stamps, in file order; None where they do not tell frames apart."""
+        if None in pts or len(set(pts)) < len(pts):
+            return None
+        stamps = np.asarray(pts, dtype=np.int64)
+        packet_of = np.argsort(stamps)
+        stamps = stamps[packet_of]
+        seconds = (stamps - stamps[0]) * float(self._stream.time_base or Fraction(1, 1))
+        key_of = _key_frames(packet_of, np.asarray(keys, dtype=bool))
+        return _Index(len(pts), stamps, packet_of, key_of, seconds, in_order, tables)
+
+    def _passes_for(self, index: _Index) -> list:
+        """Ways to read the file, each more careful than the one before."""
+        if index.pts is None:
+            return [self._read_counting]
+        return [self._read_seeking, self._read_through, self._read_counting]
 
     @property
     def _any_frame(self) -> av.VideoFrame:
@@ -256,25 +378,48 @@ class VideoReader:
                 return
             except _IndexMismatch:
                 # What was handed out was verified; the file is read in the next, more careful way from here on.
-                del self._passes[0]
+                self._passes = self._more_careful()
+
+    def _more_careful(self) -> list:
+        if not self._index.tables:
+            return self._passes[1:]
+        self.close()
+        self._open(probe=True)
+        self._index = _indices[_identity(self.path, self._file)] = self._index_from_packets()
+        # Positions were asked for by the number of frames that the tables gave.
+        return self._passes_for(self._index) if self._index.num_frames == self.num_frames else [self._read_counting]
 
     def _read_seeking(self, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         """Seeks where that spares work and leaves out what nothing refers to; a lost frame is a mismatch."""
-        needed = set(self._pts[wanted].tolist())
-        frames, current = None, -1
-        for target in wanted:
-            key = int(self._key_of[target])
-            if frames is None or self._packet_of[key] - self._packet_of[current] > _SEEK_GAIN_PACKETS:
-                frames, current = self._decode_from_key(key, needed), -1
-            while current < target:
-                frame = next(frames, None)
-                position = None if frame is None else self._position.get(frame.pts)
-                if position is None or position <= current:
+        for run in self._runs(wanted):
+            current = -1
+            targets = iter(run)
+            target = next(targets)
+            for frame in self._decode_run(run):
+                position = self._index.position(frame.pts)
+                skipped = self._index.in_order and current >= 0 and position != current + 1
+                if position is None or position <= current or position > target or skipped:
                     raise _IndexMismatch
                 current = position
-            if current > target:
+                if position == target:
+                    yield target, frame
+                    target = next(targets, None)
+                    if target is None:
+                        break
+            if target is not None:
                 raise _IndexMismatch
-            yield target, frame
+
+    def _runs(self, wanted: list[int]) -> Iterator[list[int]]:
+        """Wanted positions that are decoded in one go."""
+        packet_of, key_of = self._index.packet_of, self._index.key_of
+        run, reached = [], -1
+        for target in wanted:
+            if run and packet_of[key_of[target]] - reached > _SEEK_GAIN_PACKETS:
+                yield run
+                run = []
+            run.append(target)
+            reached = max(reached, int(packet_of[target]))
+        yield run
 
     def _read_through(self, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         """Decodes from the start and places frames by time stamp, which shows which ones are lost."""
@@ -282,7 +427,7 @@ class VideoReader:
         def placed() -> Iterator[tuple[int, av.VideoFrame]]:
             last = -1
             for frame in self._decode_all():
-                position = self._position.get(frame.pts)
+                position = self._index.position(frame.pts)
                 if position is None or position <= last:
                     raise _IndexMismatch
                 last = position
@@ -294,36 +439,53 @@ class VideoReader:
         """Decodes from the start and counts: for files without usable time stamps."""
         return _nearest(wanted, enumerate(self._decode_all()))
 
-    def _decode_from_key(self, key: int, needed: set[int]) -> Iterator[av.VideoFrame]:
+    def _decode_run(self, run: list[int]) -> Iterator[av.VideoFrame]:
+        """Frames from the key frame before the run up to its last frame; some that are not wanted are left out."""
+        index = self._index
+        key = int(index.key_of[run[0]])
         try:
-            self._container.seek(int(self._pts[key]), stream=self._stream)
+            self._container.seek(int(index.pts[key]), stream=self._stream)
         except (av.FFmpegError, OSError) as error:
             raise _IndexMismatch from error
-        packets = self._demux()
-        first = next(packets, None)
-        landed = None if first is None else self._position.get(first.pts)
-        late = landed is None or self._packet_of[landed] > self._packet_of[key]
-        if first is None or (late and not first.is_discard):
-            raise _IndexMismatch
-        return self._decode(chain([first], packets), needed)
+        place, last = -1, int(index.packet_of[run].max())
+        needed = None if index.in_order else set(index.pts[run].tolist())
+
+        def packets() -> Iterator[av.Packet | None]:
+            nonlocal place
+            for packet in self._demux():
+                if place < 0 and not packet.is_discard:
+                    landed = index.position(packet.pts)
+                    if landed is None or index.packet_of[landed] > index.packet_of[key]:
+                        raise _IndexMismatch
+                    place = int(index.packet_of[landed]) - 1
+                place += bool(packet.size) and not packet.is_discard
+                yield packet
+                if place >= last:
+                    break  # the decoder has all it needs, and hands out what it holds back for reordering
+            yield None
+
+        return self._decode(packets(), needed)
 
     def _decode_all(self) -> Iterator[av.VideoFrame]:
         """Decodes from the start after reopening, as not every format can seek, nor to before time 0."""
         self.close()
-        self._open()
+        self._open(probe=True)
         return self._decode(self._demux())
 
-    def _decode(self, packets: Iterator[av.Packet], needed: set[int] | None = None) -> Iterator[av.VideoFrame]:
-        """Frames in presentation order, stepping over packets that fail.
+    def _decode(self, packets: Iterator[av.Packet | None], needed: set[int] | None = None) -> Iterator[av.VideoFrame]:
+        """Frames in presentation order, stepping over packets that fail; None ends the stream.
 
         With `needed` (time stamps), frames that are neither needed nor referred to by others may be left out: half of
         the work with the B-frames of common encoders.
         """
+        context = self._stream.codec_context
+        skipping = False
         for packet in packets:
-            if needed is not None:
-                self._stream.codec_context.skip_frame = "DEFAULT" if packet.pts in needed else "NONREF"
+            if needed is not None and packet is not None and skipping == (packet.pts in needed):
+                skipping = not skipping
+                context.skip_frame = "NONREF" if skipping else "DEFAULT"
             try:
-                frames = packet.decode()
+                frames = context.decode(packet)
             except (av.FFmpegError, OSError):
                 continue
             for frame in frames:
@@ -341,15 +503,20 @@ class VideoReader:
                 return  # the file ends in the middle of a packet: what came before counts
 
     def _to_tensor(self, frame: av.VideoFrame) -> Tensor:
+        """uint8 (3, H, W), in the memory of the frame, where the colours of a pixel stand together."""
         width, height = self._any_frame.width, self._any_frame.height  # a stream may change its size on the way
         try:
-            rgb = self._converter.reformat(frame, width, height, format="rgb24", threads=1).to_ndarray()
+            rgb = self._converter.reformat(frame, width, height, format="rgb24", threads=1)
         except (av.FFmpegError, ValueError) as error:
             raise DecodeError(
                 f"{self.path} has frames of the pixel format {frame.format.name}, which cannot be turned into RGB; "
                 "convert it to .mp4."
             ) from error
-        return torch.from_numpy(np.ascontiguousarray(np.rot90(rgb, -self.rotation // 90).transpose(2, 0, 1)))
+        plane = rgb.planes[0]
+        rows = torch.frombuffer(plane, dtype=torch.uint8).view(height, plane.line_size)
+        picture = rows[:, : 3 * width].unflatten(1, (width, 3))
+        picture = torch.rot90(picture, -self.rotation // 90) if self.rotation else picture
+        return picture.permute(2, 0, 1)
 
     def _undecodable(self) -> DecodeError:
         return DecodeError(f"{self.path} is damaged: not one frame of it can be decoded; copy or download it again.")
@@ -369,7 +536,15 @@ class VideoReader:
             )
 
 
-def _open_file(path: str) -> BinaryIO:
+def open_file(path: str) -> BinaryIO:
+    """A local file, one behind a URL, or one in a shard, for reading.
+
+    Raises:
+        DecodeError: it is missing, empty, a folder, or cannot be read.
+    """
+    member = as_member(path)
+    if member is not None:
+        return _open_member(path, member)
     if is_url(path):
         return _open_url(path)
     if not os.path.exists(path):
@@ -384,6 +559,18 @@ def _open_file(path: str) -> BinaryIO:
         file.close()
         raise DecodeError(f"{path} is empty (0 bytes); copy or download it again.")
     return file
+
+
+def _open_member(path: str, member: Member) -> BinaryIO:
+    """A video in a tar shard."""
+    if member.size == 0:
+        raise DecodeError(f"{path} is empty (0 bytes); write the shard again.")
+    try:
+        return open_member(member)
+    except FileNotFoundError as error:
+        raise DecodeError(f"{path} does not exist, as there is no such shard; check the path.") from error
+    except OSError as error:
+        raise DecodeError(f"{path} cannot be read ({error.strerror}); copy the shard again.") from error
 
 
 class _Url(RemoteFile):
@@ -413,24 +600,43 @@ def _open_url(url: str) -> BinaryIO:
     return file
 
 
-def _key_frames(packets: list[tuple[int, bool]], position: dict[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """For each position of presentation: its packet's place in the file, and the position of the key frame to seek to.
+def _identity(path: str, file: BinaryIO) -> tuple:
+    """What tells a file from one that took its place."""
+    if isinstance(file, RemoteFile | io.BytesIO):  # behind a URL, or in a shard there
+        return path, _num_bytes(file)
+    status = os.fstat(file.fileno())
+    return path, status.st_size, status.st_mtime_ns
 
-    `packets` has (time stamp, is it a key frame) in file order.
+
+def _num_bytes(file: BinaryIO) -> int:
+    position = file.tell()
+    end = file.seek(0, os.SEEK_END)
+    file.seek(position)
+    return end
+
+
+def _key_frames(packet_of: np.ndarray, is_key: np.ndarray) -> np.ndarray:
+    """For each position of presentation, the position of the key frame to seek to; 0 where there is none.
 
     That key frame comes before it in the file and in presentation. (Frames that follow a key frame in the file and are
     shown before it may refer to the group before.)
+
+    Args:
+        packet_of: place in the file of each position's packet.
+        is_key: for each place in the file.
     """
-    packet_of = np.zeros(len(packets), dtype=np.int64)
-    key_of = np.zeros(len(packets), dtype=np.int64)
-    keys: list[int] = []
-    for place, (time, is_key) in enumerate(packets):
-        shown = position[time]
-        packet_of[shown] = place
-        if is_key:
-            keys.append(shown)
-        key_of[shown] = next((key for key in reversed(keys) if key <= shown), 0)
-    return packet_of, key_of
+    positions = np.empty_like(packet_of)
+    positions[packet_of] = np.arange(len(packet_of))
+    places = np.flatnonzero(is_key)
+    keys = positions[places]
+    number = np.searchsorted(places, packet_of, side="right") - 1
+    shown = np.arange(len(packet_of))
+    for _ in range(_OPEN_GROUPS):
+        too_late = (number >= 0) & (keys[number] > shown) if len(keys) else np.zeros(len(shown), dtype=bool)
+        if not too_late.any():
+            return np.where(number >= 0, keys[number], 0) if len(keys) else np.zeros_like(shown)
+        number -= too_late
+    return np.zeros_like(shown)  # a strange order: from the start
 
 
 def _nearest(wanted: list[int], frames: Iterator[tuple[int, av.VideoFrame]]) -> Iterator[tuple[int, av.VideoFrame]]:

@@ -22,15 +22,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.clips import ClipDataModule, ClipFormat, UnreadableTally, some
-from datamodules.decode import DecodeError, VideoReader
+from datamodules.decode import DecodeError
 from datamodules.errors import DataError
 from datamodules.files import RemoteFile, first_file, is_url, join, read_text, resolve
-from datamodules.frames import FrameFolder
+from datamodules.frames import FrameFolder, open_video
 from datamodules.loading import Draw
 from datamodules.questions import KINDS, QUESTIONS, Question, answer_number, draw_question
 from datamodules.retrieval import find_videos
 from datamodules.sampling import clip_indices
-from datamodules.transforms import TrainTransform, crop_views, resize_short_side
+from datamodules.transforms import Reader, TrainTransform, crop_views, resize_short_side
 
 __all__ = [
     "EpicKitchens100",
@@ -194,13 +194,13 @@ def _tar_index(path: str) -> np.ndarray:
     return np.array(sorted(found), dtype=np.int64)[:, 1:]
 
 
-def open_frames(path: str) -> "VideoReader | FrameFolder | FrameTar":
-    """The reader of a video's frames, with their times."""
+def open_frames(path: str, *, decoder: str = "pyav") -> Reader:
+    """The reader of a video's frames, with their times; `decoder` as for `datamodules.frames.open_video`."""
     video_id, suffix = Path(path).stem, Path(path).suffix
     if suffix.lower() == ".tar":
         reader = FrameTar(path, fps=frame_rate(video_id))
     elif suffix:
-        return VideoReader(path)
+        return open_video(path, decoder=decoder)
     else:
         reader = FrameFolder(path, fps=frame_rate(Path(path).name))
     # The annotations' frame numbers are floor(t * fps), at least 1, and the first picture is number 1.
@@ -300,7 +300,7 @@ class SegmentDataset(Dataset):
     def _clips(self, sample: Segment) -> Tensor:
         """uint8 (3, T, H, W), or (V, 3, T, H, W) for several views."""
         clip, count = self.clip, 1 if self.training else self.num_clips
-        with open_frames(sample.path) as reader:
+        with open_frames(sample.path, decoder=clip.decoder) as reader:
             seen = range_in(reader.pts_seconds, sample.span)
             if seen is None:
                 return self._zeros()
@@ -308,8 +308,8 @@ class SegmentDataset(Dataset):
                        "mode": "train" if self.training else "test"}  # fmt: skip
             length = seen[1] - seen[0] + 1
             found = [seen[0] + clip_indices(length, clip.num_frames, clip=number, **options) for number in range(count)]
-            size = {} if self.training else {"short_side": clip.short_side, "interpolation": clip.interpolation}
-            frames = reader.read(np.concatenate(found), **size)
+            positions = np.concatenate(found)
+            frames = reader.read(positions) if self.training else clip.read(reader, positions)
         if self.training:
             return self.transform(frames).transpose(0, 1).contiguous()
         crops = crop_views(frames, clip.image_size, self.num_crops)  # (crops, clips * T, 3, H, W)

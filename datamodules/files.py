@@ -10,7 +10,8 @@ from pathlib import Path
 
 from datamodules.errors import DataError
 
-__all__ = ["Folders", "RemoteFile", "first_file", "is_url", "join", "read_bytes", "read_text", "resolve", "split"]
+__all__ = ["Folders", "RemoteFile", "download", "first_file", "is_url", "join", "read_bytes", "read_range", "read_text",
+           "resolve", "split"]  # fmt: skip
 
 
 def is_url(path: str) -> bool:
@@ -89,7 +90,7 @@ class RemoteFile:
         import fsspec
 
         self.url = url
-        with self._as_os_error():
+        with _as_os_error():
             filesystem, path = fsspec.core.url_to_fs(url)
             self._file = filesystem.open(path, "rb")
 
@@ -100,11 +101,11 @@ class RemoteFile:
         self.close()
 
     def read(self, size: int = -1) -> bytes:
-        with self._as_os_error():
+        with _as_os_error():
             return self._file.read(size)
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        with self._as_os_error():
+        with _as_os_error():
             return self._file.seek(offset, whence)
 
     def tell(self) -> int:
@@ -113,14 +114,41 @@ class RemoteFile:
     def close(self) -> None:
         self._file.close()
 
-    @contextmanager
-    def _as_os_error(self) -> Iterator[None]:
-        try:
-            yield
-        except (FileNotFoundError, IsADirectoryError):
-            raise
-        except Exception as error:
-            raise OSError(getattr(error, "errno", None) or 5, _one_line(error)) from error
+
+def read_range(url: str, start: int, end: int) -> bytes:
+    """Bytes `start` to `end` (excluded) of the file behind a URL, in one request; fewer where it ends before.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError, OSError: as `RemoteFile`.
+    """
+    import fsspec
+
+    with _as_os_error():
+        filesystem, path = fsspec.core.url_to_fs(url)
+        return filesystem.cat_file(path, start=start, end=end)
+
+
+def download(url: str, path: str) -> None:
+    """The file behind a URL to a local one, in one request.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError, OSError: as `RemoteFile`.
+    """
+    import fsspec
+
+    with _as_os_error():
+        filesystem, remote = fsspec.core.url_to_fs(url)
+        filesystem.get_file(remote, path)
+
+
+@contextmanager
+def _as_os_error() -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, IsADirectoryError):
+        raise
+    except Exception as error:
+        raise OSError(getattr(error, "errno", None) or 5, _one_line(error)) from error
 
 
 class Folders:

@@ -2,28 +2,63 @@
 
 import os
 import re
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from datamodules.decode import DecodeError, VideoReader
+from datamodules.errors import DataError
 from datamodules.files import Folders, is_url, join
 
-__all__ = ["FrameFolder", "open_video"]
+if TYPE_CHECKING:
+    from datamodules.torchcodec_reader import TorchCodecReader
+
+__all__ = ["DECODERS", "FrameFolder", "check_decoder", "open_video"]
 
 _FRAME = re.compile(r"\D*(\d+)\.(?:jpe?g|png)", re.IGNORECASE)
 
 
-def open_video(path: str | os.PathLike[str]) -> "VideoReader | FrameFolder":
+DECODERS = ("pyav", "torchcodec", "torchcodec-cuda")
+"""What decodes video files; still images and folders of them are always read with PyAV."""
+
+_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+
+
+def check_decoder(decoder: str) -> None:
+    """Raises `DataError` for one that does not exist, or cannot be used here."""
+    if decoder not in DECODERS:
+        raise DataError(f"decoder is {decoder!r}; it has to be one of {', '.join(DECODERS)}.")
+    if decoder != "pyav":
+        from datamodules.torchcodec_reader import check_torchcodec
+
+        check_torchcodec("cuda" if decoder == "torchcodec-cuda" else "cpu")
+
+
+def open_video(
+    path: str | os.PathLike[str], *, decoder: str = "pyav"
+) -> "VideoReader | FrameFolder | TorchCodecReader":
     """The reader of a video file or still image, or of a folder of frames. Behind a URL, no suffix means a folder.
 
+    Args:
+        path: local, a URL, or an address in a shard.
+        decoder: one of `DECODERS`.
+
     Raises:
+        DataError: the decoder does not exist or is not installed.
         DecodeError: there is nothing at the path, or nothing that can be read.
     """
     path = os.fspath(path)
     is_folder = not os.path.splitext(path)[1] if is_url(path) else os.path.isdir(path)
-    return FrameFolder(path) if is_folder else VideoReader(path)
+    if is_folder:
+        return FrameFolder(path)
+    if decoder == "pyav" or path.lower().endswith(_IMAGES):
+        return VideoReader(path)
+    check_decoder(decoder)
+    from datamodules.torchcodec_reader import TorchCodecReader  # an extra
+
+    return TorchCodecReader(path, device="cuda" if decoder == "torchcodec-cuda" else "cpu")
 
 
 class FrameFolder:

@@ -1,12 +1,12 @@
 """Text files that list videos with their labels, or classes by name."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from datamodules.errors import DataError
-from datamodules.files import read_text
+from datamodules.files import Folders, join, read_text
 
-__all__ = ["Row", "is_number", "read_names", "read_rows"]
+__all__ = ["Row", "find_list", "is_number", "read_names", "read_numbered", "read_rows"]
 
 _HEADERS = {"label", "labels", "class", "class_id", "class_name", "category", "target"}
 _DELIMITERS = (",", "\t", " ", ";")
@@ -52,6 +52,44 @@ def read_rows(path: str, delimiter: str | None) -> list[Row]:
     if not rows:
         raise DataError(f"{path} lists no videos; write one row path{delimiter or ','}label per video.")
     return rows
+
+
+def read_numbered(path: str, delimiter: str | None, root: str) -> list[tuple[str, int]]:
+    """Videos and numbers of a list as `read_rows` takes it; paths start at `root`.
+
+    Raises:
+        DataError: the file is missing, has no rows, or a label is not a number.
+    """
+    rows = read_rows(path, delimiter)
+    strange = next((row for row in rows if not is_number(row.label)), None)
+    if strange is not None:
+        raise DataError(f"{path}, line {strange.line}: label {strange.label!r} is not a number; mend the row, "
+                        "or set data.delimiter.")  # fmt: skip
+    return [(join(root, row.path), int(row.label)) for row in rows]
+
+
+def find_list(folders: Folders, root: str, lists: Mapping[str, str], split: str) -> str | None:
+    """The list of a split, where validation and testing stand in for each other; None where no split has one.
+
+    Args:
+        folders: the file system.
+        root: where relative names start.
+        lists: name of the list of "train", "val" and "test".
+        split: one of them.
+
+    Raises:
+        DataError: other splits have a list and this one has none.
+    """
+    there = {name: path for name, file in lists.items() if folders.is_file(path := join(root, file))}
+    wanted = (split,) if split == "train" else (split, "val" if split == "test" else "test")
+    found = next((there[name] for name in wanted if name in there), None)
+    if there and found is None:
+        missing = " nor ".join(join(root, lists[name]) for name in wanted)
+        raise DataError(
+            f"{next(iter(there.values()))} lists videos, but for the {split} split there is no {missing}; write that "
+            f"list, or name it with data.{split}."
+        )
+    return found
 
 
 def read_names(path: str) -> list[str]:

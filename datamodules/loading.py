@@ -5,6 +5,7 @@ not on the number of loader workers, not on how the places are dealt out to proc
 interrupted.
 """
 
+import re
 import time
 import warnings
 from collections.abc import Iterator
@@ -12,12 +13,13 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from torch.utils.data import Dataset, DistributedSampler
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from datamodules.errors import DataError
 
-__all__ = ["ClipLoader", "Draw", "TrainSampler", "seeded"]
+__all__ = ["ClipLoader", "Draw", "EvaluationLoader", "TrainSampler", "seeded", "worker_death"]
 
 
 class Draw(NamedTuple):
@@ -69,13 +71,17 @@ class TrainSampler(DistributedSampler):
 
     def __iter__(self) -> Iterator[Draw]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        order = torch.randperm(len(self.dataset), generator=generator)
+        order = self._order(generator)
         if self.repeats > 1:
             # No more items than needed; the last one possibly cut.
             order = order[: -(-self.total_size // self.repeats)].repeat_interleave(self.repeats)
         places = torch.arange(self.rank, self.total_size, self.num_replicas)
         seeds = torch.randint(2**32, (self.total_size,), generator=generator)
         return map(Draw, order[places % len(order)].tolist(), seeds[places].tolist())
+
+    def _order(self, generator: torch.Generator) -> Tensor:
+        """All items of the data set, int64 (N,)."""
+        return torch.randperm(len(self.dataset), generator=generator)
 
 
 class ClipLoader(StatefulDataLoader):
@@ -104,6 +110,11 @@ class ClipLoader(StatefulDataLoader):
                 batch = next(batches)
             except StopIteration:
                 return
+            except RuntimeError as error:
+                death = worker_death(error)
+                if death is None:
+                    raise
+                raise death from error
             finally:
                 self.waited += time.perf_counter() - start
             yield batch
@@ -126,6 +137,31 @@ class ClipLoader(StatefulDataLoader):
                 f"set data.num_workers to {workers} to go on."
             )
         super().load_state_dict(state)
+
+
+class EvaluationLoader(DataLoader):
+    """A loader in the order of the listing."""
+
+    def __iter__(self) -> Iterator:
+        try:
+            yield from super().__iter__()
+        except RuntimeError as error:
+            death = worker_death(error)
+            if death is None:
+                raise
+            raise death from error
+
+
+def worker_death(error: RuntimeError) -> DataError | None:
+    """What to tell where torch found a loader process dead, which it may notice at any time; None for other errors."""
+    if not re.match(r"DataLoader worker .*(killed by signal|exited unexpectedly)", str(error)):
+        return None
+    signal_name = re.search(r"killed by signal: (\w[\w ]*)", str(error))
+    how = f" ({signal_name[1].strip()})" if signal_name else ""
+    return DataError(
+        f"A loader process died{how}, most often because memory ran out; lower data.num_workers or data.batch_size, "
+        "and go on from the last checkpoint with --ckpt_path last."
+    )
 
 
 @contextmanager

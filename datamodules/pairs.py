@@ -5,6 +5,7 @@ import json
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,12 +15,12 @@ from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
 from datamodules.captions import Captions, are_texts, read_json, values_of
-from datamodules.clips import ClipFormat, UnreadableTally
+from datamodules.clips import ClipFormat, FetchingAhead, UnreadableTally
 from datamodules.errors import DataError
 from datamodules.files import join, read_text
-from datamodules.frames import open_video
 from datamodules.loading import Draw
 from datamodules.retrieval import CaptionDataset, RetrievalDataModule, frame_positions
+from datamodules.shards import open_shards, shard_order
 from datamodules.transforms import TrainTransform
 
 __all__ = ["Pair", "PairCorpora", "PairDataset", "PairList", "PairSampler", "read_pairs"]
@@ -137,7 +138,7 @@ class _Tallies:
             tally.check()
 
 
-class PairDataset(Dataset):
+class PairDataset(FetchingAhead, Dataset):
     """Items for training: `video` uint8 (3, T, H, W), of a picture (3, 1, H, W), `text`, `index`, `video_index`, `path`
     and `seed`, see docs/batches.md.
 
@@ -176,9 +177,12 @@ class PairDataset(Dataset):
         found = tally.read_or_replace(Draw(draw.index - start, draw.seed), lambda number: self._read(start + number))
         return {**(found or self._placeholder(draw.index)), "seed": draw.seed}
 
+    def path_of(self, item: int | Draw) -> str:
+        return self.pairs[item.index if isinstance(item, Draw) else item].path
+
     def _read(self, number: int) -> dict:
         pair = self.pairs[number]
-        with open_video(pair.path) as reader:
+        with self.clip.open(pair.path) as reader:
             is_image = number < self.num_images
             positions = np.zeros(1, int) if is_image else frame_positions(reader.pts_seconds, self.clip, mode=self.mode)
             frames = self.transform(reader.read(positions))
@@ -214,6 +218,9 @@ class PairSampler(DistributedSampler):
         num_replicas: number of processes.
         rank: this process, from 0.
         seed: an epoch depends on seed + epoch (`set_epoch`) and nothing else.
+        shards: of each corpus, the pairs of each of its shards, or None where it lies in files. Pairs of a shard then
+            stay near each other, see `datamodules.shards.shard_order`.
+        buffer: see there.
 
     Raises:
         DataError: there are not enough pairs for one batch.
@@ -229,13 +236,16 @@ class PairSampler(DistributedSampler):
         num_replicas: int = 1,
         rank: int = 0,
         seed: int = 0,
+        shards: Sequence[Sequence[int] | None] | None = None,
+        buffer: int = 0,
     ) -> None:
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed)
-        self.corpora, self.batch_size = corpora, batch_size
-        kinds = [[c for c in corpora if (c[0] < num_images) == is_image] for is_image in (True, False)]
+        self.corpora, self.batch_size, self.buffer = corpora, batch_size, buffer
+        sharded = list(zip(corpora, shards or [None] * len(corpora), strict=True))
+        kinds = [[c for c in sharded if (c[0][0] < num_images) == is_image] for is_image in (True, False)]
         self.kinds = [kind for kind in kinds if kind]
         whole = batch_size * num_replicas
-        self.num_batches = [sum(_count(*corpus) for corpus in kind) // whole for kind in self.kinds]
+        self.num_batches = [sum(_count(*corpus) for corpus, _ in kind) // whole for kind in self.kinds]
         if not sum(self.num_batches):
             raise DataError(f"{batch_size} pairs in each of {num_replicas} processes are more than there are pictures "
                             "or videos; take a smaller data.batch_size.")  # fmt: skip
@@ -246,10 +256,17 @@ class PairSampler(DistributedSampler):
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         batches = []
         for kind, count in zip(self.kinds, self.num_batches, strict=True):
-            drawn = torch.cat([_drawn(*corpus, generator) for corpus in kind])
-            order = torch.randperm(len(drawn), generator=generator)[: count * self.batch_size * self.num_replicas]
-            batches.append(drawn[order].view(count, self.batch_size, self.num_replicas))
-        batches = torch.cat(batches)[torch.randperm(sum(self.num_batches), generator=generator)]
+            drawn = [_drawn(*corpus, generator, shards, self.buffer) for corpus, shards in kind]
+            lengths = [len(part) for part in drawn]
+            order = _merged(lengths, generator) if _in_shards(kind) else _shuffled(sum(lengths), generator)
+            order = order[: count * self.batch_size * self.num_replicas]
+            batches.append(torch.cat(drawn)[order].view(count, self.batch_size, self.num_replicas))
+        turns = _shuffled(sum(self.num_batches), generator)
+        for start, end, kind in zip(*_ranges(self.num_batches), self.kinds, strict=True):
+            if _in_shards(kind):
+                own = (turns >= start) & (turns < end)
+                turns[own] = torch.arange(start, end)  # the kinds still take turns at random
+        batches = torch.cat(batches)[turns]
         seeds = torch.randint(2**32, batches.shape, generator=generator)
         mine = (..., self.rank)
         return map(Draw, batches[mine].flatten().tolist(), seeds[mine].flatten().tolist())
@@ -259,11 +276,36 @@ def _count(start: int, end: int, ratio: float) -> int:
     return round((end - start) * ratio)
 
 
-def _drawn(start: int, end: int, ratio: float, generator: torch.Generator) -> Tensor:
+def _drawn(
+    start: int, end: int, ratio: float, generator: torch.Generator, shards: Sequence[int] | None, buffer: int
+) -> Tensor:
     """Pairs of a corpus in an epoch: all of them as often as the ratio says, the rest of it at random."""
-    size = end - start
-    rounds = [torch.randperm(size, generator=generator) for _ in range(-(-_count(start, end, ratio) // size))]
-    return start + torch.cat([*rounds, torch.empty(0, dtype=torch.int64)])[: _count(start, end, ratio)]
+    size, count = end - start, _count(start, end, ratio)
+    rounds = [
+        _shuffled(size, generator) if shards is None else shard_order(shards, buffer, generator)
+        for _ in range(-(-count // size))
+    ]
+    return start + torch.cat([*rounds, torch.empty(0, dtype=torch.int64)])[:count]
+
+
+def _shuffled(count: int, generator: torch.Generator) -> Tensor:
+    return torch.randperm(count, generator=generator)
+
+
+def _in_shards(kind: Sequence[tuple[tuple, Sequence[int] | None]]) -> bool:
+    return any(shards is not None for _, shards in kind)
+
+
+def _merged(lengths: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Where to take from several sequences put end to end, each in its order and spread evenly over the whole."""
+    places = [torch.arange(n) + torch.rand(n, generator=generator, dtype=torch.float64) for n in lengths]
+    return torch.cat([place / len(place) for place in places]).argsort(stable=True)
+
+
+def _ranges(counts: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Starts and ends of parts of these lengths, put end to end."""
+    ends = np.cumsum(counts).tolist()
+    return [0, *ends[:-1]], ends
 
 
 class PairCorpora(RetrievalDataModule):
@@ -274,8 +316,9 @@ class PairCorpora(RetrievalDataModule):
 
     Args:
         root: folder that the other paths start from, a path or a URL.
-        corpora: each with ``annotations`` (a file, see `read_pairs`), ``media`` (folder of the pictures or videos,
-            default root) and ``ratio`` (how often each pair comes in an epoch, default 1).
+        corpora: each with ``annotations`` (a file, see `read_pairs`) and ``media`` (folder of the pictures or videos,
+            default root); or with ``shards`` (a folder of tar shards, or shards by name, or a list of these, see
+            docs/shards.md); and with ``ratio`` (how often each pair comes in an epoch, default 1).
         videos: folder of the evaluated videos; None is root/videos, or root without such a folder.
         val: captions of the videos to validate on, see `datamodules.captions.read_captions`.
         test: the same for testing; None tests on those of validation.
@@ -291,6 +334,7 @@ class PairCorpora(RetrievalDataModule):
 
     title = "The corpus"
     source = "those who made it"
+    shard_listings = None  # each corpus says for itself whether it lies in shards
 
     def __init__(
         self,
@@ -312,12 +356,18 @@ class PairCorpora(RetrievalDataModule):
         if not corpora:
             raise DataError("corpora is empty; name at least one file of pairs: [{annotations: pairs.jsonl}].")
         for corpus in corpora:
-            unknown = set(corpus) - {"annotations", "media", "ratio"}
-            if unknown or "annotations" not in corpus or not corpus.get("ratio", 1) > 0:
-                raise DataError(f"{corpus} is no corpus; give it annotations, and media and a ratio above 0 if wanted.")
+            known = ({"annotations", "ratio", "media"}, {"shards", "ratio"})["shards" in corpus]
+            if set(corpus) - known or not {"annotations", "shards"} & set(corpus) or not corpus.get("ratio", 1) > 0:
+                raise DataError(f"{corpus} is no corpus; give it annotations (and media if wanted) or shards, and a "
+                                "ratio above 0 if wanted.")  # fmt: skip
+        if self.shards is not None:
+            raise DataError("data.shards is set; name the shards of each corpus in data.corpora: [{shards: cc3m/}].")
         self.corpora = corpora
         self.horizontal_flip = horizontal_flip
         self._ranges: list[tuple[int, int, float]] = []
+        self._shards: list[list[int] | None] = []
+        self._lost: list[int] = []
+        self._digests: list[str] = []
         self._num_images = 0
 
     def entries(self, split: str) -> list[Captions]:
@@ -334,15 +384,20 @@ class PairCorpora(RetrievalDataModule):
 
     def _pairs(self) -> PairList:
         """All pairs, those of pictures first."""
+        self._digests = []
         read = [(*self._corpus(corpus), corpus.get("ratio", 1)) for corpus in self.corpora]
         read.sort(key=lambda found: _KINDS.index(found[0]))
-        ends = np.cumsum([0, *(len(pairs) for _, pairs, _ in read)]).tolist()
-        self._ranges = [(ends[i], ends[i + 1], ratio) for i, (_, _, ratio) in enumerate(read)]
-        self._num_images = sum(len(pairs) for kind, pairs, _ in read if kind == "image")
-        return PairList(pair for _, pairs, _ in read for pair in pairs)
+        starts, ends = _ranges([len(pairs) for _, pairs, *_ in read])
+        self._ranges = [(starts[i], ends[i], ratio) for i, (*_, ratio) in enumerate(read)]
+        self._shards = [shards for _, _, shards, _, _ in read]
+        self._lost = [start + number for start, (_, _, _, lost, _) in zip(starts, read, strict=True) for number in lost]
+        self._num_images = sum(len(pairs) for kind, pairs, *_ in read if kind == "image")
+        return PairList(pair for _, pairs, *_ in read for pair in pairs)
 
-    def _corpus(self, corpus: dict[str, Any]) -> tuple[str, PairList]:
-        """ "image" or "video", and the pairs."""
+    def _corpus(self, corpus: dict[str, Any]) -> tuple[str, PairList, list[int] | None, list[int]]:
+        """ "image" or "video", the pairs, how many each shard has, and those whose shards are missing."""
+        if "shards" in corpus:
+            return self._sharded(corpus["shards"])
         path, media = join(self.root, corpus["annotations"]), join(self.root, corpus.get("media", ""))
         kinds: set[str] = set()
 
@@ -355,7 +410,41 @@ class PairCorpora(RetrievalDataModule):
         if len(kinds) != 1:
             found = "both pictures and videos; make two corpora of it" if kinds else "no pairs; leave the corpus out"
             raise DataError(f"{path} holds {found}.")
-        return kinds.pop(), pairs
+        return kinds.pop(), pairs, None, []
+
+    def _sharded(self, sources: str | list[str]) -> tuple[str, PairList, list[int], list[int]]:
+        sources = [join(self.root, source) for source in ([sources] if isinstance(sources, str) else sources)]
+        folders = open_shards(sources, "train")
+        header = folders[0].header if folders else {"fields": []}
+        if header.get("media") not in _KINDS or "captions" not in header["fields"]:
+            raise DataError(f"{' and '.join(sources)} holds no captioned pictures or videos to train on; write them "
+                            "with zoo shard pairs.jsonl.")  # fmt: skip
+        counts: list[int] = []
+
+        def pairs() -> Iterator[Pair]:
+            for folder in folders:
+                for size in folder.sizes:
+                    counts.append(0)
+                    for path, values in islice(folder.samples, size):
+                        counts[-1] += len(values["captions"])
+                        yield from (Pair(path, caption) for caption in values["captions"])
+
+        found = PairList(pairs())
+        missing = np.repeat([is_missing for folder in folders for is_missing in folder.missing], counts)
+        self._digests += [digest for folder in folders for digest in folder.header["sha256"]]
+        return header["media"], found, counts, missing.nonzero()[0].tolist()
+
+    @property
+    def _order_of_shards(self) -> str | None:
+        if not self._digests:
+            return None
+        return f"{hashlib.sha256(json.dumps(self._digests).encode()).hexdigest()} {self.shuffle_buffer}"
+
+    def _missing(self, split: str, samples: Any) -> list[int]:
+        if split != "train":
+            return super()._missing(split, samples)
+        in_files = [range(a, b) for (a, b, _), shards in zip(self._ranges, self._shards, strict=True) if shards is None]
+        return [*(i for part in in_files for i in part if not self.folders.has(samples[i].path)), *self._lost]
 
     def check_listings(self, listings: dict[str, list]) -> None:
         super().check_listings({split: videos for split, videos in listings.items() if split != "train"})
@@ -373,5 +462,5 @@ class PairCorpora(RetrievalDataModule):
         plain = super()._train_sampler()
         return PairSampler(
             self.datasets["train"], self._num_images, self._ranges, self.batch_size, num_replicas=plain.num_replicas,
-            rank=plain.rank, seed=plain.seed,
+            rank=plain.rank, seed=plain.seed, shards=self._shards, buffer=self.shuffle_buffer,
         )  # fmt: skip

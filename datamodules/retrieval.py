@@ -17,18 +17,17 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset, default_collate
 
 from datamodules.captions import Captions, read_captions
-from datamodules.clips import ClipDataModule, ClipFormat, UnreadableTally, some
+from datamodules.clips import ClipDataModule, ClipFormat, FetchingAhead, UnreadableTally, some
 from datamodules.decode import DecodeError
 from datamodules.errors import DataError
 from datamodules.files import Folders, first_file, join, resolve
-from datamodules.frames import open_video
 from datamodules.loading import Draw
 from datamodules.sampling import clip_indices
 from datamodules.transforms import TrainTransform, center_crop
 from datamodules.video_folder import VIDEO_SUFFIXES
 
 __all__ = ["CaptionDataset", "CaptionedVideo", "RetrievalDataModule", "collate_captions", "find_videos",
-           "frame_positions", "plain_name"]  # fmt: skip
+           "frame_positions", "locate_videos", "plain_name"]  # fmt: skip
 
 _DEPTH = 3
 """Folders below the one of the videos that are searched: LSMDC has one per film, the original MSR-VTT one per split."""
@@ -94,7 +93,7 @@ def frame_positions(
     return kept[np.linspace(0, len(kept) - 1, clip.num_frames).astype(np.int64)]
 
 
-class CaptionDataset(Dataset):
+class CaptionDataset(FetchingAhead, Dataset):
     """Pairs of a video and a caption for training, videos with all their captions for evaluation.
 
     Items have `video` uint8 (3, T, H, W), `text`, `index`, `video_index`, `path`, `frame_mask` bool (T,) where `fps` is
@@ -146,6 +145,12 @@ class CaptionDataset(Dataset):
         draw = item if isinstance(item, Draw) else Draw(item, int(torch.randint(2**32, ())))
         return {**self._trained(draw), "seed": draw.seed}
 
+    def path_of(self, item: int | Draw) -> str:
+        index = item.index if isinstance(item, Draw) else item
+        if self.training and self.every_caption:
+            index = int(np.searchsorted(self.first_pairs, index, side="right")) - 1
+        return self.videos[index].path
+
     def _evaluated(self, number: int) -> dict:
         video = self.videos[number]
         try:
@@ -172,10 +177,10 @@ class CaptionDataset(Dataset):
 
     def _item(self, video: CaptionedVideo, text: str | list[str], index: int, number: int) -> dict:
         clip = self.clip
-        with open_video(video.path) as reader:
+        with clip.open(video.path) as reader:
             positions = frame_positions(reader.pts_seconds, clip, mode=self.mode, span=video.span, fps=self.fps)
             if self.transform is None:
-                frames = reader.read(positions, short_side=clip.short_side, interpolation=clip.interpolation)
+                frames = clip.read(reader, positions)
                 frames = center_crop(frames, clip.image_size)
             else:
                 frames = self.transform(reader.read(positions))
@@ -228,6 +233,59 @@ def find_videos(folders: Folders, top: str, names: Collection[str]) -> dict[str,
     return found
 
 
+def locate_videos(
+    folders: Folders,
+    root: str,
+    names: Sequence[str],
+    candidates: Sequence[Sequence[str]],
+    *,
+    videos: str | None = None,
+    suffix: str = ".mp4",
+    search: bool = True,
+    what: str,
+    source: str,
+) -> list[str]:
+    """Paths of videos; of those that are nowhere, where they would be.
+
+    Args:
+        folders: the file system.
+        root: folder of the data set.
+        names: one for each video, with or without suffix.
+        candidates: what the file of each video may be called, with or without suffix, the likeliest first.
+        videos: folder that is searched, see `find_videos`; None is root/videos, or root without such a folder.
+        suffix: of files that are not there.
+        search: False takes the files to be right in that folder, None being root.
+        what: the videos, for errors.
+        source: where to get them, for errors.
+
+    Raises:
+        DataError: there is none of them.
+    """
+    top = join(root, "videos" if videos is None else videos)
+    if videos is None and not (search and folders.is_folder(top)):
+        top = root
+    expected = [join(top, name if plain_name(name) != name else f"{name}{suffix}") for name in names]
+    if not search:
+        return expected
+    found = find_videos(folders, top, {name for group in candidates for name in group})
+    places = [next((found[name] for name in group if name in found), []) for group in candidates]
+    for number, path in enumerate(expected):
+        if not places[number] and folders.has(path):  # given with folders
+            places[number] = [path]
+    doubles = [" and ".join(paths) for paths in places if len(paths) > 1]
+    if doubles:
+        warnings.warn(
+            f"{len(doubles)} of the {len(names)} {what} are in several places, of which the first is taken: "
+            f"{some(doubles)}; name the right folder with data.videos."
+        )
+    if not any(places):
+        raise DataError(
+            f"None of the {len(names)} {what} is in {top} or up to {_DEPTH} folders below it ({some(expected)}); name "
+            f"their folder with data.videos, or get them from {source}."
+        )
+    return [paths[0] if paths else path for paths, path in zip(places, expected, strict=True)]
+
+
 class RetrievalDataModule(ClipDataModule):
     """Abstract base of DataModules of captioned videos. A subclass has `entries`.
 
@@ -260,6 +318,7 @@ class RetrievalDataModule(ClipDataModule):
     """First and last second that count, of videos whose annotations do not say."""
 
     collate = staticmethod(collate_captions)
+    entry = CaptionedVideo
 
     def __init__(
         self,
@@ -305,6 +364,12 @@ class RetrievalDataModule(ClipDataModule):
             found = zip(paths, entries, strict=True)
             return [CaptionedVideo(path, entry.captions, entry.span or self.span) for path, entry in found]
 
+    def items_of_shards(self, sizes: list[int]) -> list[int]:
+        dataset = self.datasets["train"]
+        if len(dataset) == len(dataset.videos):
+            return sizes
+        return np.diff(dataset.first_pairs[np.cumsum([0, *sizes])]).tolist()  # an item is a pair
+
     def annotation(self, *names: str, needed: bool = True) -> str | None:
         """The first of these files that root or root/annotations has.
 
@@ -329,30 +394,11 @@ class RetrievalDataModule(ClipDataModule):
         Raises:
             DataError: there is none of them.
         """
-        top = join(self.root, "videos" if self.videos is None else self.videos)
-        if self.videos is None and not (self.check_files and self.folders.is_folder(top)):
-            top = self.root
-        expected = [join(top, e.name if plain_name(e.name) != e.name else f"{e.name}{self.suffix}") for e in entries]
-        if not self.check_files:
-            return expected
-        candidates = [self.names_of(e.name) for e in entries]
-        found = find_videos(self.folders, top, {name for names in candidates for name in names})
-        places = [next((found[name] for name in names if name in found), []) for names in candidates]
-        for number, path in enumerate(expected):
-            if not places[number] and self.folders.has(path):  # given with folders
-                places[number] = [path]
-        doubles = [" and ".join(paths) for paths in places if len(paths) > 1]
-        if doubles:
-            warnings.warn(
-                f"{len(doubles)} of the {len(entries)} {split} videos are in several places, of which the first is "
-                f"taken: {some(doubles)}; name the right folder with data.videos."
-            )
-        if not any(places):
-            raise DataError(
-                f"None of the {len(entries)} {split} videos of {self.title} is in {top} or up to {_DEPTH} folders "
-                f"below it ({some(expected)}); name their folder with data.videos, or get them from {self.source}."
-            )
-        return [paths[0] if paths else path for paths, path in zip(places, expected, strict=True)]
+        names = [entry.name for entry in entries]
+        return locate_videos(
+            self.folders, self.root, names, [self.names_of(name) for name in names], videos=self.videos,
+            suffix=self.suffix, search=self.check_files, what=f"{split} videos of {self.title}", source=self.source,
+        )  # fmt: skip
 
     def check_listings(self, listings: dict[str, list[CaptionedVideo]]) -> None:
         """Warns of videos listed twice and of empty captions."""

@@ -12,9 +12,9 @@ from typing import Literal
 import numpy as np
 import torch
 
-__all__ = ["SAMPLINGS", "clip_indices"]
+__all__ = ["SAMPLINGS", "clip_indices", "frames_of"]
 
-SAMPLINGS = ("sparse", "dense", "ssv2")
+SAMPLINGS = ("sparse", "dense", "ssv2", "intervals")
 
 
 def clip_indices(
@@ -35,12 +35,14 @@ def clip_indices(
     | sampling | train                         | val                     | test, clip k of S                   |
     |----------|-------------------------------|-------------------------|-------------------------------------|
     | sparse   | one at random per interval    | middle of each interval | (k + 1) / (S + 1) of each interval  |
+    | intervals | the same                     | the same                | the same                            |
     | ssv2     | one at random per segment     | middle of each segment  | k = 0: segment starts, k = 1: middles |
     | dense    | random start, then the stride | centred                 | S starts spread evenly over the file |
 
     `sparse` is the rule of Kinetics, Breakfast and COIN, whose intervals lie between frame 0 and frame n - 1; `ssv2` is
     that of Something-Something V2 with segments of n / T frames and exactly two test clips. With one test clip, `ssv2`
-    and `dense` give the `val` clip.
+    and `dense` give the `val` clip. `intervals` is the rule of VideoMamba with language: all n frames are shared out,
+    and a file shorter than the clip repeats its last frame (reference videomamba_multimodal.md, section 4).
 
     Args:
         num_video_frames: n >= 1, frames in the file.
@@ -68,11 +70,29 @@ def clip_indices(
         indices = _sparse(num_video_frames, num_frames, mode, clip, num_clips, generator)
     elif sampling == "ssv2":
         indices = _ssv2(num_video_frames, num_frames, mode, clip, num_clips, generator)
+    elif sampling == "intervals":
+        indices = _intervals(num_video_frames, num_frames, mode, clip, num_clips, generator)
     elif sampling == "dense":
         indices = _dense(num_video_frames, num_frames, mode, clip, num_clips, frame_stride, generator)
     else:
         raise ValueError(f"sampling has to be one of {', '.join(SAMPLINGS)}, got {sampling!r}.")
     return np.clip(indices, 0, num_video_frames - 1).astype(np.int64)
+
+
+def frames_of(span: tuple[float, float] | None, num_video_frames: int, fps: float) -> range:
+    """Positions of the frames of a stretch of a video, one at least; those of the published windows (reference
+    protocol, section 1): the frame that is shown at its first second up to that shown at its last.
+
+    Args:
+        span: first and last second; None is the whole video.
+        num_video_frames: frames in the file.
+        fps: frames per second.
+    """
+    if span is None:
+        return range(num_video_frames)
+    # Times are sums and quotients of decimals; a whole frame must not be lost to the last binary digit.
+    first, last = (min(int(second * fps + 1e-6), num_video_frames - 1) for second in span)
+    return range(first, last + 1)
 
 
 def _sparse(
@@ -84,6 +104,20 @@ def _sparse(
         return _draw(edges[:-1], edges[1:], generator)  # both ends included
     offset = int(interval / 2) if mode == "val" else int(interval / (num_clips + 1) * (clip + 1))
     return edges[:-1] + offset
+
+
+def _intervals(
+    n: int, num_frames: int, mode: str, clip: int, num_clips: int, generator: torch.Generator | None
+) -> np.ndarray:
+    count = min(num_frames, n)
+    edges = np.linspace(0, n, count + 1).astype(np.int64)
+    first, last = edges[:-1], edges[1:] - 1
+    if mode == "train":
+        indices = _draw(first, last, generator)  # the published rule never draws the last one
+    else:
+        number, of = (0, 1) if mode == "val" else (clip, num_clips)
+        indices = first + (last - first) * (number + 1) // (of + 1)
+    return np.pad(indices, (0, num_frames - count), mode="edge")
 
 
 def _ssv2(

@@ -162,6 +162,13 @@ class ClipSpec:
         return self.travels[MOTIONS[self.motion].axis] * self.fps / self.num_frames
 
     @property
+    def pace(self) -> str:
+        """The word for how far the drifting attribute goes in the clip."""
+        low, high = TRAVEL
+        fraction = (self.travels[MOTIONS[self.motion].axis] - low) / (high - low)
+        return ("slowly", "steadily", "quickly")[min(2, int(3 * fraction))]
+
+    @property
     def duration_seconds(self) -> float:
         return self.num_frames / self.fps
 
@@ -250,16 +257,13 @@ def _sample_waves(rng: np.random.Generator, background: str) -> tuple[tuple[int,
 def captions(spec: ClipSpec, rng: np.random.Generator) -> tuple[str, ...]:
     """`CAPTIONS_PER_CLIP` different sentences in lower case that name shape, colour, motion, speed and background."""
     says = MOTIONS[spec.motion].phrases
-    low, high = TRAVEL
-    fraction = (spec.travels[MOTIONS[spec.motion].axis] - low) / (high - low)
-    pace = ["slowly", "steadily", "quickly"][min(2, int(3 * fraction))]
     thing, texture = f"{spec.colour} {spec.shape}", f"{spec.background_colour} {PATTERNS[spec.background]}"
     scene = f"{spec.background_colour} {spec.background} background"
     sentences = [
         f"{_article(thing)} {says[0]} over {_article(scene)}",
-        f"the {thing} {says[1]} {pace} in front of {texture}",
+        f"the {thing} {says[1]} {spec.pace} in front of {texture}",
         f"there are {texture}, and {_article(thing)} {says[2]}",
-        f"{_article(thing)} on {texture} {says[0]} {pace}",
+        f"{_article(thing)} on {texture} {says[0]} {spec.pace}",
         f"on {_article(scene)} {_article(thing)} {says[1]}",
     ]
     return tuple(sentences[i] for i in rng.permutation(len(sentences))[:CAPTIONS_PER_CLIP])

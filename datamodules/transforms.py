@@ -6,7 +6,9 @@ Randomness comes from torch's generator only, which DataLoader workers seed per 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
 import torch
 import torchvision.transforms.v2.functional as F
 from torch import Tensor
@@ -16,6 +18,7 @@ __all__ = [
     "AUTO_AUGMENT_POLICIES",
     "CROPS",
     "INTERPOLATIONS",
+    "RESIZES",
     "TrainTransform",
     "auto_augment",
     "center_crop",
@@ -23,11 +26,18 @@ __all__ = [
     "multi_scale_crop",
     "rand_augment",
     "random_resized_crop",
+    "read_resized",
     "resize_short_side",
+    "squeeze",
 ]
 
-INTERPOLATIONS = ("bilinear", "bicubic")
-"""`bilinear` without antialiasing, as video models were trained; `bicubic` with it, as image models were."""
+INTERPOLATIONS = ("bilinear", "bicubic", "bicubic-plain")
+"""`bilinear` without antialiasing, as video models were trained; `bicubic` with it, as image models were;
+`bicubic-plain` without it, as models of videos and language were."""
+
+RESIZES = ("crop", "squeeze")
+"""What becomes of a frame that is no square in evaluation: `crop` cuts squares out of it once its shorter side has
+`short_side` pixels; `squeeze` makes it one, whatever its proportions."""
 
 CROPS = ("random_resized", "multi_scale")
 """How training clips are cropped: `random_resized_crop` or `multi_scale_crop`."""
@@ -39,7 +49,8 @@ FILL = 128.0
 def _resize_options(interpolation: str) -> dict:
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f"interpolation has to be one of {', '.join(INTERPOLATIONS)}, got {interpolation!r}.")
-    return {"interpolation": InterpolationMode(interpolation), "antialias": interpolation == "bicubic"}
+    mode = InterpolationMode(interpolation.removesuffix("-plain"))
+    return {"interpolation": mode, "antialias": interpolation == "bicubic"}
 
 
 def resize_short_side(video: Tensor, short_side: int, interpolation: str = "bilinear") -> Tensor:
@@ -47,7 +58,7 @@ def resize_short_side(video: Tensor, short_side: int, interpolation: str = "bili
 
     Args:
         video: uint8 (T, 3, H, W).
-        interpolation: "bilinear" (without antialiasing) or "bicubic" (with).
+        interpolation: one of `INTERPOLATIONS`.
 
     Returns:
         uint8 (T, 3, H', W') with min(H', W') = short_side.
@@ -58,6 +69,43 @@ def resize_short_side(video: Tensor, short_side: int, interpolation: str = "bili
     else:
         size = [int(short_side * height / width), short_side]
     return F.resize(video, size, **_resize_options(interpolation))
+
+
+def squeeze(video: Tensor, size: int, interpolation: str = "bilinear") -> Tensor:
+    """The whole frame as a square of `size` pixels, uint8 (T, 3, H, W) -> (T, 3, size, size)."""
+    return F.resize(video, [size, size], **_resize_options(interpolation))
+
+
+class Reader(Protocol):
+    """What `read_resized` needs of `datamodules.decode.VideoReader` and its like."""
+
+    def read(self, indices: np.ndarray, *, short_side: int | None = None, interpolation: str = "bilinear") -> Tensor:
+        """Frames, uint8 (T, 3, H, W)."""
+
+
+def read_resized(
+    reader: Reader, indices: np.ndarray, *, image_size: int, short_side: int, interpolation: str, resize: str
+) -> Tensor:
+    """Frames for evaluation, to be cropped to squares of `image_size`, which they are already where `resize` squeezes.
+
+    Frames that are squeezed are in memory all at once in their own size before that.
+
+    Args:
+        reader: an open video.
+        indices: int64 (T,), positions of the frames.
+        image_size: side of the model's input in pixels.
+        short_side: of the frames, where `resize` is "crop".
+        interpolation: one of `INTERPOLATIONS`.
+        resize: one of `RESIZES`.
+
+    Returns:
+        uint8 (T, 3, H, W).
+    """
+    if resize not in RESIZES:
+        raise ValueError(f"resize has to be one of {', '.join(RESIZES)}, got {resize!r}.")
+    if resize == "squeeze":
+        return squeeze(reader.read(indices), image_size, interpolation)
+    return reader.read(indices, short_side=short_side, interpolation=interpolation)
 
 
 def center_crop(video: Tensor, size: int) -> Tensor:

@@ -1,6 +1,7 @@
 """The views of one video that a model sees when it is tested: several clips in time, several crops in space."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,15 +9,15 @@ import torch
 from torch import Tensor
 
 from datamodules.frames import open_video
-from datamodules.sampling import clip_indices
-from datamodules.transforms import crop_views
+from datamodules.sampling import clip_indices, frames_of
+from datamodules.transforms import crop_views, read_resized
 
 __all__ = ["Views", "load_views"]
 
 
 @dataclass(frozen=True)
 class Views:
-    """Views of one video, V = num_clips x num_crops, with all crops of clip 0 first.
+    """Views of one video, V = num_clips x num_crops (of each stretch of it), with all crops of clip 0 first.
 
     Attributes:
         video: uint8 (V, 3, T, H, W).
@@ -38,8 +39,11 @@ def load_views(
     sampling: str = "sparse",
     frame_stride: int = 4,
     interpolation: str = "bilinear",
+    resize: str = "crop",
     num_clips: int = 1,
     num_crops: int = 1,
+    spans: Sequence[tuple[float, float] | None] = (None,),
+    decoder: str = "pyav",
 ) -> Views:
     """Reads the views of a video, of a folder of its frames, or of a still image, a video of one frame.
 
@@ -49,19 +53,26 @@ def load_views(
         image_size: H = W in pixels of the square crops.
         short_side: length of the shorter side before cropping, at least image_size.
         sampling: see `sampling.clip_indices`, with mode "test".
-        interpolation: see `transforms.resize_short_side`.
+        interpolation: one of `transforms.INTERPOLATIONS`.
+        resize: "crop", or "squeeze" the whole frame to a square, whatever short_side and num_crops.
         num_clips: clips, spread over the video.
         num_crops: 1 (middle) or 3 (along the longer side).
+        spans: stretches of the video, first and last second, which have `num_clips` clips each, one stretch after the
+            other; None is the whole.
+        decoder: one of `frames.DECODERS`.
 
     Raises:
+        DataError: the decoder is not installed.
         DecodeError: the file cannot be read.
         ValueError: an argument is out of range.
     """
-    with open_video(path) as reader:
+    with open_video(path, decoder=decoder) as reader:
+        parts = [frames_of(span, reader.num_frames, reader.fps) for span in spans]
         indices = np.stack(
             [
-                clip_indices(
-                    reader.num_frames,
+                part.start
+                + clip_indices(
+                    len(part),
                     num_frames,
                     sampling=sampling,
                     mode="test",
@@ -69,11 +80,13 @@ def load_views(
                     num_clips=num_clips,
                     frame_stride=frame_stride,
                 )
+                for part in parts
                 for clip in range(num_clips)
             ]
         )
         # One pass over the file for all clips; frames that clips share are decoded once.
-        frames = reader.read(indices.reshape(-1), short_side=short_side, interpolation=interpolation)
+        size = {"image_size": image_size, "short_side": short_side, "interpolation": interpolation, "resize": resize}
+        frames = read_resized(reader, indices.reshape(-1), **size)
         seconds = reader.pts_seconds[indices]
     crops = crop_views(frames, image_size, num_crops)  # (crops, clips * T, 3, H, W)
     crops = crops.unflatten(1, indices.shape).permute(1, 0, 3, 2, 4, 5)  # (clips, crops, 3, T, H, W)

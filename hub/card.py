@@ -17,7 +17,8 @@ LIBRARY = "video-mamba-zoo"
 USAGE = re.compile(r"<!-- usage -->\n.*?<!-- /usage -->", flags=re.DOTALL)
 _METRICS = {"top1": ("accuracy", "Top-1 accuracy"), "top5": ("top_5_accuracy", "Top-5 accuracy")}
 _STAGES = {"val": "validation", "test": "test"}
-_TITLES = {"ImageNet": "ImageNet-1K", "SomethingSomethingV2": "Something-Something V2"}
+_TITLES = {"Breakfast": "Breakfast", "COIN": "COIN", "ImageNet": "ImageNet-1K",
+           "SomethingSomethingV2": "Something-Something V2"}  # fmt: skip
 _INPUT = (
     ("num_frames", "frames"),
     ("image_size", "pixels, square"),
@@ -209,6 +210,8 @@ def _summary(checkpoint: Checkpoint, about: About) -> str:
     facts = [f"`{checkpoint.config['class_path']}`", f"{count:,} parameters"]
     if args.get("num_classes"):
         facts.append(f"{args['num_classes']} classes")
+    if args.get("value_name"):
+        facts.append(f"predicts {args['value_name']}")
     if args.get("image_size"):
         frames = "an image" if args.get("num_frames", 0) is None else f"{args.get('num_frames')} frames"
         facts.append(f"{frames} of {args['image_size']} x {args['image_size']} pixels")
@@ -218,13 +221,16 @@ def _summary(checkpoint: Checkpoint, about: About) -> str:
 
 
 def _usage(checkpoint: Checkpoint, place: str) -> str:
-    task = task_of(checkpoint.config)
-    file = "photo.jpg" if task == "image-classification" else "clip.mp4"
+    args = checkpoint.config["init_args"]
+    file = "photo.jpg" if args.get("num_frames", 0) is None else "clip.mp4"
     lines = ["import zoo", "", f"model = zoo.load({place!r})"]
     command = ""
-    if task is not None:
+    if "value_name" in args:
+        lines.append(f"print(zoo.predict_value(model, {file!r}))")
+    elif "num_classes" in args:
         lines.append(f"for label, probability, _ in zoo.predict(model, {file!r}):")
         lines.append('    print(f"{probability:6.1%}  {label}")')
+    if len(lines) > 3:
         command = f"\n\nOr in a shell:\n\n```sh\nzoo predict {place} {file}\n```"
     code = "\n".join(lines).replace("'", '"')
     return (
@@ -307,5 +313,7 @@ def _dataset(data: object) -> str | None:
         return _TITLES[name]
     if name == "Kinetics":
         return f"Kinetics-{args.get('num_classes', 400)}"
+    if name == "LVU":
+        return f"LVU, {args.get('task')}"
     root = str(args.get("root") or "").rstrip("/").rpartition("/")[2]
     return root or name

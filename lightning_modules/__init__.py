@@ -9,6 +9,7 @@ _HOME = {
     "SelfDistillation": "self_distillation",
     "TextVideoRetrieval": "retrieval",
     "VideoClassifier": "classification",
+    "VideoRegressor": "regression",
     "VideoTextPretraining": "video_text",
 }
 __all__ = list(_HOME)

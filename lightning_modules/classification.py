@@ -2,19 +2,18 @@
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_modules.base import IMAGENET_MEAN, IMAGENET_STD, BaseModule
+from lightning_modules.base import IMAGENET_MEAN, IMAGENET_STD
+from lightning_modules.clips import ClipModule
 from lightning_modules.errors import ModelError
 from lightning_modules.metrics import SampleAccuracy
-from lightning_modules.nets.videomamba import VideoMamba, adapt_state_dict
 
 __all__ = ["VideoClassifier"]
 
 
-class VideoClassifier(BaseModule):
+class VideoClassifier(ClipModule):
     """VideoMamba classifier for clips, or for still images where ``num_frames`` is None.
 
     Validation and testing average the softmax over all views of a video and count every video once, also across
@@ -107,8 +106,6 @@ class VideoClassifier(BaseModule):
     ) -> None:
         super().__init__()
         self.save_config()
-        if schedule not in ("step", "epoch"):
-            raise ModelError(f"schedule is {schedule!r}; choose 'step' or 'epoch'.")
         if num_classes is None or num_classes < 1:
             raise ModelError(f"num_classes is {num_classes}; a classifier needs at least 1.")
         if class_names is not None and len(class_names) != num_classes:
@@ -117,21 +114,15 @@ class VideoClassifier(BaseModule):
             )
         self.num_classes = num_classes
         self.class_names = None if class_names is None else list(class_names)
-        try:
-            self.net = VideoMamba(
-                num_classes, embed_dim, depth, num_frames, image_size, patch_size, tubelet_size, drop=drop,
-                drop_path=drop_path, init=init, checkpoint_blocks=checkpoint_blocks, scan_order=scan_order,
-            )  # fmt: skip
-        except ValueError as error:
-            raise ModelError(str(error)) from error
-        if freeze_backbone:
-            self.net.requires_grad_(False)
-            self.net.head.requires_grad_(True)
-        self.set_normalisation(mean, std)
-        self.accuracy = SampleAccuracy(num_classes)
+        self.build(num_classes)
+        self.metric = SampleAccuracy(num_classes)
 
     def setup(self, stage: str) -> None:
-        names = getattr(self.trainer.datamodule, "class_names", None)
+        data = self.trainer.datamodule
+        if getattr(data, "value_name", None) is not None:
+            raise ModelError(f"The data has a number for each video, {data.value_name}, and no classes; "
+                             "train a VideoRegressor.")  # fmt: skip
+        names = getattr(data, "class_names", None)
         if names is not None:
             self.adopt_classes(names)
 
@@ -159,73 +150,15 @@ class VideoClassifier(BaseModule):
         """
         return self.net(self._network_input(video))
 
-    def forward_features(self, video: Tensor, pool: str | None = "cls") -> Tensor:
-        """Clips as in `forward` -> features after the final norm.
-
-        Args:
-            video: (B, 3, T, H, W).
-            pool: "cls" gives the class token (B, embed_dim), None all tokens (B, 1 + tokens, embed_dim).
-        """
-        x = self._network_input(video)
-        return self.net.forward_tokens(x) if pool is None else self.net.forward_features(x)
-
-    def _network_input(self, video: Tensor) -> Tensor:
-        """Normalised clips (B, 3, T, H, W), or images (B, 3, H, W) for the image model."""
-        if self.hparams.num_frames is not None:
-            return self.normalise(video)
-        images = video.unsqueeze(2) if video.ndim == 4 else video
-        if images.shape[2] != 1:
-            frames = images.shape[2]
-            raise ModelError(f"This is an image model and the clip has {frames} frames; pass one frame at a time.")
-        return self.normalise(images).squeeze(2)
-
-    def adapt_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of this model at other frames or another resolution, with position embeddings interpolated to fit."""
-        net = {k.removeprefix("net."): v for k, v in state_dict.items() if k.startswith("net.")}
-        rest = {k: v for k, v in state_dict.items() if not k.startswith("net.")}
-        return {**rest, **{f"net.{k}": v for k, v in adapt_state_dict(net, self.net).items()}}
-
-    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
-        loss = self.classification_loss(self(batch["video"]), batch)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["video"]), sync_dist=True)
-        return loss
-
-    def classification_loss(self, logits: Tensor, batch: dict) -> Tensor:
+    def loss_of(self, output: Tensor, batch: dict) -> Tensor:
         """Mean cross-entropy of logits (B, num_classes) with a training batch's labels, or its targets where mixed."""
         target = batch.get("target", batch["label"])
-        return F.cross_entropy(logits.float(), target, label_smoothing=self.training_arguments["label_smoothing"])
+        return F.cross_entropy(output.float(), target, label_smoothing=self.training_arguments["label_smoothing"])
 
-    def predict_scores(self, video: Tensor) -> Tensor:
-        """Views (B, V, 3, T, H, W), or one view (B, 3, T, H, W) -> mean over views of the softmax (B, num_classes)."""
-        views = video.unbind(1) if video.ndim == 6 else [video]
-        return torch.stack([self(view).float().softmax(dim=1) for view in views]).mean(dim=0)
+    def scores_of(self, output: Tensor) -> Tensor:
+        """Logits (B, num_classes) -> probabilities, of which the mean over the views is taken."""
+        return output.float().softmax(dim=1)
 
-    def _evaluate(self, batch: dict) -> None:
-        scores = self.predict_scores(batch["video"])
+    def evaluate(self, scores: Tensor, batch: dict) -> None:
         loss = F.nll_loss(scores.clamp_min(1e-12).log(), batch["label"], reduction="none")
-        self.accuracy.update(scores, batch["label"], batch["index"], loss)
-
-    def _log_accuracy(self, stage: str) -> None:
-        result = self.accuracy.compute()
-        self.accuracy.reset()
-        result.pop("samples")
-        # compute() has already joined the processes, so the mean over them changes nothing.
-        self.log_dict({f"{stage}/{k}": v for k, v in result.items()}, prog_bar=True, sync_dist=True)
-
-    def validation_step(self, batch: dict, batch_idx: int) -> None:
-        self._evaluate(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        self._log_accuracy("val")
-
-    def test_step(self, batch: dict, batch_idx: int) -> None:
-        self._evaluate(batch)
-
-    def on_test_epoch_end(self) -> None:
-        self._log_accuracy("test")
-
-    def predict_step(self, batch: dict, batch_idx: int) -> dict:
-        """Scores (B', num_classes) on the CPU with the paths they belong to; unreadable videos are left out."""
-        kept = [i for i, index in enumerate(batch["index"].tolist()) if index >= 0]
-        scores = self.predict_scores(batch["video"]).cpu()
-        return {"path": [batch["path"][i] for i in kept], "scores": scores[kept]}
+        self.metric.update(scores, batch["label"], batch["index"], loss)

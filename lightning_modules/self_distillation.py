@@ -124,7 +124,7 @@ class SelfDistillation(VideoClassifier):
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         args, video = self.training_arguments, batch["video"]
         logits, tokens = self.net.forward_with_tokens(self._network_input(video))
-        loss = self.classification_loss(logits, batch)
+        loss = self.loss_of(logits, batch)
         if args["teacher_epochs"] is None or self.current_epoch < args["teacher_epochs"]:
             distance = self.distillation_loss(tokens, video)
             self.log("train/distill_loss", distance, batch_size=len(video), sync_dist=True)

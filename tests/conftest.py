@@ -1,7 +1,8 @@
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -25,9 +26,19 @@ def no_process_group() -> Iterator:
 @pytest.fixture
 def hub_server() -> Iterator:
     """A `HubServer` (tests/hub_server.py) without repositories, running on loopback."""
+    with _beside("hub_server").HubServer() as server:
+        yield server
+
+
+@pytest.fixture
+def shard_server() -> Callable:
+    """`ShardServer` (tests/shard_server.py): ``with shard_server(folder) as server``."""
+    return _beside("shard_server").ShardServer
+
+
+def _beside(name: str) -> ModuleType:
     # Tests are no package and not on sys.path (import-mode=importlib), so the file is loaded by its path.
-    spec = importlib.util.spec_from_file_location("hub_server", Path(__file__).with_name("hub_server.py"))
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    with module.HubServer() as server:
-        yield server
+    return module

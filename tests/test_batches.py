@@ -10,10 +10,13 @@ from lightning.pytorch import Trainer
 from torchvision.io import write_jpeg
 
 from datamodules import (
+    COIN,
     LSMDC,
+    LVU,
     MSRVTT,
     MSVD,
     ActivityNet,
+    Breakfast,
     CaptionCSV,
     DiDeMo,
     EpicKitchens100,
@@ -32,10 +35,12 @@ from lightning_modules import (
     MaskedPretraining,
     SelfDistillation,
     VideoClassifier,
+    VideoRegressor,
     VideoTextPretraining,
 )
 from lightning_modules.nets import ClipTeacher
 from lightning_modules.retrieval import TextVideoRetrieval
+from zoo.commands.main import main
 
 CLASSES = ("grow", "move_left")
 
@@ -72,8 +77,64 @@ def imagenet(root, **kwargs):
     return ImageNet(there, num_classes=2, num_crops=3, **kwargs)
 
 
+def linked(root, name, place):
+    """The generated videos of each split linked below a folder of their own, at `place(split, number, class)`."""
+    there = root.parent / name
+    for split in ("train", "val"):
+        for number, path in enumerate(sorted(root.glob(f"{split}/*/*.mp4"))):
+            link = there / place(split, number, path.parent.name)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if not link.exists():
+                link.symlink_to(path)
+    return there
+
+
+def breakfast(root, **kwargs):
+    """The two motions as two of the ten activities."""
+    person, activity = {"train": "P03", "val": "P47"}, {"grow": "cereals", "move_left": "coffee"}
+
+    def place(split, number, motion):
+        return f"{person[split]}/cam{number:02}/{person[split]}_{activity[motion]}.mp4"
+
+    return Breakfast(linked(root, "breakfast", place), **kwargs)
+
+
+def coin(root, **kwargs):
+    there = linked(root, "coin", lambda split, number, motion: f"videos/{CLASSES.index(motion)}/{split}-{number}.mp4")
+    subsets = {"train": "training", "val": "testing"}
+    database = {path.stem: {"class": CLASSES[int(path.parent.name)], "recipe_type": int(path.parent.name),
+                            "subset": subsets[path.stem.split("-")[0]]} for path in there.rglob("*.mp4")}  # fmt: skip
+    (there / "COIN.json").write_text(json.dumps({"database": database}))
+    return COIN(there, num_classes=2, **kwargs)
+
+
+def lvu(root, task, **kwargs):
+    """Each video is a scene of half a second."""
+    there = linked(root, "lvu", lambda split, number, motion: f"{split}-{number}-{motion}.mp4")
+    headers = {"relationship": "class_id class_name", "like_ratio": "like_count dislike_count"}
+    names = {split: sorted(path.stem for path in there.glob(f"{split}*.mp4")) for split in ("train", "val")}
+    (there / task).mkdir(exist_ok=True)
+    for split, source in (("train", "train"), ("val", "val"), ("test", "val")):
+        rows = [f"{headers[task]} youtube_id imdb_id"]
+        for name in names[source]:
+            label = CLASSES.index(name.split("-")[2])
+            rows.append(f"{label} {CLASSES[label] if task == 'relationship' else 3} {name} tt0000000")
+        (there / task / f"{split}.csv").write_text("\n".join(rows))
+    durations = [f"{name},0.5" for group in names.values() for name in group]
+    (there / "lvu_durations.csv").write_text("\n".join(["videoid,duration", *durations]))
+    return LVU(there, task=task, **kwargs)
+
+
+def sharded(root, **kwargs):
+    """The same videos in tar shards."""
+    there = root.parent / "shards"
+    main(["shard", str(root), "-o", str(there)])
+    return VideoFolder(there, **kwargs)
+
+
 DATAMODULES = {
     "VideoFolder": lambda root, **kwargs: VideoFolder(root, **kwargs),
+    "VideoFolder in shards": sharded,
     "VideoCSV": lambda root, **kwargs: VideoCSV(root, classes="classes.txt", **kwargs),
     "Kinetics": lambda root, **kwargs: Kinetics(root, num_classes=2, delimiter=",", **kwargs),
     "SomethingSomethingV2": ssv2,
@@ -122,6 +183,55 @@ def test_batches_fit(root, tmp_path, datamodule, module, mixing):
             torch.testing.assert_close(batch["target"].sum(1), torch.ones(size))
     assert set(seen) == {"training", "validation", "test", "predict"}
     assert model.class_names == sorted(CLASSES)
+
+
+# Long videos -------------------------------------------------------------------------------------------------------
+
+WINDOWS = {"window_seconds": 0.2, "window_stride": 0.15}  # of half a second: from 0, 0.15 and 0.3 s on
+LONG = {
+    "Breakfast": (breakfast, 10),
+    "COIN": (coin, 2),
+    "LVU": (lambda root, **kwargs: lvu(root, "relationship", **kwargs), 4),
+    "LVU windows": (lambda root, **kwargs: lvu(root, "relationship", **WINDOWS, **kwargs), 4),
+    "LVU numbers": (lambda root, **kwargs: lvu(root, "like_ratio", **kwargs), None),
+    "LVU windows with numbers": (lambda root, **kwargs: lvu(root, "like_ratio", **WINDOWS, **kwargs), None),
+}
+
+
+@pytest.mark.parametrize("datamodule", LONG)
+def test_long_videos_fit(root, tmp_path, datamodule):
+    """Classes go to `VideoClassifier`, numbers to `VideoRegressor`."""
+    make, classes = LONG[datamodule]
+    key = "label" if classes else "value"
+    mixing = MIXING if classes else {"random_erasing": 0.5, "repeats": 2}
+    data = make(root, batch_size=2, num_workers=0, num_clips=2, **mixing)
+    sizes = {"embed_dim": 16, "depth": 1, "num_frames": 4, "image_size": 32}
+    model = VideoClassifier(classes, **sizes) if classes else VideoRegressor(**sizes)
+    seen = {}
+    for stage in ("training", "validation", "test", "predict"):
+        step = getattr(model, f"{stage}_step")
+        setattr(model, f"{stage}_step", lambda batch, i, s=stage, f=step: (seen.setdefault(s, batch), f(batch, i))[1])
+    quiet = dict(logger=False, enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False)
+    trainer = Trainer(max_epochs=1, accelerator="cpu", num_sanity_val_steps=0, default_root_dir=tmp_path, **quiet)
+    trainer.fit(model, datamodule=data)
+    assert trainer.callback_metrics["train/loss"].isfinite()
+    (scores,) = trainer.test(model, datamodule=data, verbose=False)
+    assert ("test/top1" if classes else "test/mse") in scores
+    found = trainer.predict(model, datamodule=data, return_predictions=True)
+    assert sum(len(batch["path"]) for batch in found) == 2
+
+    windows = 3 if "windows" in datamodule else 1
+    assert set(seen) == {"training", "validation", "test", "predict"}
+    for stage, batch in seen.items():
+        views = {"training": 0, "validation": windows if windows > 1 else 0}.get(stage, windows * 6)
+        size = 4 if stage == "training" else 1 if windows > 1 or stage != "validation" else 2
+        assert batch["video"].shape == (size, *([views] if views else []), 3, 4, 32, 32), stage
+        assert batch[key].shape == (size,) and batch[key].dtype == (torch.int64 if classes else torch.float32)
+        assert batch["index"].dtype == torch.int64 and all(isinstance(path, str) for path in batch["path"])
+        assert ("target" in batch) == (stage == "training" and classes is not None)
+        assert ("label" in batch) != ("value" in batch)
+    assert getattr(model, "class_names", None) == data.class_names
+    assert getattr(model, "value_name", None) == getattr(data, "value_name", None)
 
 
 # Retrieval ---------------------------------------------------------------------------------------------------------

@@ -103,9 +103,9 @@ def initialise(module: BaseModule, source: str | os.PathLike) -> bool:
     """Gives a module the weights of another one to start training from.
 
     Position embeddings are interpolated, and image weights inflated, where frames or resolution differ. The head keeps
-    its fresh weights where the number or the names of the classes differ, and so do weights that only the training
-    needs (`BaseModule.training_weights`); everything else has to fit. Masked pretraining leaves its decoder behind, and
-    says what else was not trained (`MaskedPretraining.classifier_weights`).
+    its fresh weights where the number or the names of the classes differ, or what a predicted number is, and so do
+    weights that only the training needs (`BaseModule.training_weights`); everything else has to fit. Masked pretraining
+    leaves its decoder behind, and says what else was not trained (`MaskedPretraining.classifier_weights`).
 
     Args:
         module: a classifier.
@@ -124,9 +124,11 @@ def initialise(module: BaseModule, source: str | os.PathLike) -> bool:
         found = found._replace(state_dict=donor.classifier_weights(found.state_dict, found.config["init_args"]))
     state_dict, expected = module.adapt_state_dict(found.state_dict), module.state_dict()
     head = [key for key in expected if key.startswith("net.head.")]
-    names = found.config["init_args"].get("class_names")
     taken = all(key in state_dict and state_dict[key].shape == expected[key].shape for key in head)
-    taken = taken and (names is None or module.class_names is None or names == module.class_names)
+    theirs = found.config["init_args"]
+    taken = taken and ("num_classes" in theirs) == hasattr(module, "num_classes")
+    for name in ("class_names", "value_name"):
+        taken = taken and (theirs.get(name) is None or getattr(module, name, None) in (None, theirs[name]))
     fresh = [key for key in expected if key.startswith(module.training_weights)] + ([] if taken else head)
     state_dict = {**state_dict, **{key: expected[key] for key in fresh}}
     check_state_dict(state_dict, expected, os.fspath(source))

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import warnings
 from argparse import ArgumentError
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,12 @@ from torch import Tensor
 
 import datamodules
 import lightning_modules
+from datamodules.loading import worker_death
 from lightning_modules.base import BaseModule
 from lightning_modules.callbacks.checkpoints import AtomicCheckpointIO
 from lightning_modules.self_distillation import SelfDistillation
 from zoo.build import initialise, load, read_config_of
-from zoo.commands.main import report
+from zoo.commands.main import is_foreseen, report
 from zoo.errors import ZooError, hint
 from zoo.recipe import RECIPES, change_callbacks, find_recipe, merge, read_recipe
 from zoo.runs import Metrics, Runs, loggers, new_folder, steps_done
@@ -157,8 +159,18 @@ class ZooCLI(LightningCLI):
         cls = _import(config.data.class_path, "data")
         count = getattr(cls(**config.data.init_args.as_dict()), "num_classes", None)
         if count is None:
-            raise ZooError(f"{cls.__name__} does not say how many classes there are; set model.num_classes.")
+            raise ZooError(f"{cls.__name__} does not say how many classes there are; set model.num_classes, or train a "
+                           "VideoRegressor if its videos have numbers.")  # fmt: skip
         arguments["num_classes"] = count
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            # jsonargparse wraps what the constructor of an optional part, such as the data, complains of.
+            if error.__cause__ is not None and is_foreseen(error.__cause__):
+                raise error.__cause__ from None
+            raise
 
     def after_instantiate_classes(self) -> None:
         """Compares the classes of data and model before the trainer starts and its loggers clear an earlier run."""
@@ -166,6 +178,9 @@ class ZooCLI(LightningCLI):
         names = getattr(self.datamodule, "class_names", None)
         if names is not None and hasattr(self.model, "adopt_classes"):
             self.model.adopt_classes(names)
+        value = getattr(self.datamodule, "value_name", None)
+        if value is not None and hasattr(self.model, "adopt_value"):
+            self.model.adopt_value(value, self.datamodule.value_mean)
         source = getattr(self.model, "training_arguments", {}).get("init_from")
         stages = getattr(self.model, "init_stages", ("fit",))
         if source is not None and self.subcommand in stages and self.config[self.subcommand].ckpt_path is None:
@@ -191,22 +206,34 @@ class ZooCLI(LightningCLI):
             torch.set_num_threads(max(1, torch.get_num_threads() - workers))
 
     def after_predict(self) -> None:
-        """Writes the best class of each video to predictions.csv in the run's folder, one file per process."""
+        """Writes the best class of each video, or its number, to predictions.csv in the run's folder, one file per
+        process."""
         trainer = self.trainer
-        names = self.model.class_names or [str(i) for i in range(self.model.num_classes)]
         suffix = f"-{trainer.global_rank}" if trainer.world_size > 1 else ""
         out = Path(trainer.log_dir or trainer.default_root_dir) / f"predictions{suffix}.csv"
         out.parent.mkdir(parents=True, exist_ok=True)
         beside = out.with_suffix(".part")
         with beside.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(["path", "label", "probability"])
-            for batch in trainer.predict_loop.predictions:
-                best = batch["scores"].max(dim=1)
-                for path, probability, index in zip(batch["path"], *map(Tensor.tolist, best), strict=True):
-                    writer.writerow([path, names[index], f"{probability:.6f}"])
+            writer.writerows(_predictions(self.model, trainer.predict_loop.predictions))
         beside.replace(out)
         print(f"Predictions: {out}")
+
+
+def _predictions(model: BaseModule, batches: list[dict]) -> Iterator[list[str]]:
+    """The rows of predictions.csv, a header first."""
+    if hasattr(model, "value_name"):
+        yield ["path", model.value_name or "value"]
+        for batch in batches:
+            for path, value in zip(batch["path"], batch["values"].tolist(), strict=True):
+                yield [path, f"{value:.6f}"]
+        return
+    names = model.class_names or [str(i) for i in range(model.num_classes)]
+    yield ["path", "label", "probability"]
+    for batch in batches:
+        best = batch["scores"].max(dim=1)
+        for path, probability, index in zip(batch["path"], *map(Tensor.tolist, best), strict=True):
+            yield [path, names[index], f"{probability:.6f}"]
 
 
 def donor_arguments(config: dict, arguments: list[str]) -> dict | None:
@@ -220,7 +247,8 @@ def donor_arguments(config: dict, arguments: list[str]) -> dict | None:
     if given.get("init_from") is None or "embed_dim" in given:
         return None
     donor = read_config_of(given["init_from"])
-    init_args = {k: v for k, v in donor["init_args"].items() if k not in ("num_classes", "class_names")}
+    of_the_data = ("num_classes", "class_names", "value_name", "value_mean")
+    init_args = {k: v for k, v in donor["init_args"].items() if k not in of_the_data}
     if init_args["num_frames"] is None and given.get("num_frames") is not None:
         # An image model's way of cropping is not a video model's.
         for name in ("short_side", "interpolation"):
@@ -339,11 +367,22 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")
 
 
+def _run() -> None:
+    try:
+        ZooCLI()
+    except RuntimeError as error:
+        # torch raises this wherever the main process happens to be when a loader process ends.
+        death = worker_death(error)
+        if death is None:
+            raise
+        raise death from error
+
+
 def main() -> None:
     """Console entry: a foreseen error is one sentence on stderr and status 1, or 2 where the command line is wrong."""
     quiet()
     try:
-        report(ZooCLI, program="lightning", usage_errors=(ArgumentError,))
+        report(_run, program="lightning", usage_errors=(ArgumentError,))
     except SIGTERMException:  # a SystemExit that says all is well
         print("lightning: stopped by SIGTERM; --ckpt_path last goes on from there", file=sys.stderr)
         sys.exit(128 + signal.SIGTERM)

@@ -206,7 +206,7 @@ def _batches(
             first, last = range_in(shown, span, displayed=False) or (0, 0)
             options = {"sampling": clip.sampling, "frame_stride": clip.frame_stride, "mode": "val"}
             positions = first + clip_indices(last - first + 1, clip.num_frames, **options)
-            frames = reader.read(positions, short_side=clip.short_side, interpolation=clip.interpolation)
+            frames = clip.read(reader, positions)
             clips.append(center_crop(frames, clip.image_size).transpose(0, 1))
             times.append(torch.from_numpy(shown[positions].copy()))
             if len(clips) == batch_size or number == len(spans) - 1:

@@ -12,7 +12,8 @@ from lightning_modules.base import BaseModule
 from zoo.build import load
 from zoo.errors import ZooError
 
-__all__ = ["Prediction", "extract_features", "predict", "score_views", "to_device"]
+__all__ = ["Prediction", "classifier", "extract_features", "predict", "predict_value", "regressor", "score_views",
+           "to_device", "value_of_views"]  # fmt: skip
 
 
 class Prediction(NamedTuple):
@@ -46,8 +47,29 @@ def predict(
         DecodeError: the file is missing, empty or not readable as video.
         ZooError: the model does not classify.
     """
-    model = _classifier(model)
+    model = classifier(model)
     return rank(model, score_views(model, read_views(model, path, num_clips, num_crops)), topk)
+
+
+def predict_value(
+    model: BaseModule | str, path: str | os.PathLike, *, num_clips: int | None = None, num_crops: int | None = None
+) -> float:
+    """The number that a regressor predicts for a video (or still image), ``model.value_name`` says what it is.
+
+    It is the mean over ``num_clips`` x ``num_crops`` views.
+
+    Args:
+        model: a regressor, or anything `zoo.load` takes.
+        path: video or image file.
+        num_clips: clips in time; None as for `predict`.
+        num_crops: square crops along the long side; None as for `predict`.
+
+    Raises:
+        DecodeError: the file is missing, empty or not readable as video.
+        ZooError: the model does not predict a number.
+    """
+    model = regressor(model)
+    return value_of_views(model, read_views(model, path, num_clips, num_crops))
 
 
 def extract_features(
@@ -96,6 +118,11 @@ def score_views(model: BaseModule, views: Views, on_view: Callable[[], None] | N
     return _mean_over_views(model, views, lambda clip: model(clip).float().softmax(dim=1), on_view)
 
 
+def value_of_views(model: BaseModule, views: Views, on_view: Callable[[], None] | None = None) -> float:
+    """Mean over the views of what a regressor predicts; arguments as for `score_views`."""
+    return _mean_over_views(model, views, model, on_view).item()
+
+
 def rank(model: BaseModule, scores: Tensor, topk: int) -> list[Prediction]:
     """Scores (num_classes,) -> the `topk` best with their names."""
     if topk < 1:
@@ -121,10 +148,29 @@ def to_device(model: nn.Module, device: str) -> nn.Module:
         raise ZooError(f"The device {device!r} cannot be used ({reason}); try --device cpu.") from error
 
 
-def _classifier(model: BaseModule | str) -> BaseModule:
+def classifier(model: BaseModule | str) -> BaseModule:
+    """The model, loaded where it is given by name.
+
+    Raises:
+        ZooError: it does not classify.
+    """
     model = load(model) if isinstance(model, str | os.PathLike) else model
+    if hasattr(model, "value_name"):
+        raise ZooError(f"{type(model).__name__} predicts a number and no classes; use zoo.predict_value.")
     if not hasattr(model, "class_names"):
         raise ZooError(f"{type(model).__name__} has no classes to predict; use a classifier.")
+    return model
+
+
+def regressor(model: BaseModule | str) -> BaseModule:
+    """The model, loaded where it is given by name.
+
+    Raises:
+        ZooError: it does not predict a number.
+    """
+    model = load(model) if isinstance(model, str | os.PathLike) else model
+    if not hasattr(model, "value_name"):
+        raise ZooError(f"{type(model).__name__} predicts no number; use a VideoRegressor.")
     return model
 
 

@@ -73,6 +73,7 @@ _UNRELEASED = {
     "lsmdc": ("LSMDC", {"max_words": 32}),
     "msvd": ("MSVD", {"max_words": 32}),
     "epic100": ("EPIC-KITCHENS-100", {}),
+    "lvu": ("LVU", {}),
 }
 
 
@@ -102,8 +103,8 @@ class Entry:
     Attributes:
         name: Canonical name, every part spelled out (``videomamba-m-k400-f16-r224``).
         aliases: Other names that mean this entry, default parts left out (``videomamba-m-k400``).
-        task: ``image-classification``, ``video-classification``, ``masked-pretraining``, ``text-video-retrieval`` or
-            ``video-text-pretraining``; free for a user's own models.
+        task: ``image-classification``, ``video-classification``, ``video-regression``, ``masked-pretraining``,
+            ``text-video-retrieval`` or ``video-text-pretraining``; free for a user's own models.
         class_path: Public import path of the LightningModule.
         init_args: Plain values for its constructor, class names included.
         weights: Where the weights are; None: the entry can be created but not loaded.

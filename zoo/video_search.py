@@ -262,7 +262,7 @@ class _Windows(IterableDataset):
             for k in range(number):
                 span = (k * duration / number, (k + 1) * duration / number)
                 positions = frame_positions(reader.pts_seconds, clip, span=span if number > 1 else None)
-                frames = reader.read(positions, short_side=clip.short_side, interpolation=clip.interpolation)
+                frames = clip.read(reader, positions)
                 yield center_crop(frames, clip.image_size).transpose(0, 1).contiguous(), Record(path, *span)
 
 

@@ -1,11 +1,14 @@
 """Checkpoint files that are whole or absent."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
+
+from lightning_modules.errors import ModelError
 
 __all__ = ["AtomicCheckpointIO"]
 
@@ -25,8 +28,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}.part")
-        with beside.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        try:
+            with beside.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        except (OSError, RuntimeError) as error:  # torch has an exception of its own for a failed write
+            with suppress(OSError):
+                beside.unlink()
+            cause = error if isinstance(error, OSError) else error.__context__
+            reason = getattr(cause, "strerror", None) or str(error).splitlines()[0]
+            raise ModelError(
+                f"The checkpoint {path} cannot be written ({reason}); make room on that disk, and go on from the last "
+                "checkpoint, which is whole, with --ckpt_path last."
+            ) from error

@@ -3,6 +3,7 @@ import os
 import struct
 import warnings
 import zlib
+from dataclasses import replace
 from fractions import Fraction
 
 import av
@@ -13,7 +14,9 @@ from fsspec import AbstractFileSystem, register_implementation
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
-from datamodules.decode import DecodeError, VideoReader
+from datamodules import decode
+from datamodules.decode import DecodeError, VideoReader, forget_indices
+from datamodules.mp4 import composition_offsets
 
 ENCODINGS = {
     "b-frames": {"options": {"bf": "3", "g": "12", "keyint_min": "12"}},
@@ -22,6 +25,8 @@ ENCODINGS = {
     "intra refresh": {"options": {"x264-params": "intra-refresh=1:keyint=10:bframes=0"}},
     "key frames only": {"options": {"g": "1"}},
     "mpeg4": {"codec": "mpeg4", "options": {"g": "10", "bf": "2"}},
+    "mpeg4 in order": {"codec": "mpeg4", "options": {"g": "10"}},
+    "fragments": {"options": {"bf": "2", "g": "8"}, "container_options": {"movflags": "frag_keyframe+empty_moov"}},
     "hevc open gop": {
         "codec": "libx265",
         "options": {"x265-params": "open-gop=1:keyint=10:min-keyint=10:log-level=-1"},
@@ -49,8 +54,12 @@ FILES = [(name, ".mp4") for name in ENCODINGS] + [
     ("open gop", ".mkv"),
     ("open gop", ".ts"),
     ("mpeg4", ".avi"),
+    ("mpeg4 in order", ".avi"),
+    ("pyramid, one key frame", ".mov"),
     ("vp9", ".webm"),
 ]
+TABLES = {".mp4", ".mov"}
+"""Of these formats the index is read from tables, and so it is for AVI where frames come in order."""
 
 
 @pytest.mark.parametrize(("name", "suffix"), FILES)
@@ -60,6 +69,72 @@ def test_frames_equal_a_full_decode(tmp_path, make_video, decode_fully, read_num
     numbers = [read_number(frame) for frame in full]
     assert numbers == list(range(50))
     assert_exact(path, full)
+    with VideoReader(path) as reader:
+        reader.read([7, 33])
+        # Where refreshing is spread over frames, seeking does not give what was asked for, and the tables are given up.
+        without = ("fragments", "intra refresh")
+        in_tables = (suffix in TABLES and name not in without) or (name, suffix) == ("mpeg4 in order", ".avi")
+        assert reader._index.tables == in_tables
+        if in_tables:
+            reader.close()
+            reader._open(probe=True)
+            by_packets = reader._index_from_packets()
+            for table in () if suffix == ".avi" else ("pts", "packet_of", "key_of", "seconds"):
+                assert np.array_equal(getattr(by_packets, table), getattr(reader._index, table))
+
+
+def test_key_frames_that_are_not_marked(tmp_path, make_video, decode_fully):
+    """Only the first of five key frames is in the table of key frames."""
+    path = make_video(tmp_path / "v.mp4", 50, options={"bf": "2", "g": "10", "keyint_min": "10"})
+    data = bytearray(path.read_bytes())
+    place = data.index(b"stss")
+    assert struct.unpack_from(">I", data, place + 8)[0] == 5
+    struct.pack_into(">II", data, place - 4, 20, 0x73747373)
+    struct.pack_into(">I", data, place + 8, 1)
+    struct.pack_into(">I4s", data, place + 16, 16, b"free")  # what is left of the table
+    path.write_bytes(data)
+    with VideoReader(path) as reader:
+        assert set(reader._index.key_of.tolist()) == {0}
+    assert_exact(path, decode_fully(path))
+
+
+@pytest.mark.parametrize("damage", ["shifted", "reversed", "truncated"])
+def test_tables_that_are_wrong_cost_no_exactness(tmp_path, make_video, decode_fully, monkeypatch, damage):
+    path = make_video(tmp_path / "v.mp4", 40, options={"bf": "2", "g": "10"})
+    full = decode_fully(path)
+
+    def wrong(file, track_id):
+        offsets = composition_offsets(file, track_id)
+        return {"shifted": np.roll(offsets, 1), "reversed": -offsets, "truncated": offsets[:-1]}[damage]
+
+    monkeypatch.setattr("datamodules.decode.composition_offsets", wrong)
+    forget_indices()
+    assert_exact(path, full)
+    forget_indices()
+
+
+def test_index_is_remembered_until_the_file_changes(tmp_path, make_video, monkeypatch):
+    path = make_video(tmp_path / "v.mkv", 20)
+    with VideoReader(path) as reader:
+        first = reader._index
+    with VideoReader(path) as reader:
+        assert reader._index is first
+    make_video(path, 30)
+    with VideoReader(path) as reader:
+        assert len(reader) == 30 and reader.read([29]).shape[0] == 1
+    monkeypatch.setattr("datamodules.decode._KEPT_FRAMES", 60)
+    for number in range(4):
+        with VideoReader(make_video(tmp_path / f"{number}.mkv", 20)):
+            pass
+    assert sum(index.num_frames for index in decode._indices.values()) <= 60
+
+
+def test_opening_decodes_nothing(tmp_path, make_video):
+    """Where the header says all; a damaged first frame is then met by who reads it."""
+    for suffix in (".mp4", ".mkv"):
+        with VideoReader(make_video(tmp_path / f"v{suffix}", 10)) as reader:
+            assert not reader._stream.codec_context.is_open and len(reader) == 10
+            assert reader.read([9]).shape == (1, 3, 48, 80)
 
 
 @pytest.mark.parametrize("num_threads", [0, 2])
@@ -153,8 +228,7 @@ def test_wrong_time_stamps_fall_back_to_counting(tmp_path, make_video, decode_fu
     full = decode_fully(path)
     with VideoReader(path) as reader:
         # An index whose time stamps are not those of the decoded frames, as broken muxers write.
-        reader._pts = reader._pts + 1
-        reader._position = {time + 1: position for time, position in reader._position.items()}
+        reader._index = replace(reader._index, pts=reader._index.pts + 1)
         torch.testing.assert_close(reader.read([25, 2, 11]), full[[25, 2, 11]], rtol=0, atol=0)
 
 

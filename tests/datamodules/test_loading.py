@@ -1,5 +1,6 @@
 import json
 import math
+import multiprocessing
 import subprocess
 import sys
 import time
@@ -210,3 +211,17 @@ def test_time_spent_waiting(class_root):
     time.sleep(0.5)
     next(batches)
     assert 0 < first < loader.waited < time.perf_counter() - start - 0.5
+
+
+@pytest.mark.parametrize("loader", ["train", "val"])
+def test_death_of_a_worker_is_told(class_root, loader):
+    data = VideoFolder(class_root, num_frames=2, image_size=32, short_side=32, sampling="sparse", frame_stride=4,
+                       interpolation="bilinear", batch_size=1, num_workers=1)  # fmt: skip
+    data.setup("fit")
+    batches = iter(data.train_dataloader() if loader == "train" else data.val_dataloader())
+    next(batches)
+    for child in multiprocessing.active_children():
+        child.kill()
+    with pytest.raises(DataError, match=r"A loader process died.*lower data\.num_workers.*--ckpt_path last\.$"):
+        for _ in range(100):
+            next(batches)

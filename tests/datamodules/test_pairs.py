@@ -2,7 +2,9 @@
 
 import collections
 import csv
+import itertools
 import json
+import shutil
 import warnings
 
 import numpy as np
@@ -12,7 +14,9 @@ from torchvision.io import write_jpeg
 
 from datamodules import PairCorpora, VideoReader
 from datamodules.errors import DataError
+from datamodules.loading import Draw
 from datamodules.pairs import Pair, PairList, PairSampler, read_pairs
+from datamodules.shard_writer import Source, write_shards
 from datamodules.synthetic import generate
 
 CLIP = {"num_frames": 4, "image_size": 32, "short_side": 32, "sampling": "sparse", "frame_stride": 4,
@@ -216,3 +220,111 @@ def test_mistakes_are_named(root, arguments, message):
         data = module(root, **arguments)
         data.setup("fit")
         data.train_dataloader()
+
+
+# Shards ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shards(root):
+    """The same corpora as tar shards, a few samples each: folders videos and pictures."""
+    for name, media in (("videos.jsonl", ""), ("pictures.json", "pictures")):
+        captions = collections.defaultdict(list)
+        for _, pair in read_pairs(str(root / name)):
+            captions[pair.path].append(pair.caption)
+        kind = "video" if name == "videos.jsonl" else "image"
+        sources = [Source(str(root / media / path), path, {"captions": texts}) for path, texts in captions.items()]
+        write_shards(sources, root / "shards" / kind, "train", about={"media": kind}, max_bytes=4000)
+    return root / "shards"
+
+
+def of_shards(root, **kwargs):
+    return module(root, corpora=[{"shards": "shards/video"}, {"shards": "shards/image"}], **kwargs)
+
+
+def said(batch):
+    return collections.Counter(zip([path.rpartition("/")[2].rpartition("!")[2] for path in batch["path"]],
+                                   batch["text"], strict=True))  # fmt: skip
+
+
+def test_pairs_in_shards_are_those_of_the_lists(root, shards):
+    plain, tarred = module(root), of_shards(root)
+    for data in (plain, tarred):
+        data.setup("fit")
+    assert tarred.captions == plain.captions
+    a, b = (data.datasets["train"] for data in (plain, tarred))
+    for number in (0, 7, 8, len(a) - 1):
+        one, other = a[Draw(number, 5)], b[Draw(number, 5)]
+        assert torch.equal(one["video"], other["video"])
+        assert all(one[key] == other[key] for key in ("text", "index", "seed"))
+    assert [np.flatnonzero(a.media == m).tolist() for m in a.media] == [
+        np.flatnonzero(b.media == m).tolist() for m in b.media
+    ]
+    assert sum(map(len, tarred._shards)) > 4 and sum(map(sum, tarred._shards)) == len(b)
+    batches = list(tarred.train_dataloader())
+    assert {batch["video"].shape[2] for batch in batches} == {1, 4}
+    everything = {(path.rpartition("/")[2].rpartition("!")[2], text) for path, text in a.pairs}
+    assert {pair for batch in batches for pair in said(batch)} <= everything
+    pictures = [batch["video"].shape[2] == 1 for batch in batches]
+    assert pictures != sorted(pictures) and pictures != sorted(pictures, reverse=True)  # alternating
+
+
+def test_an_interrupted_epoch_of_shards_goes_on(root, shards, shard_server):
+    with shard_server(shards) as server:
+        remote = [{"shards": f"{server.url}/video"}, {"shards": f"{server.url}/image", "ratio": 0.5}]
+        local = [{"shards": "shards/video"}, {"shards": "shards/image", "ratio": 0.5}]
+        expected = batches_of(module(root, corpora=local, num_workers=2))
+        first = module(root, corpora=remote, num_workers=2)
+        start = batches_of(first, 3)
+        second = module(root, corpora=remote, num_workers=2)
+        second.load_state_dict(first.state_dict())
+        found = [*start, *batches_of(second)]
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a["video"], b["video"]) and a["text"] == b["text"] and torch.equal(a["index"], b["index"])
+    other = module(root, corpora=local, num_workers=2, shuffle_buffer=1)
+    other.load_state_dict(first.state_dict())
+    with pytest.raises(DataError, match="read in another order"):
+        batches_of(other)
+
+
+def batches_of(data, count=None):
+    data.setup("fit")
+    torch.manual_seed(3)
+    return list(itertools.islice(data.train_dataloader(), count))
+
+
+def test_shards_of_pairs_stay_together():
+    """With the buffer off, a corpus's shards are read one after the other, in every process, whatever is mixed in."""
+    corpora, shards = [(0, 40, 1.0), (40, 100, 1.0), (100, 140, 0.5)], [[10] * 4, [20] * 3, None]
+    options = {"num_replicas": 2, "seed": 1, "shards": shards}
+    ranks = [epoch(PairSampler(range(140), 100, corpora, 5, rank=rank, **options)) for rank in (0, 1)]
+    assert len(ranks[0]) == len(ranks[1]) == 60
+    dealt = [draw.index for step in zip(*ranks, strict=True) for draw in step]
+    for start, end, size in ((0, 40, 10), (40, 100, 20)):
+        corpus = [index for index in dealt if start <= index < end]
+        assert len(corpus) == end - start
+        runs = [number for number, _ in itertools.groupby((index - start) // size for index in corpus)]
+        assert sorted(runs) == list(range((end - start) // size))
+    # Both corpora of pictures are spread over the whole epoch.
+    pictures = [index < 40 for index in dealt if index < 100]
+    assert all(3 <= sum(pictures[i : i + 20]) <= 13 for i in range(0, 100, 20))
+    assert [draw.index < 100 for draw in ranks[0]] == [draw.index < 100 for draw in ranks[1]]
+    assert epoch(PairSampler(range(140), 100, corpora, 5, **options), 1) != epoch(
+        PairSampler(range(140), 100, corpora, 5, **options)
+    )
+
+
+def test_missing_and_wrong_shards_of_pairs(root, shards, tmp_path):
+    copy = shutil.copytree(shards / "image", tmp_path / "image")
+    (copy / "train-000000.tar").unlink()
+    data = module(root, corpora=[{"shards": str(copy)}, {"annotations": "videos.jsonl"}], max_unreadable=0.8)
+    with pytest.warns(UserWarning, match=r"of the 8 train videos do not exist: .*image/train-000000\.tar!"):
+        data.setup("fit")
+    for arguments, message in [
+        ({"corpora": [{"shards": str(tmp_path)}]}, "no index of shards"),
+        ({"corpora": [{"shards": "shards/image", "media": "x"}]}, "is no corpus"),
+        ({"shards": "shards/image"}, "name the shards of each corpus in data.corpora"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            module(root, **arguments).setup("fit")

@@ -303,7 +303,7 @@ def test_videos_in_several_places(root, entries):
     with pytest.warns(UserWarning) as caught:
         data = module(root, entries, "test")
     (text,) = [str(warning.message) for warning in caught]
-    assert text.startswith("2 of the 8 test videos are in several places, of which the first is taken: ")
+    assert text.startswith("2 of the 8 test videos of My own set are in several places, of which the first is taken: ")
     assert f"{root}/0.mp4 and {root}/copies/0.mp4, {root}/1.mp4 and {root}/1.webm; name the right folder" in text
     assert [video.path for video in data.datasets["test"].videos[:2]] == [f"{root}/0.mp4", f"{root}/1.mp4"]
 

@@ -1,5 +1,7 @@
 """Each rule is compared with its definition written out frame by frame (reference: published protocol, section 1)."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -37,6 +39,27 @@ def test_sparse_test(n, t, num_clips, data):
     k = data.draw(st.integers(0, num_clips - 1))
     got = clip_indices(n, t, sampling="sparse", mode="test", clip=k, num_clips=num_clips)
     assert got.tolist() == slow_sparse(n, t, lambda s: s / (num_clips + 1) * (k + 1))
+
+
+@given(LENGTHS, CLIPS, st.integers(0, 1000))
+def test_intervals_share_out_all_frames(n, t, seed):
+    got = clip_indices(n, t, sampling="intervals", mode="test").tolist()
+    count = min(t, n)
+    edges = [int(value) for value in np.linspace(0, n, count + 1)]
+    expected = [(start + end - 1) // 2 for start, end in itertools.pairwise(edges)]
+    assert got == expected + expected[-1:] * (t - count)
+    assert got == clip_indices(n, t, sampling="intervals", mode="val").tolist()
+    drawn = clip_indices(n, t, sampling="intervals", mode="train", generator=torch.Generator().manual_seed(seed))
+    assert all(start <= place < end for place, (start, end) in zip(drawn, itertools.pairwise(edges), strict=False))
+    for k in range(3):
+        one = clip_indices(n, t, sampling="intervals", mode="test", clip=k, num_clips=3)
+        assert all(start <= place < end for place, (start, end) in zip(one, itertools.pairwise(edges), strict=False))
+
+
+def test_intervals_by_hand():
+    # n = 21, T = 8: edges 0 2 5 7 10 13 15 18 21
+    assert clip_indices(21, 8, sampling="intervals", mode="test").tolist() == [0, 3, 5, 8, 11, 13, 16, 19]
+    assert clip_indices(3, 5, sampling="intervals", mode="test").tolist() == [0, 1, 2, 2, 2]
 
 
 def test_sparse_by_hand():
@@ -140,7 +163,7 @@ def test_torch_seed_repeats_the_draw():
         ({"num_frames": 0}, "at least 1"),
         ({"frame_stride": 0}, "at least 1"),
         ({"mode": "eval"}, "mode has to be 'train', 'val' or 'test', got 'eval'"),
-        ({"sampling": "uniform"}, "sampling has to be one of sparse, dense, ssv2, got 'uniform'"),
+        ({"sampling": "uniform"}, "sampling has to be one of sparse, dense, ssv2, intervals, got 'uniform'"),
         ({"clip": 2, "num_clips": 2}, r"clip has to be in 0 \.\. num_clips - 1 = 1, got 2"),
         ({"sampling": "ssv2", "mode": "test", "num_clips": 4}, "one or two test clips, got num_clips=4; use 2"),
     ],

@@ -14,6 +14,7 @@ from datamodules.transforms import (
     rand_augment,
     random_resized_crop,
     resize_short_side,
+    squeeze,
 )
 
 
@@ -43,6 +44,31 @@ def smooth(height, width, frames=2):
 def test_resize_truncates_the_long_side(size, short_side, expected):
     for interpolation in ("bilinear", "bicubic"):
         assert resize_short_side(noise(*size), short_side, interpolation).shape == (2, 3, *expected)
+
+
+def cubic(distance: np.ndarray) -> np.ndarray:
+    """Weights of cubic convolution with a = -0.75 (Keys, 1981)."""
+    d = np.abs(distance)
+    near = 1.25 * d**3 - 2.25 * d**2 + 1
+    return np.where(d <= 1, near, np.where(d < 2, -0.75 * (d**3 - 5 * d**2 + 8 * d - 4), 0))
+
+
+def test_plain_bicubic_looks_at_sixteen_pixels_however_much_it_shrinks():
+    video = noise(60, 40) // 2 + 64  # so that nothing is cut off between the two passes
+
+    def along(size, target):  # (target, size), beyond the edge the last pixel counts
+        places = (np.arange(target) + 0.5) * size / target - 0.5
+        weights = np.zeros((target, size))
+        for i, place in enumerate(places):
+            for k in range(int(np.floor(place)) - 1, int(np.floor(place)) + 3):
+                weights[i, np.clip(k, 0, size - 1)] += cubic(place - k)
+        return weights
+
+    found = squeeze(video, 16, "bicubic-plain")
+    expected = np.clip(along(60, 16) @ video.numpy().astype(float) @ along(40, 16).T, 0, 255)
+    assert found.shape == (2, 3, 16, 16) and found.dtype == torch.uint8
+    assert np.abs(found.numpy() - expected).max() <= 1.5  # rounded twice
+    assert (found.int() - squeeze(video, 16, "bicubic").int()).abs().max() > 20  # which averages over the area
 
 
 def test_bilinear_is_the_plain_four_pixel_rule():

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import zoo
+from datamodules import Breakfast
 from lightning_modules.classification import VideoClassifier
 from lightning_modules.ops import use_backend
 from zoo.build import normalise
@@ -53,6 +54,24 @@ def test_official_format_at_real_size(name, nested, tmp_path):
     with torch.inference_mode():
         assert torch.equal(loaded(video), source(video))
     assert loaded.class_names == ENTRIES[zoo.info(name).name].init_args["class_names"]
+
+
+@pytest.mark.parametrize("name", [n for n, e in ENTRIES.items() if e.meta["dataset"] in ("breakfast", "coin")])
+def test_official_files_of_long_videos_load_with_the_names_of_the_annotations(name, tmp_path):
+    """At reduced width and depth; frames and classes are those of the entry."""
+    sizes = {"embed_dim": 16, "depth": 1, "image_size": 32}
+    source = randomised(zoo.create(name, **sizes))
+    weights = {key.removeprefix("net."): tensor for key, tensor in source.state_dict().items()}
+    torch.save(weights, tmp_path / "official.pth")  # flat, as the authors' video files are
+    loaded = zoo.load(name, checkpoint=tmp_path / "official.pth", **sizes)
+    video = torch.randint(256, (1, 3, ENTRIES[name].meta["frames"], 32, 32), dtype=torch.uint8)
+    with torch.inference_mode():
+        assert torch.equal(loaded(video), source(video))
+    if "breakfast" in name:
+        loaded.adopt_classes(Breakfast("data").class_names)  # which refuses other names, or another order
+        assert len(loaded.class_names) == 10
+    else:
+        assert len(loaded.class_names) == 180 and loaded.class_names[131] == "ReplaceCDDriveWithSSD"
 
 
 def test_the_row_with_a_shorter_temporal_embedding(tmp_path):

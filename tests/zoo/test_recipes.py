@@ -14,6 +14,7 @@ from PIL import Image
 
 import hub
 import zoo
+from datamodules import LVU
 from datamodules.synthetic import generate
 from lightning_modules.classification import VideoClassifier
 from zoo.build import normalise
@@ -23,9 +24,18 @@ from zoo.recipe import find_recipe, list_recipes, read_recipe
 from zoo.registry import entries
 
 BIN = Path(sys.executable).parent
-OFFICIAL = {name: path for name, path in list_recipes().items() if path.parent.name == "classification"}
+TASKS = ("classification", "breakfast", "coin", "lvu")
+OFFICIAL = {name: path for name, path in list_recipes().items() if path.parent.name in TASKS}
 CONFIGS = {name: read_recipe(path) for name, path in OFFICIAL.items()}
 DISTILLED = {"videomamba-m-in1k-r224", "videomamba-b-in1k-r224"}
+# Without released weights, and so without an entry for each task.
+LVU_SCRIPTS = {
+    "video_sm/exp/lvu/run_class.sh": "videomamba-ti-lvu",
+    "video_sm/exp/lvu/run_class_trim.sh": "videomamba-ti-lvu-trimmed",
+    "video_sm/exp/lvu/run_regression.sh": "videomamba-ti-lvu-regression",
+    "video_sm/exp/lvu/run_regression_trim.sh": "videomamba-ti-lvu-regression-trimmed",
+}
+RELEASED = [name for name in OFFICIAL if name not in LVU_SCRIPTS.values()]
 
 
 # Layers -------------------------------------------------------------------------------------------------------------
@@ -83,16 +93,16 @@ def test_mistakes_in_includes(tmp_path, files, sentence):
 # Names and the command ----------------------------------------------------------------------------------------------
 
 
-def test_a_recipe_for_every_released_model_of_the_three_data_sets():
-    trained = {entry.name for entry in entries() if entry.meta.get("dataset") in ("in1k", "k400", "ssv2")}
+def test_a_recipe_for_every_released_model_of_the_five_data_sets():
+    datasets = ("in1k", "k400", "ssv2", "breakfast", "coin")
+    trained = {entry.name for entry in entries() if entry.meta.get("dataset") in datasets}
     pretrained = {name for name in trained if "-maskpt-" in name}
-    assert trained - DISTILLED - pretrained <= set(OFFICIAL)
+    assert trained - DISTILLED - pretrained == set(RELEASED)
     assert len(pretrained) == 2 and pretrained <= set(list_recipes())
-    assert all(zoo.info(name).name == name for name in OFFICIAL)
 
 
 def test_aliases_find_the_recipe():
-    for name in OFFICIAL:
+    for name in RELEASED:
         for alias in zoo.info(name).aliases:
             assert find_recipe(alias) == OFFICIAL[name]
     with pytest.raises(ZooError, match="no recipe called 'videomamba-m-k40': did you mean 'videomamba-m-k400'"):
@@ -125,11 +135,12 @@ def test_the_command_lists_the_recipes():
 # What the recipes say -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", OFFICIAL)
+@pytest.mark.parametrize("name", [*RELEASED, "videomamba-ti-lvu-regression"])
 def test_the_model_is_the_registrys(name):
     entry, model = zoo.info(name), CONFIGS[name]["model"]
     what_it_is = {k: v for k, v in model["init_args"].items() if k not in VideoClassifier.training_only()}
-    expected = normalise({"class_path": entry.class_path, "init_args": entry.init_args | {"class_names": None}})
+    known = {key: value for key, value in entry.init_args.items() if key != "class_names"}
+    expected = normalise({"class_path": entry.class_path, "init_args": known})
     assert normalise({"class_path": model["class_path"], "init_args": what_it_is}) == expected
     assert model["init_args"].get("init_from") == entry.meta["init_from"]
     views = [CONFIGS[name]["data"]["init_args"][key] for key in ("num_clips", "num_crops")]
@@ -137,7 +148,8 @@ def test_the_model_is_the_registrys(name):
 
 
 SIZES = {"videomamba_tiny": (192, 24), "videomamba_small": (384, 24), "videomamba_middle": (576, 32)}
-DATA = {"IMNET": "ImageNet", "Kinetics_sparse": "Kinetics", "SSV2": "SomethingSomethingV2"}
+DATA = {"IMNET": "ImageNet", "Kinetics_sparse": "Kinetics", "SSV2": "SomethingSomethingV2", "breakfast": "Breakfast",
+        "coin": "COIN", "lvu": "LVU"}  # fmt: skip
 RAND_AUGMENT = {  # timm's strings -> operations (2 where the string does not say), magnitude, its deviation
     "rand-m9-mstd0.5-inc1": (2, 9, 0.5),
     "rand-m7-n4-mstd0.5-inc1": (4, 7, 0.5),
@@ -152,6 +164,9 @@ CORRECTIONS = {
     "videomamba-ti-ssv2-f16-r288": {
         "model": "videomamba_tiny", "num_frames": "16", "init_zoo_id": "videomamba-ti-ssv2-f16-r224"
     },
+    "videomamba-m-mask-coin-f64-r224": {"test_num_segment": "10"},
+    "videomamba-ti-lvu-regression": {"data_set": "Kinetics_sparse"},
+    "videomamba-ti-lvu-regression-trimmed": {"data_set": "LVU"},
 }  # fmt: skip
 
 
@@ -162,9 +177,10 @@ def scripts(shared: Path) -> dict[str, dict[str, str]]:
         pytest.skip("needs the table of run scripts")
     with path.open(newline="", encoding="utf-8") as file:
         rows = [{key: value.removesuffix("*") for key, value in row.items()} for row in csv.DictReader(file)]
-    programs = ("main.py", "run_with_submitit.py", "run_class_finetuning.py")
-    ours = re.compile("-(in1k|k400|ssv2)-")
-    return {row["zoo_id"]: row for row in rows if row["program"] in programs and ours.search(row["zoo_id"])}
+    # Those of distillation and pretraining are compared with their recipes elsewhere.
+    programs = ("main.py", "run_with_submitit.py", "run_class_finetuning.py", "run_regression_finetuning.py")
+    found = [row for row in rows if row["program"] in programs]
+    return {row["zoo_id"] or LVU_SCRIPTS[row["script"]]: row for row in found}
 
 
 def test_every_run_script_has_a_recipe(shared):
@@ -180,13 +196,19 @@ def test_every_number_is_the_run_scripts(name, shared):
     row = scripts(shared)[name] | CORRECTIONS.get(name, {})
     model, data, trainer = (CONFIGS[name][key] for key in ("model", "data", "trainer"))
     data_class, model, data = data["class_path"], model["init_args"], data["init_args"]
-    image = row["data_set"] == "IMNET"
+    image, regression = row["data_set"] == "IMNET", row["loss"] == "MSE"
+    long = row["script"].split("/")[2] if row["script"].startswith("video_sm") else ""
 
     def number(column: str, default: float | None = None) -> float | None:
         return default if row[column] in ("", "None") else float(row[column])
 
     assert (model["embed_dim"], model["depth"]) == SIZES[row["model"]]
-    assert model["num_classes"] == number("nb_classes")
+    if long == "lvu":  # the number of classes is the task's
+        classes = LVU("data", task=data["task"]).num_classes
+        assert (1 if regression else classes) == number("nb_classes") and model.get("num_classes") is None
+        assert regression == (classes is None)
+    else:
+        assert model["num_classes"] == number("nb_classes")
     assert model["num_frames"] == number("num_frames")
     assert model["image_size"] == number("input_size")
     if image:
@@ -196,9 +218,10 @@ def test_every_number_is_the_run_scripts(name, shared):
     assert model.get("init_from", "") == row["init_zoo_id"]
     for key, column in {
         "lr": "lr", "min_lr": "min_lr", "warmup_lr": "warmup_lr", "warmup_epochs": "warmup_epochs",
-        "weight_decay": "weight_decay", "drop_path": "drop_path", "label_smoothing": "smoothing",
+        "weight_decay": "weight_decay", "drop_path": "drop_path",
     }.items():  # fmt: skip
         assert model[key] == number(column), key
+    assert model.get("label_smoothing", 0) == number("smoothing") and ("label_smoothing" in model) != regression
     assert model.get("drop", 0) == number("drop")
     assert model.get("layer_decay", 1) == number("layer_decay", 1)
     assert image or model["layer_decay_scope"] == "embedding"
@@ -216,7 +239,9 @@ def test_every_number_is_the_run_scripts(name, shared):
     for key in ("min_lr", "warmup_lr"):
         assert model[key] * (scale if model["scale_all_lr"] else 1) == pytest.approx(number(f"{key}_scaled"))
 
-    assert data_class == f"datamodules.{DATA[row['data_set']]}"
+    assert data_class == f"datamodules.{DATA.get(long) or DATA[row['data_set']]}"
+    trimmed = (number("trimmed"), number("time_stride")) if row["data_set"] == "LVU" else (None, None)
+    assert (data.get("window_seconds"), data.get("window_stride")) == trimmed
     assert data["batch_size"] == number("batch_per_gpu")
     assert str(data["repeats"]) == {"none": "1"}.get(row["repeated_aug"], row["repeated_aug"] or row["num_sample"])
     if row["aa"] == "v0":
@@ -225,7 +250,8 @@ def test_every_number_is_the_run_scripts(name, shared):
         assert "auto_augment" not in data
         assert tuple(data[f"rand_augment_{key}"] for key in ("ops", "magnitude", "std")) == RAND_AUGMENT[row["aa"]]
     assert data["horizontal_flip"] == (0 if row["flip"].startswith("off") else 0.5)
-    assert (data["mixup"], data["cutmix"]) == (number("mixup"), number("cutmix"))
+    assert (data.get("mixup", 0), data.get("cutmix", 0)) == (number("mixup"), number("cutmix"))
+    assert ("mixup" in data) != regression
     assert data["random_erasing"] == number("reprob")
     assert (data["num_clips"], data["num_crops"]) == (number("test_num_segment", 1), number("test_num_crop", 1))
     assert data["num_workers"] == number("num_workers")
@@ -265,9 +291,14 @@ def test_each_recipe_parses_and_builds(name, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["lightning", "fit", "--config", name, "--data.root", "data"])
     with torch.device("meta"):
         cli = BuildOnly()
-    entry, given = zoo.info(name), CONFIGS[name]
-    assert sum(p.numel() for p in cli.model.parameters()) == entry.meta["params"]
-    assert given["model"]["init_args"].items() <= {**cli.model.hparams, **cli.model.training_arguments}.items()
+    given = CONFIGS[name]
+    if name in zoo.list_models():
+        assert sum(p.numel() for p in cli.model.parameters()) == zoo.info(name).meta["params"]
+    else:
+        # Ten directors, which the data counts, or one number.
+        assert cli.model.net.head.out_features == (1 if "regression" in name else 10)
+    said = {key: value for key, value in given["model"]["init_args"].items() if key != "num_classes" or value}
+    assert said.items() <= {**cli.model.hparams, **cli.model.training_arguments}.items()
     assert type(cli.datamodule).__name__ == given["data"]["class_path"].split(".")[-1]
     assert cli.datamodule.batch_size == given["data"]["init_args"]["batch_size"]
     assert cli.trainer.max_epochs == given["trainer"]["max_epochs"]
@@ -296,6 +327,42 @@ def something_something(root: Path) -> None:
         (root / file).write_text(json.dumps(content))
 
 
+def breakfast(root: Path) -> None:
+    for split, person in (("train", "P03"), ("test", "P47")):
+        for i, video in enumerate(sorted((root / split).rglob("*.mp4"))):
+            file = root / person / f"cam{i:02d}" / f"{person}_{('cereals', 'salat')[i % 2]}.avi"
+            file.parent.mkdir(parents=True)
+            video.rename(file)
+
+
+def coin(root: Path) -> None:
+    tasks = {f"-task{i:07d}": {"class": f"DoThing{i}", "recipe_type": i, "subset": "none"} for i in range(180)}
+    for split, subset in (("train", "training"), ("test", "testing")):
+        for i, video in enumerate(sorted((root / split).rglob("*.mp4"))):
+            name, number = f"{split}-{i}", 179 * (i % 2)
+            tasks[name] = {"class": f"DoThing{number}", "recipe_type": number, "subset": subset}
+            (root / "videos" / str(number)).mkdir(parents=True, exist_ok=True)
+            video.rename(root / "videos" / str(number) / f"{name}.mp4")
+    (root / "COIN.json").write_text(json.dumps({"database": tasks}))
+
+
+def lvu(root: Path) -> None:
+    headers = {"director": "class_id class_name", "like_ratio": "like_count dislike_count"}
+    durations = ["videoid,duration"]
+    for split in ("train", "val", "test"):
+        rows = {task: [f"{header} youtube_id imdb_id"] for task, header in headers.items()}
+        for i, video in enumerate(sorted((root / split).rglob("*.mp4"))):
+            name = f"-{split}{i}"
+            video.rename(root / f"{name}.mp4")
+            rows["director"].append(f"{9 * (i % 2)} nm{i % 2:07d} {name} tt0000000")
+            rows["like_ratio"].append(f"{10**i} {i} {name} tt0000000")
+            durations.append(f"{name},1")
+        for task, lines in rows.items():
+            (root / task).mkdir(exist_ok=True)
+            (root / task / f"{split}.csv").write_text("\n".join(lines) + "\n")
+    (root / "lvu_durations.csv").write_text("\n".join(durations) + "\n")
+
+
 def imagenet(root: Path) -> None:
     for split, number in (("train", 4), ("val", 2)):
         folders = [root / split / f"n{wnid:08d}" for wnid in range(1000)]
@@ -310,7 +377,9 @@ def imagenet(root: Path) -> None:
 def roots(tmp_path_factory) -> dict[str, Path]:
     """A small data set in each format: 4 training videos, so 2 steps with 2 of them each."""
     folder = tmp_path_factory.mktemp("data")
-    for make in (kinetics, something_something, imagenet):
+    makers = {"Kinetics": kinetics, "SomethingSomethingV2": something_something, "ImageNet": imagenet,
+              "Breakfast": breakfast, "COIN": coin, "LVU": lvu}  # fmt: skip
+    for make in makers.values():
         root = folder / make.__name__
         if make is not imagenet:
             generate(root, num_train=4, num_val=2, num_test=2, classes=("grow", "move_left"), size=(48, 40),
@@ -318,8 +387,7 @@ def roots(tmp_path_factory) -> dict[str, Path]:
             for file in root.glob("*.*"):
                 file.unlink()
         make(root)
-    return {"Kinetics": folder / "kinetics", "SomethingSomethingV2": folder / "something_something",
-            "ImageNet": folder / "imagenet"}  # fmt: skip
+    return {name: folder / make.__name__ for name, make in makers.items()}
 
 
 def donor(name: str, folder: Path) -> Path:
@@ -358,8 +426,14 @@ def train_two_steps(name: str, root: Path, folder: Path, monkeypatch) -> None:
     assert all(torch.isfinite(tensor).all() for tensor in state_dict.values())
 
 
-QUICK = ["videomamba-ti-in1k-r224", "videomamba-m-in1k-r448", "videomamba-s-k400-f64-r384",
-         "videomamba-m-mask-ssv2-f16-r224"]  # fmt: skip
+QUICK = [
+    "videomamba-ti-in1k-r224",
+    "videomamba-m-in1k-r448",
+    "videomamba-s-k400-f64-r384",
+    "videomamba-m-mask-ssv2-f16-r224",
+    "videomamba-ti-breakfast-f64-r224",
+    "videomamba-ti-lvu-regression-trimmed",
+]
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ COMMANDS = {
     "convert": "turn a checkpoint into a folder with safe weights and its config",
     "push": "share a trained model on the Hugging Face Hub",
     "pull": "download models ahead of time, for work without a connection",
+    "shard": "write a data set as tar shards, to train on from any storage",
     "masks": "show what masked pretraining leaves visible of a video",
 }
 

@@ -41,3 +41,24 @@ def test_urls_are_written_too():
     io = AtomicCheckpointIO()
     io.save_checkpoint({"value": 3}, "memory://runs/last.ckpt")
     assert io.load_checkpoint("memory://runs/last.ckpt", weights_only=True) == {"value": 3}
+
+
+FULL = """
+import resource, signal, sys, torch
+from lightning_modules.callbacks import AtomicCheckpointIO
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+try:
+    AtomicCheckpointIO().save_checkpoint({"value": torch.ones(100_000)}, sys.argv[1])
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_full_disk_is_told_and_leaves_the_earlier_file(tmp_path):
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"value": torch.zeros(100_000)}, path)
+    done = subprocess.run([sys.executable, "-c", FULL, str(path)], capture_output=True, text=True)
+    assert done.stdout.startswith(f"ModelError The checkpoint {path} cannot be written (File too large); make room on that")
+    assert done.stdout.endswith("which is whole, with --ckpt_path last.\n")
+    assert not torch.load(path)["value"].any() and [f.name for f in tmp_path.iterdir()] == ["last.ckpt"]

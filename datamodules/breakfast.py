@@ -1,0 +1,155 @@
+"""Breakfast: ten activities in kitchens, each filmed by several cameras; long videos with one label."""
+
+import csv
+import io
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from datamodules.base import Sample, VideoDataModule
+from datamodules.clips import some
+from datamodules.errors import DataError
+from datamodules.files import join, read_text, resolve
+from datamodules.files import split as folder_and_name
+from datamodules.lists import find_list, is_number, read_numbered
+from datamodules.video_folder import VIDEO_SUFFIXES
+
+__all__ = ["ACTIVITIES", "Breakfast"]
+
+ACTIVITIES = ("cereals", "coffee", "tea", "pancake", "friedegg", "scrambledegg", "sandwich", "juice", "milk", "salat")
+"""In the order of ViS4mer's class_id, which the released weights have (reference datasets.md, section 9)."""
+
+_SOURCE = "https://serre-lab.clps.brown.edu/resource/breakfast-actions-dataset"
+_VIDEOS = "BreakfastII_15fps_qvga_sync"
+_COLUMNS = ("file_name", "class_id")
+_PERSON = re.compile(r"P(\d+)")
+_STEM = re.compile(r"P\d+_([a-z]+)(?:_ch(\d))?")
+_FIRST_TESTED = 47
+
+
+class Breakfast(VideoDataModule):
+    """The original folders, or lists. What a list is, is seen in its first row:
+
+        P03/cam01/P03_cereals.avi              <person>/<camera>/<person>_<activity>.avi
+        P03/stereo/P03_cereals_ch0.avi         of a stereo camera's two channels the first is taken
+
+        train.csv    file_name,duration,action,class_id             ViS4mer's
+                     P03-cam01-P03_cereals,56,cereals,0             is P03/cam01/P03_cereals.avi
+        train.csv    P03/cam01/P03_cereals.avi,0                    path and number, VideoMamba's
+
+    The folders of the persons are right in root or in root/BreakfastII_15fps_qvga_sync. Without lists persons up to 46
+    are trained on, and 47 to 54 validated and tested, which is the split of both lists and none of the four of the
+    data set's authors (reference protocol, section 9). With lists, validation and testing stand in for each other.
+
+    Args:
+        root: folder of videos and lists, a path or a URL.
+        train: list of training videos.
+        val: list of validation videos.
+        test: list of test videos.
+        delimiter: between path and number; None finds it out.
+        published_test: test on one video per file name, that of the first camera, with both channels of stereo cameras.
+            The published accuracies are multiples of 1/192, since the authors' code merges what has the same file name
+            (reference protocol, section 9): 80 recordings of the test persons, and two channels of the 56 that are in
+            stereo too, make 192 names. Otherwise all 355 videos count.
+        common: see `datamodules.base.VideoDataModule`.
+
+    Raises:
+        DataError: from `setup`: there are neither lists nor folders of persons, an unknown activity, or a list with
+            wrong rows.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        train: str = "train.csv",
+        val: str = "val.csv",
+        test: str = "test.csv",
+        delimiter: str | None = None,
+        published_test: bool = False,
+        **common: Any,
+    ) -> None:
+        super().__init__(**common)
+        self.root = resolve(root)
+        self.lists = {"train": train, "val": val, "test": test}
+        self.delimiter = delimiter
+        self.published_test = published_test
+
+    @property
+    def class_names(self) -> list[str]:
+        """The ten activities."""
+        return list(ACTIVITIES)
+
+    def listing(self, split: str) -> list[Sample]:
+        as_published = split == "test" and self.published_test
+        with self.folders.kept():
+            source = find_list(self.folders, self.root, self.lists, split)
+            if source is None:
+                samples = self._from_folders(split, channels=("0", "1") if as_published else ("0",))
+            elif read_text(source).startswith(_COLUMNS[0]):
+                samples = self._from_table(source)
+            else:
+                samples = [Sample(*row) for row in read_numbered(source, self.delimiter, self.root)]
+        if not as_published:
+            return samples
+        first: dict[str, Sample] = {}
+        for sample in samples:
+            first.setdefault(_stem(sample.path), sample)
+        return list(first.values())
+
+    @property
+    def _videos(self) -> str:
+        """The folder of the persons' folders."""
+        inner = join(self.root, _VIDEOS)
+        return inner if self.folders.is_folder(inner) else self.root
+
+    def _from_folders(self, split: str, channels: tuple[str, ...]) -> list[Sample]:
+        samples, strange = [], []
+        persons = {name: int(found[1]) for name in self.folders.subfolders(self._videos)
+                   if (found := _PERSON.fullmatch(name))}  # fmt: skip
+        for person, number in persons.items():
+            if (number < _FIRST_TESTED) != (split == "train"):
+                continue
+            folder = join(self._videos, person)
+            for camera in self.folders.subfolders(folder):
+                for name in self.folders.files(join(folder, camera), VIDEO_SUFFIXES):
+                    path = join(folder, camera, name)
+                    stem = _STEM.fullmatch(_stem(name))
+                    if stem is None or stem[1] not in ACTIVITIES:
+                        strange.append(path)
+                    elif stem[2] is None or stem[2] in channels:
+                        samples.append(Sample(path, ACTIVITIES.index(stem[1])))
+        if strange:
+            raise DataError(
+                f"{len(strange)} videos are not called <person>_<activity> with one of {', '.join(ACTIVITIES)}: "
+                f"{some(strange)}; rename or remove them."
+            )
+        if not samples:
+            who = f"P{_FIRST_TESTED} to P54" if split != "train" else f"P03 to P{_FIRST_TESTED - 1}"
+            raise DataError(
+                f"{self.root} has no Breakfast {split} split: there is neither the list "
+                f"{join(self.root, self.lists[split])} nor a video <person>/<camera>/<person>_<activity>.avi of "
+                f"{who}; check data.root, or get the data from {_SOURCE}."
+            )
+        return samples
+
+    def _from_table(self, source: str) -> list[Sample]:
+        reader = csv.DictReader(io.StringIO(read_text(source)))
+        samples = []
+        for row in reader:
+            name, number = (row.get(column) or "" for column in _COLUMNS)
+            place = name.split("-")
+            if len(place) != 3 or not is_number(number):
+                raise DataError(
+                    f"{source}, line {reader.line_num}: file_name {name!r} is not <person>-<camera>-<file>, or "
+                    f"class_id {number!r} no number; mend the row."
+                )
+            samples.append(Sample(join(self._videos, *place) + ".avi", int(number)))
+        if not samples:
+            raise DataError(f"{source} has a header but no rows; download it again.")
+        return samples
+
+
+def _stem(path: str) -> str:
+    return os.path.splitext(folder_and_name(path)[1])[0]

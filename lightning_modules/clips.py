@@ -1,0 +1,128 @@
+"""What classification and regression of clips share: one VideoMamba with a linear head, and videos scored once."""
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_modules.base import BaseModule
+from lightning_modules.errors import ModelError
+from lightning_modules.nets.videomamba import VideoMamba, adapt_state_dict
+
+__all__ = ["ClipModule"]
+
+
+class ClipModule(BaseModule):
+    """Abstract base of modules that see a clip through a VideoMamba with a linear head.
+
+    Validation and testing average over all views of a video and count every video once, also across processes. A
+    subclass calls `build` in its constructor and says what the head's outputs mean: `loss_of`, `scores_of`,
+    `evaluate`.
+
+    Attributes:
+        metric: what `evaluate` adds to; its `compute` gives names and numbers, ``samples`` among them.
+        predicted: key of the scores in what `predict_step` gives.
+    """
+
+    net: VideoMamba
+    metric: Metric
+    predicted = "scores"
+
+    def build(self, outputs: int) -> None:
+        """Makes ``self.net`` from the arguments that `save_config` recorded.
+
+        Args:
+            outputs: of the head.
+
+        Raises:
+            ModelError: sizes that do not fit, or an unknown schedule.
+        """
+        h, args = self.hparams, self.training_arguments
+        if args["schedule"] not in ("step", "epoch"):
+            raise ModelError(f"schedule is {args['schedule']!r}; choose 'step' or 'epoch'.")
+        try:
+            self.net = VideoMamba(
+                outputs, h.embed_dim, h.depth, h.num_frames, h.image_size, h.patch_size, h.tubelet_size,
+                drop=args["drop"], drop_path=args["drop_path"], init=args["init"],
+                checkpoint_blocks=args["checkpoint_blocks"], scan_order=h.scan_order,
+            )  # fmt: skip
+        except ValueError as error:
+            raise ModelError(str(error)) from error
+        if args["freeze_backbone"]:
+            self.net.requires_grad_(False)
+            self.net.head.requires_grad_(True)
+        self.set_normalisation(h.mean, h.std)
+
+    @abstractmethod
+    def loss_of(self, output: Tensor, batch: dict) -> Tensor:
+        """Mean loss of what `forward` gives for a training batch."""
+
+    @abstractmethod
+    def scores_of(self, output: Tensor) -> Tensor:
+        """What `forward` gives for one view of each video -> what is averaged over the views, float32 (B, ...)."""
+
+    @abstractmethod
+    def evaluate(self, scores: Tensor, batch: dict) -> None:
+        """Adds a batch's scores, averaged over the views, to `metric`."""
+
+    def forward_features(self, video: Tensor, pool: str | None = "cls") -> Tensor:
+        """Clips as in `forward` -> features after the final norm.
+
+        Args:
+            video: (B, 3, T, H, W).
+            pool: "cls" gives the class token (B, embed_dim), None all tokens (B, 1 + tokens, embed_dim).
+        """
+        x = self._network_input(video)
+        return self.net.forward_tokens(x) if pool is None else self.net.forward_features(x)
+
+    def _network_input(self, video: Tensor) -> Tensor:
+        """Normalised clips (B, 3, T, H, W), or images (B, 3, H, W) for the image model."""
+        if self.hparams.num_frames is not None:
+            return self.normalise(video)
+        images = video.unsqueeze(2) if video.ndim == 4 else video
+        if images.shape[2] != 1:
+            frames = images.shape[2]
+            raise ModelError(f"This is an image model and the clip has {frames} frames; pass one frame at a time.")
+        return self.normalise(images).squeeze(2)
+
+    def adapt_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of this model at other frames or another resolution, with position embeddings interpolated to fit."""
+        net = {k.removeprefix("net."): v for k, v in state_dict.items() if k.startswith("net.")}
+        rest = {k: v for k, v in state_dict.items() if not k.startswith("net.")}
+        return {**rest, **{f"net.{k}": v for k, v in adapt_state_dict(net, self.net).items()}}
+
+    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+        loss = self.loss_of(self(batch["video"]), batch)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["video"]), sync_dist=True)
+        return loss
+
+    def predict_scores(self, video: Tensor) -> Tensor:
+        """Views (B, V, 3, T, H, W), or one view (B, 3, T, H, W) -> mean over the views of `scores_of`, (B, ...)."""
+        views = video.unbind(1) if video.ndim == 6 else [video]
+        return torch.stack([self.scores_of(self(view)) for view in views]).mean(dim=0)
+
+    def _log_metric(self, stage: str) -> None:
+        result = self.metric.compute()
+        self.metric.reset()
+        result.pop("samples")
+        # compute() has already joined the processes, so the mean over them changes nothing.
+        self.log_dict({f"{stage}/{k}": v for k, v in result.items()}, prog_bar=True, sync_dist=True)
+
+    def validation_step(self, batch: dict, batch_idx: int) -> None:
+        self.evaluate(self.predict_scores(batch["video"]), batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_metric("val")
+
+    def test_step(self, batch: dict, batch_idx: int) -> None:
+        self.evaluate(self.predict_scores(batch["video"]), batch)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metric("test")
+
+    def predict_step(self, batch: dict, batch_idx: int) -> dict:
+        """Scores (B', ...) on the CPU with the paths they belong to; unreadable videos are left out."""
+        kept = [i for i, index in enumerate(batch["index"].tolist()) if index >= 0]
+        scores = self.predict_scores(batch["video"]).cpu()
+        return {"path": [batch["path"][i] for i in kept], self.predicted: scores[kept]}
