@@ -481,14 +481,14 @@ class EpicKitchens100(ClipDataModule):
             rows = sorted(self._table(path, ("id", "verb", "noun")), key=lambda row: self._number(path, row, "id"))
             return [(self._number(path, row, "verb"), self._number(path, row, "noun")) for row in rows]
         if self._actions is not None:
-            raise self._missing(self._actions)
+            raise self._no_file(self._actions)
         pairs = set()
         for split in ("train", "val"):
             path = self._find(self.lists[split] or _LISTS[split])
             for row in [] if path is None else self._table(path, ("verb_class", "noun_class")):
                 pairs.add((self._number(path, row, "verb_class"), self._number(path, row, "noun_class")))
         if not pairs:
-            raise self._missing(_LISTS["train"])
+            raise self._no_file(_LISTS["train"])
         return sorted(pairs)
 
     @property
@@ -514,7 +514,7 @@ class EpicKitchens100(ClipDataModule):
             name = self.lists[split] or _LISTS["val" if split == "test" else split]
             path = self._find(name)
             if path is None:
-                raise self._missing(name)
+                raise self._no_file(name)
             rows = self._table(
                 path, ("narration_id", "participant_id", "video_id", "start_timestamp", "stop_timestamp")
             )
@@ -580,7 +580,7 @@ class EpicKitchens100(ClipDataModule):
         folders = _FOLDERS if self._annotations is None else (self._annotations,)
         return first_file(self.folders, self.root, [join(folder, name) for name in names for folder in folders])
 
-    def _missing(self, name: str) -> DataError:
+    def _no_file(self, name: str) -> DataError:
         where = join(self.root, self._annotations or "annotations")
         return DataError(
             f"There is no {name} in {where}; name the folder with data.annotations, or get the annotations from "
@@ -623,7 +623,7 @@ class EpicKitchens100(ClipDataModule):
     def _class_keys(self, kind: str) -> list[str]:
         path = self._find(*_NAMES[kind])
         if path is None:
-            raise self._missing(" or ".join(_NAMES[kind]))
+            raise self._no_file(" or ".join(_NAMES[kind]))
         keys = {self._number(path, row, "id"): row["key"] for row in self._table(path, ("id", "key"))}
         if sorted(keys) != list(range(len(keys))):
             raise DataError(f"{path} does not number its classes from 0 on; take the file of the official release.")

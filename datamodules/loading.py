@@ -110,8 +110,8 @@ class ClipLoader(StatefulDataLoader):
                 batch = next(batches)
             except StopIteration:
                 return
-            except RuntimeError as error:
-                death = worker_death(error)
+            except (RuntimeError, EOFError, ConnectionError) as error:
+                death = worker_death(error) if self.num_workers else None
                 if death is None:
                     raise
                 raise death from error
@@ -145,16 +145,20 @@ class EvaluationLoader(DataLoader):
     def __iter__(self) -> Iterator:
         try:
             yield from super().__iter__()
-        except RuntimeError as error:
-            death = worker_death(error)
+        except (RuntimeError, EOFError, ConnectionError) as error:
+            death = worker_death(error) if self.num_workers else None
             if death is None:
                 raise
             raise death from error
 
 
-def worker_death(error: RuntimeError) -> DataError | None:
-    """What to tell where torch found a loader process dead, which it may notice at any time; None for other errors."""
-    if not re.match(r"DataLoader worker .*(killed by signal|exited unexpectedly)", str(error)):
+def worker_death(error: Exception) -> DataError | None:
+    """What to tell where torch found a loader process dead, which it may notice at any time; None for other errors.
+
+    A process that dies while it hands over a batch leaves a broken pipe behind, and that is all there is to see.
+    """
+    pipe_broke = isinstance(error, EOFError | ConnectionError)
+    if not pipe_broke and not re.match(r"DataLoader worker .*(killed by signal|exited unexpectedly)", str(error)):
         return None
     signal_name = re.search(r"killed by signal: (\w[\w ]*)", str(error))
     how = f" ({signal_name[1].strip()})" if signal_name else ""

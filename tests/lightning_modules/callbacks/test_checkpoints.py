@@ -59,6 +59,6 @@ def test_full_disk_is_told_and_leaves_the_earlier_file(tmp_path):
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"value": torch.zeros(100_000)}, path)
     done = subprocess.run([sys.executable, "-c", FULL, str(path)], capture_output=True, text=True)
-    assert done.stdout.startswith(f"ModelError The checkpoint {path} cannot be written (File too large); make room on that")
+    assert done.stdout.startswith(f"ModelError The checkpoint {path} cannot be written (File too large); make room")
     assert done.stdout.endswith("which is whole, with --ckpt_path last.\n")
     assert not torch.load(path)["value"].any() and [f.name for f in tmp_path.iterdir()] == ["last.ckpt"]
