@@ -29,6 +29,8 @@ def main() -> None:
     measured = [record for record in result["records"] if "milliseconds" in record]
     batch = options.batch or (measured[0]["batch"] if measured else None)
 
+    names = sorted({record["model"] for record in measured})
+    colours = {name: f"C{place}" for place, name in enumerate(names)}  # a model has the same one everywhere
     rows = len(options.phase)
     figure, axes = plt.subplots(rows, 2, figsize=(11, 0.5 + 4 * rows), layout="constrained", squeeze=False)
     for phase, (speed, memory) in zip(options.phase, axes, strict=True):
@@ -38,18 +40,23 @@ def main() -> None:
                 curves[record["model"]].append(record)
         if not curves:
             parser.error(f"{options.result} has no {phase} records of batch {batch}; choose another --batch or --phase")
-        draw(curves, speed, memory)
+        draw(curves, colours, speed, memory)
         speed.set_title(PHASES[phase], loc="left", fontsize="medium")
     figure.suptitle(f"batch {batch}, {result['settings']['dtype']}, {result['machine']['device']}")
     figure.savefig(options.picture, dpi=150)
     print(f"Saved to {options.picture}")
 
 
-def draw(curves: dict[str, list[dict]], speed: Axes, memory: Axes) -> None:
+def draw(curves: dict[str, list[dict]], colours: dict[str, str], speed: Axes, memory: Axes) -> None:
     for model, points in sorted(curves.items()):
         points.sort(key=lambda record: record["frames"])
         frames = [record["frames"] for record in points]
-        style = {"marker": "o", "linestyle": "-" if model.startswith("videomamba") else "--", "label": model}
+        style = {
+            "color": colours[model],
+            "marker": "o",
+            "linestyle": "-" if model.startswith("videomamba") else "--",
+            "label": model,
+        }
         speed.plot(frames, [record["videos_per_second"] for record in points], **style)
         if all(record["peak_mib"] for record in points):
             memory.plot(frames, [record["peak_mib"] / 1024 for record in points], **style)
