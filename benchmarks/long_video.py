@@ -53,12 +53,12 @@ FLOOR = (
     "passes: infer 1, train 3, checkpointed 4; products of joint attention: layers * (24 N D^2 + 4 N^2 D)"
 )
 LEAST = (
-    "4 bytes * N tokens * blocks * what a block keeps for the backward pass: VideoMamba 2D + 7E + 2(R + 2S) + 2ES/32, "
+    "4 bytes * N tokens * blocks * what a block keeps for the backward pass: VideoMamba 2D + 7E + 2(R + 2S) + 2ES/16, "
     "joint attention 16D, written out + heads * N; checkpointed: blocks * 2D (joint: D) + one block; "
     "inference: one block without what only the backward pass needs: VideoMamba 2D + 7E + 2(R + 2S), "
     "joint attention 6D, written out + 2 * heads * N"
 )
-CHUNK = 32  # tokens between two states that the scan keeps for its backward pass
+CHUNK = 16  # tokens between two states that the scan keeps for its backward pass
 
 
 def main() -> int:

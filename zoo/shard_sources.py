@@ -52,7 +52,9 @@ def data_module(data: str, root: str | None, settings: Sequence[str]) -> ClipDat
         try:
             config = read_recipe(find_recipe(data)).get("data")
         except ZooError as error:
-            nearest = hint(data, [*dir(datamodules), *list_recipes()], "a folder, a list, a recipe or a DataModule.")
+            nearest = hint(
+                data, [*dir(datamodules), *list_recipes()], "name a folder, a list, a recipe or a DataModule."
+            )
             raise ZooError(f"There is no data {data!r}: {nearest}") from error
         if not config:
             raise ZooError(f"{data} has no data section; name another config.")
