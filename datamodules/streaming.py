@@ -156,8 +156,6 @@ class _FileSource(VideoReader):
 
     _probes = True  # frames are to come out of the decoder in order from the first one on
 
-    _probes = True
-
     def _build_index(self) -> None:
         length = self._stream.duration and float(self._stream.duration * self._stream.time_base)
         self.expected_seconds = length or (self._container.duration or 0) / av.time_base or None

@@ -1,5 +1,7 @@
 import importlib.util
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -34,6 +36,21 @@ def hub_server() -> Iterator:
 def shard_server() -> Callable:
     """`ShardServer` (tests/shard_server.py): ``with shard_server(folder) as server``."""
     return _beside("shard_server").ShardServer
+
+
+@pytest.fixture(scope="session")
+def fit() -> Callable:
+    """``fit(folder, name, *arguments, **environment)``: the command ``lightning fit`` with tests/conf/resume.yaml, in a
+    folder whose modules it may name, for a run of that name; the finished process."""
+
+    def run(folder: Path, name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+        config = Path(__file__).with_name("conf") / "resume.yaml"
+        lightning = Path(sys.executable).parent / "lightning"
+        command = [lightning, "fit", "--config", config, *arguments, "--trainer.default_root_dir", name]
+        environment = {**os.environ, "PYTHONPATH": str(folder), **environment}
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+
+    return run
 
 
 def _beside(name: str) -> ModuleType:

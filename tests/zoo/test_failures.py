@@ -1,8 +1,5 @@
 """What fails under a run - a loader process, the disk, the data - ends it with one sentence, and the run can go on."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +7,6 @@ import torch
 
 from datamodules.synthetic import generate
 
-CONFIG = Path(__file__).parents[1] / "conf" / "resume.yaml"
 LAST = Path("resume/version_0/checkpoints/last.ckpt")
 
 SABOTEUR = '''
@@ -46,20 +42,13 @@ def workspace(tmp_path_factory):
     return folder
 
 
-def fit(workspace, name, *arguments):
-    command = [Path(sys.executable).parent / "lightning", "fit", "--config", CONFIG, *map(str, arguments),
-               "--trainer.default_root_dir", name]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(workspace)}
-    return subprocess.run(command, cwd=workspace, env=environment, capture_output=True, text=True, timeout=240)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("what", "sentence"), [
     ("worker", "lightning: A loader process died"),
     ("disk", "cannot be written (File too large); make room on that disk"),
     ("root", "videos cannot be read, as the folder data/"),
 ])  # fmt: skip
-def test_run_ends_with_a_sentence_and_goes_on(workspace, what, sentence):
+def test_run_ends_with_a_sentence_and_goes_on(workspace, fit, what, sentence):
     failed = fit(workspace, what, "--trainer.callbacks+=saboteur.Saboteur", f"--trainer.callbacks.what={what}")
     if what == "root":
         (workspace / "elsewhere").rename(workspace / "data")

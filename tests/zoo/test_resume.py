@@ -1,10 +1,7 @@
 """A run that is killed and taken up again ends with the weights of one that was not."""
 
 import csv
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +10,6 @@ import torch
 from datamodules.synthetic import generate
 
 CHECKPOINTS = Path("resume/version_0/checkpoints")
-CONFIG = Path(__file__).parents[1] / "conf" / "resume.yaml"
 
 KILLER = '''
 import os, resource, signal
@@ -44,15 +40,8 @@ def workspace(tmp_path_factory):
     return folder
 
 
-def fit(workspace, name, *arguments):
-    command = [Path(sys.executable).parent / "lightning", "fit", "--config", CONFIG, *map(str, arguments),
-               "--trainer.default_root_dir", name]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(workspace)}
-    return subprocess.run(command, cwd=workspace, env=environment, capture_output=True, text=True, timeout=240)
-
-
 @pytest.fixture(scope="module")
-def uninterrupted(workspace):
+def uninterrupted(workspace, fit):
     done = fit(workspace, "whole")
     assert done.returncode == 0, done.stderr
     return torch.load(workspace / "whole" / CHECKPOINTS / "last.ckpt")
@@ -89,7 +78,9 @@ def differences(a, b, place=""):
     (2, 3, False, signal.SIGKILL),  # between two batches of one step
     (1, 5, True, signal.SIGXFSZ),  # while a checkpoint is written
 ])  # fmt: skip
-def test_killed_run_goes_on_as_if_nothing_had_happened(workspace, uninterrupted, epoch, batch, writing, signal_number):
+def test_killed_run_goes_on_as_if_nothing_had_happened(
+    workspace, fit, uninterrupted, epoch, batch, writing, signal_number
+):
     name = f"killed-{epoch}-{batch}"
     killed = fit(
         workspace, name, "--trainer.callbacks+=killer.Killer", f"--trainer.callbacks.epoch={epoch}",

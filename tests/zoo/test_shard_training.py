@@ -1,10 +1,7 @@
 """Training from tar shards behind a URL, by the commands that a user types."""
 
 import csv
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,8 +12,8 @@ from zoo.commands.main import main
 
 pytestmark = pytest.mark.slow  # the loader's part is in tests/datamodules/test_shards.py
 
-CONFIG = Path(__file__).parents[1] / "conf" / "resume.yaml"
 RUN = Path("resume/version_0")
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 KILLER = '''
 import os, signal
@@ -46,13 +43,6 @@ def workspace(tmp_path_factory):
     return folder
 
 
-def fit(workspace, name, *arguments):
-    command = [Path(sys.executable).parent / "lightning", "fit", "--config", CONFIG, "--data.shuffle_buffer=3",
-               *map(str, arguments), "--trainer.default_root_dir", name]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(workspace), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=workspace, env=environment, capture_output=True, text=True, timeout=240)
-
-
 def tensors(checkpoint):
     """All that a run's state has of numbers, in a fixed order."""
     state = torch.load(checkpoint)
@@ -68,18 +58,18 @@ def leaves(value):
         yield value
 
 
-def test_a_killed_run_goes_on_in_the_middle_of_an_epoch(workspace, shard_server):
+def test_a_killed_run_goes_on_in_the_middle_of_an_epoch(workspace, fit, shard_server):
     """With two workers that read over the network; every weight, the optimiser and the loader's place are equal."""
     with shard_server(workspace / "shards") as server:
-        data = ["--data.root", server.url, "--trainer.max_epochs=1"]
+        data = ["--data.root", server.url, "--data.shuffle_buffer=3", "--trainer.max_epochs=1"]
         killed = fit(workspace, "killed", *data, "--trainer.callbacks+=killer.Killer", "--trainer.callbacks.epoch=0",
-                     "--trainer.callbacks.batch=11")  # fmt: skip
+                     "--trainer.callbacks.batch=11", **ONE_THREAD)  # fmt: skip
         assert killed.returncode == -signal.SIGKILL, killed.stderr
         steps = torch.load(workspace / "killed" / RUN / "checkpoints/last.ckpt")["global_step"]
         assert 0 < steps < 9
-        resumed = fit(workspace, "killed", *data, "--ckpt_path", "last")
+        resumed = fit(workspace, "killed", *data, "--ckpt_path", "last", **ONE_THREAD)
         assert resumed.returncode == 0, resumed.stderr
-        whole = fit(workspace, "whole", *data)
+        whole = fit(workspace, "whole", *data, **ONE_THREAD)
         assert whole.returncode == 0, whole.stderr
     runs = [tensors(workspace / name / RUN / "checkpoints/last.ckpt") for name in ("killed", "whole")]
     assert len(runs[0]) == len(runs[1]) > 50
@@ -87,15 +77,16 @@ def test_a_killed_run_goes_on_in_the_middle_of_an_epoch(workspace, shard_server)
         assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
-def test_two_processes_train_as_one(workspace, shard_server):
-    alone = ["--data.mixup=0", "--data.cutmix=0", "--data.random_erasing=0", "--data.repeats=1", "--model.drop=0",
-             "--model.drop_path=0", "--trainer.log_every_n_steps=1", "--trainer.max_epochs=2"]  # fmt: skip
+def test_two_processes_train_as_one(workspace, fit, shard_server):
+    alone = ["--data.shuffle_buffer=3", "--data.mixup=0", "--data.cutmix=0", "--data.random_erasing=0",
+             "--data.repeats=1", "--model.drop=0", "--model.drop_path=0",
+             "--trainer.log_every_n_steps=1", "--trainer.max_epochs=2"]  # fmt: skip
     layouts = {"one": ["--data.batch_size=4"],
                "two": ["--data.batch_size=2", "--trainer.devices=2", "--trainer.strategy=ddp"]}  # fmt: skip
     curves = {}
     with shard_server(workspace / "shards") as server:
         for name, layout in layouts.items():
-            done = fit(workspace, name, "--data.root", server.url, *alone, *layout)
+            done = fit(workspace, name, "--data.root", server.url, *alone, *layout, **ONE_THREAD)
             assert done.returncode == 0, done.stderr
             with (workspace / name / RUN / "metrics.csv").open() as file:
                 rows = list(csv.DictReader(file))
