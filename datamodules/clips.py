@@ -23,7 +23,7 @@ from datamodules.errors import DataError
 from datamodules.files import Folders, is_url, join
 from datamodules.files import split as split_path
 from datamodules.frames import check_decoder, open_video
-from datamodules.loading import ClipLoader, Draw, EvaluationLoader, TrainSampler, seeded
+from datamodules.loading import ClipLoader, Draw, EvaluationLoader, TrainSampler, seeded, worker_context
 from datamodules.members import as_member, fetched_ahead
 from datamodules.sampling import SAMPLINGS
 from datamodules.shards import ShardListings, ShardSampler, has_index
@@ -350,7 +350,7 @@ class ClipDataModule(L.LightningDataModule, ABC):
             "batch_size": batch_size,
             "collate_fn": self.collate,
             "num_workers": self.num_workers,
-            "multiprocessing_context": self.multiprocessing_context if self.num_workers else None,
+            "multiprocessing_context": worker_context(self.multiprocessing_context) if self.num_workers else None,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
         }

@@ -5,11 +5,14 @@ not on the number of loader workers, not on how the places are dealt out to proc
 interrupted.
 """
 
+import ctypes
+import multiprocessing
 import re
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.context import BaseContext
 from typing import NamedTuple
 
 import torch
@@ -19,7 +22,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from datamodules.errors import DataError
 
-__all__ = ["ClipLoader", "Draw", "EvaluationLoader", "TrainSampler", "seeded", "worker_death"]
+__all__ = ["ClipLoader", "Draw", "EvaluationLoader", "TrainSampler", "seeded", "worker_context", "worker_death"]
 
 
 class Draw(NamedTuple):
@@ -107,14 +110,10 @@ class ClipLoader(StatefulDataLoader):
         while True:
             start = time.perf_counter()
             try:
-                batch = next(batches)
+                with _deaths_told(self.num_workers):
+                    batch = next(batches)
             except StopIteration:
                 return
-            except (RuntimeError, EOFError, ConnectionError) as error:
-                death = worker_death(error) if self.num_workers else None
-                if death is None:
-                    raise
-                raise death from error
             finally:
                 self.waited += time.perf_counter() - start
             yield batch
@@ -143,13 +142,48 @@ class EvaluationLoader(DataLoader):
     """A loader in the order of the listing."""
 
     def __iter__(self) -> Iterator:
-        try:
+        with _deaths_told(self.num_workers):
             yield from super().__iter__()
-        except (RuntimeError, EOFError, ConnectionError) as error:
-            death = worker_death(error) if self.num_workers else None
-            if death is None:
-                raise
-            raise death from error
+
+
+class _Flag:
+    """An event that is only ever set and asked for, without a lock."""
+
+    def __init__(self) -> None:
+        self._value = multiprocessing.RawValue(ctypes.c_bool, False)
+
+    def set(self) -> None:
+        self._value.value = True
+
+    def is_set(self) -> bool:
+        return self._value.value
+
+
+def worker_context(start_method: str | None) -> BaseContext:
+    """How a loader starts its processes: as `multiprocessing.get_context(start_method)` does, but any may be killed.
+
+    torch tells its loader processes by an event to end, and multiprocessing's events have a lock. A process killed at
+    the moment it asks never opens that lock again, and the main process waits for it without end in place of failing.
+    """
+    base = type(multiprocessing.get_context(start_method))
+    return type(base.__name__, (base,), {"Event": _Flag})()
+
+
+@contextmanager
+def _deaths_told(num_workers: int) -> Iterator[None]:
+    """Turns what torch raises in the block where one of its loader processes died into a `DataError`."""
+    try:
+        try:
+            yield
+        except (EOFError, ConnectionError):
+            if num_workers:
+                time.sleep(0.5)  # torch's signal is on its way, and knows more than this error
+            raise
+    except (RuntimeError, EOFError, ConnectionError) as error:
+        death = worker_death(error) if num_workers else None
+        if death is None:
+            raise
+        raise death from error
 
 
 def worker_death(error: Exception) -> DataError | None:
@@ -157,7 +191,8 @@ def worker_death(error: Exception) -> DataError | None:
 
     A process that dies while it hands over a batch leaves a broken pipe behind, and that is all there is to see.
     """
-    pipe_broke = isinstance(error, EOFError | ConnectionError)
+    # Errors of the data set in a loader process arrive with a text that starts so.
+    pipe_broke = isinstance(error, EOFError | ConnectionError) and not str(error).startswith("Caught ")
     if not pipe_broke and not re.match(r"DataLoader worker .*(killed by signal|exited unexpectedly)", str(error)):
         return None
     signal_name = re.search(r"killed by signal: (\w[\w ]*)", str(error))

@@ -3,6 +3,7 @@ import math
 import multiprocessing
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 
 from datamodules import VideoFolder
 from datamodules.errors import DataError
-from datamodules.loading import Draw, TrainSampler, seeded
+from datamodules.loading import Draw, TrainSampler, seeded, worker_context, worker_death
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -225,3 +226,32 @@ def test_death_of_a_worker_is_told(class_root, loader):
     with pytest.raises(DataError, match=r"A loader process died.*lower data\.num_workers.*--ckpt_path last\.$"):
         for _ in range(100):
             next(batches)
+
+
+def ask(event):
+    while True:
+        event.is_set()
+
+
+def test_processes_killed_while_they_ask_leave_no_lock():
+    context = worker_context("fork")
+    for _ in range(10):
+        event = context.Event()
+        process = context.Process(target=ask, args=(event,), daemon=True)
+        process.start()
+        time.sleep(0.05)
+        process.kill()
+        process.join()
+        setting = threading.Thread(target=event.set, daemon=True)
+        setting.start()
+        setting.join(10)
+        assert not setting.is_alive() and event.is_set()
+
+
+def test_only_broken_pipes_are_deaths():
+    """Errors of a data set in a loader process keep their name and get torch's text."""
+    assert worker_death(ConnectionResetError(104, "Connection reset by peer")) and worker_death(EOFError())
+    killed = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    assert "died (Killed), most often" in str(worker_death(killed))
+    assert worker_death(ConnectionError("Caught ConnectionError in DataLoader worker process 0.\n...")) is None
+    assert worker_death(RuntimeError("shapes differ")) is None
