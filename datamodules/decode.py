@@ -22,6 +22,8 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
+from operator import attrgetter
 from typing import BinaryIO
 
 import av
@@ -54,6 +56,9 @@ _SELF_DESCRIBED = {b"ftyp": "mp4", b"moov": "mp4", b"mdat": "mp4", b"\x1a\x45\xd
 
 _IN_ORDER = ("mpeg4", "msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "h263", "flv1", "mjpeg", "rawvideo", "huffyuv", "ffv1")
 """Codecs that output frames in the order of the file unless they say otherwise (`has_b_frames`)."""
+
+_ENTRY = attrgetter("timestamp", "is_keyframe", "size", "pos", "is_discard")
+"""What is asked of each line of a container's table; all lines together are the longest part of opening a long file."""
 
 
 class DecodeError(RuntimeError):
@@ -100,8 +105,8 @@ class _Index:
         """Of the frame with this time stamp; None where there is none."""
         if pts is None:
             return None
-        place = int(np.searchsorted(self.pts, pts))
-        return place if place < self.num_frames and self.pts[place] == pts else None
+        place = int(self.pts.searchsorted(pts))
+        return place if place < self.num_frames and self.pts.item(place) == pts else None
 
 
 _indices: OrderedDict[tuple, _Index] = OrderedDict()
@@ -172,17 +177,19 @@ class VideoReader:
     @property
     def rotation(self) -> int:
         """Clockwise turn that the file asks for: 0, 90, 180 or 270 degrees. `read` applies it."""
-        return _clockwise_degrees(self._any_frame)
+        return self._geometry[2]
 
     @property
     def width(self) -> int:
         """Pixels per row as shown, after `rotation`."""
-        return self._any_frame.height if self.rotation % 180 else self._any_frame.width
+        width, height, rotation = self._geometry
+        return height if rotation % 180 else width
 
     @property
     def height(self) -> int:
         """Rows as shown, after `rotation`."""
-        return self._any_frame.width if self.rotation % 180 else self._any_frame.height
+        width, height, rotation = self._geometry
+        return width if rotation % 180 else height
 
     def read(
         self, indices: Sequence[int] | np.ndarray, *, short_side: int | None = None, interpolation: str = "bilinear"
@@ -214,6 +221,9 @@ class VideoReader:
                 f"got {indices.min()} .. {indices.max()}."
             )
         wanted, inverse = np.unique(indices, return_inverse=True)
+        slots: list[list[int]] = [[] for _ in wanted]
+        for place, slot in enumerate(inverse.tolist()):
+            slots[slot].append(place)
         pictures: Tensor | None = None
         found = np.zeros(len(wanted), dtype=np.int64)
         for slot, (position, frame) in enumerate(self._wanted_frames(wanted.tolist())):
@@ -224,7 +234,7 @@ class VideoReader:
             picture = picture.permute(1, 2, 0)
             if pictures is None:
                 pictures = torch.empty((len(indices), *picture.shape), dtype=torch.uint8)
-            for place in np.flatnonzero(inverse == slot).tolist():
+            for place in slots[slot]:
                 pictures[place] = picture
             found[slot] = position
         if pictures is None:
@@ -244,8 +254,10 @@ class VideoReader:
             start = self._file.read(8)
             self._file.seek(0)
             self._format = _SELF_DESCRIBED.get(start[4:], _SELF_DESCRIBED.get(start[:4]))
-            if self._format and not probe:
+            self._probed = probe or not self._format
+            if not self._probed:
                 options["codec_whitelist"] = "none"  # of the decoders that probing may use
+            self._at_start = True
             self._container = av.open(_Nameless(self._file), mode="r", metadata_errors="replace", options=options)
             self._stream = self._pick_stream()
         except (av.FFmpegError, OSError) as error:
@@ -304,15 +316,16 @@ class VideoReader:
         """From what the container lists of its packets; None where it does not, or not as libav would hand them out."""
         context = self._stream.codec_context
         is_avi = self._container.format.name == "avi"
-        if not (is_avi and not context.has_b_frames and context.name in _IN_ORDER) and self._format != "mp4":
+        if not is_avi and self._format != "mp4":
             return None
         entries = self._stream.index_entries
         if not 0 < len(entries) <= _num_bytes(self._file):
             return None
-        listed = [(e.timestamp, e.is_keyframe, e.size, e.pos, e.is_discard) for e in entries]
-        times, keys, sizes, places, discarded = np.asarray(listed, dtype=np.int64).T
+        times, keys, sizes, places, discarded = map(np.array, zip(*map(_ENTRY, entries), strict=True))
         if discarded.any() or (sizes <= 0).any() or (places + sizes).max() > _num_bytes(self._file):
             return None
+        if is_avi and (context.has_b_frames or context.name not in _IN_ORDER):
+            return self._countable(len(times))
         if not is_avi:
             offsets = composition_offsets(self._file, self._stream.id)
             if offsets is None or len(offsets) != len(times):
@@ -335,7 +348,11 @@ class VideoReader:
         pts, keys = map(list, zip(*shown, strict=True))
         # AVI stores no presentation times: libav guesses them, and wrongly where frames are reordered.
         index = None if self._container.format.name == "avi" else self._index_of(pts, keys)
-        return index or _Index(len(pts), None, None, None, np.arange(len(pts)) / self.fps)
+        return index or self._countable(len(pts))
+
+    def _countable(self, num_frames: int) -> _Index:
+        """Of a file whose frames can only be counted."""
+        return _Index(num_frames, None, None, None, np.arange(num_frames) / self.fps)
 
     def _index_of(
         self, pts: list[int | None], keys: list[bool], *, in_order: bool = False, tables: bool = False
@@ -356,14 +373,13 @@ class VideoReader:
             return [self._read_counting]
         return [self._read_seeking, self._read_through, self._read_counting]
 
-    @property
-    def _any_frame(self) -> av.VideoFrame:
-        """The frame whose size and rotation count for the whole file: the first that was decoded."""
-        if self._first_decoded is None:
-            _, self._first_decoded = next(self._wanted_frames([0]), (0, None))
-        if self._first_decoded is None:
+    @cached_property
+    def _geometry(self) -> tuple[int, int, int]:
+        """Width, height and rotation that count for the whole file: those of the first frame that was decoded."""
+        frame = self._first_decoded or next(self._wanted_frames([0]), (0, None))[1]
+        if frame is None:
             raise self._undecodable()
-        return self._first_decoded
+        return frame.width, frame.height, _clockwise_degrees(frame)
 
     # Reading -------------------------------------------------------------------------------------------------------
 
@@ -467,9 +483,11 @@ class VideoReader:
         return self._decode(packets(), needed)
 
     def _decode_all(self) -> Iterator[av.VideoFrame]:
-        """Decodes from the start after reopening, as not every format can seek, nor to before time 0."""
-        self.close()
-        self._open(probe=True)
+        """Decodes from the start; after reopening where packets were read, as not every format can seek, nor to before
+        time 0."""
+        if not (self._at_start and self._probed):
+            self.close()
+            self._open(probe=True)
         return self._decode(self._demux())
 
     def _decode(self, packets: Iterator[av.Packet | None], needed: set[int] | None = None) -> Iterator[av.VideoFrame]:
@@ -493,6 +511,7 @@ class VideoReader:
                 yield frame
 
     def _demux(self) -> Iterator[av.Packet]:
+        self._at_start = False
         while True:
             try:
                 yield from self._container.demux(self._stream)
@@ -504,7 +523,7 @@ class VideoReader:
 
     def _to_tensor(self, frame: av.VideoFrame) -> Tensor:
         """uint8 (3, H, W), in the memory of the frame, where the colours of a pixel stand together."""
-        width, height = self._any_frame.width, self._any_frame.height  # a stream may change its size on the way
+        width, height, rotation = self._geometry  # a stream may change its size on the way
         try:
             rgb = self._converter.reformat(frame, width, height, format="rgb24", threads=1)
         except (av.FFmpegError, ValueError) as error:
@@ -515,7 +534,7 @@ class VideoReader:
         plane = rgb.planes[0]
         rows = torch.frombuffer(plane, dtype=torch.uint8).view(height, plane.line_size)
         picture = rows[:, : 3 * width].unflatten(1, (width, 3))
-        picture = torch.rot90(picture, -self.rotation // 90) if self.rotation else picture
+        picture = torch.rot90(picture, -rotation // 90) if rotation else picture
         return picture.permute(2, 0, 1)
 
     def _undecodable(self) -> DecodeError:

@@ -7,8 +7,12 @@ import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from datamodules.errors import DataError
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 __all__ = ["Folders", "RemoteFile", "download", "first_file", "is_url", "join", "read_bytes", "read_range", "read_text",
            "resolve", "split"]  # fmt: skip
@@ -87,11 +91,9 @@ class RemoteFile:
     """
 
     def __init__(self, url: str) -> None:
-        import fsspec
-
         self.url = url
         with _as_os_error():
-            filesystem, path = fsspec.core.url_to_fs(url)
+            filesystem, path = _filesystem(url)
             self._file = filesystem.open(path, "rb")
 
     def __enter__(self) -> "RemoteFile":
@@ -121,10 +123,8 @@ def read_range(url: str, start: int, end: int) -> bytes:
     Raises:
         FileNotFoundError, IsADirectoryError, OSError: as `RemoteFile`.
     """
-    import fsspec
-
     with _as_os_error():
-        filesystem, path = fsspec.core.url_to_fs(url)
+        filesystem, path = _filesystem(url)
         return filesystem.cat_file(path, start=start, end=end)
 
 
@@ -134,11 +134,26 @@ def download(url: str, path: str) -> None:
     Raises:
         FileNotFoundError, IsADirectoryError, OSError: as `RemoteFile`.
     """
+    with _as_os_error():
+        filesystem, remote = _filesystem(url)
+        filesystem.get_file(remote, path)
+
+
+_kept: "dict[int, AbstractFileSystem]" = {}
+
+
+def _filesystem(url: str) -> "tuple[AbstractFileSystem, str]":
+    """fsspec's file system for a URL, which is never given up, and the path in it.
+
+    A forked loader process inherits the connections of this one together with what listens to them, an epoll instance
+    that both then share. Where the copies there are collected as garbage, they are taken off it, and this process waits
+    five minutes for an answer that it no longer hears. fsspec forgets file systems after a fork; we do not.
+    """
     import fsspec
 
-    with _as_os_error():
-        filesystem, remote = fsspec.core.url_to_fs(url)
-        filesystem.get_file(remote, path)
+    filesystem, path = fsspec.core.url_to_fs(url)
+    _kept[id(filesystem)] = filesystem
+    return filesystem, path
 
 
 @contextmanager
@@ -224,10 +239,8 @@ def _entries(folder: str) -> dict[str, bool]:
 
 
 def _remote_entries(url: str) -> dict[str, bool]:
-    import fsspec
-
     try:
-        filesystem, path = fsspec.core.url_to_fs(url)
+        filesystem, path = _filesystem(url)
         found = filesystem.ls(path, detail=True)
     except (FileNotFoundError, NotADirectoryError):
         return {}

@@ -22,7 +22,7 @@ import tarfile
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -35,6 +35,7 @@ from datamodules.errors import DataError
 from datamodules.files import read_bytes
 from datamodules.imagenet import IMAGE_SUFFIXES
 from datamodules.members import as_member, open_member
+from datamodules.processes import ProcessPool
 from datamodules.shards import FORMAT, INDEX_SUFFIX, read_index
 from datamodules.video_folder import VIDEO_SUFFIXES
 
@@ -138,7 +139,7 @@ def write_shards(
         with contextlib.ExitStack() as stack:
             pool = None
             if num_workers:
-                pool = stack.enter_context(ProcessPoolExecutor(num_workers))
+                pool = stack.enter_context(ProcessPool(num_workers))
             files = _files(wanted, short_side, crf, pool, num_workers)
             while done < len(sources):
                 name = f"{split}-{journal.shards:06d}.tar"

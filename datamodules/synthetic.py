@@ -42,7 +42,6 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fractions import Fraction
@@ -51,6 +50,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from datamodules.processes import ProcessPool
 
 __all__ = [
     "CLASSES",
@@ -630,12 +631,8 @@ def _run(function: Callable[[Any], None], jobs: Sequence[Any], num_workers: int 
         yield from map(function, jobs)
         return
     # "spawn": forking a process in which torch has already started threads can hang.
-    with ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn")) as pool:
-        try:
-            yield from pool.map(function, jobs, chunksize=8)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with ProcessPool(num_workers, multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(function, jobs, chunksize=8)
 
 
 def _bar(steps: Iterator[None], total: int, title: str, progress: bool) -> Iterator[None]:

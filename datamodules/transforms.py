@@ -64,6 +64,8 @@ def resize_short_side(video: Tensor, short_side: int, interpolation: str = "bili
         uint8 (T, 3, H', W') with min(H', W') = short_side.
     """
     height, width = video.shape[-2:]
+    if min(height, width) == short_side:
+        return video
     if height <= width:
         size = [short_side, int(short_side * width / height)]
     else:

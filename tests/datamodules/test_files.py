@@ -1,8 +1,12 @@
+import gc
+import multiprocessing
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from datamodules.errors import DataError
-from datamodules.files import Folders, RemoteFile, first_file, join, read_text, resolve, split
+from datamodules.files import Folders, RemoteFile, first_file, join, read_range, read_text, resolve, split
 
 
 @pytest.fixture
@@ -76,3 +80,24 @@ def test_unknown_protocol():
         RemoteFile("nosuch://x/a")
     with pytest.raises(DataError, match="cannot be read"):
         read_text("nosuch://x/a")
+
+
+def read_and_collect(url):
+    read_range(url, 0, 4)
+    gc.collect()
+
+
+def test_forked_processes_leave_the_connections_alone(shard_server, tmp_path):
+    """fsspec alone has the child take them off the epoll instance it shares with this process, which then waits for an
+    answer until the request times out."""
+    (tmp_path / "a.tar").write_bytes(b"0123456789")
+    with shard_server(tmp_path) as server, ThreadPoolExecutor(1) as thread:
+        url = f"{server.url}/a.tar"
+        for start in range(3):
+            assert (
+                thread.submit(read_range, url, start, start + 2).result(timeout=20) == b"0123456789"[start : start + 2]
+            )
+            reader = multiprocessing.get_context("fork").Process(target=read_and_collect, args=(url,))
+            reader.start()
+            reader.join(20)
+            assert reader.exitcode == 0

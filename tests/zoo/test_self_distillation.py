@@ -123,6 +123,7 @@ def test_a_registered_image_model_is_inflated(workspace, tmp_path, monkeypatch):
     """The command in this process, so that the registration holds; every scan order takes the weights."""
     name = "tiny-in1k-for-inflation"
     init_args = {"num_classes": 7, "embed_dim": 24, "depth": 2, "num_frames": None, "image_size": 48}
+    monkeypatch.setattr(zoo.registry, "_user_entries", {})  # undone after the test
     zoo.register(name, VideoClassifier, init_args=init_args, weights=Weights(folder=str(workspace / "image")))
     monkeypatch.chdir(workspace)
     monkeypatch.setattr(sys, "argv", [
