@@ -17,6 +17,7 @@ Other readers (`datamodules.torchcodec_reader`) offer what the rest of the packa
 
 import io
 import os
+import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -139,7 +140,6 @@ class VideoReader:
     def __init__(self, path: str | os.PathLike[str], *, num_threads: int = 1) -> None:
         self.path = os.fspath(path)
         self._num_threads = num_threads
-        self._converter = VideoReformatter()  # kept, since setting one up costs as much as converting a small frame
         self._first_decoded: av.VideoFrame | None = None
         self._open(probe=self._probes)
         try:
@@ -331,10 +331,10 @@ class VideoReader:
             if offsets is None or len(offsets) != len(times):
                 return None
             times = times + offsets
-        first = next((packet.pts for packet in self._demux() if packet.size), None)
-        # libav moves all times to where an edit list puts the first one.
-        times = None if first is None else (times + (first - times[0])).tolist()
-        index = None if times is None else self._index_of(times, keys.tolist(), in_order=is_avi, tables=True)
+            first = next((packet.pts for packet in self._demux() if packet.size), None)
+            # libav moves all times to where an edit list puts the first one.
+            times = None if first is None else times + (first - times[0])
+        index = None if times is None else self._index_of(times.tolist(), keys.tolist(), in_order=is_avi, tables=True)
         if index is None:
             self.close()
             self._open(probe=False)  # as a packet was read
@@ -525,7 +525,7 @@ class VideoReader:
         """uint8 (3, H, W), in the memory of the frame, where the colours of a pixel stand together."""
         width, height, rotation = self._geometry  # a stream may change its size on the way
         try:
-            rgb = self._converter.reformat(frame, width, height, format="rgb24", threads=1)
+            rgb = _converter().reformat(frame, width, height, format="rgb24", threads=1)
         except (av.FFmpegError, ValueError) as error:
             raise DecodeError(
                 f"{self.path} has frames of the pixel format {frame.format.name}, which cannot be turned into RGB; "
@@ -548,11 +548,20 @@ class VideoReader:
                 "copy or download it again."
             )
         if lost:
+            # The same words each time, which Python shows once: other frames are asked for in every epoch.
             warnings.warn(
-                f"{self.path} is damaged: {lost} of the {len(wanted)} frames asked for cannot be decoded and are "
-                "replaced by their neighbours.",
-                stacklevel=3,
+                f"{self.path} is damaged: frames that cannot be decoded are replaced by their neighbours.", stacklevel=3
             )
+
+
+def _converter() -> VideoReformatter:
+    """This thread's; setting one up costs more than converting a small frame."""
+    if not hasattr(_of_thread, "converter"):
+        _of_thread.converter = VideoReformatter()
+    return _of_thread.converter
+
+
+_of_thread = threading.local()
 
 
 def open_file(path: str) -> BinaryIO:

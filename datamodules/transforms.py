@@ -63,6 +63,7 @@ def resize_short_side(video: Tensor, short_side: int, interpolation: str = "bili
     Returns:
         uint8 (T, 3, H', W') with min(H', W') = short_side.
     """
+    options = _resize_options(interpolation)
     height, width = video.shape[-2:]
     if min(height, width) == short_side:
         return video
@@ -70,7 +71,7 @@ def resize_short_side(video: Tensor, short_side: int, interpolation: str = "bili
         size = [short_side, int(short_side * width / height)]
     else:
         size = [int(short_side * height / width), short_side]
-    return F.resize(video, size, **_resize_options(interpolation))
+    return F.resize(video, size, **options)
 
 
 def squeeze(video: Tensor, size: int, interpolation: str = "bilinear") -> Tensor:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import av
@@ -408,7 +409,8 @@ def test_command_line_errors_are_one_sentence(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_generation_leaves_nothing(tmp_path: Path, number: int) -> None:
-    process = run_command(tmp_path / "set", "--train", 4000, "--workers", 2, start_new_session=True)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
+    process = run_command(tmp_path / "set", "--train", 4000, "--workers", 2, start_new_session=True, preexec_fn=heard)
     deadline = time.monotonic() + 30
     while not list(tmp_path.rglob("*.mp4")):
         assert time.monotonic() < deadline and process.poll() is None
