@@ -15,9 +15,9 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
@@ -52,7 +52,8 @@ class Answer(NamedTuple):
 
 
 class HubServer:
-    """Repositories as commits of {file name: content}; ``with HubServer() as hub`` serves them at ``hub.url``.
+    """Repositories as commits of {file name: content}; ``with HubServer() as hub`` serves them at ``hub.url``. Names of
+    data sets begin with ``datasets/``.
 
     Attributes:
         commits: repository -> commit -> files.
@@ -170,13 +171,14 @@ class _Handler(BaseHTTPRequestHandler):
         (r"GET /api/whoami-v2", "whoami"),
         (r"POST /api/validate-yaml", "validate_card"),
         (r"POST /api/repos/create", "create"),
-        (r"GET /api/models/([^/]+/[^/]+)(?:/revision/(.+))?", "info"),
-        (r"GET /api/models/([^/]+/[^/]+)/tree/([^/]+)", "tree"),
+        (r"GET /api/(?:models/)?((?:datasets/)?[^/]+/[^/]+)(?:/revision/(.+))?", "info"),
+        (r"GET /api/(?:models/)?((?:datasets/)?[^/]+/[^/]+)/tree/([^/]+)(?:/(.+))?", "tree"),
+        (r"POST /api/(?:models/)?((?:datasets/)?[^/]+/[^/]+)/paths-info/(.+)", "paths_info"),
         (r"POST /api/models/([^/]+/[^/]+)/preupload/(.+)", "preupload"),
         (r"POST /api/models/([^/]+/[^/]+)/commit/(.+)", "accept_commit"),
         (r"POST /([^/]+/[^/]+)\.git/info/lfs/objects/batch", "batch"),
         (r"POST /([^/]+/[^/]+)\.git/info/lfs/objects/verify", "verify"),
-        (r"(?:GET|HEAD) /([^/]+/[^/]+)/resolve/([^/]+)/(.+)", "resolve"),
+        (r"(?:GET|HEAD) /((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", "resolve"),
     )
 
     def do_GET(self) -> None:
@@ -305,18 +307,40 @@ class _Handler(BaseHTTPRequestHandler):
         private = repo_id in self.hub.private
         return as_json({"_id": "1", "id": repo_id, "sha": commit, "private": private, "siblings": names, "tags": []})
 
-    def tree(self, repo_id: str, revision: str) -> Answer:
+    def tree(self, repo_id: str, revision: str, folder: str | None) -> Answer:
+        """Files and folders in a folder or, recursively, below it."""
         if refusal := self.refuse_reading(repo_id):
             return refusal
         if self.hub.refs[repo_id].get(revision, revision) not in self.hub.commits[repo_id]:
             return error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-        entries = []
+        entries = self.entries(repo_id, revision)
+        parents = {name.rpartition("/")[0] for name in entries}
+        if folder and folder not in parents:
+            return error(404, "EntryNotFound", f"{folder} does not exist")
+        if "recursive=true" in self.path.lower():
+            found = [name for name in entries if not folder or name.startswith(f"{folder}/")]
+        else:
+            found = [name for name in entries if name.rpartition("/")[0] == (folder or "")]
+        return as_json([entries[name] for name in found])
+
+    def paths_info(self, repo_id: str, revision: str) -> Answer:
+        """Those of the files and folders asked for that are there."""
+        if refusal := self.refuse_reading(repo_id):
+            return refusal
+        entries = self.entries(repo_id, revision)
+        asked = parse_qs(self.content.decode()).get("paths", [])
+        return as_json([entries[name] for name in asked if name in entries])
+
+    def entries(self, repo_id: str, revision: str) -> dict[str, dict]:
+        """What the Hub says of each file and folder."""
+        found = {}
         for name, content in self.hub.files(repo_id, revision).items():
-            entry = {"type": "file", "path": name, "size": len(content), "oid": oid(name, content)[:40]}
+            for parent in list(PurePosixPath(name).parents)[:-1]:
+                found[str(parent)] = {"type": "directory", "path": str(parent), "size": 0, "oid": "0" * 40}
+            found[name] = {"type": "file", "path": name, "size": len(content), "oid": oid(name, content)[:40]}
             if is_large(name, content):
-                entry["lfs"] = {"oid": sha256(content), "size": len(content), "pointerSize": 134}
-            entries.append(entry)
-        return as_json(entries)
+                found[name]["lfs"] = {"oid": sha256(content), "size": len(content), "pointerSize": 134}
+        return found
 
     # Writing.
 

@@ -336,3 +336,35 @@ def test_two_processes_over_the_network(class_root, shard_server, tmp_path):
         evaluated = [index for rank in seen for kind, e, indices in rank if (kind, e) == ("val", epoch)
                      for index in indices]  # fmt: skip
         assert sorted(evaluated) == [0, 1, 2, 3]
+
+
+FROM_THE_HUB = """
+import sys, torch
+from datamodules import VideoFolder
+
+clip = dict(num_frames=2, image_size=32, short_side=32, sampling="sparse", frame_stride=1, interpolation="bilinear")
+found = {}
+for root in sys.argv[2:]:
+    torch.manual_seed(3)
+    data = VideoFolder(root, batch_size=4, num_workers=2, **clip)
+    data.setup("fit")
+    found[root] = [*data.train_dataloader(), *data.val_dataloader()]
+torch.save(found, sys.argv[1])
+"""
+
+
+def test_data_sets_on_the_hub(class_root, shards, hub_server, tmp_path):
+    """Files and shards by the real client, whose loader processes are forked."""
+    for name, folder in (("clips", class_root), ("shards", shards)):
+        files = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+        hub_server.commit(f"datasets/org/{name}", files)
+    pairs = [(str(class_root), "hf://datasets/org/clips"), (str(shards), "hf://datasets/org/shards@main")]
+    command = [sys.executable, "-c", FROM_THE_HUB, tmp_path / "found.pt", *(root for pair in pairs for root in pair)]
+    done = subprocess.run(list(map(str, command)), cwd=REPOSITORY, env=hub_server.environment(tmp_path / "home"),
+                          capture_output=True, text=True, timeout=200)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = torch.load(tmp_path / "found.pt")
+    for local, remote in pairs:
+        assert len(found[local]) == len(found[remote]) == 3
+        assert all(map(equal, found[local], found[remote]))
+    assert hub_server.count(r"GET .*/resolve/main/train/left/0\.mp4") and hub_server.count(r"GET .*train-000000\.tar")
