@@ -319,10 +319,11 @@ class VideoReader:
         if not is_avi and self._format != "mp4":
             return None
         entries = self._stream.index_entries
-        if not 0 < len(entries) <= _num_bytes(self._file):
+        num_bytes = _num_bytes(self._file)
+        if not 0 < len(entries) <= num_bytes:
             return None
         times, keys, sizes, places, discarded = map(np.array, zip(*map(_ENTRY, entries), strict=True))
-        if discarded.any() or (sizes <= 0).any() or (places + sizes).max() > _num_bytes(self._file):
+        if discarded.any() or (sizes <= 0).any() or (places + sizes).max() > num_bytes:
             return None
         if is_avi and (context.has_b_frames or context.name not in _IN_ORDER):
             return self._countable(len(times))
@@ -334,7 +335,7 @@ class VideoReader:
             first = next((packet.pts for packet in self._demux() if packet.size), None)
             # libav moves all times to where an edit list puts the first one.
             times = None if first is None else times + (first - times[0])
-        index = None if times is None else self._index_of(times.tolist(), keys.tolist(), in_order=is_avi, tables=True)
+        index = None if times is None else self._index_of(times, keys, in_order=is_avi, tables=True)
         if index is None:
             self.close()
             self._open(probe=False)  # as a packet was read
@@ -347,7 +348,8 @@ class VideoReader:
             raise DecodeError(f"{self.path} holds no video frame: it is cut off or damaged; copy or download it again.")
         pts, keys = map(list, zip(*shown, strict=True))
         # AVI stores no presentation times: libav guesses them, and wrongly where frames are reordered.
-        index = None if self._container.format.name == "avi" else self._index_of(pts, keys)
+        usable = self._container.format.name != "avi" and None not in pts
+        index = self._index_of(np.array(pts), np.array(keys)) if usable else None
         return index or self._countable(len(pts))
 
     def _countable(self, num_frames: int) -> _Index:
@@ -355,17 +357,15 @@ class VideoReader:
         return _Index(num_frames, None, None, None, np.arange(num_frames) / self.fps)
 
     def _index_of(
-        self, pts: list[int | None], keys: list[bool], *, in_order: bool = False, tables: bool = False
+        self, stamps: np.ndarray, keys: np.ndarray, *, in_order: bool = False, tables: bool = False
     ) -> _Index | None:
         """From the packets' time stamps, in file order; None where they do not tell frames apart."""
-        if None in pts or len(set(pts)) < len(pts):
-            return None
-        stamps = np.asarray(pts, dtype=np.int64)
         packet_of = np.argsort(stamps)
         stamps = stamps[packet_of]
+        if (stamps[1:] == stamps[:-1]).any():
+            return None
         seconds = (stamps - stamps[0]) * float(self._stream.time_base or Fraction(1, 1))
-        key_of = _key_frames(packet_of, np.asarray(keys, dtype=bool))
-        return _Index(len(pts), stamps, packet_of, key_of, seconds, in_order, tables)
+        return _Index(len(stamps), stamps, packet_of, _key_frames(packet_of, keys), seconds, in_order, tables)
 
     def _passes_for(self, index: _Index) -> list:
         """Ways to read the file, each more careful than the one before."""
@@ -575,12 +575,12 @@ def open_file(path: str) -> BinaryIO:
         return _open_member(path, member)
     if is_url(path):
         return _open_url(path)
-    if not os.path.exists(path):
-        raise DecodeError(f"{path} does not exist; check the path.")
-    if os.path.isdir(path):
-        raise DecodeError(f"{path} is a folder, not a video file; give the path of one file.")
     try:
         file = open(path, "rb")  # noqa: SIM115  (closed by the reader)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DecodeError(f"{path} does not exist; check the path.") from error
+    except IsADirectoryError as error:
+        raise DecodeError(f"{path} is a folder, not a video file; give the path of one file.") from error
     except OSError as error:
         raise DecodeError(f"{path} cannot be read ({error.strerror}); check its permissions.") from error
     if os.fstat(file.fileno()).st_size == 0:

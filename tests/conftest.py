@@ -25,6 +25,14 @@ def no_process_group() -> Iterator:
     assert "MASTER_PORT" not in os.environ, "start several processes in a process of their own"
 
 
+@pytest.fixture(autouse=True)
+def no_seed() -> Iterator:
+    """Lightning's `seed_everything` leaves the seed for later tests and for the processes that they start."""
+    yield
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        os.environ.pop(name, None)
+
+
 @pytest.fixture
 def hub_server() -> Iterator:
     """A `HubServer` (tests/hub_server.py) without repositories, running on loopback."""
