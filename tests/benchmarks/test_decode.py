@@ -1,6 +1,5 @@
 """The decoding benchmark: its readers agree, its limit is what has to be decoded, its script writes what it says."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -14,15 +13,8 @@ FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def benchmark():
-    sys.path.insert(0, str(FOLDER))
-    try:
-        spec = importlib.util.spec_from_file_location("benchmark_decode", FOLDER / "decode.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(FOLDER))
-    return module
+def benchmark(load_benchmark):
+    return load_benchmark("decode")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """The retrieval benchmark: what it reckons by hand, and its parts through the real script."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -15,15 +14,8 @@ FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def benchmark():
-    sys.path.insert(0, str(FOLDER))
-    try:
-        spec = importlib.util.spec_from_file_location("benchmark_retrieval", FOLDER / "retrieval.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(FOLDER))
-    return module
+def benchmark(load_benchmark):
+    return load_benchmark("retrieval")
 
 
 def run(*options: object) -> str:

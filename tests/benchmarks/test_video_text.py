@@ -1,6 +1,5 @@
 """The benchmark of videos and language: which pairs are left out, what is summed up, and the real script."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -14,15 +13,8 @@ FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def benchmark():
-    sys.path.insert(0, str(FOLDER))
-    try:
-        spec = importlib.util.spec_from_file_location("benchmark_video_text", FOLDER / "video_text.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(FOLDER))
-    return module
+def benchmark(load_benchmark):
+    return load_benchmark("video_text")
 
 
 def test_new_scenes_are_combinations_that_training_has_not(benchmark):
