@@ -1,6 +1,7 @@
 import json
 import math
 import multiprocessing
+import re
 import subprocess
 import sys
 import threading
@@ -221,11 +222,14 @@ def test_death_of_a_worker_is_told(class_root, loader):
     data.setup("fit")
     batches = iter(data.train_dataloader() if loader == "train" else data.val_dataloader())
     next(batches)
-    for child in multiprocessing.active_children():
-        child.kill()
-    with pytest.raises(DataError, match=r"A loader process died.*lower data\.num_workers.*--ckpt_path last\.$"):
+    with pytest.raises((DataError, RuntimeError)) as caught:
+        for child in multiprocessing.active_children():
+            child.kill()
         for _ in range(100):
             next(batches)
+    # torch's signal arrives anywhere in this process; outside of the loader the command line does the rest.
+    told = caught.value if isinstance(caught.value, DataError) else worker_death(caught.value)
+    assert re.fullmatch(r"A loader process died.*lower data\.num_workers.*--ckpt_path last\.", str(told))
 
 
 def ask(event):
