@@ -325,17 +325,16 @@ class VideoReader:
         times, keys, sizes, places, discarded = map(np.array, zip(*map(_ENTRY, entries), strict=True))
         if discarded.any() or (sizes <= 0).any() or (places + sizes).max() > num_bytes:
             return None
-        if is_avi and (context.has_b_frames or context.name not in _IN_ORDER):
-            return self._countable(len(times))
-        if not is_avi:
-            offsets = composition_offsets(self._file, self._stream.id)
-            if offsets is None or len(offsets) != len(times):
-                return None
-            times = times + offsets
-            first = next((packet.pts for packet in self._demux() if packet.size), None)
-            # libav moves all times to where an edit list puts the first one.
-            times = None if first is None else times + (first - times[0])
-        index = None if times is None else self._index_of(times, keys, in_order=is_avi, tables=True)
+        if is_avi:
+            in_order = not context.has_b_frames and context.name in _IN_ORDER
+            return self._index_of(times, keys, in_order=True, tables=True) if in_order else self._countable(len(times))
+        offsets = composition_offsets(self._file, self._stream.id)
+        if offsets is None or len(offsets) != len(times):
+            return None
+        times = times + offsets
+        first = next((packet.pts for packet in self._demux() if packet.size), None)
+        # libav moves all times to where an edit list puts the first one.
+        index = None if first is None else self._index_of(times + (first - times[0]), keys, tables=True)
         if index is None:
             self.close()
             self._open(probe=False)  # as a packet was read
@@ -525,7 +524,7 @@ class VideoReader:
         """uint8 (3, H, W), in the memory of the frame, where the colours of a pixel stand together."""
         width, height, rotation = self._geometry  # a stream may change its size on the way
         try:
-            rgb = _converter().reformat(frame, width, height, format="rgb24", threads=1)
+            rgb = _of_thread.converter.reformat(frame, width, height, format="rgb24", threads=1)
         except (av.FFmpegError, ValueError) as error:
             raise DecodeError(
                 f"{self.path} has frames of the pixel format {frame.format.name}, which cannot be turned into RGB; "
@@ -554,14 +553,14 @@ class VideoReader:
             )
 
 
-def _converter() -> VideoReformatter:
-    """This thread's; setting one up costs more than converting a small frame."""
-    if not hasattr(_of_thread, "converter"):
-        _of_thread.converter = VideoReformatter()
-    return _of_thread.converter
+class _OfThread(threading.local):
+    """What a thread keeps for all of its readers: setting up a converter costs more than converting a small frame."""
+
+    def __init__(self) -> None:
+        self.converter = VideoReformatter()
 
 
-_of_thread = threading.local()
+_of_thread = _OfThread()
 
 
 def open_file(path: str) -> BinaryIO:

@@ -94,9 +94,8 @@ def test_forked_processes_leave_the_connections_alone(shard_server, tmp_path):
     with shard_server(tmp_path) as server, ThreadPoolExecutor(1) as thread:
         url = f"{server.url}/a.tar"
         for start in range(3):
-            assert (
-                thread.submit(read_range, url, start, start + 2).result(timeout=20) == b"0123456789"[start : start + 2]
-            )
+            found = thread.submit(read_range, url, start, start + 2).result(timeout=20)
+            assert found == b"0123456789"[start : start + 2]
             reader = multiprocessing.get_context("fork").Process(target=read_and_collect, args=(url,))
             reader.start()
             reader.join(20)
