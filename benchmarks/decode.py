@@ -6,8 +6,9 @@
     python benchmarks/decode.py --videos a.mp4 ...   # real files beside the generated ones
 
 A clip is 8 or 16 frames taken sparsely (one from each of as many equal parts of the video) or 16 frames every fourth
-(dense), resized to a shorter side of 256 pixels and cropped to the middle 224 x 224: uint8 (T, 3, 224, 224). The same
-frame numbers for all, drawn as in training, so that they differ from clip to clip. Each clip opens its file anew, as a
+(dense), resized to a shorter side of 256 pixels, cropped to the middle 224 x 224 and laid out as models take it: uint8
+(3, T, 224, 224). Crop and layout are the same function for all readers, and so are the frame numbers, drawn as in
+training, so that they differ from clip to clip. Each clip opens its file anew, as a
 loader does that reads a data set larger than its memory; only our reader may remember an index between two clips
 ("cached", what every epoch but the first sees), which stands beside the first reading.
 
@@ -25,9 +26,9 @@ Readers, one thread each:
     tc-resize    torchcodec resizing (with antialiasing) while it decodes
     pyav-all     PyAV decodes every frame up to the last one wanted, converts those wanted; resized by torchvision
 
-Beside them stands the limit: the packets that our reader hands to libavcodec for a clip, decoded once more from memory,
-and the wanted frames turned into RGB. Opening, indexing, reading the file, resizing and cropping cost nothing there, so
-no reader on top of libavcodec can be further ahead of a baseline than baseline's time / limit's time ("at most").
+Beside them stands the limit: the packets that our reader hands to libavcodec for a clip, decoded once more from memory.
+Opening, indexing, reading the file, converting, resizing and cropping cost nothing there, so no reader on top of
+libavcodec can be further ahead of a baseline than baseline's time / limit's time ("at most").
 
 A baseline that is not installed is left out, and the result says so. Readers take turns within a row; a row's number is
 the median over rounds. CPU seconds of the process (user and system) are compared, wall time stands beside.
@@ -48,13 +49,12 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 import torch
-from av.video.reformatter import VideoReformatter
 from common import RESULTS, machine, machine_slug, save
 from torch import Tensor
 
 from datamodules.decode import VideoReader, forget_indices
 from datamodules.sampling import clip_indices
-from datamodules.transforms import center_crop, resize_short_side
+from datamodules.transforms import center_crop, resize_short_side, to_clip
 
 SHORT_SIDE, CROP = 256, 224
 SIZES = {"340x256": (340, 256, 500_000), "1920x1080": (1920, 1080, 5_000_000)}  # width, height, bits per second
@@ -222,10 +222,15 @@ def texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 # Readers --------------------------------------------------------------------------------------------------------------
 
 
+def cropped(frames: Tensor) -> Tensor:
+    """uint8 (T, 3, H, W) -> (3, T, 224, 224)."""
+    return to_clip(center_crop(frames, CROP))
+
+
 def read_zoo(path: Path, indices: np.ndarray) -> Tensor:
     with VideoReader(path) as reader:
         frames = reader.read(indices, short_side=SHORT_SIDE)
-    return center_crop(frames, CROP)
+    return cropped(frames)
 
 
 def read_decord(path: Path, indices: np.ndarray) -> Tensor:
@@ -233,14 +238,14 @@ def read_decord(path: Path, indices: np.ndarray) -> Tensor:
 
     width, height = size_of(path)
     reader = decord.VideoReader(str(path), num_threads=1, width=width, height=height)
-    return center_crop(torch.from_numpy(reader.get_batch(indices).asnumpy()).permute(0, 3, 1, 2), CROP)
+    return cropped(torch.from_numpy(reader.get_batch(indices).asnumpy()).permute(0, 3, 1, 2))
 
 
 def read_torchcodec(path: Path, indices: np.ndarray) -> Tensor:
     from torchcodec.decoders import VideoDecoder
 
     frames = VideoDecoder(str(path), num_ffmpeg_threads=1).get_frames_at(indices.tolist()).data
-    return center_crop(resize_short_side(frames, SHORT_SIDE), CROP)
+    return cropped(resize_short_side(frames, SHORT_SIDE))
 
 
 def read_torchcodec_resize(path: Path, indices: np.ndarray) -> Tensor:
@@ -249,7 +254,7 @@ def read_torchcodec_resize(path: Path, indices: np.ndarray) -> Tensor:
 
     width, height = size_of(path)
     decoder = VideoDecoder(str(path), num_ffmpeg_threads=1, transforms=[Resize((height, width))])
-    return center_crop(decoder.get_frames_at(indices.tolist()).data, CROP)
+    return cropped(decoder.get_frames_at(indices.tolist()).data)
 
 
 def read_pyav_all(path: Path, indices: np.ndarray) -> Tensor:
@@ -262,7 +267,7 @@ def read_pyav_all(path: Path, indices: np.ndarray) -> Tensor:
                 found[number] = resize_short_side(picture[None], SHORT_SIDE)[0]
             if len(found) == len(wanted):
                 break
-    return center_crop(torch.stack([found[index] for index in indices.tolist()]), CROP)
+    return cropped(torch.stack([found[index] for index in indices.tolist()]))
 
 
 class Recorder(VideoReader):
@@ -282,20 +287,15 @@ class Recorder(VideoReader):
 
 
 def limit_seconds(path: Path, indices: np.ndarray) -> float:
-    """CPU seconds of libavcodec for a clip and of libswscale for its frames."""
+    """CPU seconds of libavcodec for a clip."""
     with Recorder(path) as reader:
         reader.read(indices)
-        context, converter = reader._stream.codec_context, VideoReformatter()
-        width, height = context.width, context.height
-        left = len(np.unique(indices))
+        context = reader._stream.codec_context
         context.flush_buffers()
         start = time.process_time()
         for packet, skip in reader.work:
             context.skip_frame = "NONREF" if skip else "DEFAULT"
-            for frame in context.decode(packet):
-                if left > 0:
-                    converter.reformat(frame, width, height, format="rgb24", threads=1)
-                    left -= 1
+            context.decode(packet)
             if packet is None:
                 context.flush_buffers()
         return time.process_time() - start
@@ -396,7 +396,7 @@ def measure_row(row: Row, readers: dict[str, Callable], options: argparse.Namesp
                 VideoReader(row.path).close()
             start_wall, start = time.perf_counter(), time.process_time()
             try:
-                clip = read(row.path, indices).contiguous()
+                clip = read(row.path, indices)
             except Exception as error:
                 differing[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
                 continue

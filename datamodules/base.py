@@ -22,7 +22,7 @@ from datamodules.errors import DataError
 from datamodules.loading import Draw, seeded
 from datamodules.mixing import BatchMixer
 from datamodules.sampling import clip_indices
-from datamodules.transforms import AUTO_AUGMENT_POLICIES, CROPS, TrainTransform
+from datamodules.transforms import AUTO_AUGMENT_POLICIES, CROPS, TrainTransform, to_clip
 from datamodules.views import load_views
 
 __all__ = ["REPEAT_MODES", "ClipDataset", "Sample", "VideoDataModule", "collate_clips"]
@@ -107,7 +107,7 @@ class ClipDataset(FetchingAhead, Dataset):
         sample = self.samples[index]
         with self.clip.open(sample.path) as reader:
             frames = reader.read(self._random_indices(reader.num_frames))
-        return [self._item(self.transform(frames).transpose(0, 1), sample, index) for _ in range(self.repeats)]
+        return [self._item(to_clip(self.transform(frames)), sample, index) for _ in range(self.repeats)]
 
     def _random_indices(self, num_video_frames: int) -> np.ndarray:
         clip = self.clip

@@ -17,26 +17,24 @@ Other readers (`datamodules.torchcodec_reader`) offer what the rest of the packa
 
 import io
 import os
-import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from operator import attrgetter
+from operator import add, attrgetter
 from typing import BinaryIO
 
 import av
 import numpy as np
 import torch
-from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
 from datamodules.files import RemoteFile, is_url
 from datamodules.members import Member, as_member, open_member
 from datamodules.mp4 import composition_offsets
-from datamodules.transforms import resize_short_side
+from datamodules.pixels import Painter
 
 __all__ = ["MAX_PIXELS", "DecodeError", "VideoReader", "forget_indices", "open_file"]
 
@@ -227,15 +225,14 @@ class VideoReader:
         pictures: Tensor | None = None
         found = np.zeros(len(wanted), dtype=np.int64)
         for slot, (position, frame) in enumerate(self._wanted_frames(wanted.tolist())):
-            self._first_decoded = self._first_decoded or frame
-            picture = self._to_tensor(frame)
-            if short_side is not None:
-                picture = resize_short_side(picture[None], short_side, interpolation)[0]
-            picture = picture.permute(1, 2, 0)
             if pictures is None:
-                pictures = torch.empty((len(indices), *picture.shape), dtype=torch.uint8)
-            for place in slots[slot]:
-                pictures[place] = picture
+                self._first_decoded = self._first_decoded or frame
+                painter = self._painter(short_side, interpolation)
+                pictures = torch.empty((len(indices), *painter.size, 3), dtype=torch.uint8)
+            first, *others = slots[slot]
+            self._paint(painter, frame, pictures[first])
+            for place in others:
+                pictures[place] = pictures[first]
             found[slot] = position
         if pictures is None:
             raise self._undecodable()
@@ -322,9 +319,10 @@ class VideoReader:
         num_bytes = _num_bytes(self._file)
         if not 0 < len(entries) <= num_bytes:
             return None
-        times, keys, sizes, places, discarded = map(np.array, zip(*map(_ENTRY, entries), strict=True))
-        if discarded.any() or (sizes <= 0).any() or (places + sizes).max() > num_bytes:
+        times, keys, sizes, places, discarded = zip(*map(_ENTRY, entries), strict=True)
+        if any(discarded) or min(sizes) <= 0 or max(map(add, places, sizes)) > num_bytes:
             return None
+        times, keys = np.array(times), np.array(keys)
         if is_avi:
             in_order = not context.has_b_frames and context.name in _IN_ORDER
             return self._index_of(times, keys, in_order=True, tables=True) if in_order else self._countable(len(times))
@@ -359,12 +357,17 @@ class VideoReader:
         self, stamps: np.ndarray, keys: np.ndarray, *, in_order: bool = False, tables: bool = False
     ) -> _Index | None:
         """From the packets' time stamps, in file order; None where they do not tell frames apart."""
-        packet_of = np.argsort(stamps)
-        stamps = stamps[packet_of]
-        if (stamps[1:] == stamps[:-1]).any():
-            return None
+        packet_of = np.arange(len(stamps))
+        if (stamps[1:] > stamps[:-1]).all():
+            key_of = np.maximum.accumulate(packet_of * keys)
+        else:
+            packet_of = np.argsort(stamps)
+            stamps = stamps[packet_of]
+            if (stamps[1:] == stamps[:-1]).any():
+                return None
+            key_of = _key_frames(packet_of, keys)
         seconds = (stamps - stamps[0]) * float(self._stream.time_base or Fraction(1, 1))
-        return _Index(len(stamps), stamps, packet_of, _key_frames(packet_of, keys), seconds, in_order, tables)
+        return _Index(len(stamps), stamps, packet_of, key_of, seconds, in_order, tables)
 
     def _passes_for(self, index: _Index) -> list:
         """Ways to read the file, each more careful than the one before."""
@@ -407,11 +410,15 @@ class VideoReader:
     def _read_seeking(self, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         """Seeks where that spares work and leaves out what nothing refers to; a lost frame is a mismatch."""
         for run in self._runs(wanted):
+            first = int(self._index.key_of[run[0]])
+            # The frames of the run, found here faster than by searching the arrays.
+            expected = dict(zip(self._index.pts[first : run[-1] + 1].tolist(), range(first, run[-1] + 1), strict=True))
             current = -1
             targets = iter(run)
             target = next(targets)
             for frame in self._decode_run(run):
-                position = self._index.position(frame.pts)
+                position = expected.get(frame.pts)
+                position = self._index.position(frame.pts) if position is None else position
                 skipped = self._index.in_order and current >= 0 and position != current + 1
                 if position is None or position <= current or position > target or skipped:
                     raise _IndexMismatch
@@ -462,11 +469,11 @@ class VideoReader:
             self._container.seek(int(index.pts[key]), stream=self._stream)
         except (av.FFmpegError, OSError) as error:
             raise _IndexMismatch from error
-        place, last = -1, int(index.packet_of[run].max())
+        last = int(index.packet_of[run].max())
         needed = None if index.in_order else set(index.pts[run].tolist())
 
         def packets() -> Iterator[av.Packet | None]:
-            nonlocal place
+            place = -1
             for packet in self._demux():
                 if place < 0 and not packet.is_discard:
                     landed = index.position(packet.pts)
@@ -520,21 +527,18 @@ class VideoReader:
             except (av.FFmpegError, OSError):
                 return  # the file ends in the middle of a packet: what came before counts
 
-    def _to_tensor(self, frame: av.VideoFrame) -> Tensor:
-        """uint8 (3, H, W), in the memory of the frame, where the colours of a pixel stand together."""
-        width, height, rotation = self._geometry  # a stream may change its size on the way
+    def _painter(self, short_side: int | None, interpolation: str) -> Painter:
+        width, height, rotation = self._geometry
+        return Painter(width, height, rotation=rotation, short_side=short_side, interpolation=interpolation)
+
+    def _paint(self, painter: Painter, frame: av.VideoFrame, out: Tensor) -> None:
         try:
-            rgb = _of_thread.converter.reformat(frame, width, height, format="rgb24", threads=1)
+            painter.paint(frame, out)
         except (av.FFmpegError, ValueError) as error:
             raise DecodeError(
                 f"{self.path} has frames of the pixel format {frame.format.name}, which cannot be turned into RGB; "
                 "convert it to .mp4."
             ) from error
-        plane = rgb.planes[0]
-        rows = torch.frombuffer(plane, dtype=torch.uint8).view(height, plane.line_size)
-        picture = rows[:, : 3 * width].unflatten(1, (width, 3))
-        picture = torch.rot90(picture, -rotation // 90) if rotation else picture
-        return picture.permute(2, 0, 1)
 
     def _undecodable(self) -> DecodeError:
         return DecodeError(f"{self.path} is damaged: not one frame of it can be decoded; copy or download it again.")
@@ -551,16 +555,6 @@ class VideoReader:
             warnings.warn(
                 f"{self.path} is damaged: frames that cannot be decoded are replaced by their neighbours.", stacklevel=3
             )
-
-
-class _OfThread(threading.local):
-    """What a thread keeps for all of its readers: setting up a converter costs more than converting a small frame."""
-
-    def __init__(self) -> None:
-        self.converter = VideoReformatter()
-
-
-_of_thread = _OfThread()
 
 
 def open_file(path: str) -> BinaryIO:

@@ -30,7 +30,7 @@ from datamodules.loading import Draw
 from datamodules.questions import KINDS, QUESTIONS, Question, answer_number, draw_question
 from datamodules.retrieval import find_videos
 from datamodules.sampling import clip_indices
-from datamodules.transforms import Reader, TrainTransform, crop_views, resize_short_side
+from datamodules.transforms import Reader, TrainTransform, crop_views, resize_short_side, to_clip
 
 __all__ = [
     "EpicKitchens100",
@@ -311,7 +311,7 @@ class SegmentDataset(Dataset):
             positions = np.concatenate(found)
             frames = reader.read(positions) if self.training else clip.read(reader, positions)
         if self.training:
-            return self.transform(frames).transpose(0, 1).contiguous()
+            return to_clip(self.transform(frames))
         crops = crop_views(frames, clip.image_size, self.num_crops)  # (crops, clips * T, 3, H, W)
         views = crops.unflatten(1, (count, clip.num_frames)).permute(1, 0, 3, 2, 4, 5).flatten(0, 1).contiguous()
         return views if len(views) > 1 else views[0]

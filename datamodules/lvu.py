@@ -19,6 +19,7 @@ from datamodules.lists import is_number, read_rows
 from datamodules.loading import Draw
 from datamodules.retrieval import locate_videos
 from datamodules.sampling import frames_of
+from datamodules.transforms import to_clip
 
 __all__ = ["CLASSES", "LVU", "VALUES", "Film", "FilmDataset", "windows_of"]
 
@@ -122,7 +123,7 @@ class FilmDataset(ClipDataset):
         with self.clip.open(film.path) as reader:
             part = frames_of(span, reader.num_frames, reader.fps)
             frames = reader.read(part.start + self._random_indices(len(part)))
-        return [self._item(self.transform(frames).transpose(0, 1), film, index) for _ in range(self.repeats)]
+        return [self._item(to_clip(self.transform(frames)), film, index) for _ in range(self.repeats)]
 
     def _item(self, video: Tensor, sample: Film, index: int) -> dict:
         answer = sample.answer if self.key == "label" else np.float32(sample.answer)

@@ -21,7 +21,7 @@ from datamodules.files import join, read_text
 from datamodules.loading import Draw
 from datamodules.retrieval import CaptionDataset, RetrievalDataModule, frame_positions
 from datamodules.shards import open_shards, shard_order
-from datamodules.transforms import TrainTransform
+from datamodules.transforms import TrainTransform, to_clip
 
 __all__ = ["Pair", "PairCorpora", "PairDataset", "PairList", "PairSampler", "read_pairs"]
 
@@ -186,7 +186,7 @@ class PairDataset(FetchingAhead, Dataset):
             is_image = number < self.num_images
             positions = np.zeros(1, int) if is_image else frame_positions(reader.pts_seconds, self.clip, mode=self.mode)
             frames = self.transform(reader.read(positions))
-        return self._item(number, frames.transpose(0, 1).contiguous())
+        return self._item(number, to_clip(frames))
 
     def _item(self, number: int, video: Tensor) -> dict:
         path, caption = self.pairs[number]

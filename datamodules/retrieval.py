@@ -23,7 +23,7 @@ from datamodules.errors import DataError
 from datamodules.files import Folders, first_file, join, resolve
 from datamodules.loading import Draw
 from datamodules.sampling import clip_indices
-from datamodules.transforms import TrainTransform, center_crop
+from datamodules.transforms import TrainTransform, center_crop, to_clip
 from datamodules.video_folder import VIDEO_SUFFIXES
 
 __all__ = ["CaptionDataset", "CaptionedVideo", "RetrievalDataModule", "collate_captions", "find_videos",
@@ -186,7 +186,7 @@ class CaptionDataset(FetchingAhead, Dataset):
                 frames = self.transform(reader.read(positions))
         lacking = clip.num_frames - len(frames)
         frames = F.pad(frames, (0, 0) * 3 + (0, lacking)) if lacking else frames
-        item = {"video": frames.transpose(0, 1).contiguous(), "text": text, "index": index, "video_index": number,
+        item = {"video": to_clip(frames), "text": text, "index": index, "video_index": number,
                 "path": video.path}  # fmt: skip
         return item if self.fps is None else {**item, "frame_mask": torch.arange(clip.num_frames) < len(positions)}
 

@@ -17,6 +17,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain, islice, repeat
 from typing import NamedTuple
 
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from datamodules.decode import VideoReader
 from datamodules.frames import FrameFolder
-from datamodules.transforms import center_crop, resize_short_side
+from datamodules.transforms import center_crop, to_clip
 
 __all__ = ["FrameStream", "Window", "stream_windows"]
 
@@ -78,7 +79,7 @@ def stream_windows(
     kept: deque[Tensor] = deque(maxlen=num_frames)
     count = complete = 0
     for frame in stream.samples(period, short_side, interpolation):
-        kept.append(center_crop(frame[None], image_size)[0])
+        kept.append(to_clip(center_crop(frame[None], image_size))[:, 0])
         count += 1
         if count == num_frames + complete * step:
             yield Window(complete * step * period, count * period, torch.stack(list(kept), dim=1))
@@ -139,7 +140,7 @@ class FrameStream:
             self.seconds = self._source.end_seconds if seconds is None else seconds
             until = max(_samples_before(self.seconds, period), 1 if seconds is None else 0)
             if shown is not None and until > taken:
-                scaled = resize_short_side(shown()[None], short_side, interpolation)[0]
+                scaled = shown(short_side, interpolation)
                 for _ in range(until - taken):
                     yield scaled
                 taken = until
@@ -161,8 +162,9 @@ class _FileSource(VideoReader):
         self.expected_seconds = length or (self._container.duration or 0) / av.time_base or None
         self.end_seconds = 0.0
 
-    def timed(self, period: float) -> Iterator[tuple[float, Callable[[], Tensor]]]:
-        """(seconds since the first frame, what makes it uint8 (3, H, W)), in order of presentation."""
+    def timed(self, period: float) -> Iterator[tuple[float, Callable[[int, str], Tensor]]]:
+        """(seconds since the first frame, what makes it uint8 (3, H, W) given its shorter side and interpolation), in
+        order of presentation."""
         unsure = self._container.format.name == "avi"  # it stores no presentation times, libav guesses them
         # A damaged stamp may lie days ahead, and every sample until then would be the same frame.
         latest = 60.0 + 2 * self.expected_seconds if self.expected_seconds else math.inf
@@ -176,9 +178,15 @@ class _FileSource(VideoReader):
                 seconds = shown_at if last < shown_at < latest else seconds
             last = seconds
             self.end_seconds = seconds + 1.0 / self.fps
-            yield seconds, lambda frame=frame: self._to_tensor(frame)
+            yield seconds, partial(self._picture, frame)
         if self._first_decoded is None:
             raise self._undecodable()
+
+    def _picture(self, frame: av.VideoFrame, short_side: int, interpolation: str) -> Tensor:
+        painter = self._painter(short_side, interpolation)
+        picture = torch.empty((*painter.size, 3), dtype=torch.uint8)
+        self._paint(painter, frame, picture)
+        return picture.permute(2, 0, 1)
 
     def _frames(self, period: float | None) -> Iterator[av.VideoFrame]:
         """Decoded frames; of those between two samples, the ones that nothing refers to may be left out."""
@@ -221,6 +229,9 @@ class _FolderSource(FrameFolder):
         super().__init__(path)
         self.expected_seconds = self.end_seconds = self.num_frames / self.fps
 
-    def timed(self, period: float) -> Iterator[tuple[float, Callable[[], Tensor]]]:
+    def timed(self, period: float) -> Iterator[tuple[float, Callable[[int, str], Tensor]]]:
         for position, seconds in enumerate(self.pts_seconds.tolist()):
-            yield seconds, lambda position=position: self.read([position])[0]
+            yield seconds, partial(self._picture, position)
+
+    def _picture(self, position: int, short_side: int, interpolation: str) -> Tensor:
+        return self.read([position], short_side=short_side, interpolation=interpolation)[0]

@@ -27,8 +27,11 @@ __all__ = [
     "rand_augment",
     "random_resized_crop",
     "read_resized",
+    "resize_options",
     "resize_short_side",
+    "short_side_size",
     "squeeze",
+    "to_clip",
 ]
 
 INTERPOLATIONS = ("bilinear", "bicubic", "bicubic-plain")
@@ -46,7 +49,8 @@ FILL = 128.0
 """Grey that fills what rotation, shear and translation uncover."""
 
 
-def _resize_options(interpolation: str) -> dict:
+def resize_options(interpolation: str) -> dict:
+    """What torchvision's resizing is told for one of `INTERPOLATIONS`; `ValueError` for others."""
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f"interpolation has to be one of {', '.join(INTERPOLATIONS)}, got {interpolation!r}.")
     mode = InterpolationMode(interpolation.removesuffix("-plain"))
@@ -63,20 +67,23 @@ def resize_short_side(video: Tensor, short_side: int, interpolation: str = "bili
     Returns:
         uint8 (T, 3, H', W') with min(H', W') = short_side.
     """
-    options = _resize_options(interpolation)
+    options = resize_options(interpolation)
     height, width = video.shape[-2:]
     if min(height, width) == short_side:
         return video
+    return F.resize(video, list(short_side_size(height, width, short_side)), **options)
+
+
+def short_side_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """Height and width with a shorter side of `short_side` pixels, the longer one truncated to an integer."""
     if height <= width:
-        size = [short_side, int(short_side * width / height)]
-    else:
-        size = [int(short_side * height / width), short_side]
-    return F.resize(video, size, **options)
+        return short_side, int(short_side * width / height)
+    return int(short_side * height / width), short_side
 
 
 def squeeze(video: Tensor, size: int, interpolation: str = "bilinear") -> Tensor:
     """The whole frame as a square of `size` pixels, uint8 (T, 3, H, W) -> (T, 3, size, size)."""
-    return F.resize(video, [size, size], **_resize_options(interpolation))
+    return F.resize(video, [size, size], **resize_options(interpolation))
 
 
 class Reader(Protocol):
@@ -112,12 +119,13 @@ def read_resized(
 
 
 def center_crop(video: Tensor, size: int) -> Tensor:
-    """The square of `size` pixels in the middle, uint8 (T, 3, size, size).
+    """The square of `size` pixels in the middle, uint8 (T, 3, size, size), in the memory of the video.
 
     Raises:
         ValueError: a side is shorter than `size`.
     """
-    return crop_views(video, size, 1)[0]
+    ((y, x),) = _corners(video, size, 1)
+    return video[..., y : y + size, x : x + size]
 
 
 def crop_views(video: Tensor, size: int, num_crops: int) -> Tensor:
@@ -140,6 +148,15 @@ def crop_views(video: Tensor, size: int, num_crops: int) -> Tensor:
     Raises:
         ValueError: a side is shorter than `size`, or `num_crops` is another number.
     """
+    corners = _corners(video, size, num_crops)
+    views = video.new_empty((num_crops, *video.shape[:2], size, size))
+    for view, (y, x) in zip(views, corners, strict=True):
+        _copy_frames(video[..., y : y + size, x : x + size], view)
+    return views
+
+
+def _corners(video: Tensor, size: int, num_crops: int) -> list[tuple[int, int]]:
+    """Rows and columns where the squares of `crop_views` begin."""
     height, width = video.shape[-2:]
     if min(height, width) < size:
         raise ValueError(
@@ -154,7 +171,37 @@ def crop_views(video: Tensor, size: int, num_crops: int) -> Tensor:
         corners = [(top, int(c * (width - size) / 2)) for c in range(3)]
     else:
         raise ValueError(f"num_crops has to be 1 or 3, got {num_crops}.")
-    return torch.stack([video[..., y : y + size, x : x + size] for y, x in corners])
+    return corners
+
+
+def to_clip(frames: Tensor) -> Tensor:
+    """Pictures in the order that models take: uint8 (T, 3, H, W) -> (3, T, H, W), contiguous.
+
+    The last step of reading a clip. Before it, the colours of a pixel stand together in memory, as decoders and
+    resizing have it.
+    """
+    num_frames, colours, height, width = frames.shape
+    clip = frames.new_empty((colours, num_frames, height, width))
+    _copy_frames(frames, clip.transpose(0, 1))
+    return clip
+
+
+def _copy_frames(frames: Tensor, out: Tensor) -> None:
+    """Copies uint8 (T, 3, H, W) to memory in which the rows of a colour follow each other without a gap.
+
+    torch goes from byte to byte where the colours of a pixel stand together, which takes fourteen times as long.
+    """
+    num_frames, colours, height, width = frames.shape
+    together = colours == 3 and frames.stride(1) == 1 and frames.stride(3) == 3 and frames.dtype == torch.uint8
+    if not together or width < 32 or not frames.is_cpu:
+        out.copy_(frames)
+        return
+    from datamodules.pixel_kernels import separate_colours  # numba takes half a second
+
+    separate_colours(
+        frames.data_ptr(), frames.stride(0), frames.stride(2), out.data_ptr(), out.stride(0), out.stride(1),
+        num_frames, height, width,
+    )  # fmt: skip
 
 
 def random_resized_crop(
@@ -177,7 +224,7 @@ def random_resized_crop(
         uint8 (T, 3, size, size).
     """
     top, left, height, width = _random_box(*video.shape[-2:], area, ratio)
-    return F.resized_crop(video, top, left, height, width, [size, size], **_resize_options(interpolation))
+    return F.resized_crop(video, top, left, height, width, [size, size], **resize_options(interpolation))
 
 
 def _random_box(

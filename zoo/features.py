@@ -28,7 +28,7 @@ from datamodules.clips import ClipFormat
 from datamodules.decode import DecodeError
 from datamodules.epic_kitchens import open_frames, range_in
 from datamodules.sampling import clip_indices
-from datamodules.transforms import center_crop
+from datamodules.transforms import center_crop, to_clip
 from datamodules.video_folder import VIDEO_SUFFIXES
 from lightning_modules.base import BaseModule
 from lightning_modules.nets.mambavl import pool_tokens
@@ -207,7 +207,7 @@ def _batches(
             options = {"sampling": clip.sampling, "frame_stride": clip.frame_stride, "mode": "val"}
             positions = first + clip_indices(last - first + 1, clip.num_frames, **options)
             frames = clip.read(reader, positions)
-            clips.append(center_crop(frames, clip.image_size).transpose(0, 1))
+            clips.append(to_clip(center_crop(frames, clip.image_size)))
             times.append(torch.from_numpy(shown[positions].copy()))
             if len(clips) == batch_size or number == len(spans) - 1:
                 yield torch.stack(clips), torch.stack(times)

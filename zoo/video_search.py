@@ -32,7 +32,7 @@ from datamodules.clips import ClipFormat
 from datamodules.decode import DecodeError
 from datamodules.frames import open_video
 from datamodules.retrieval import frame_positions
-from datamodules.transforms import center_crop
+from datamodules.transforms import center_crop, to_clip
 from datamodules.video_folder import VIDEO_SUFFIXES
 from zoo.build import load
 from zoo.errors import UnknownModelError, ZooError
@@ -263,7 +263,7 @@ class _Windows(IterableDataset):
                 span = (k * duration / number, (k + 1) * duration / number)
                 positions = frame_positions(reader.pts_seconds, clip, span=span if number > 1 else None)
                 frames = clip.read(reader, positions)
-                yield center_crop(frames, clip.image_size).transpose(0, 1).contiguous(), Record(path, *span)
+                yield to_clip(center_crop(frames, clip.image_size)), Record(path, *span)
 
 
 def _fill(

@@ -27,7 +27,7 @@ def video(benchmark, tmp_path_factory):
 def test_readers_give_the_same_clip(benchmark, video):
     indices = np.array([3, 17, 17, 38])
     clip = benchmark.read_zoo(video, indices)
-    assert clip.shape == (4, 3, 224, 224) and torch.equal(clip, benchmark.read_pyav_all(video, indices))
+    assert clip.shape == (3, 4, 224, 224) and torch.equal(clip, benchmark.read_pyav_all(video, indices))
 
 
 def test_the_limit_is_the_packets_since_the_key_frame(benchmark, video):
