@@ -30,12 +30,14 @@ Beside them stands the limit: the packets that our reader hands to libavcodec fo
 Opening, indexing, reading the file, converting, resizing and cropping cost nothing there, so no reader on top of
 libavcodec can be further ahead of a baseline than baseline's time / limit's time ("at most").
 
-A baseline that is not installed is left out, and the result says so. Readers take turns within a row; a row's number is
-the median over rounds. CPU seconds of the process (user and system) are compared, wall time stands beside.
+A baseline that is not installed is left out, and the result says so. Readers take turns within a row, in another order
+each time; a row's number is the median over rounds. CPU seconds of the process (user and system) are compared, wall
+time stands beside.
 """
 
 import argparse
 import math
+import random
 import statistics
 import sys
 import tempfile
@@ -386,8 +388,8 @@ def measure_row(row: Row, readers: dict[str, Callable], options: argparse.Namesp
         indices = clip_indices(row.num_frames, frames, sampling=sampling, mode="train", frame_stride=4)
         limit.append(limit_seconds(row.path, indices))
         expected = None
-        order = list(readers)
-        for name in order[turn % len(order) :] + order[: turn % len(order)]:  # none always profits from the one before
+        # A reader finds its code and the file in the caches where one before it used the same library.
+        for name in random.Random(turn).sample(list(readers), len(readers)):
             read = readers[name]
             if name in differing:
                 continue

@@ -25,12 +25,13 @@ from datamodules.clips import ClipDataModule, ClipFormat, UnreadableTally, some
 from datamodules.decode import DecodeError
 from datamodules.errors import DataError
 from datamodules.files import RemoteFile, first_file, is_url, join, read_text, resolve
-from datamodules.frames import FrameFolder, open_video
+from datamodules.frames import FrameFolder, gather_pictures, open_video
 from datamodules.loading import Draw
+from datamodules.pixels import Painter
 from datamodules.questions import KINDS, QUESTIONS, Question, answer_number, draw_question
 from datamodules.retrieval import find_videos
 from datamodules.sampling import clip_indices
-from datamodules.transforms import Reader, TrainTransform, crop_views, resize_short_side, to_clip
+from datamodules.transforms import Reader, TrainTransform, crop_views, to_clip
 
 __all__ = [
     "EpicKitchens100",
@@ -159,14 +160,14 @@ class FrameTar:
                 file.seek(offset)
                 try:
                     with av.open(io.BytesIO(file.read(size))) as container:
-                        image = next(container.decode(video=0)).to_ndarray(format="rgb24")
+                        frame = next(container.decode(video=0))
+                    painter = Painter(frame.width, frame.height, short_side=short_side, interpolation=interpolation)
+                    picture = torch.empty((*painter.size, 3), dtype=torch.uint8)
+                    painter.paint(frame, picture)
                 except (av.FFmpegError, StopIteration, IndexError, OSError) as error:
                     raise DecodeError(f"{self.path} has a frame that cannot be decoded; download it again.") from error
-                picture = torch.from_numpy(image).permute(2, 0, 1)[None]
-                if short_side is not None:
-                    picture = resize_short_side(picture, short_side, interpolation)
-                pictures.append(picture[0])
-        return torch.stack(pictures)[torch.from_numpy(inverse)]
+                pictures.append(picture.permute(2, 0, 1))
+        return gather_pictures(pictures, inverse)
 
 
 def _open_binary(path: str) -> Any:

@@ -15,7 +15,7 @@ from datamodules.files import Folders, is_url, join
 if TYPE_CHECKING:
     from datamodules.torchcodec_reader import TorchCodecReader
 
-__all__ = ["DECODERS", "FrameFolder", "check_decoder", "open_video"]
+__all__ = ["DECODERS", "FrameFolder", "check_decoder", "gather_pictures", "open_video"]
 
 _FRAME = re.compile(r"\D*(\d+)\.(?:jpe?g|png)", re.IGNORECASE)
 
@@ -121,4 +121,13 @@ class FrameFolder:
                 raise DecodeError(
                     f"{self.path} has frames of different sizes ({' and '.join(sizes)}); take the video apart again."
                 )
-        return torch.stack(pictures)[torch.from_numpy(inverse)]
+        return gather_pictures(pictures, inverse)
+
+
+def gather_pictures(pictures: list[Tensor], numbers: np.ndarray) -> Tensor:
+    """Some of the pictures, uint8 (3, H, W) each, in an order in which they may repeat: uint8 (T, 3, H, W).
+
+    The colours of a pixel stand together in memory, as `VideoReader.read` gives them.
+    """
+    stacked = torch.stack([picture.permute(1, 2, 0) for picture in pictures])
+    return stacked.index_select(0, torch.from_numpy(numbers)).permute(0, 3, 1, 2)

@@ -71,7 +71,7 @@ class Painter:
             self._resizing = _resizing(width, height, out_width, out_height)
 
     def paint(self, frame: av.VideoFrame, out: Tensor) -> None:
-        """Writes a frame to uint8 (H, W, 3), which follows itself without gaps.
+        """Writes a frame to contiguous uint8 (H, W, 3).
 
         Raises:
             ValueError, av.FFmpegError: frames of this pixel format cannot be turned into RGB.
