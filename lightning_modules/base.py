@@ -146,11 +146,13 @@ class BaseModule(LightningModule, ABC):
         """AdamW with layer-wise decay; a linear warm-up and a half cosine, as ``schedule`` says.
 
         Raises:
-            ModelError: no end of the training is set; ``lr_samples`` is given and the clips per step are unknown; a
-                strategy flattens the weights.
+            ModelError: ``lr`` is not above 0; no end of the training is set; ``lr_samples`` is given and the clips per
+                step are unknown; a strategy flattens the weights.
         """
         refuse_flat_parameters(self.trainer.strategy)
         args = self.training_arguments
+        if not args["lr"] > 0:
+            raise ModelError(f"lr is {args['lr']}; the schedule is a share of it, so it has to be above 0.")
         lr_scale = 1.0 if args["lr_samples"] is None else self._clips_per_step() / args["lr_samples"]
         lr = args["lr"] * lr_scale
         end_scale = lr_scale if args["scale_all_lr"] else 1.0

@@ -155,6 +155,11 @@ def test_learning_rates_scale_with_the_clips_per_step(tmp_path, scale_all, start
     assert seen["first"] == pytest.approx(start)
 
 
+def test_a_learning_rate_of_nothing_is_refused(tmp_path):
+    with pytest.raises(ModelError, match=r"lr is 0\.0; .* has to be above 0"):
+        trainer(tmp_path, max_epochs=1).fit(build(lr=0.0), datamodule=ClipData())
+
+
 def test_a_frozen_backbone_leaves_the_head_to_learn():
     model = build(freeze_backbone=True)
     assert [name for name, p in model.named_parameters() if p.requires_grad] == ["net.head.weight", "net.head.bias"]
