@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from operator import add, attrgetter, ne
+from operator import attrgetter, ne
 from typing import BinaryIO
 
 import av
@@ -33,8 +33,8 @@ from torch import Tensor
 
 from datamodules.files import RemoteFile, is_url
 from datamodules.members import Member, as_member, open_member
-from datamodules.mp4 import composition_offsets
 from datamodules.pixels import Painter
+from datamodules.sample_tables import SampleTable, avi_samples, mp4_samples
 
 __all__ = ["MAX_PIXELS", "DecodeError", "VideoReader", "forget_indices", "open_file"]
 
@@ -65,8 +65,11 @@ _SELF_DESCRIBED = ("mov", "matroska")
 _IN_ORDER = ("mpeg4", "msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "h263", "flv1", "mjpeg", "rawvideo", "huffyuv", "ffv1")
 """Codecs that output frames in the order of the file unless they say otherwise (`has_b_frames`)."""
 
-_ENTRY = attrgetter("timestamp", "is_keyframe", "size", "pos", "is_discard")
-"""What is asked of each line of a container's table; all lines together are the longest part of opening a long file."""
+_LINE = attrgetter("timestamp", "is_keyframe", "size", "is_discard")
+"""What is asked of a line of a container's table as libav has it."""
+
+_COMPARED = 32
+"""Lines at the beginning, at the end and in between at which libav's table and the file's are compared."""
 
 
 class DecodeError(RuntimeError):
@@ -327,28 +330,36 @@ class VideoReader:
         is_avi = self._container.format.name == "avi"
         if not is_avi and self._format != "mov":
             return None
-        entries = self._stream.index_entries
-        num_bytes = _num_bytes(self._file)
-        if not 0 < len(entries) <= num_bytes:
+        table = self._table(is_avi)
+        if table is None:
             return None
-        times, keys, sizes, places, discarded = zip(*map(_ENTRY, entries), strict=True)
-        if any(discarded) or min(sizes) <= 0 or max(map(add, places, sizes)) > num_bytes:
-            return None
-        times, keys = np.array(times), np.array(keys)
         if is_avi:
-            in_order = not context.has_b_frames and context.name in _IN_ORDER
-            return self._index_of(times, keys, in_order=True, tables=True) if in_order else self._countable(len(times))
-        offsets = composition_offsets(self._file, self._stream.id)
-        if offsets is None or len(offsets) != len(times):
-            return None
-        times = times + offsets
+            if context.has_b_frames or context.name not in _IN_ORDER:
+                return self._countable(len(table.shown))
+            return self._index_of(table.shown, table.is_key, in_order=True, tables=True)
         first = next((packet.pts for packet in self._demux() if packet.size), None)
         # libav moves all times to where an edit list puts the first one.
-        index = None if first is None else self._index_of(times + (first - times[0]), keys, tables=True)
+        times = None if first is None else table.shown + (first - table.shown[0])
+        index = None if times is None else self._index_of(times, table.is_key, tables=True)
         if index is None:
             self.close()
             self._open(probe=False)  # as a packet was read
         return index
+
+    def _table(self, is_avi: bool) -> SampleTable | None:
+        """The samples of the stream, by libav's clock, where libav lists the same ones and the file holds them all."""
+        entries, num_bytes = self._stream.index_entries, _num_bytes(self._file)
+        if not 0 < len(entries) <= num_bytes:
+            return None
+        if is_avi:
+            table = avi_samples(self._file, self._stream.index)
+        else:
+            table = mp4_samples(self._file, self._stream.id, len(entries))
+        if table is None or not _agree(table, entries):
+            table = _listed(entries) if is_avi else None
+        if table is None or entries[0].pos + table.reach > num_bytes:
+            return None
+        return table._replace(shown=table.shown + entries[0].timestamp)
 
     def _index_from_packets(self) -> _Index:
         # Only numbers are kept: the packets together are the whole file.
@@ -357,8 +368,12 @@ class VideoReader:
             raise DecodeError(f"{self.path} holds no video frame: it is cut off or damaged; copy or download it again.")
         pts, keys = map(list, zip(*shown, strict=True))
         # AVI stores no presentation times: libav guesses them, and wrongly where frames are reordered.
-        usable = self._container.format.name != "avi" and None not in pts
-        index = self._index_of(np.array(pts), np.array(keys)) if usable else None
+        if self._container.format.name == "avi" or None in pts:
+            return self._countable(len(pts))
+        stamps, keys = np.array(pts), np.array(keys)
+        # An edit list that goes back: what comes before a key frame is put out before it, whatever the stamps.
+        goes_back = self._format == "mov" and (stamps < np.maximum.accumulate(stamps))[keys].any()
+        index = None if goes_back else self._index_of(stamps, keys)
         return index or self._countable(len(pts))
 
     def _countable(self, num_frames: int) -> _Index:
@@ -639,6 +654,27 @@ def _identity(path: str, file: BinaryIO) -> tuple:
         return path, _num_bytes(file)
     status = os.fstat(file.fileno())
     return path, status.st_size, status.st_mtime_ns
+
+
+def _agree(table: SampleTable, entries: Sequence) -> bool:
+    """Whether libav lists the samples of a table: edit lists leave out some at an end, or shift what follows."""
+    count = len(entries)
+    if len(table.sizes) != count:
+        return False
+    between = range(_COMPARED, count - _COMPARED, max(count // _COMPARED, 1))
+    places = sorted({*range(min(_COMPARED, count)), *between, *range(max(count - _COMPARED, 0), count)})
+    columns = (table.decoded + entries[0].timestamp, table.is_key, table.sizes)
+    lines = zip(*(column[places].tolist() for column in columns), strict=True)
+    return all((*line, False) == _LINE(entries[place]) for place, line in zip(places, lines, strict=True))
+
+
+def _listed(entries: Sequence) -> SampleTable | None:
+    """What libav lists, a line at a time; None where it would leave samples out."""
+    times, keys, sizes, discarded = map(np.array, zip(*map(_LINE, entries), strict=True))
+    if discarded.any() or (sizes <= 0).any():
+        return None
+    reach = max(entry.pos + entry.size for entry in entries) - entries[0].pos
+    return SampleTable(times - times[0], times - times[0], keys, sizes, reach)
 
 
 def _num_bytes(file: BinaryIO) -> int:

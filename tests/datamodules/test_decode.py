@@ -16,7 +16,7 @@ from PIL import Image
 
 from datamodules import decode
 from datamodules.decode import DecodeError, VideoReader, forget_indices
-from datamodules.mp4 import composition_offsets
+from datamodules.sample_tables import mp4_samples
 
 ENCODINGS = {
     "b-frames": {"options": {"bf": "3", "g": "12", "keyint_min": "12"}},
@@ -103,14 +103,58 @@ def test_tables_that_are_wrong_cost_no_exactness(tmp_path, make_video, decode_fu
     path = make_video(tmp_path / "v.mp4", 40, options={"bf": "2", "g": "10"})
     full = decode_fully(path)
 
-    def wrong(file, track_id):
-        offsets = composition_offsets(file, track_id)
-        return {"shifted": np.roll(offsets, 1), "reversed": -offsets, "truncated": offsets[:-1]}[damage]
+    def wrong(file, track_id, count):
+        table = mp4_samples(file, track_id, count)
+        later = table.shown - table.decoded
+        changed = {
+            "shifted": table._replace(shown=table.decoded + np.roll(later, 1)),
+            "reversed": table._replace(shown=table.decoded - later),
+            "truncated": type(table)(*(column[:-1] for column in table[:4]), table.reach),
+        }
+        return changed[damage]
 
-    monkeypatch.setattr("datamodules.decode.composition_offsets", wrong)
+    monkeypatch.setattr("datamodules.decode.mp4_samples", wrong)
     forget_indices()
     assert_exact(path, full)
     forget_indices()
+
+
+def write_edits(path, edits):
+    """Gives an MP4 file whose header stands last other edits: (duration, first time) in frames of 1/30 s."""
+    data = bytearray(path.read_bytes())
+    places = [data.rindex(kind) - 4 for kind in (b"moov", b"trak", b"edts", b"elst")]
+    start, (size,) = places[-1], struct.unpack_from(">I", data, places[-1])
+    (clock,) = struct.unpack_from(">I", data, data.rindex(b"mvhd") + 16)
+    (ticks,) = struct.unpack_from(">I", data, data.rindex(b"mdhd") + 16)
+    _, delay = struct.unpack_from(">Ii", data, start + 16)  # what the encoder's reordering takes
+    lines = [(length * clock // 30, delay + first * ticks // 30, 1 << 16) for length, first in edits]
+    new = struct.pack(">I4sII", 16 + 12 * len(lines), b"elst", 0, len(lines))
+    new += b"".join(struct.pack(">Iii", *line) for line in lines)
+    for place in places[:-1]:
+        struct.pack_into(">I", data, place, struct.unpack_from(">I", data, place)[0] + len(new) - size)
+    path.write_bytes(data[:start] + new + data[start + size :])
+
+
+@pytest.mark.parametrize("bf", ["0", "2"])
+@pytest.mark.parametrize(
+    "edits",
+    [[(50, 0)], [(43, 7)], [(42, 0)], [(30, 10)], [(20, 0), (15, 35)], [(30, 0), (30, 20)], [(25, 25), (25, 0)]],
+    ids=["whole", "from 7", "to 42", "10 to 40", "a hole", "a repetition", "halves change places"],
+)
+def test_edit_lists(tmp_path, make_video, decode_fully, bf, edits):
+    path = make_video(tmp_path / "v.mp4", 50, options={"bf": bf, "g": "10"})
+    write_edits(path, edits)
+    assert_exact(path, decode_fully(path))
+
+
+@pytest.mark.parametrize("shown", [[0, 1, 2, 5, 6, 9, 10, 11], [3, 4, 5, 8], [0, 70, 71, 200, 201]])
+def test_avi_with_empty_packets(tmp_path, make_video, decode_fully, read_number, shown):
+    """An empty packet says that the frame before is shown once more; it is none of its own."""
+    options = {"codec": "mpeg4", "options": {"g": "3"}, "pts": shown, "time_base": Fraction(1, 30)}
+    path = make_video(tmp_path / "v.avi", len(shown), **options)
+    full = decode_fully(path)
+    assert [read_number(frame) for frame in full] == list(range(len(shown)))
+    assert_exact(path, full)
 
 
 def test_index_is_remembered_until_the_file_changes(tmp_path, make_video, monkeypatch):
