@@ -34,12 +34,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             beside.replace(path)
-        except (OSError, RuntimeError) as error:  # torch has an exception of its own for a failed write
+        except BaseException as error:
             with suppress(OSError):
                 beside.unlink()
-            cause = error if isinstance(error, OSError) else error.__context__
-            reason = getattr(cause, "strerror", None) or str(error).splitlines()[0]
+            # torch's writer covers what a write raised. That need not be the disk's fault: signals are answered where
+            # they arrive, the one that tells of a dead loader process by raising.
+            cause = error.__context__ if "inline_container" in str(error) and error.__context__ else error
+            if not isinstance(cause, OSError):
+                raise cause from None
             raise ModelError(
-                f"The checkpoint {path} cannot be written ({reason}); make room on that disk, and go on from the last "
-                "checkpoint, which is whole, with --ckpt_path last."
+                f"The checkpoint {path} cannot be written ({cause.strerror or cause}); make room on that disk, and go "
+                "on from the last checkpoint, which is whole, with --ckpt_path last."
             ) from error

@@ -1,6 +1,8 @@
+import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -53,6 +55,35 @@ try:
 except Exception as error:
     print(type(error).__name__, error)
 """
+
+
+DEATH = RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+
+
+@pytest.mark.parametrize("error", [DEATH, KeyboardInterrupt()], ids=["death", "ctrl-c"])
+def test_what_a_signal_raises_while_writing_is_no_fault_of_the_disk(tmp_path, error):
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"value": torch.zeros(3_000_000)}, path)
+    raised = 0
+
+    def handler(*_):
+        nonlocal raised
+        raised += 1
+        raise error
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        for delay in np.linspace(1e-4, 3e-2, 40):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, delay)
+                AtomicCheckpointIO().save_checkpoint({"value": torch.zeros(3_000_000)}, path)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except type(error) as caught:
+                assert caught is error
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert raised > 10
+    assert len(torch.load(path)["value"]) == 3_000_000 and [f.name for f in tmp_path.iterdir()] == ["last.ckpt"]
 
 
 def test_full_disk_is_told_and_leaves_the_earlier_file(tmp_path):
