@@ -8,9 +8,9 @@
 A clip is 8 or 16 frames taken sparsely (one from each of as many equal parts of the video) or 16 frames every fourth
 (dense), resized to a shorter side of 256 pixels, cropped to the middle 224 x 224 and laid out as models take it: uint8
 (3, T, 224, 224). Crop and layout are the same function for all readers, and so are the frame numbers, drawn as in
-training, so that they differ from clip to clip. Each clip opens its file anew, as a
-loader does that reads a data set larger than its memory; only our reader may remember an index between two clips
-("cached", what every epoch but the first sees), which stands beside the first reading.
+training, so that they differ from clip to clip. Each clip opens its file anew, as a loader does that reads a data set
+larger than its memory; only our reader may remember an index between two clips ("cached", what every epoch but the
+first sees), which stands beside the first reading.
 
 The files are generated: a camera moving over a textured picture, shapes moving before it, sensor noise, and a cut every
 130 frames, coded with each library's defaults at bit rates that data sets have (Kinetics-400 at 340 x 256: 0.5 Mb/s).

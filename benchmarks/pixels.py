@@ -16,15 +16,12 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import av
-import numpy as np
 import torch
-import torchvision.transforms.v2.functional as F
 from common import RESULTS, fastest, machine, machine_slug, save
 from torch import Tensor
 
-from datamodules.pixels import Painter
-from datamodules.transforms import to_clip
+from datamodules import pixels
+from datamodules.transforms import resize_options, to_clip
 
 FRAMES = {
     "340x256 to RGB": (340, 256, None),
@@ -57,28 +54,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def frame_ways(width: int, height: int, short_side: int | None) -> tuple[Callable, Callable, int]:
     """A frame of noise: both ways to uint8 (H, W, 3), and the bytes that have to be read and written."""
-    frame = av.VideoFrame(width, height, "yuv420p")
-    noise = np.random.default_rng(0)
-    for plane in frame.planes:
-        plane.update(noise.bytes(plane.buffer_size))
-    converter = av.video.reformatter.VideoReformatter()
-    painter = Painter(width, height, short_side=short_side)
+    frame = pixels._noise("yuv420p", width, height)
+    painter = pixels.Painter(width, height, short_side=short_side)
     picture = torch.empty((*painter.size, 3), dtype=torch.uint8)
 
     def libraries() -> Tensor:
-        rgb = converter.reformat(frame, width, height, format="rgb24", threads=1).planes[0]
-        rows = torch.frombuffer(rgb, dtype=torch.uint8).view(height, rgb.line_size)
-        rgb = rows[:, : 3 * width].unflatten(1, (width, 3))
-        if short_side is None:
-            return rgb
-        return F.resize(rgb.permute(2, 0, 1)[None], list(painter.size), antialias=False)[0].permute(1, 2, 0)
-
-    def one_pass() -> Tensor:
-        painter.paint(frame, picture)
-        return picture
+        rgb = pixels._to_rgb(frame, width, height)
+        return rgb if short_side is None else pixels._resized(rgb, painter.size, resize_options("bilinear"))
 
     rows = height if short_side is None else min(height, 2 * painter.size[0])
-    return libraries, one_pass, rows * width * 3 // 2 + math.prod(picture.shape)
+    return libraries, lambda: painter.paint(frame, picture), rows * width * 3 // 2 + math.prod(picture.shape)
 
 
 def crop_ways() -> tuple[Callable, Callable, int]:

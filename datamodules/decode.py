@@ -356,7 +356,7 @@ class VideoReader:
         else:
             table = mp4_samples(self._file, self._stream.id, len(entries))
         if table is None or not _agree(table, entries):
-            table = _listed(entries) if is_avi else None
+            table = _line_by_line(entries) if is_avi else None
         if table is None or entries[0].pos + table.reach > num_bytes:
             return None
         return table._replace(shown=table.shown + entries[0].timestamp)
@@ -437,15 +437,11 @@ class VideoReader:
     def _read_seeking(self, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         """Seeks where that spares work and leaves out what nothing refers to; a lost frame is a mismatch."""
         for run in self._runs(wanted):
-            first = int(self._index.key_of[run[0]])
-            # The frames of the run, found here faster than by searching the arrays.
-            expected = dict(zip(self._index.pts[first : run[-1] + 1].tolist(), range(first, run[-1] + 1), strict=True))
             current = -1
             targets = iter(run)
             target = next(targets)
             for frame in self._decode_run(run):
-                position = expected.get(frame.pts)
-                position = self._index.position(frame.pts) if position is None else position
+                position = self._index.position(frame.pts)
                 skipped = self._index.in_order and current >= 0 and position != current + 1
                 if position is None or position <= current or position > target or skipped:
                     raise _IndexMismatch
@@ -558,9 +554,9 @@ class VideoReader:
         width, height, rotation = self._geometry
         return Painter(width, height, rotation=rotation, short_side=short_side, interpolation=interpolation)
 
-    def _paint(self, painter: Painter, frame: av.VideoFrame, out: Tensor) -> None:
+    def _paint(self, painter: Painter, frame: av.VideoFrame, out: Tensor | None = None) -> Tensor:
         try:
-            painter.paint(frame, out)
+            return painter.paint(frame, out)
         except (av.FFmpegError, ValueError) as error:
             raise DecodeError(
                 f"{self.path} has frames of the pixel format {frame.format.name}, which cannot be turned into RGB; "
@@ -668,7 +664,7 @@ def _agree(table: SampleTable, entries: Sequence) -> bool:
     return all((*line, False) == _LINE(entries[place]) for place, line in zip(places, lines, strict=True))
 
 
-def _listed(entries: Sequence) -> SampleTable | None:
+def _line_by_line(entries: Sequence) -> SampleTable | None:
     """What libav lists, a line at a time; None where it would leave samples out."""
     times, keys, sizes, discarded = map(np.array, zip(*map(_LINE, entries), strict=True))
     if discarded.any() or (sizes <= 0).any():

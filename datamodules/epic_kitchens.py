@@ -162,11 +162,9 @@ class FrameTar:
                     with av.open(io.BytesIO(file.read(size))) as container:
                         frame = next(container.decode(video=0))
                     painter = Painter(frame.width, frame.height, short_side=short_side, interpolation=interpolation)
-                    picture = torch.empty((*painter.size, 3), dtype=torch.uint8)
-                    painter.paint(frame, picture)
+                    pictures.append(painter.paint(frame).permute(2, 0, 1))
                 except (av.FFmpegError, StopIteration, IndexError, OSError) as error:
                     raise DecodeError(f"{self.path} has a frame that cannot be decoded; download it again.") from error
-                pictures.append(picture.permute(2, 0, 1))
         return gather_pictures(pictures, inverse)
 
 

@@ -217,12 +217,9 @@ def yuv_to_rgb(y, y_step, u, u_step, v, v_step, out, out_step, width, height, ma
             v + (row >> 1) * v_step,
             out + row * out_step,
         )
-        x = 0
-        while True:
+        for start in range(0, width, 32):
+            x = start if start < last else last
             _rgb_of_32(y_row + x, u_row + (x >> 1), v_row + (x >> 1), to + 3 * x, *matrix)
-            if x >= last:
-                break
-            x = x + 32 if x + 32 < last else last
 
 
 @_loop
@@ -241,8 +238,8 @@ def yuv_to_rgb_resized(
         row_weights: int32, of the rows above and below, times 2 ** row_bits.
         scratch: room for a line of `width` and two of `out_width` pixels RGBX, each with `SCRATCH_PIXELS` more.
     """
-    one = scratch + 4 * (width + 32)
-    two = one + 4 * (out_width + 32)
+    one = scratch + 4 * (width + SCRATCH_PIXELS)
+    two = one + 4 * (out_width + SCRATCH_PIXELS)
     in_one, in_two = -1, -1
     last, last_out = width - 32, out_width - 16
     for number in range(out_height):
@@ -258,12 +255,9 @@ def yuv_to_rgb_resized(
             else:
                 in_one = row
             y_row, u_row, v_row = y + row * y_step, u + (row >> 1) * u_step, v + (row >> 1) * v_step
-            x = 0
-            while True:
+            for start in range(0, width, 32):
+                x = start if start < last else last
                 _rgbx_of_32(y_row + x, u_row + (x >> 1), v_row + (x >> 1), scratch + 4 * x, *matrix)
-                if x >= last:
-                    break
-                x = x + 32 if x + 32 < last else last
             for x in range(0, out_width, 4):
                 at = column_offsets + 4 * x
                 _four_columns(
@@ -272,15 +266,12 @@ def yuv_to_rgb_resized(
                 )  # fmt: skip
         weights = row_weights + 8 * number
         upper, lower = one if above == in_one else two, one if below == in_one else two
-        x = 0
-        while True:
+        for start in range(0, out_width, 16):
+            x = start if start < last_out else last_out
             _sixteen_of_two_rows(
                 upper + 4 * x, lower + 4 * x, _int32_at(weights), _int32_at(weights + 4), row_bits,
                 out + number * out_step + 3 * x,
             )  # fmt: skip
-            if x >= last_out:
-                break
-            x = x + 16 if x + 16 < last_out else last_out
 
 
 @_loop
@@ -291,9 +282,6 @@ def separate_colours(source, frame_step, row_step, out, out_frame_step, out_colo
         for row in range(height):
             at = source + frame * frame_step + row * row_step
             red = out + frame * out_frame_step + row * width
-            x = 0
-            while True:
+            for start in range(0, width, 32):
+                x = start if start < last else last
                 _colours_of_32(at + 3 * x, red + x, red + out_colour_step + x, red + 2 * out_colour_step + x)
-                if x >= last:
-                    break
-                x = x + 32 if x + 32 < last else last

@@ -22,7 +22,7 @@ import torchvision.transforms.v2.functional as F
 from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
-from datamodules.transforms import resize_options, short_side_size
+from datamodules.transforms import LOOP_WIDTH, resize_options, short_side_size
 
 __all__ = ["Painter"]
 
@@ -36,9 +36,6 @@ _MATRICES = {
 
 _FULL_RANGE = 2
 """libav's number of the range 0 .. 255."""
-
-_MIN_WIDTH = 32
-"""Of pictures and frames, in pixels, for the loops; see `pixel_kernels`."""
 
 
 class Painter:
@@ -63,19 +60,20 @@ class Painter:
         shown = (width, height) if rotation % 180 else (height, width)
         self.size = shown if short_side is None else short_side_size(*shown, short_side)
         self._resizes = self.size != shown
-        self._convertible = width % 2 == height % 2 == 0 and width >= _MIN_WIDTH
+        self._convertible = width % 2 == height % 2 == 0 and width >= LOOP_WIDTH
         out_height, out_width = self.size
         both = out_width != width and out_height != height  # torch leaves out a direction that does not change
         self._resizing: _Resizing | None = None
-        if self._convertible and not rotation and both and out_width >= _MIN_WIDTH and interpolation == "bilinear":
+        if self._convertible and not rotation and both and out_width >= LOOP_WIDTH and interpolation == "bilinear":
             self._resizing = _resizing(width, height, out_width, out_height)
 
-    def paint(self, frame: av.VideoFrame, out: Tensor) -> None:
-        """Writes a frame to contiguous uint8 (H, W, 3).
+    def paint(self, frame: av.VideoFrame, out: Tensor | None = None) -> Tensor:
+        """A frame as uint8 (H, W, 3), written to `out` where that is given, which has to be contiguous.
 
         Raises:
             ValueError, av.FFmpegError: frames of this pixel format cannot be turned into RGB.
         """
+        out = torch.empty((*self.size, 3), dtype=torch.uint8) if out is None else out
         matrix = self._matrix_for(frame)
         if matrix is not None and self._resizing is not None and _resizing_agrees():
             _paint(frame, out, matrix, self._resizing)
@@ -88,6 +86,7 @@ class Painter:
                 picture = torch.empty((self._height, self._width, 3), dtype=torch.uint8)
                 _paint(frame, picture, matrix)
             out.copy_(self._turned_and_resized(picture))
+        return out
 
     def _matrix_for(self, frame: av.VideoFrame) -> tuple[int, ...] | None:
         """What the loops need for a frame; None where they do not suit it."""

@@ -183,10 +183,7 @@ class _FileSource(VideoReader):
             raise self._undecodable()
 
     def _picture(self, frame: av.VideoFrame, short_side: int, interpolation: str) -> Tensor:
-        painter = self._painter(short_side, interpolation)
-        picture = torch.empty((*painter.size, 3), dtype=torch.uint8)
-        self._paint(painter, frame, picture)
-        return picture.permute(2, 0, 1)
+        return self._paint(self._painter(short_side, interpolation), frame).permute(2, 0, 1)
 
     def _frames(self, period: float | None) -> Iterator[av.VideoFrame]:
         """Decoded frames; of those between two samples, the ones that nothing refers to may be left out."""

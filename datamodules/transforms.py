@@ -18,6 +18,7 @@ __all__ = [
     "AUTO_AUGMENT_POLICIES",
     "CROPS",
     "INTERPOLATIONS",
+    "LOOP_WIDTH",
     "RESIZES",
     "TrainTransform",
     "auto_augment",
@@ -44,6 +45,9 @@ RESIZES = ("crop", "squeeze")
 
 CROPS = ("random_resized", "multi_scale")
 """How training clips are cropped: `random_resized_crop` or `multi_scale_crop`."""
+
+LOOP_WIDTH = 32
+"""Shortest row of pixels that the compiled loops of `datamodules.pixel_kernels` take."""
 
 FILL = 128.0
 """Grey that fills what rotation, shear and translation uncover."""
@@ -193,7 +197,7 @@ def _copy_frames(frames: Tensor, out: Tensor) -> None:
     """
     num_frames, colours, height, width = frames.shape
     together = colours == 3 and frames.stride(1) == 1 and frames.stride(3) == 3 and frames.dtype == torch.uint8
-    if not together or width < 32 or not frames.is_cpu:
+    if not together or width < LOOP_WIDTH or not frames.is_cpu:
         out.copy_(frames)
         return
     from datamodules.pixel_kernels import separate_colours  # numba takes half a second

@@ -235,9 +235,7 @@ MEMORY = ["together", "apart", "float", "two"]
 
 
 @settings(deadline=None, max_examples=60)
-@given(
-    st.integers(1, 4), st.integers(1, 40), st.integers(1, 120), st.sampled_from(["together", "apart", "float", "two"])
-)
+@given(st.integers(1, 4), st.integers(1, 40), st.integers(1, 120), st.sampled_from(MEMORY))
 def test_clips_have_the_order_of_models(num_frames, height, width, memory):
     frames = torch.randint(0, 256, (num_frames, height + 3, width + 5, 3), dtype=torch.uint8)
     frames = frames.permute(0, 3, 1, 2)[..., 2:-1, 1:-4]

@@ -13,11 +13,10 @@ def box(kind, *contents):
     return struct.pack(">I4s", 8 + len(content), kind) + content
 
 
-def table(kind, layout, *lines, count=None):
+def table(kind, layout, *lines):
     """A box of lines behind their count."""
     lines = [line if isinstance(line, tuple) else (line,) for line in lines]
-    count = len(lines) if count is None else count
-    return box(kind, struct.pack(">II", 0, count), *(struct.pack(f">{layout}", *line) for line in lines))
+    return box(kind, struct.pack(">II", 0, len(lines)), *(struct.pack(f">{layout}", *line) for line in lines))
 
 
 def movie(
