@@ -37,6 +37,7 @@ from datamodules.video_folder import VIDEO_SUFFIXES
 from zoo.build import load
 from zoo.errors import UnknownModelError, ZooError
 from zoo.inference import to_device
+from zoo.printable import printable
 from zoo.registry import info
 from zoo.vector_index import HEAD, File, Hit, Index, Record
 
@@ -318,7 +319,7 @@ def _as_it_is(batch: _Batch) -> _Batch:
 
 def _warn_plainly(worker: int) -> None:
     """Past a progress bar of the main process, which may have been forked while it held its lock."""
-    warnings.showwarning = lambda message, *_: print(f"zoo: {message}", file=sys.__stderr__)
+    warnings.showwarning = lambda message, *_: print(f"zoo: {printable(str(message))}", file=sys.__stderr__)
 
 
 def _load(model: nn.Module | str | os.PathLike, out: Path) -> tuple[str | None, nn.Module]:

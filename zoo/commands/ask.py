@@ -57,9 +57,8 @@ def run(args: argparse.Namespace) -> None:
 def _table(title: str, answers: list):
     from rich import box
     from rich.table import Table
-    from rich.text import Text
 
-    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("", justify="right", style="dim")
     table.add_column("answer")
     table.add_column("kind")

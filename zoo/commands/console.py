@@ -1,10 +1,16 @@
-"""Where the subcommands print: fitted to a terminal; plain, uncut and without padding into a pipe or a file."""
+"""Where the subcommands print: fitted to a terminal; plain, uncut and without padding into a pipe or a file.
+
+Everything goes through `printable`, so names of files, classes and tensors may hold any characters.
+"""
 
 import json
 import sys
 from typing import Any
 
 from rich.console import Console, RenderableType
+from rich.text import Text
+
+from zoo.printable import acts_on_terminal, printable
 
 __all__ = ["is_terminal", "print_json", "progress_bar", "show", "width"]
 
@@ -22,9 +28,22 @@ def width() -> int:
     return Console().width if is_terminal() else _PIPE_WIDTH
 
 
+class _Console(Console):
+    """Shows strings as they are, without rich's markup and emoji codes, and escapes what a terminal would act on.
+
+    Only strings are escaped: a `Text` is for text of ours, or for what went through `printable`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+
 def show(*parts: RenderableType) -> None:
     """Print tables and lines one below the other."""
-    console = Console(highlight=False, markup=False, width=width())
+    console = _Console(width=width())
     if console.is_terminal:
         console.print(*parts, sep="\n")
         return
@@ -34,9 +53,17 @@ def show(*parts: RenderableType) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print for a program: one JSON document on standard output."""
-    json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
-    sys.stdout.write("\n")
+    """Print for a program: one JSON document on standard output.
+
+    What a terminal acts on, or cannot encode, is written by JSON's own escapes, so that nothing is lost.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=not (sys.stdout.encoding or "").lower().startswith("utf"))
+    lines = (line if line.isprintable() else "".join(map(_in_json, line)) for line in text.split("\n"))
+    sys.stdout.writelines(f"{line}\n" for line in lines)
+
+
+def _in_json(char: str) -> str:
+    return json.dumps(char)[1:-1] if acts_on_terminal(char) else char
 
 
 def progress_bar(unit: str, quiet: bool):
@@ -45,13 +72,18 @@ def progress_bar(unit: str, quiet: bool):
     What its ``console`` prints appears above the bar.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
+
+    class Description(TextColumn):
+        def render(self, task: Any) -> Text:
+            return Text(printable(task.description))
 
     columns = (
-        TextColumn("{task.description}", markup=False),
+        Description("", table_column=Column(no_wrap=True)),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(unit),
         TimeRemainingColumn(),
     )
-    console = Console(stderr=True, highlight=False, markup=False)
+    console = _Console(stderr=True)
     return Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)

@@ -10,6 +10,7 @@ from rich.text import Text
 from zoo.commands.console import print_json, show
 from zoo.commands.list import is_cached
 from zoo.fetch import started_from
+from zoo.printable import printable
 from zoo.recipe import list_recipes
 from zoo.registry import Entry, entries, info
 
@@ -41,8 +42,8 @@ def run(args: argparse.Namespace) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for key, value in _facts(entry):
-        table.add_row(key, Text(value))
-    show(Text(entry.name, style="bold"), table, "", *_how_to(entry))
+        table.add_row(key, value)
+    show(Text(printable(entry.name), style="bold"), table, "", *_how_to(entry))
 
 
 def _facts(entry: Entry) -> Iterator[tuple[str, str]]:

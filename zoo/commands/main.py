@@ -12,6 +12,9 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from zoo.printable import printable, printable_warnings
 
 __all__ = ["COMMANDS", "is_foreseen", "main", "report"]
 
@@ -50,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: Words of the command line after `zoo`; None: those of this process.
     """
+    if hasattr(sys.stdout, "reconfigure"):  # names in a language that the terminal's encoding lacks are no failure
+        sys.stdout.reconfigure(errors="backslashreplace")
     report(lambda: _run(sys.argv[1:] if argv is None else list(argv)), program="zoo")
 
 
@@ -65,7 +70,8 @@ def report(command: Callable[[], object], *, program: str, usage_errors: tuple[t
         SystemExit: The command failed for a foreseen reason; see the head of this module for the statuses.
     """
     try:
-        command()
+        with printable_warnings():
+            command()
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader (`| head`) has left; without this the interpreter complains once more when it flushes at exit.
@@ -78,8 +84,13 @@ def report(command: Callable[[], object], *, program: str, usage_errors: tuple[t
         wrong_usage = isinstance(error, usage_errors)
         if not wrong_usage and not is_foreseen(error):
             raise
-        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{program}: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         sys.exit(2 if wrong_usage else 1)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
 
 
 def _run(argv: list[str]) -> None:
@@ -87,8 +98,8 @@ def _run(argv: list[str]) -> None:
     importlib.import_module(f"zoo.commands.{args.command}").run(args)
 
 
-def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser(argv: Sequence[str]) -> _Parser:
+    parser = _Parser(
         prog="zoo",
         description="A zoo of Mamba video models: find one, look at it, use it.",
         epilog=_EXAMPLES,

@@ -10,6 +10,7 @@ import yaml
 from rich.table import Table
 
 from zoo.commands.console import is_terminal, print_json, show
+from zoo.printable import acts_on_terminal, printable
 from zoo.recipe import find_recipe, list_recipes, read_recipe
 
 __all__ = ["add_arguments", "run"]
@@ -40,8 +41,8 @@ def run(args: argparse.Namespace) -> None:
         if args.json:
             print_json(config)
         else:
-            sys.stdout.write("".join(f"{line}\n" for line in _head(path)))
-            yaml.safe_dump(config, sys.stdout, sort_keys=False, allow_unicode=True)
+            sys.stdout.writelines(f"{printable(line)}\n" for line in _head(path))
+            sys.stdout.write(_as_yaml(config))
         return
     found = [_record(name, path) for name, path in list_recipes().items()]
     if args.json:
@@ -62,6 +63,13 @@ def _head(path: Path) -> list[str]:
     """The comment at the top of a recipe, which says what it is and where it departs from its source."""
     lines = path.read_text(encoding="utf-8").splitlines()
     return list(itertools.takewhile(lambda line: line.startswith("#"), lines))
+
+
+def _as_yaml(config: dict) -> str:
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    # YAML's own escapes keep the values, but come with those of all other alphabets.
+    hostile = any(acts_on_terminal(char) for char in text if char != "\n")
+    return yaml.safe_dump(config, sort_keys=False) if hostile else text
 
 
 def _in_order(value: Any) -> Any:

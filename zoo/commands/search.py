@@ -63,11 +63,10 @@ def _check_writable(page: Path) -> None:
 def _table(query: str, hits: list):
     from rich import box
     from rich.table import Table
-    from rich.text import Text
 
     from zoo.gallery import clock
 
-    table = Table(title=Text(query), title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=query, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("", justify="right", style="dim")
     table.add_column("score", justify="right")
     table.add_column("from", justify="right")
@@ -76,23 +75,18 @@ def _table(query: str, hits: list):
     for number, hit in enumerate(hits, start=1):
         style = "bold" if number == 1 else None
         times = clock(hit.start), clock(hit.end)
-        table.add_row(str(number), f"{hit.score:.3f}", *times, Text(_shown(hit.path)), style=style)
+        table.add_row(str(number), f"{hit.score:.3f}", *times, _shown(hit.path), style=style)
     return table
 
 
 def _shown(path: str) -> str:
     """Relative to the current folder where it lies below."""
     below = os.path.relpath(path)
-    return _printable(path if below.startswith("..") else below)
-
-
-def _printable(path: str) -> str:
-    return os.fsencode(path).decode(errors="replace")
+    return path if below.startswith("..") else below
 
 
 def _record(query: str, hits: list) -> dict:
     results = [
-        {"path": _printable(hit.path), "start": round(hit.start, 3), "end": round(hit.end, 3), "score": hit.score}
-        for hit in hits
+        {"path": hit.path, "start": round(hit.start, 3), "end": round(hit.end, 3), "score": hit.score} for hit in hits
     ]
     return {"query": query, "results": results}
