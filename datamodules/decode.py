@@ -36,7 +36,12 @@ from datamodules.members import Member, as_member, open_member
 from datamodules.pixels import Painter
 from datamodules.sample_tables import SampleTable, avi_samples, mp4_samples
 
-__all__ = ["MAX_PIXELS", "DecodeError", "VideoReader", "forget_indices", "open_file"]
+__all__ = ["CONTAINERS", "MAX_PIXELS", "DecodeError", "VideoReader", "forget_indices", "open_container", "open_file"]
+
+CONTAINERS = ("mov", "matroska", "avi", "mpegts", "mpeg", "mpegvideo", "m4v", "h264", "hevc", "mjpeg", "ivf", "ogg",
+              "asf", "flv", "gif", "jpeg_pipe", "png_pipe", "apng", "webp_pipe", "bmp_pipe")  # fmt: skip
+"""libav's names of the formats that are read, which hold their pictures themselves. Others are texts (SDP, HLS, DASH,
+concat) that make libav listen to the network, or read whatever file or address they name."""
 
 MAX_PIXELS = 2**26
 """Largest frame accepted, in pixels (8192 x 8192): a damaged header must not ask for terabytes."""
@@ -259,7 +264,7 @@ class VideoReader:
         self._container = None
         self._file = open_file(self.path)
         try:
-            options = {"max_pixels": str(MAX_PIXELS)}  # also guards what libav decodes while it probes
+            options = {}
             start = self._file.read(12)
             self._file.seek(0)
             found = (name for (place, mark), name in _FORMATS.items() if start[place : place + 4] == mark)
@@ -268,15 +273,13 @@ class VideoReader:
             if not self._probed:
                 options["codec_whitelist"] = "none"  # of the decoders that probing may use
             self._at_start = True
-            self._container = av.open(
-                _Nameless(self._file), mode="r", format=self._format, metadata_errors="replace", options=options
-            )
+            self._container = open_container(self._file, format=self._format, options=options)
             self._stream = self._pick_stream()
         except (av.FFmpegError, OSError) as error:
             self._file.close()
             raise DecodeError(
-                f"{self.path} cannot be opened as a video ({error.strerror}): it is cut off or not a video; "
-                "copy it again or convert it to .mp4."
+                f"{self.path} cannot be opened as a video ({error.strerror}): it is cut off, not a video or of an "
+                "unsupported format; copy it again or convert it to .mp4."
             ) from error
         except DecodeError:
             self.close()
@@ -580,6 +583,25 @@ class VideoReader:
             )
 
 
+def open_container(
+    file: BinaryIO, *, format: str | None = None, options: dict[str, str] | None = None
+) -> av.container.InputContainer:
+    """libav's reader of an open file, which sees that file only: no other file and no network.
+
+    Args:
+        file: readable and seekable; its name is not looked at.
+        format: one of `CONTAINERS`; None finds it out.
+        options: more options of libav.
+
+    Raises:
+        av.FFmpegError: it is damaged, or not of one of `CONTAINERS`.
+    """
+    # `max_pixels` also guards what libav decodes while it probes. Files that name others find no protocol to open them.
+    limits = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "none", "max_pixels": str(MAX_PIXELS)}
+    options = {**limits, **(options or {})}
+    return av.open(_Nameless(file), mode="r", format=format, metadata_errors="replace", options=options)
+
+
 def open_file(path: str) -> BinaryIO:
     """A local file, one behind a URL, or one in a shard, for reading.
 
@@ -592,7 +614,7 @@ def open_file(path: str) -> BinaryIO:
     if is_url(path):
         return _open_url(path)
     try:
-        file = open(path, "rb")  # noqa: SIM115  (closed by the reader)
+        file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115  (closed by the reader)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DecodeError(f"{path} does not exist; check the path.") from error
     except IsADirectoryError as error:
@@ -603,6 +625,11 @@ def open_file(path: str) -> BinaryIO:
         file.close()
         raise DecodeError(f"{path} is empty (0 bytes); copy or download it again.")
     return file
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """A named pipe among the videos must not wait for somebody to write into it: it counts as empty."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _open_member(path: str, member: Member) -> BinaryIO:

@@ -9,7 +9,7 @@ from fractions import Fraction
 import av
 import numpy as np
 
-from datamodules.decode import MAX_PIXELS, DecodeError, open_file
+from datamodules.decode import DecodeError, open_container, open_file
 from datamodules.frames import FrameFolder, open_video
 
 __all__ = ["reencode"]
@@ -77,8 +77,7 @@ def _stream(target: av.container.OutputContainer, frame: av.VideoFrame, short_si
 
 def _decoded(path: str, fps: float) -> Iterator[av.VideoFrame]:
     """The frames that can be decoded, each with a time stamp behind that of the one before."""
-    options = {"metadata_errors": "replace", "options": {"max_pixels": str(MAX_PIXELS)}}
-    with contextlib.closing(open_file(path)) as file, av.open(file, **options) as source:
+    with contextlib.closing(open_file(path)) as file, open_container(file) as source:
         stream = next(s for s in source.streams.video if not s.disposition & av.stream.Disposition.attached_pic)
         stream.codec_context.thread_count = 1
         last, step = None, max(round(1 / (fps * stream.time_base)), 1)

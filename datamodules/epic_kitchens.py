@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.clips import ClipDataModule, ClipFormat, UnreadableTally, some
-from datamodules.decode import DecodeError
+from datamodules.decode import DecodeError, open_container
 from datamodules.errors import DataError
 from datamodules.files import RemoteFile, first_file, is_url, join, read_text, resolve
 from datamodules.frames import FrameFolder, gather_pictures, open_video
@@ -159,7 +159,7 @@ class FrameTar:
             for offset, size in self._places[wanted].tolist():
                 file.seek(offset)
                 try:
-                    with av.open(io.BytesIO(file.read(size))) as container:
+                    with open_container(io.BytesIO(file.read(size))) as container:
                         frame = next(container.decode(video=0))
                     painter = Painter(frame.width, frame.height, short_side=short_side, interpolation=interpolation)
                     pictures.append(painter.paint(frame).permute(2, 0, 1))

@@ -4,10 +4,12 @@ Paths are plain strings, as they stand in lists and batches. Local ones go strai
 """
 
 import os
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from datamodules.errors import DataError
 
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Folders", "RemoteFile", "download", "first_file", "is_url", "join", "read_bytes", "read_range", "read_text",
            "resolve", "split"]  # fmt: skip
+
+_LARGEST = 2**32
+"""Bytes of a file that is read as a whole over HTTP: the longest lists of pairs have two billion."""
 
 
 def is_url(path: str) -> bool:
@@ -128,15 +133,28 @@ def read_range(url: str, start: int, end: int) -> bytes:
         return filesystem.cat_file(path, start=start, end=end)
 
 
-def download(url: str, path: str) -> None:
+def download(url: str, path: str, most: float) -> None:
     """The file behind a URL to a local one, in one request.
 
+    Args:
+        url: of the file.
+        path: of the local one.
+        most: bytes to take where the server does not say how many there are.
+
     Raises:
-        FileNotFoundError, IsADirectoryError, OSError: as `RemoteFile`.
+        FileNotFoundError, IsADirectoryError, OSError: as `RemoteFile`; or it is longer.
     """
+    from fsspec.callbacks import Callback
+
+    class Limit(Callback):
+        def relative_update(self, inc: int = 1) -> None:
+            super().relative_update(inc)
+            if self.value > (most if self.size is None else self.size):
+                raise OSError(f"{url} is longer than announced, or than the {most / 1e9:g} GB that are kept")
+
     with _as_os_error():
         filesystem, remote = _filesystem(url)
-        filesystem.get_file(remote, path)
+        filesystem.get_file(remote, path, callback=Limit())
 
 
 _kept: "dict[int, AbstractFileSystem]" = {}
@@ -151,17 +169,71 @@ def _filesystem(url: str) -> "tuple[AbstractFileSystem, str]":
     """
     import fsspec
 
-    filesystem, path = fsspec.core.url_to_fs(url)
+    options = _http_options() if url.startswith(("http://", "https://")) else {}
+    filesystem, path = fsspec.core.url_to_fs(url, **options)
     _kept[id(filesystem)] = filesystem
     return filesystem, path
+
+
+@cache
+def _http_options() -> dict[str, Any]:
+    """What makes fsspec's client take no more from a server than it asked for: a few bytes on the server's side could
+    fill the memory here, by an answer that does not end or one that unpacks into terabytes."""
+    import aiohttp
+    import fsspec
+
+    class Bounded(aiohttp.ClientResponse):
+        async def start(self, connection: Any) -> aiohttp.ClientResponse:
+            await super().start(connection)
+            packed = self.headers.get("Content-Encoding", "identity").strip().lower()
+            if packed not in ("", "identity"):
+                self.close()
+                raise OSError(f"the server packs what it sends ({packed}), and was asked not to")
+            self.content = _Bounded(self.content, _most_of(self))
+            return self
+
+    options = dict(fsspec.config.conf.get("http", {}).get("client_kwargs", {}))
+    headers = {**options.get("headers", {}), "Accept-Encoding": "identity"}
+    return {"client_kwargs": {**options, "headers": headers, "auto_decompress": False, "response_class": Bounded}}
+
+
+def _most_of(response: Any) -> int | None:
+    """Bytes to take of the answer to a request for a range; None where the whole file was asked for."""
+    asked = re.fullmatch(r"bytes=(\d+)-(\d+)", response.request_info.headers.get("Range", ""))
+    # A server that does not know of ranges sends the whole file: a byte too many tells that.
+    return asked and int(asked[2]) - int(asked[1]) + 1 + (response.status != 206)
+
+
+class _Bounded:
+    """The body of an HTTP answer, read no further than it was asked for."""
+
+    def __init__(self, stream: Any, most: int | None) -> None:
+        self._stream, self._most = stream, most
+
+    async def read(self, size: int = -1) -> bytes:
+        if size >= 0:
+            return await self._stream.read(size)
+        body, most = bytearray(), _LARGEST if self._most is None else self._most
+        while len(body) < most and (part := await self._stream.read(min(most - len(body), 2**20))):
+            body += part
+        if len(body) == _LARGEST:
+            raise OSError(f"the answer has more than {_LARGEST} bytes")
+        return bytes(body)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 @contextmanager
 def _as_os_error() -> Iterator[None]:
     try:
         yield
-    except (FileNotFoundError, IsADirectoryError):
-        raise
+    except (FileNotFoundError, IsADirectoryError) as error:
+        # fsspec calls a file missing whatever kept it from being looked at.
+        cause = error.__cause__
+        if not isinstance(cause, OSError) or isinstance(cause, FileNotFoundError):
+            raise
+        raise OSError(cause.errno or 5, _one_line(cause)) from error
     except Exception as error:
         raise OSError(getattr(error, "errno", None) or 5, _one_line(error)) from error
 

@@ -38,7 +38,7 @@ RANGE_ATTEMPTS = 3
 """How often a remote range is asked for before the member counts as unreadable: a day of training meets dropped
 connections."""
 
-_ADDRESS = re.compile(r"(.+\.tar)!(\d+)\+(\d+)!(.+)", re.DOTALL)
+_ADDRESS = re.compile(r"(.+\.tar)!(\d{1,18})\+(\d{1,18})!(.+)", re.DOTALL)
 _BLOCK = tarfile.BLOCKSIZE
 
 
@@ -218,7 +218,7 @@ def _download(url: str, path: str) -> None:
     beside = f"{path}.part"
     for attempt in range(RANGE_ATTEMPTS):
         try:
-            download(url, beside)
+            download(url, beside, _cache_bytes())
             os.replace(beside, path)
             return
         except FileNotFoundError:

@@ -7,11 +7,12 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 
+import av
 import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.decode import MAX_PIXELS, DecodeError, VideoReader, open_file
+from datamodules.decode import MAX_PIXELS, DecodeError, VideoReader, open_container, open_file
 from datamodules.errors import DataError
 from datamodules.transforms import resize_short_side
 
@@ -55,14 +56,16 @@ class TorchCodecReader:
 
         self.path = os.fspath(path)
         self._file = open_file(self.path)
-        is_local = os.path.exists(self.path)
         try:
-            self._decoder = VideoDecoder(self.path if is_local else self._file, num_ffmpeg_threads=1, device=device)
+            # torchcodec cannot be told which formats to leave alone, nor not to take a file's name for an address.
+            open_container(self._file).close()
+            self._file.seek(0)
+            self._decoder = VideoDecoder(self._file, num_ffmpeg_threads=1, device=device)
             metadata = self._decoder.metadata
             self.num_frames, self.width, self.height = len(self._decoder), metadata.width, metadata.height
             self.fps = float(metadata.average_fps or 25.0)
             self._check_size()
-        except (RuntimeError, ValueError, TypeError) as error:
+        except (av.FFmpegError, OSError, RuntimeError, ValueError, TypeError) as error:
             self.close()
             if isinstance(error, DecodeError):
                 raise

@@ -1,6 +1,9 @@
 import io
 import os
+import socket
 import struct
+import tarfile
+import threading
 import warnings
 import zlib
 from dataclasses import replace
@@ -15,8 +18,12 @@ from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
 from datamodules import decode
-from datamodules.decode import DecodeError, VideoReader, forget_indices
+from datamodules.decode import CONTAINERS, DecodeError, VideoReader, forget_indices
+from datamodules.encoding import reencode
+from datamodules.epic_kitchens import FrameTar
+from datamodules.frames import FrameFolder
 from datamodules.sample_tables import mp4_samples
+from datamodules.streaming import FrameStream
 
 ENCODINGS = {
     "b-frames": {"options": {"bf": "3", "g": "12", "keyint_min": "12"}},
@@ -609,3 +616,107 @@ def test_time_base_of_the_stream_is_used(tmp_path, make_video):
     path = make_video(tmp_path / "v.mp4", 3, pts=pts, time_base=Fraction(1, 1000), options={"bf": "0"})
     with VideoReader(path) as reader:
         np.testing.assert_allclose(reader.pts_seconds, [0, 1, 5], atol=1e-4)
+
+
+DESCRIPTIONS = {
+    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video {udp} RTP/AVP 96\n"
+           "a=rtpmap:96 H264/90000\n",
+    "concat": "ffconcat version 1.0\nfile secret.mp4\n",
+    "concat of an address": "ffconcat version 1.0\nfile http://127.0.0.1:{tcp}/secret.mp4\n",
+    "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9.0,\nsecret.ts\n#EXT-X-ENDLIST\n",
+    "hls of an address": "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9.0,\nhttp://127.0.0.1:{tcp}/secret.ts\n#EXT-X-ENDLIST\n",
+    "dash": '<?xml version="1.0"?><MPD profiles="urn:mpeg:dash:profile:isoff-on-demand:2011" type="static"><Period>'
+            '<AdaptationSet mimeType="video/mp4"><Representation id="1" bandwidth="1"><BaseURL>secret.mp4</BaseURL>'
+            "</Representation></AdaptationSet></Period></MPD>",
+    "rtsp": "RTSPtext\nrtsp://127.0.0.1:{tcp}/secret\n",
+    "asx": "[Reference]\nRef1=http://127.0.0.1:{tcp}/secret\n",
+}  # fmt: skip
+"""Texts that make libav open something else."""
+
+
+def write_tar_of(path, content):
+    with tarfile.open(path, "w") as tar:
+        info = tarfile.TarInfo("frame_0000000001.jpg")
+        info.size = len(content)
+        tar.addfile(info, io.BytesIO(content))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/net/udp"), reason="what is listened to is read from Linux's /proc")
+@pytest.mark.parametrize("name", ["x.mp4", "x.m3u8", "x.sdp"])
+def test_a_text_opens_neither_files_nor_sockets(tmp_path, make_video, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)  # where the texts' relative names lead
+    make_video(tmp_path / "secret.mp4", 3)
+    make_video(tmp_path / "secret.ts", 3)
+    calls, over, listened = [], threading.Event(), set()
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(type=socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        ports = {"tcp": server.getsockname()[1], "udp": free.getsockname()[1]}
+        free.close()
+
+        def answer():
+            while not over.is_set():
+                try:
+                    server.accept()[0].close()
+                    calls.append(True)
+                except OSError:
+                    pass
+
+        def watch():
+            entry = f":{ports['udp']:04X} "
+            while not over.wait(0.01):
+                with open("/proc/self/net/udp") as lines:
+                    listened.update(line for line in lines if entry in line)
+
+        server.settimeout(0.2)
+        threads = [threading.Thread(target=work) for work in (answer, watch)]
+        for thread in threads:
+            thread.start()
+        try:
+            for kind, text in DESCRIPTIONS.items():
+                folder = tmp_path / kind.replace(" ", "-")
+                folder.mkdir()
+                content = text.format(**ports).encode()
+                (folder / name).write_bytes(content)
+                (folder / "img_00001.jpg").write_bytes(content)
+                write_tar_of(folder / "P01_01.tar", content)
+                MemoryFileSystem().pipe(f"/{kind}/{name}", content)
+                attempts = {
+                    "file": lambda path=folder / name: VideoReader(path),
+                    "url": lambda kind=kind: VideoReader(f"memory://{kind}/{name}"),
+                    "stream": lambda path=folder / name: FrameStream(path),
+                    "coded anew": lambda path=folder / name: reencode(path, 32),
+                    "folder": lambda path=folder: FrameFolder(path).read([0]),
+                    "tar": lambda path=folder: FrameTar(str(path / "P01_01.tar"), fps=25).read([0]),
+                }
+                for how, attempt in attempts.items():
+                    with pytest.raises(DecodeError) as refused:
+                        attempt()
+                    message = str(refused.value)
+                    assert message.endswith(".") and "\n" not in message, (kind, how)
+        finally:
+            over.set()
+            for thread in threads:
+                thread.join()
+    assert not calls and not listened
+
+
+def test_a_named_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    assert "is empty" in sentence(tmp_path / "pipe.mp4")
+
+
+def test_formats_hold_their_pictures_themselves(tmp_path, make_video):
+    known = {part for name in av.formats_available for part in name.split(",")}
+    assert known >= set(CONTAINERS)
+    text = {"concat", "dash", "ffmetadata", "hls", "image2", "imf", "rtsp", "sap", "sdp", "smoothstreaming"}
+    assert not text & set(CONTAINERS)
+    for suffix, options in ((".mkv", {}), (".ts", {}), (".flv", {"codec": "flv"}), (".mpg", {"codec": "mpeg1video"}),
+                            (".ogv", {"codec": "libvpx"}), (".wmv", {"codec": "wmv2"}), (".3gp", {})):  # fmt: skip
+        path = make_video(tmp_path / f"v{suffix}", 4, **options)
+        with VideoReader(path) as reader:
+            assert len(reader) == 4 and reader.read([3]).shape == (1, 3, 48, 80)
+    picture = np.zeros((48, 80, 3), np.uint8)
+    for suffix in (".jpg", ".png", ".webp", ".bmp", ".gif"):
+        Image.fromarray(picture).save(tmp_path / f"p{suffix}")
+        with VideoReader(tmp_path / f"p{suffix}") as reader:
+            assert reader.read([0]).shape == (1, 3, 48, 80)

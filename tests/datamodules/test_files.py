@@ -1,12 +1,16 @@
 import gc
+import gzip
 import multiprocessing
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from datamodules.errors import DataError
-from datamodules.files import Folders, RemoteFile, first_file, join, read_range, read_text, resolve, split
+from datamodules.files import Folders, RemoteFile, download, first_file, join, read_range, read_text, resolve, split
 
 
 @pytest.fixture
@@ -100,3 +104,89 @@ def test_forked_processes_leave_the_connections_alone(shard_server, tmp_path):
             reader.start()
             reader.join(20)
             assert reader.exitcode == 0
+
+
+@contextmanager
+def generous_server(kind):
+    """Sends more than it is asked for: up to `SENT` bytes without a length, in place of no end; or a packed answer."""
+    sent = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_HEAD(self):
+            self.answer(body=False)
+
+        def do_GET(self):
+            self.answer(body=True)
+
+        def answer(self, body):
+            asked = self.headers.get("Range")
+            self.send_response(206 if asked and kind != "whole" else 200)
+            if kind == "packed":
+                data = gzip.compress(bytes(2**26))
+                self.send_header("Content-Encoding", "gzip")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data if body else b"")
+                sent.append(self.headers["Accept-Encoding"])
+                return
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            if not body:
+                return
+            try:
+                for _ in range(SENT // 2**20):
+                    self.wfile.write(b"100000\r\n" + bytes(2**20) + b"\r\n")
+                    sent.append(2**20)
+                self.wfile.write(b"0\r\n\r\n")
+            except OSError:
+                self.close_connection = True
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/{kind}.tar", sent
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+SENT = 2**28
+
+
+def test_no_more_is_taken_than_was_asked_for(tmp_path, monkeypatch):
+    with generous_server("endless") as (url, sent):
+        assert read_range(url, 10, 14) == bytes(4)
+        assert sum(sent) < SENT / 2  # what sockets hold back comes on top
+        sent.clear()
+        with pytest.raises(OSError, match=r"longer than announced, or than the 0\.002 GB"):
+            download(url, str(tmp_path / "shard"), 2e6)
+        assert (tmp_path / "shard").stat().st_size < SENT / 2
+        sent.clear()
+        monkeypatch.setattr("datamodules.files._LARGEST", 2**22)
+        with pytest.raises(DataError, match=f"{url} cannot be read .*more than 4194304 bytes"):
+            read_text(url)
+        assert sum(sent) < SENT / 2
+    with generous_server("whole") as (url, _):
+        assert len(read_range(url, 10, 14)) == 5  # longer than the range: whoever asked can tell
+
+
+def test_packed_answers_are_refused():
+    with generous_server("packed") as (url, asked):
+        with pytest.raises(OSError, match=r"packs what it sends \(gzip\)"):
+            read_range(url, 10, 14)
+        with pytest.raises(DataError, match="packs what it sends"):
+            read_text(url)
+        assert set(asked) == {"identity"}
+
+
+def test_who_cannot_be_reached_is_not_called_missing():
+    with pytest.raises(DataError, match=r"cannot be read .*Cannot connect"):
+        read_text("http://127.0.0.1:9/list.csv")

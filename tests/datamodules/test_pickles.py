@@ -116,11 +116,31 @@ def test_damaged_files(tmp_path):
 def test_data_that_holds_itself_or_itself_many_times(tmp_path):
     """A walk through every path would not end."""
     path = tmp_path / "knot.pkl"
-    knot = []
-    knot.append(knot)
+    knot = {}
+    knot["a"] = [knot]
     doubled = ["x"]
     for _ in range(60):
         doubled = [doubled, doubled]
-    for value in (knot, doubled):
+    for value, what in ((knot, "data that holds itself"), (doubled, "more than 100000000 values")):
         path.write_bytes(pickle.dumps(value))
-        assert isinstance(read_pickle(str(path)), list)
+        assert f"holds {what}, but only" in refused(path)
+    twice = ["a", "man"]
+    path.write_bytes(pickle.dumps({"a": [twice, twice], "b": twice}))
+    assert read_pickle(str(path)) == {"a": [twice, twice], "b": twice}
+
+
+@pytest.mark.parametrize("data", [
+    b"]r\xff\xff\xff\x7f.",  # a place in the memo: room for two billion others
+    b"]p2147483647\n.",
+    b"\x80\x04\x95\xff\xff\xff\xff\x00\x00\x00\x00].",  # a frame of 4 GB
+    b"\x8e\xff\xff\xff\xff\x01\x00\x00\x00.",  # bytes, 8 GB
+    b"\x96\xff\xff\xff\xff\x01\x00\x00\x00.",
+    b"X\xff\xff\xff\x7f.",
+    b"\x8b\xff\xff\xff\x7f.",
+    b"I" + b"9" * 5000 + b"\n.",
+    b"]p" + b"9" * 5000 + b"\n.",
+])  # fmt: skip
+def test_few_bytes_take_little_memory(tmp_path, data):
+    path = tmp_path / "greedy.pkl"
+    path.write_bytes(data)
+    assert "is not a complete pickle (ValueError: " in refused(path)

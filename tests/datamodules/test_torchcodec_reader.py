@@ -108,3 +108,15 @@ def test_without_torchcodec(monkeypatch, class_root):
         data.setup("fit")
     with pytest.raises(DataError, match="decoder is 'x264'; it has to be one of pyav, torchcodec, torchcodec-cuda"):
         VideoFolder(class_root, **FORMAT, decoder="x264").setup("fit")
+
+
+def test_a_file_is_neither_address_nor_description(torchcodec, tmp_path, make_video, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_video(tmp_path / "secret.mp4", 7)
+    (tmp_path / "x.mp4").write_text("ffconcat version 1.0\nfile secret.mp4\n")
+    with pytest.raises(DecodeError, match=r"x\.mp4 cannot be read by torchcodec"):
+        open_video("x.mp4", decoder="torchcodec")
+    make_video(tmp_path / "own.mp4", 3)
+    (tmp_path / "own.mp4").rename(tmp_path / "concat:secret.mp4")
+    with open_video("concat:secret.mp4", decoder="torchcodec") as reader:
+        assert len(reader) == 3
