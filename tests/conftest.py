@@ -1,4 +1,6 @@
 import importlib.util
+import json
+import lzma
 import os
 import subprocess
 import sys
@@ -10,10 +12,25 @@ import pytest
 
 
 @pytest.fixture(scope="session")
+def golden() -> Callable[[str], tuple[dict, dict]]:
+    """``golden("muse_head")``: the tensors of tests/golden/muse_head.safetensors.xz and what its JSON file says."""
+    folder = Path(__file__).with_name("golden")
+
+    def read(name: str) -> tuple[dict, dict]:
+        from safetensors.torch import load  # imports torch, which many tests do without
+
+        with lzma.open(folder / f"{name}.safetensors.xz") as file:
+            tensors = load(file.read())
+        return tensors, json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+
+    return read
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder beside the checkout with golden tensors and real clips; tests that need it skip without it."""
+    """The folder beside the checkout with real clips and reference tables; tests that need it skip without it."""
     folder = Path(__file__).resolve().parents[2] / "shared"
-    if not (folder / "golden").is_dir():
+    if not folder.is_dir():
         pytest.skip("needs the shared folder beside the checkout")
     return folder
 

@@ -1,6 +1,6 @@
 """MUSE (multi-scale Mamba for text-video retrieval): a head that mixes the frames' tokens at several scales.
 
-Facts about the published code are from the reference, muse.md, section 2, and `golden/muse_head`.
+Facts about the published code are from the reference, muse.md, section 2, and `tests/golden/muse_head`.
 
 Legend of shapes: B videos, T frames, N = h * w patches of a frame's (square) grid, D width, L tokens of the sequence.
 """

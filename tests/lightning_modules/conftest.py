@@ -1,9 +1,7 @@
-import json
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from lightning_modules.nets.clip_teacher import ClipTeacher
 
@@ -17,10 +15,10 @@ NAMES = {
 
 
 @pytest.fixture
-def official_teacher(shared: Path) -> tuple[dict[str, torch.Tensor], ClipTeacher]:
+def official_teacher(golden: Callable) -> tuple[dict[str, torch.Tensor], ClipTeacher]:
     """The golden tensors of teacher and mask, and the teacher with its weights."""
-    tensors = load_file(shared / "golden" / "clip_teacher_masking.safetensors")
-    c = json.loads((shared / "golden" / "clip_teacher_masking.json").read_text())["constructor"]
+    tensors, sidecar = golden("clip_teacher_masking")
+    c = sidecar["constructor"]
     tower = {
         "image_size": c["input_resolution"], "patch_size": c["patch_size"], "hidden_size": c["width"],
         "intermediate_size": 4 * c["width"], "num_hidden_layers": c["layers"], "num_attention_heads": c["heads"],

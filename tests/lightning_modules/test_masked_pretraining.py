@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
 from numpy.random import SeedSequence
-from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -47,9 +46,9 @@ def clips(count=4, frames=4, seed=1):
 # The published numbers ----------------------------------------------------------------------------------------------
 
 
-def test_loss_is_the_official_one(shared, official_teacher, monkeypatch):
+def test_loss_is_the_official_one(golden, official_teacher, monkeypatch):
     """The official student and teacher on the official clip under the official mask give the official loss."""
-    student = load_file(shared / "golden" / "videomamba_pretrain.safetensors")
+    student, _ = golden("videomamba_pretrain")
     tensors, teacher = official_teacher
     module = MaskedPretraining(
         64, 3, 4, 64, target_dim=32, variant="official", mean=[0.0] * 3, std=[1.0] * 3, teacher=teacher

@@ -75,9 +75,9 @@ def fit(model, folder, epochs=2, callbacks=(), ckpt=None, mixed=False, batch_siz
 # The loss ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_projection_is_the_official_one(shared):
-    tensors = load_file(shared / "golden" / "videomamba_image_distill.safetensors")
-    sizes = json.loads((shared / "golden" / "videomamba_image_distill.json").read_text())["constructor"]
+def test_the_projection_is_the_official_one(golden):
+    tensors, sidecar = golden("videomamba_image_distill")
+    sizes = sidecar["constructor"]
     weights = {k.removeprefix("state_dict."): v for k, v in tensors.items() if k.startswith("state_dict.")}
     shape = dict(num_frames=None, image_size=sizes["img_size"])
     student = dict(num_classes=sizes["num_classes"], embed_dim=sizes["embed_dim"], depth=sizes["depth"], **shape)

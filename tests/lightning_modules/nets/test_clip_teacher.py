@@ -17,9 +17,9 @@ def close(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_teacher_equals_the_official_one(shared, official_teacher):
+def test_teacher_equals_the_official_one(golden, official_teacher):
     tensors, teacher = official_teacher
-    clip = load_file(shared / "golden" / "videomamba_pretrain.safetensors")["input"]
+    clip = golden("videomamba_pretrain")[0]["input"]
     hidden, attention = teacher(clip, 4, final_norm=False)
     close(attention.flatten(0, 1), tensors["attn"])
     close(F.normalize(teacher.project(hidden), dim=-1), tensors["teacher_features"])

@@ -1,12 +1,10 @@
 """The masked student against the official one (golden tensors), and that masked tokens leave no trace."""
 
-import json
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 
 from hub.convert.videomamba import to_zoo
 from lightning_modules.nets.masked_videomamba import MaskedVideoMamba, aligned_blocks, sinusoids, take
@@ -18,9 +16,7 @@ def close(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
-def golden(shared, name):
-    tensors = load_file(shared / "golden" / f"{name}.safetensors")
-    constructor = json.loads((shared / "golden" / f"{name}.json").read_text())["constructor"]
+def build(tensors, constructor):
     net = MaskedVideoMamba(
         constructor["embed_dim"], constructor["depth"], constructor["num_frames"], constructor["img_size"],
         tubelet_size=constructor["kernel_size"], target_dim=constructor["clip_output_dim"],
@@ -28,12 +24,13 @@ def golden(shared, name):
     )  # fmt: skip
     official = {k.removeprefix("state_dict."): v for k, v in tensors.items() if k.startswith("state_dict.")}
     net.load_state_dict({k.removeprefix("net."): v for k, v in to_zoo(official).items()})
-    return tensors, net.eval()
+    return net.eval()
 
 
 @pytest.mark.parametrize("name", ["videomamba_pretrain", "videomamba_pretrain_2layers"])
-def test_student_equals_the_official_one(shared, name):
-    tensors, net = golden(shared, name)
+def test_student_equals_the_official_one(golden, name):
+    tensors, sidecar = golden(name)
+    net = build(tensors, sidecar["constructor"])
     shown = (~tensors["mask"]).nonzero()[:, 1].reshape(len(tensors["mask"]), -1)
     close(take(net.embed(tensors["input"]), shown), tensors["tokens"])
     close(net.places, tensors["clip_pos_embed"])
@@ -47,7 +44,6 @@ def test_student_equals_the_official_one(shared, name):
     assert gradients
     for key, expected in gradients.items():
         close(ours[key].grad, expected)
-    sidecar = json.loads((shared / "golden" / f"{name}.json").read_text())
     untrained = sidecar["parameters_without_gradient"] + sidecar["parameters_with_all_zero_gradient"]
     assert {key for key, p in ours.items() if p.grad is None} == set(untrained)
     assert {key for key, p in ours.items() if not p.requires_grad} == set(untrained)

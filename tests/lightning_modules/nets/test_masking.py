@@ -110,10 +110,8 @@ def test_patches_without_attention_come_last():
     assert visible.shape == (1, 1 + 4) and {0, 1 + 3, 1 + 7, 1 + 8} < set(visible[0].tolist())
 
 
-def test_the_mask_that_the_published_code_makes_of_a_drawn_order(shared):
-    from safetensors.torch import load_file
-
-    tensors = load_file(shared / "golden" / "clip_teacher_masking.safetensors")
+def test_the_mask_that_the_published_code_makes_of_a_drawn_order(golden):
+    tensors, _ = golden("clip_teacher_masking")
     order = tensors["importance"].unflatten(0, (2, 4))  # clips, frames
     visible = 1 + pick_first(order, num_visible("attention", 0.8, 4, 4) // 4, 16)
     shown = ~tensors["mask"]

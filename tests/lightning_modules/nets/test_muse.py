@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import nn
 
 from lightning_modules.nets.clip4clip import pool_frames
@@ -11,9 +10,10 @@ from lightning_modules.nets.muse import AGGREGATIONS, LEARNERS, Attention, Mamba
 from lightning_modules.ops import available_backends, use_backend
 
 
-def golden(shared):
+@pytest.fixture
+def official(golden):
     """The tensors, and the weights under our names."""
-    tensors = load_file(shared / "golden" / "muse_head.safetensors")
+    tensors, _ = golden("muse_head")
     weights = {}
     for key, value in tensors.items():
         if key.startswith("state_dict.MS_mamba."):
@@ -39,8 +39,8 @@ CASES = [
 
 
 @pytest.mark.parametrize(("aggregation", "backend"), CASES)
-def test_head_equals_the_official_one(shared, aggregation, backend):
-    tensors, weights = golden(shared)
+def test_head_equals_the_official_one(official, aggregation, backend):
+    tensors, weights = official
     head = Muse(64, aggregation=aggregation).eval()
     head.load_state_dict(weights)
     tokens = tensors["visual_output"].unflatten(1, (4, 50)).clone().requires_grad_()
@@ -54,8 +54,8 @@ def test_head_equals_the_official_one(shared, aggregation, backend):
     close(tensors["state_dict.clip.logit_scale"].exp() * text @ video.T, tensors[f"{aggregation}.retrieve_logits"])
 
 
-def test_parts_equal_the_official_ones(shared):
-    tensors, weights = golden(shared)
+def test_parts_equal_the_official_ones(official):
+    tensors, weights = official
     head = Muse(64).eval()
     head.load_state_dict(weights)
     tokens = tensors["visual_output"].unflatten(1, (4, 50))

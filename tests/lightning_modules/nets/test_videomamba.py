@@ -1,12 +1,10 @@
 """VideoMamba against the official implementation (golden tensors) and against independent definitions."""
 
-import json
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import nn
 
 from lightning_modules.nets.bimamba import BiMamba
@@ -23,11 +21,16 @@ from lightning_modules.ops import available_backends, use_backend
 BACKENDS = available_backends("cpu")
 
 
-def golden(shared, name):
-    tensors = load_file(shared / "golden" / f"{name}.safetensors")
-    meta = json.loads((shared / "golden" / f"{name}.json").read_text())
-    weights = {k.removeprefix("state_dict."): v for k, v in tensors.items() if k.startswith("state_dict.")}
-    return tensors, weights, meta["constructor"]
+@pytest.fixture
+def official(golden):
+    """Of a golden file: all tensors, the weights under their own names, and the constructor's arguments."""
+
+    def read(name):
+        tensors, sidecar = golden(name)
+        weights = {k.removeprefix("state_dict."): v for k, v in tensors.items() if k.startswith("state_dict.")}
+        return tensors, weights, sidecar["constructor"]
+
+    return read
 
 
 def close(actual, expected):
@@ -46,8 +49,8 @@ def build(constructor, image=False):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_mixer_equals_the_official_one(shared, backend):
-    tensors, weights, constructor = golden(shared, "bimamba_mixer")
+def test_mixer_equals_the_official_one(official, backend):
+    tensors, weights, constructor = official("bimamba_mixer")
     mixer = BiMamba(constructor["d_model"])
     mixer.load_state_dict(weights)
     x = tensors["input"].requires_grad_()
@@ -62,8 +65,8 @@ def test_mixer_equals_the_official_one(shared, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["videomamba_image", "videomamba_video", "videomamba_video_k2"])
-def test_network_equals_the_official_one(shared, name, backend):
-    tensors, weights, constructor = golden(shared, name)
+def test_network_equals_the_official_one(official, name, backend):
+    tensors, weights, constructor = official(name)
     net = build(constructor, image=name == "videomamba_image")
     net.load_state_dict(weights)
     seen = {}
@@ -87,8 +90,8 @@ def test_network_equals_the_official_one(shared, name, backend):
 
 
 @pytest.mark.parametrize("case", ["grow", "shrink", "odd"])
-def test_position_embeddings_resize_as_official(shared, case):
-    tensors, _, _ = golden(shared, "checkpoint_adaptation")
+def test_position_embeddings_resize_as_official(official, case):
+    tensors, _, _ = official("checkpoint_adaptation")
     new = tensors[f"{case}.pos_embed_new"]
     close(resize_grid(tensors[f"{case}.pos_embed_old"], math.isqrt(new.shape[1] - 1)), new)
     new = tensors[f"{case}.temporal_new"]
@@ -96,8 +99,8 @@ def test_position_embeddings_resize_as_official(shared, case):
 
 
 @pytest.mark.parametrize("tubelet_size", [1, 2, 3])
-def test_patch_embedding_inflates_as_official(shared, tubelet_size):
-    tensors, _, _ = golden(shared, "checkpoint_adaptation")
+def test_patch_embedding_inflates_as_official(official, tubelet_size):
+    tensors, _, _ = official("checkpoint_adaptation")
     weight = tensors["inflate.weight_2d"]
     assert torch.equal(inflate_patch_embedding(weight, tubelet_size), tensors[f"inflate.center_k{tubelet_size}"])
     close(inflate_patch_embedding(weight, tubelet_size, center=False), tensors[f"inflate.average_k{tubelet_size}"])

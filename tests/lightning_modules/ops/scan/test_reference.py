@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from lightning_modules.ops import bidirectional_scan, selective_scan, use_backend
 
@@ -82,19 +81,19 @@ def test_half_precision_inputs_keep_a_float32_state(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("backend", ["reference", "numba"])
 @pytest.mark.parametrize("length", [1, 7, 64, 129])
-def test_golden_outputs_and_gradients(shared, backend: str, length: int) -> None:
+def test_golden_outputs_and_gradients(golden, backend: str, length: int) -> None:
     """Tensors of the official implementation; there they are (batch, channels, length)."""
-    golden = load_file(shared / "golden" / "selective_scan.safetensors")
+    tensors, _ = golden("selective_scan")
     prefix = f"L{length}."
     turn = {"u", "delta", "B", "C", "z"}
-    cases = sorted({key.split(".")[1] for key in golden if key.startswith(prefix) and key.endswith(".out")})
+    cases = sorted({key.split(".")[1] for key in tensors if key.startswith(prefix) and key.endswith(".out")})
     assert len(cases) == 16
     for case in cases:
         used = {flag[:-1]: flag.endswith("1") for flag in case.split("_")}
 
         def given(name, used=used):
             key = "delta_positive" if name == "delta" and not used["softplus"] else name
-            tensor = golden[prefix + key]
+            tensor = tensors[prefix + key]
             return (tensor.transpose(1, 2) if name in turn else tensor).detach().requires_grad_()
 
         names = ["u", "delta", "A", "B", "C"]
@@ -102,10 +101,10 @@ def test_golden_outputs_and_gradients(shared, backend: str, length: int) -> None
         inputs = {name: given(name) for name in names}
         with use_backend(backend):
             y = selective_scan(**inputs, delta_softplus=used["softplus"])
-        gradients = torch.autograd.grad((y * golden[prefix + "grad_output"].transpose(1, 2)).sum(), inputs.values())
+        gradients = torch.autograd.grad((y * tensors[prefix + "grad_output"].transpose(1, 2)).sum(), inputs.values())
         got = {"out": y} | {f"grad_{name}": gradient for name, gradient in zip(names, gradients, strict=True)}
         for name, tensor in got.items():
-            expected = golden[f"{prefix}{case}.{name}"]
+            expected = tensors[f"{prefix}{case}.{name}"]
             if name == "out" or name.removeprefix("grad_") in turn:
                 expected = expected.transpose(1, 2)
             torch.testing.assert_close(
