@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_modules.base import IMAGENET_MEAN, IMAGENET_STD, BaseModule
 from lightning_modules.epic_metrics import ACTION_BASE, TASKS, EpicMetrics, best_pairs
 from lightning_modules.errors import ModelError
+from lightning_modules.metrics import SampleMean
 from lightning_modules.nets.clip import ClipTokenizer, load_clip
 from lightning_modules.nets.mambavl import MambaVL, build_text_tower, text_sizes_of
 from lightning_modules.nets.videomamba import VideoMamba, adapt_state_dict
@@ -213,6 +214,7 @@ class ActionRecognition(BaseModule):
         tower.requires_grad_(not freeze_text)
         self.set_normalisation(mean, std)
         self.metrics = EpicMetrics(task)
+        self.mean_loss = SampleMean()
 
     def _text_tower(self, text: dict | None, text_weights: str | None) -> tuple:
         """The tower, and the tokenizer's word pieces where there is a checkpoint."""
@@ -398,8 +400,16 @@ class ActionRecognition(BaseModule):
         return pairs[:, 0] * ACTION_BASE + pairs[:, 1]
 
     def _evaluate(self, batch: dict) -> None:
+        scores = self.predict_scores(batch)
+        # As in training, but of the mean over the views; an action that no training segment had has no term.
+        terms = [
+            F.nll_loss(scores[name].clamp_min(1e-12).log(), batch[name], ignore_index=-1, reduction="none")
+            for name in ("verb", "noun", "action")
+        ]
+        labelled = (batch["verb"] >= 0) & (batch["noun"] >= 0)
+        self.mean_loss.update(sum(terms), torch.where(labelled, batch["index"], -1))
         self.metrics.update(
-            **self.predict_scores(batch),
+            **scores,
             actions=self.action_numbers,
             truth=torch.stack([batch["verb"], batch["noun"]], dim=1),
             unseen=batch["unseen"],
@@ -408,8 +418,9 @@ class ActionRecognition(BaseModule):
         )
 
     def _log_metrics(self, stage: str) -> None:
-        result = self.metrics.compute()
+        result = {**self.metrics.compute(), "loss": self.mean_loss.compute()}
         self.metrics.reset()
+        self.mean_loss.reset()
         result.pop("samples")
         # One name for both tasks, by which recipes choose the best checkpoint: the challenges' main number.
         recognition = self.hparams.task == "recognition"

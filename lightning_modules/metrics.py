@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.functional.classification import multiclass_accuracy
 from torchmetrics.utilities import dim_zero_cat
 
 __all__ = ["RetrievalRanks", "SampleAccuracy", "SampleError", "SampleMean", "best_of_sets", "distinct", "rank_of",
@@ -20,7 +19,7 @@ def distinct(index: Tensor) -> Tensor:
 
 
 class SampleAccuracy(Metric):
-    """Top-1 and top-5 accuracy and mean loss over distinct samples.
+    """Top-1 and top-5 accuracy and mean loss over distinct samples; no top-5 of five classes or fewer, which is 1.
 
     Every sample is kept with its index in the data set and counted once on `compute`, so a sampler that repeats
     samples to give all processes the same number does not shift the result, and placeholders for unreadable videos
@@ -51,22 +50,13 @@ class SampleAccuracy(Metric):
         self.loss.append(loss.float())
 
     def compute(self) -> dict[str, Tensor]:
-        """top1 and top5 in [0, 1], loss and samples (how many were counted)."""
+        """top1 and top5 in [0, 1], loss and samples (how many were counted); without top5 for up to five classes."""
         index, label, best, loss = (dim_zero_cat(getattr(self, name)) for name in ("index", "label", "best", "loss"))
         kept = distinct(index)
         label, best, loss = label[kept], best[kept], loss[kept]
-        if not len(label):
-            nan = loss.new_tensor(float("nan"))
-            return {"top1": nan, "top5": nan, "loss": nan, "samples": loss.new_tensor(0.0)}
-        # Scores that put the stored classes first, best highest, rebuild what multiclass_accuracy ranks.
-        scores = torch.zeros(len(label), self.num_classes, device=label.device)
-        scores.scatter_(
-            1, best, torch.arange(self.k, 0, -1, device=label.device, dtype=scores.dtype).expand(len(label), -1)
-        )
-        accuracy = {
-            f"top{k}": multiclass_accuracy(scores, label, self.num_classes, top_k=min(k, self.k), average="micro")
-            for k in (1, 5)
-        }
+        hits = best == label.unsqueeze(1)
+        ranks = (1, 5) if self.num_classes > 5 else (1,)
+        accuracy = {f"top{k}": hits[:, :k].any(dim=1).float().mean() for k in ranks}
         return {**accuracy, "loss": loss.mean(), "samples": loss.new_tensor(float(len(loss)))}
 
 

@@ -204,7 +204,8 @@ class TextVideoRetrieval(BaseModule):
         self.ranks.reset()
         shown = {f"{stage}/{k}": v for k, v in result.items() if k not in ("videos", "captions")}
         # compute() has already joined the processes, so the mean over them changes nothing.
-        self.log_dict(shown, prog_bar=False, sync_dist=True)
+        for name, value in shown.items():
+            self.log(name, value, prog_bar=name.endswith("_r1"), sync_dist=True)
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         self._evaluate(batch)

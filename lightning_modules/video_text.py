@@ -378,7 +378,8 @@ class VideoTextPretraining(TaughtByClip):
     def _log_ranks(self, prefix: str, result: dict[str, Tensor]) -> None:
         shown = {f"{prefix}{k}": v.to(self.device) for k, v in result.items() if k not in ("videos", "captions")}
         # The processes were joined already, so the mean over them changes nothing.
-        self.log_dict(shown, sync_dist=True)
+        for name, value in shown.items():
+            self.log(name, value, prog_bar=name.endswith("_r1"), sync_dist=True)
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         self._evaluate(batch, rerank=False)

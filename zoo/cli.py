@@ -30,6 +30,7 @@ from torch import Tensor
 
 import datamodules
 import lightning_modules
+import lightning_modules.callbacks
 from datamodules.loading import worker_death
 from lightning_modules.base import BaseModule
 from lightning_modules.callbacks.checkpoints import AtomicCheckpointIO
@@ -264,6 +265,8 @@ def donor_arguments(config: dict, arguments: list[str]) -> dict | None:
 def callback_changes(arguments: list[str]) -> tuple[list[dict], list[str]]:
     """Takes ``--trainer.callbacks.CLASS null`` and ``--trainer.callbacks.CLASS.ARGUMENT VALUE`` out of the arguments.
 
+    In ``--trainer.callbacks+=CLASS`` a callback of ours gets its whole path.
+
     Returns:
         The changes in their order, as `zoo.recipe.change_callbacks` takes them; the arguments without those.
     """
@@ -271,6 +274,12 @@ def callback_changes(arguments: list[str]) -> tuple[list[dict], list[str]]:
     words = iter(arguments)
     for word in words:
         flag, joined, value = word.partition("=")
+        if flag == "--trainer.callbacks+":
+            value = value if joined else next(words, "")
+            # Some of ours have the names of Lightning's, which jsonargparse would call ambiguous.
+            ours = value in lightning_modules.callbacks.__all__
+            rest.append(f"{flag}={'lightning_modules.callbacks.' if ours else ''}{value}")
+            continue
         name, _, argument = flag.removeprefix("--trainer.callbacks.").partition(".")
         if not flag.startswith("--trainer.callbacks.") or not name[:1].isupper():
             rest.append(word)
@@ -361,7 +370,9 @@ class _SaveConfig(SaveConfigCallback):
 def quiet() -> None:
     """Keeps Lightning's advertisements and notes to its own developers out of the user's terminal."""
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    logger.addFilter(lambda record: "Tip" not in record.getMessage())
+    # Loading the data to count the steps of the schedule is what a fit does, and TPUs are none of ours.
+    noise = re.compile(r"Tip|Loading `train_dataloader` to estimate|TPU available: False")
+    logger.addFilter(lambda record: noise.search(record.getMessage()) is None)
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
     # A run that goes on has checkpoints in its folder; others get a new one.
     warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")

@@ -9,6 +9,9 @@ _HOME = {
     "EpicSubmission": "submission",
     "FiniteLoss": "finite",
     "LastCheckpoint": "last",
+    "LogInterval": "interval",
+    "ModelCheckpoint": "best",
+    "RichProgressBar": "progress",
     "Summary": "summary",
     "Throughput": "throughput",
 }

@@ -16,6 +16,9 @@ Curve = tuple[np.ndarray, np.ndarray]  # steps, values
 class Curves(Callback):
     """Draws curves.png beside metrics.csv when a training ends, also when it is interrupted or fails."""
 
+    def __init__(self) -> None:
+        self.folder: Path | None = None  # until `setup`, which is not reached where the data's setup fails
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # Asking for the folder later, in one process that fails, would wait for the others for ever.
         folder = trainer.log_dir

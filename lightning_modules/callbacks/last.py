@@ -54,7 +54,8 @@ class LastCheckpoint(ModelCheckpoint):
                 old = state["dirpath"]
                 for key in ("dirpath", "best_model_path", "kth_best_model_path", "last_model_path"):
                     state[key] = _moved(state[key], old, self.dirpath)
-                state["best_k_models"] = {_moved(k, old, self.dirpath): v for k, v in state["best_k_models"].items()}
+                for key in {"best_k_models", "ties"} & state.keys():
+                    state[key] = {_moved(k, old, self.dirpath): v for k, v in state[key].items()}
 
     def _save(self, trainer: Trainer) -> None:
         if not self._should_skip_saving_checkpoint(trainer):

@@ -106,6 +106,18 @@ def test_it_learns_actions_and_to_answer_what_is_asked(trained):
         assert len(everything) == 10 and sum(answer.probability for answer in everything) == pytest.approx(1)
 
 
+def test_the_validation_loss_is_that_of_verb_noun_and_action(trained):
+    model, trainer = trained
+    model.eval()
+    expected = []
+    for item in (Segments(False)[i] for i in range(len(Segments(False)))):
+        with torch.no_grad():
+            scores = model.predict_scores({"video": item["video"][None]})
+        names = [name for name in ("verb", "noun", "action") if item[name] >= 0]
+        expected.append(-sum(scores[name][0, item[name]].log() for name in names))
+    torch.testing.assert_close(trainer.callback_metrics["val/loss"], torch.stack(expected).mean(), rtol=1e-3, atol=1e-5)
+
+
 def test_the_vocabulary_comes_from_the_data(trained):
     model, _ = trained
     assert model.class_names == Data.class_names

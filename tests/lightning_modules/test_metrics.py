@@ -1,5 +1,6 @@
 """SampleAccuracy, SampleError and SampleMean against counting by hand and against torchmetrics."""
 
+import pytest
 import torch
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError
@@ -13,7 +14,6 @@ def test_repeated_samples_count_once_and_placeholders_not_at_all():
     metric.update(scores, torch.tensor([0, 1, 0, 2]), torch.tensor([4, 9, 4, -1]), torch.tensor([1.0, 3.0, 1.0, 100.0]))
     result = metric.compute()
     assert result["top1"] == 0.5  # of samples 4 (right) and 9 (wrong)
-    assert result["top5"] == 1.0
     assert result["loss"] == 2.0
     assert result["samples"] == 2
 
@@ -39,6 +39,16 @@ def test_nothing_counted_is_nan_not_zero():
     metric = SampleAccuracy(3)
     metric.update(torch.rand(1, 3), torch.tensor([0]), torch.tensor([-1]), torch.tensor([1.0]))
     assert metric.compute()["top1"].isnan()
+
+
+@pytest.mark.parametrize("counted", [True, False])
+@pytest.mark.parametrize("num_classes", [1, 5, 6])
+def test_no_top5_of_five_classes_or_fewer(num_classes, counted):
+    metric = SampleAccuracy(num_classes)
+    index = torch.arange(4) if counted else torch.full((4,), -1)
+    metric.update(torch.rand(4, num_classes), torch.zeros(4, dtype=torch.int64), index, torch.ones(4))
+    names = {"top1", "loss", "samples"} | ({"top5"} if num_classes > 5 else set())
+    assert set(metric.compute()) == names
 
 
 def test_distinct_is_the_first_of_each_index():

@@ -207,6 +207,20 @@ def test_lightning_explains_mistakes_in_one_sentence(workspace, monkeypatch, cap
     assert sorted(workspace.rglob("*")) == before
 
 
+@pytest.mark.parametrize("addition", [["--trainer.callbacks+=ModelCheckpoint"], ["--trainer.callbacks+", "Throughput"]])
+def test_callbacks_of_ours_are_added_by_their_names(monkeypatch, capsys, addition):
+    """Also where Lightning has one of that name, which the recipe's is, too."""
+    demo = ["lightning", "fit", "--config", "demo", "--trainer.callbacks.ModelCheckpoint.tie_breaker=null"]
+    monkeypatch.setattr(sys, "argv", [*demo, *addition, "--print_config"])
+    with pytest.raises(SystemExit) as caught:
+        zoo.cli.main()
+    callbacks = yaml.safe_load(capsys.readouterr().out)["trainer"]["callbacks"]
+    assert caught.value.code == 0
+    assert callbacks[-1]["class_path"] == f"lightning_modules.callbacks.{addition[-1].rpartition('=')[2]}"
+    best = next(c for c in callbacks if c["class_path"] == "lightning_modules.callbacks.ModelCheckpoint")
+    assert best["init_args"]["tie_breaker"] is None and best["init_args"]["monitor"] == "val/top1"
+
+
 def test_zoo_predict_names_bad_files(workspace, monkeypatch, capsys):
     monkeypatch.chdir(workspace)
     clip = next((workspace / "data" / "val" / "grow").glob("*.mp4"))
