@@ -371,7 +371,7 @@ def quiet() -> None:
     """Keeps Lightning's advertisements and notes to its own developers out of the user's terminal."""
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     # Loading the data to count the steps of the schedule is what a fit does, and TPUs are none of ours.
-    noise = re.compile(r"Tip|Loading `train_dataloader` to estimate|TPU available: False")
+    noise = re.compile(r"Tip|Loading `train_dataloader` to estimate|TPU available: False|Restoring states from")
     logger.addFilter(lambda record: noise.search(record.getMessage()) is None)
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
     # A run that goes on has checkpoints in its folder; others get a new one.

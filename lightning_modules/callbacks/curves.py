@@ -70,6 +70,7 @@ def plot_curves(metrics: Path, out: Path) -> None:
         for number, name in enumerate(names):
             _draw_curve(panel, name, *curves[name], color=f"C{number}")
         panel.set(xlabel="step", ylabel="right (%)" if percent else title, xlim=(0, last_step + 1))
+        panel.xaxis.get_major_locator().set_params(integer=True)
         panel.grid(alpha=0.25)
         _epoch_axis(panel, epochs)
         if title in ("clips per second", "score"):
