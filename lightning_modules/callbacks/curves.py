@@ -2,6 +2,7 @@
 
 import csv
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -87,8 +88,13 @@ def plot_curves(metrics: Path, out: Path) -> None:
             panel.legend(frameon=False)
     figure.suptitle(str(metrics.absolute().parent.relative_to(metrics.absolute().parents[2])))
     beside = out.with_suffix(".part")
-    figure.savefig(beside, format="png")
-    beside.replace(out)
+    try:
+        figure.savefig(beside, format="png")
+        beside.replace(out)
+    except BaseException:
+        with suppress(OSError):  # a full disk
+            beside.unlink()
+        raise
 
 
 def read_curves(metrics: Path) -> tuple[dict[str, Curve], Curve]:
