@@ -47,7 +47,8 @@ demo: install
 	@echo "Done. The picture is demo/predictions.png, the model demo/model, curves $(NEWEST_RUN)/curves.png, videos demo/data/test."
 	@echo "Next: .venv/bin/zoo predict demo/model VIDEO        ask about a video of yours"
 	@echo "      .venv/bin/zoo list                            the pretrained models"
-	@echo "      .venv/bin/lightning fit --config zoo/recipes/demo.yaml --data.root MY_VIDEOS --model.num_classes N"
+	@echo "      .venv/bin/lightning fit --config finetune --data.root MY_VIDEOS      train on a folder per class of your own"
+	@echo "The commands are found without .venv/bin/ after: source .venv/bin/activate"
 
 clean:
 	rm -rf demo runs/demo

@@ -110,9 +110,7 @@ class Case:
 
     @cached_property
     def matrix_gflop(self) -> float:
-        # Whether torch counts the CPU's fused attention itself depends on its release.
-        fused = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flop}
-        with FlopCounterMode(display=False, custom_mapping=fused) as counter:
+        with FlopCounterMode(display=False) as counter:
             self.run()
         return counter.get_total_flops() / 1e9
 
@@ -326,12 +324,6 @@ def add_limit(case: Case, matrix_gflop: float) -> None:
             record.updates_per_second = updates / fastest(scan_call(case.tokens, inner, states))
         record.state_updates = updates * case.network.depth
         record.limit_seconds += record.state_updates / record.updates_per_second
-
-
-def attention_flop(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
-    """Operations of queries times keys and weights times values, given the shapes (batch, heads, tokens, width)."""
-    batch, heads, queries, width = query
-    return 2 * batch * heads * queries * key[2] * (width + value[3])
 
 
 def sgemm_rate(network: nn.Module, tokens: int, product: Callable[[Tensor, Tensor], Tensor]) -> float:

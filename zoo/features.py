@@ -35,7 +35,10 @@ from lightning_modules.nets.mambavl import pool_tokens
 from lightning_modules.nets.videomamba import VideoMamba
 from zoo.build import load
 from zoo.errors import ZooError
-from zoo.inference import to_device
+from zoo.files import check_folder, written
+from zoo.inference import UnreadableVideo, check_finite, to_device
+from zoo.limits import BATCH, SECONDS, TooManyWindows, check_range, check_shard, check_windows
+from zoo.printable import printable
 
 __all__ = ["KINDS", "Extracted", "extract", "find_sources"]
 
@@ -68,7 +71,7 @@ def extract(
     device: str = "auto",
     on_files: Callable[[int, int], None] | None = None,
 ) -> Extracted:
-    """Writes features of all videos below a folder. What is there already is kept, so that a run that was interrupted
+    """Write features of all videos below a folder. What is there already is kept, so that a run that was interrupted
     goes on where it stopped; a file has its name only when it is complete.
 
     Args:
@@ -85,13 +88,15 @@ def extract(
 
     Raises:
         ZooError: no videos, two of the same name, a model without a VideoMamba for clips, or features made with other
-            settings in the folder.
+            settings in the folder; features that are not finite, or cannot be written.
     """
     if tokens not in KINDS:
         raise ZooError(f"tokens is {tokens!r}; choose one of {', '.join(KINDS)}.")
-    if not window > 0 or not stride > 0 or batch_size < 1 or not 1 <= shard[0] <= shard[1]:
-        raise ZooError(f"window {window} and stride {stride} have to be above 0, batch_size {batch_size} at least 1, "
-                       f"and shard {shard[0]}/{shard[1]} from 1/n to n/n.")  # fmt: skip
+    check_range("window", window, SECONDS)
+    check_range("stride", stride, SECONDS)
+    check_range("batch_size", batch_size, BATCH)
+    check_shard(shard)
+    out = check_folder(out)
     sources = find_sources(Path(data))
     name = os.fspath(model) if isinstance(model, str | os.PathLike) else type(model).__name__
     model = load(model) if isinstance(model, str | os.PathLike) else model
@@ -102,7 +107,6 @@ def extract(
     settings = {"tokens": tokens, "window": window, "stride": stride, "preprocessing": model.preprocessing,
                 "width": net.embed_dim, "weights": _fingerprint(net)}  # fmt: skip
     settings = {key: json.dumps(value, sort_keys=True) for key, value in settings.items()}
-    out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     mine = {key: path for key, path in sources.items() if zlib.crc32(os.fsencode(key)) % shard[1] == shard[0] - 1}
     kept = unreadable = 0
@@ -116,16 +120,13 @@ def extract(
             continue
         try:
             features, seconds = _of_video(model, net, str(path), tokens, window, stride, batch_size)
-        except DecodeError as error:
-            warnings.warn(f"{str(error).rstrip('.')} (no features of it).")
+        except (DecodeError, TooManyWindows) as error:
+            warnings.warn(f"{str(error).rstrip('.')} (no features of it).", UnreadableVideo)
             unreadable += 1
             continue
-        beside = target.with_name(f".{target.name}.{os.getpid()}.part")
-        try:
-            save_file({"features": features, "seconds": seconds}, beside, metadata={**settings, "model": name})
-            beside.replace(target)
-        finally:
-            beside.unlink(missing_ok=True)
+        metadata = {**settings, "model": printable(name)}
+        with written(target) as beside:
+            save_file({"features": features, "seconds": seconds}, beside, metadata=metadata)
     report(len(mine), len(mine))
     return Extracted(len(mine), len(mine) - kept - unreadable, unreadable, kept)
 
@@ -179,7 +180,7 @@ def _of_video(
     vectors, seconds = [], []
     with torch.inference_mode():
         for clips, times in _batches(model, path, window, stride, batch_size):
-            hidden = net.forward_tokens(model.normalise(clips))
+            hidden = check_finite(net.forward_tokens(model.normalise(clips)))
             if tokens == "cls":
                 vectors.append(hidden[:, 0])
                 seconds.append(torch.stack([times[:, 0], times[:, -1]], dim=1))
@@ -201,6 +202,7 @@ def _batches(
     clips, times = [], []
     with open_frames(path) as reader:
         shown = reader.pts_seconds
+        check_windows(path, float(shown[-1]), stride)
         spans = _windows(float(shown[-1]), window, stride)
         for number, span in enumerate(spans):
             first, last = range_in(shown, span, displayed=False) or (0, 0)

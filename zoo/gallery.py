@@ -13,6 +13,7 @@ from PIL import Image
 
 from datamodules.decode import DecodeError
 from datamodules.frames import open_video
+from zoo.files import PAGES, check_target, written
 from zoo.vector_index import Hit
 
 __all__ = ["clock", "write_gallery"]
@@ -52,7 +53,7 @@ for (const video of document.querySelectorAll("video")) {{
 
 
 def write_gallery(page: str | os.PathLike, results: Sequence[tuple[str, Sequence[Hit]]]) -> Path:
-    """Writes the page; a file that is there is replaced when the page is complete.
+    """Write the page; a file that is there is replaced when the page is complete.
 
     A result is a ``<video>`` of the file with the stretch as media fragment, ``a.mp4#t=12.5,20``. Its poster is an
     animated WebP of the stretch inside the page, so that formats which a browser does not play are seen too.
@@ -62,17 +63,14 @@ def write_gallery(page: str | os.PathLike, results: Sequence[tuple[str, Sequence
         results: texts with what was found for them; paths absolute or relative to the current folder.
 
     Raises:
-        OSError: the page cannot be written.
+        ZooError: the page cannot be written.
     """
     page = Path(page)
+    check_target(page, PAGES)
     sections = "\n".join(_section(query, hits, page.absolute().parent) for query, hits in results)
     title = html.escape(", ".join(query for query, _ in results))
-    beside = page.with_name(f".{page.name}.{os.getpid()}.unfinished")
-    try:
+    with written(page, PAGES) as beside:
         beside.write_text(_PAGE.format(title=title, sections=sections), encoding="utf-8", errors="replace")
-        beside.replace(page)
-    finally:
-        beside.unlink(missing_ok=True)
     return page
 
 

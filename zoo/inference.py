@@ -1,19 +1,27 @@
 """Answers about a video for people who never train: labels with probabilities, and features."""
 
 import os
-from collections.abc import Callable
-from typing import NamedTuple
+import warnings
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
 
+from datamodules.decode import DecodeError
 from datamodules.views import Views, load_views
 from lightning_modules.base import BaseModule
 from zoo.build import load
 from zoo.errors import ZooError
+from zoo.limits import CLIPS, VIEWS_BYTES, check_range
 
-__all__ = ["Prediction", "classifier", "extract_features", "predict", "predict_value", "regressor", "score_views",
-           "to_device", "value_of_views"]  # fmt: skip
+__all__ = ["Prediction", "UnreadableVideo", "check_finite", "classifier", "extract_features", "predict",
+           "predict_value", "rank", "read_views", "regressor", "score_views", "to_device",
+           "value_of_views"]  # fmt: skip
+
+
+class UnreadableVideo(UserWarning):
+    """A file is left out of what was made of several."""
 
 
 class Prediction(NamedTuple):
@@ -24,31 +32,61 @@ class Prediction(NamedTuple):
     index: int
 
 
+@overload
+def predict(
+    model: BaseModule | str, path: str | os.PathLike, *, topk: int = 5, num_clips: int | None = None,
+    num_crops: int | None = None,
+) -> list[Prediction]: ...  # fmt: skip
+
+
+@overload
+def predict(
+    model: BaseModule | str, path: Sequence[str | os.PathLike], *, topk: int = 5, num_clips: int | None = None,
+    num_crops: int | None = None,
+) -> list[list[Prediction]]: ...  # fmt: skip
+
+
 def predict(
     model: BaseModule | str,
-    path: str | os.PathLike,
+    path: str | os.PathLike | Sequence[str | os.PathLike],
     *,
     topk: int = 5,
     num_clips: int | None = None,
     num_crops: int | None = None,
-) -> list[Prediction]:
-    """The most probable classes of a video (or still image), best first.
+) -> list[Prediction] | list[list[Prediction]]:
+    """Return the most probable classes of a video (or still image), best first; of several videos, a list of these.
 
     The softmax is averaged over ``num_clips`` x ``num_crops`` views, as in the papers' tests.
 
     Args:
         model: a classifier, or anything `zoo.load` takes.
-        path: video or image file.
+        path: video or image file, or a list of them. One of a list that cannot be read is an `UnreadableVideo` warning
+            and an empty list in its place, so that the others are not lost.
         topk: how many classes; all if the model has fewer.
         num_clips: clips in time. None means 4; 2 for a model with "ssv2" sampling, 1 for an image model.
         num_crops: square crops along the long side, 1 or 3. None means 3; 1 for an image model.
 
     Raises:
-        DecodeError: the file is missing, empty or not readable as video.
-        ZooError: the model does not classify.
+        DecodeError: the one file is missing, empty or not readable as video.
+        ZooError: the model does not classify, or gives scores that are not finite; or a number is out of range.
     """
+    if topk < 1:
+        raise ZooError(f"topk is {topk}; ask for at least one class.")
     model = classifier(model)
-    return rank(model, score_views(model, read_views(model, path, num_clips, num_crops)), topk)
+
+    def of(path: str | os.PathLike) -> list[Prediction]:
+        return rank(model, score_views(model, read_views(model, path, num_clips, num_crops)), topk)
+
+    if isinstance(path, str | os.PathLike):
+        return of(path)
+    found = []
+    for one in path:
+        try:
+            found.append(of(one))
+        except DecodeError as error:
+            warnings.warn(f"{str(error).rstrip('.')} (no prediction of it).", UnreadableVideo)
+            found.append([])
+    return found
 
 
 def predict_value(
@@ -101,9 +139,18 @@ def extract_features(
 
 def read_views(model: BaseModule, path: str | os.PathLike, num_clips: int | None, num_crops: int | None) -> Views:
     """The views of a file as the model wants them; None takes the defaults that `predict` documents."""
+    if num_clips is not None:
+        check_range("num_clips", num_clips, CLIPS)
+    if num_crops not in (None, 1, 3):
+        raise ZooError(f"num_crops is {num_crops}; it has to be 1 or 3.")
     still, ssv2 = model.hparams.get("num_frames") is None, model.preprocessing["sampling"] == "ssv2"
     num_clips = num_clips or (1 if still else 2 if ssv2 else 4)
     num_crops = num_crops or (1 if still else 3)
+    frames, side = model.preprocessing["num_frames"], model.preprocessing["image_size"]
+    size = 3 * num_clips * num_crops * frames * side**2
+    if size > VIEWS_BYTES:
+        raise ZooError(f"{num_clips * num_crops} views of {frames} frames of {side} x {side} pixels take "
+                       f"{size / 1e9:.0f} GB; ask for fewer clips, crops or frames.")  # fmt: skip
     return load_views(path, **model.preprocessing, num_clips=num_clips, num_crops=num_crops)
 
 
@@ -131,6 +178,18 @@ def rank(model: BaseModule, scores: Tensor, topk: int) -> list[Prediction]:
     best = scores.topk(min(topk, len(scores)))
     pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
     return [Prediction(names[index], probability, index) for probability, index in pairs]
+
+
+def check_finite(output: Tensor) -> Tensor:
+    """Return what a model gave.
+
+    Raises:
+        ZooError: it has numbers that are not finite, which comes from the weights, since pixels are finite.
+    """
+    if not output.isfinite().all():
+        raise ZooError("The model gives numbers that are not finite (NaN or infinite); its weights, mean or std are "
+                       "damaged: convert or download it again.")  # fmt: skip
+    return output
 
 
 def to_device(model: nn.Module, device: str) -> nn.Module:
@@ -187,6 +246,6 @@ def _mean_over_views(
                 results.append(function(view.unsqueeze(0).to(model.device)).float().cpu())
                 if on_view is not None:
                     on_view()
-            return torch.stack(results).mean(0)[0]
+            return check_finite(torch.stack(results).mean(0)[0])
     finally:
         model.train(training)

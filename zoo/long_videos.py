@@ -12,8 +12,8 @@ from torch import Tensor
 
 from datamodules.streaming import FrameStream, Window, stream_windows
 from lightning_modules.base import BaseModule
-from zoo.errors import ZooError
-from zoo.inference import Prediction, classifier
+from zoo.inference import Prediction, check_finite, classifier
+from zoo.limits import check_window_and_step, check_windows
 from zoo.registry import class_labels
 
 __all__ = ["CLIP_SECONDS", "STILLS", "Segment", "Timeline", "default_window", "timeline"]
@@ -68,7 +68,7 @@ class Timeline:
         Returns:
             Edges in seconds, float64 (m + 1,), and probabilities, float32 (m, K).
         """
-        edges = np.unique(self.seconds.round(6))
+        edges = np.unique(self.seconds)
         middles = (edges[1:] + edges[:-1]) / 2
         # Starts and ends both ascend, so the windows over a piece are neighbours: a difference of running sums.
         first = np.searchsorted(self.seconds[:, 1], middles)
@@ -133,17 +133,19 @@ def timeline(
 
     Raises:
         DecodeError: the file is missing, empty or not readable as video.
-        ZooError: the model does not classify, or window and step are out of range.
+        ZooError: the model does not classify, or gives scores that are not finite; or window and step are out of
+            range, or make more than `limits.WINDOWS` windows.
     """
+    check_window_and_step(window, step)
     model = classifier(model)
     given = model.preprocessing
     frames = given["num_frames"]
     with FrameStream(path) as stream:
         window = default_window(model, stream.fps) if window is None else window
         step = window / 2 if step is None else step
-        if not 0 < step <= window < float("inf"):
-            raise ZooError(f"A window of {window:g} s and a step of {step:g} s do not fit: "
-                           "both have to be above 0, and the step at most the window.")  # fmt: skip
+        check_window_and_step(window, step)
+        every = max(step, window / frames)
+        check_windows(path, stream.expected_seconds or 0.0, every)
         windows = stream_windows(
             stream, num_frames=frames, period=window / frames, step=max(1, round(step / window * frames)),
             **{key: given[key] for key in ("image_size", "short_side", "interpolation")},
@@ -155,10 +157,11 @@ def timeline(
             for batch in _batches(windows, batch_size or max(1, _FRAMES_AT_ONCE // frames)):
                 with torch.inference_mode():
                     clips = torch.stack([clip for *_, clip in batch]).to(model.device)
-                    probabilities.append(model(clips).float().softmax(dim=1).cpu())
+                    probabilities.append(check_finite(model(clips).float().softmax(dim=1).cpu()))
                 for start, end, clip in batch:
                     stills.add((start + end) / 2, clip[:, frames // 2])
                     spans.append((start, end))
+                check_windows(path, stream.seconds, every)  # the file may be longer than it claims
                 if on_seconds is not None:
                     on_seconds(stream.seconds, stream.expected_seconds)
         finally:
@@ -166,6 +169,7 @@ def timeline(
         duration = stream.seconds
     seconds = np.minimum(np.asarray(spans), duration)
     seconds[-1, 1] = duration
+    seconds, duration = seconds.round(6), round(duration, 6)  # sums of fractions of a second: 1.9999999999999998
     scores = torch.cat(probabilities)
     names = model.class_names or [f"class {i}" for i in range(scores.shape[1])]
     return Timeline(os.fspath(path), duration, seconds, scores, list(names), *stills.kept())

@@ -3,14 +3,16 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from datamodules.views import Views
+from zoo.files import PICTURES, check_target, written
 from zoo.inference import Prediction
 from zoo.long_videos import Timeline
+from zoo.printable import printable
 
 __all__ = ["plot_masks", "plot_predictions", "plot_timelines"]
 
@@ -23,32 +25,22 @@ COLOURS = ("#2f6fb2", "#d9822b", "#3a9a5b", "#b8437a", "#7a5bc0", "#1f9aa5", "#c
            "#4f5b66", "#d07fb0")  # fmt: skip
 TICK_SECONDS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400)
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
-
-def plot_predictions(rows: Sequence[tuple[str, Views, list[Prediction]]], out: str | os.PathLike) -> Path:
-    """Draws, for each video, some of the frames the model saw and its best classes as bars beside them.
+def plot_predictions(rows: Sequence[tuple[str, Tensor, np.ndarray, list[Prediction]]], out: str | os.PathLike) -> Path:
+    """Draw, for each video, some of the frames the model saw and its best classes as bars beside them.
 
     Args:
-        rows: (title, views, predictions), one per video.
+        rows: (title, view, seconds, predictions), one per video: a view uint8 (3, T, H, W) and the times of its frames.
         out: picture to write; the ending chooses the format.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    check_target(out, PICTURES)
     height = 2.0 + 0.25
-    figure = plt.figure(figsize=(15, height * len(rows)), facecolor="white")
+    figure = Figure(figsize=(15, height * len(rows)), facecolor="white")
     grid = figure.add_gridspec(
         len(rows), FRAMES_SHOWN + 3, wspace=0.06, hspace=0.45, left=0.01, right=0.985,
         top=1 - 0.45 / (height * len(rows)), bottom=0.3 / (height * len(rows)),
     )  # fmt: skip
-    for i, (title, views, predictions) in enumerate(rows):
-        crops = len(views.video) // len(views.indices)
-        middle = (len(views.indices) // 2) * crops + crops // 2
-        clip, seconds = views.video[middle], views.seconds[len(views.indices) // 2]
+    for i, (title, clip, seconds, predictions) in enumerate(rows):
         shown = np.unique(np.linspace(0, clip.shape[1] - 1, FRAMES_SHOWN).round().astype(int))
         for j, t in enumerate(shown):
             axis = figure.add_subplot(grid[i, j])
@@ -65,7 +57,7 @@ def plot_predictions(rows: Sequence[tuple[str, Views, list[Prediction]]], out: s
                 color=MUTED,
             )
             if j == 0:
-                axis.set_title(title, loc="left", fontsize=11, color=TEXT, fontweight="bold")
+                axis.set_title(_literal(title), loc="left", fontsize=11, color=TEXT, fontweight="bold")
         _bars(figure.add_subplot(grid[i, FRAMES_SHOWN:]), predictions)
     return _save(figure, out)
 
@@ -79,18 +71,13 @@ def plot_masks(views: Views, shown: Tensor, attention: Tensor | None, out: str |
         attention: (T, side, side), in any unit.
         out: picture to write; the ending chooses the format.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    check_target(out, PICTURES)
     frames = views.video[0].permute(1, 2, 3, 0).numpy()
     chosen = np.unique(np.linspace(0, len(frames) - 1, MASKS_SHOWN).round().astype(int))
     patch = frames.shape[1] // shown.shape[1]
     rows = ["frame", *([] if attention is None else ["attention"]), "visible"]
-    figure, axes = plt.subplots(
-        len(rows), len(chosen), figsize=(1.75 * len(chosen), 1.8 * len(rows)), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(1.75 * len(chosen), 1.8 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), len(chosen), squeeze=False)
     for column, t in zip(axes.T, chosen, strict=True):
         mask = shown[t].numpy().repeat(patch, 0).repeat(patch, 1)[..., None]
         pictures = {"frame": frames[t], "visible": np.where(mask, frames[t], np.uint8(MASKED))}
@@ -116,23 +103,18 @@ def plot_timelines(rows: Sequence[tuple[str, Timeline]], out: str | os.PathLike)
         rows: (title, timeline), one per video.
         out: picture to write; the ending chooses the format.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    check_target(out, PICTURES)
     chosen = [_longest(timeline) for _, timeline in rows]
     heights = [[0.95, 0.42, 0.36 * len(classes) + 0.1] for classes in chosen]
-    figure = plt.figure(
-        figsize=(14, sum(map(sum, heights)) + 1.05 * len(rows)), facecolor="white", layout="constrained"
-    )
+    figure = Figure(figsize=(14, sum(map(sum, heights)) + 1.05 * len(rows)), facecolor="white", layout="constrained")
     parts = figure.subfigures(len(rows), 1, squeeze=False, height_ratios=[sum(h) + 1.05 for h in heights])[:, 0]
     for part, (title, timeline), classes, height in zip(parts, rows, chosen, heights, strict=True):
         pictures, strip, curves = part.subplots(3, 1, sharex=True, height_ratios=height)
         hidden = len({segment.index for segment in timeline.segments()}) - len(classes)
         part.suptitle(
-            f"{title}  ({clock(timeline.duration)})", x=0.01, ha="left", fontsize=11, color=TEXT, fontweight="bold"
-        )
+            f"{_literal(title)}  ({clock(timeline.duration)})",
+            x=0.01, ha="left", fontsize=11, color=TEXT, fontweight="bold",
+        )  # fmt: skip
         colours = dict(zip(classes, COLOURS, strict=False))
         _draw_stills(pictures, timeline)
         _draw_strip(strip, timeline, colours)
@@ -179,9 +161,10 @@ def _draw_strip(axis, timeline: Timeline, colours: dict[int, str]) -> None:
         length = segment.end - segment.start
         axis.barh(0, length, left=segment.start, height=1, color=colours.get(segment.index, BAR), linewidth=0)
         room = int(length / timeline.duration * letters_wide)
-        if len(segment.label) <= room:
+        label = printable(segment.label)
+        if len(label) <= room:
             middle = (segment.start + segment.end) / 2
-            axis.text(middle, 0, segment.label, ha="center", va="center", fontsize=9, color="white", clip_on=True)
+            axis.text(middle, 0, _literal(label), ha="center", va="center", fontsize=9, color="white", clip_on=True)
     axis.set_ylim(-0.5, 0.5)
     axis.set_yticks([])
     axis.spines[:].set_visible(False)
@@ -197,28 +180,24 @@ def _draw_curves(axis, timeline: Timeline, colours: dict[int, str]) -> None:
         for shown, shade in ((height, "#dfe4ea"), (np.where(best == index, height, 0.0), colour)):
             axis.fill_between(edges, floor, floor + np.append(shown, shown[-1]), step="post", color=shade, linewidth=0)
         axis.axhline(floor[0], color="#eef1f4", linewidth=0.8, zorder=0)
-    names = [timeline.labels[index] for index in colours]
-    names = [name if len(name) <= 40 else f"{name[:39]}…" for name in names]
+    names = [printable(timeline.labels[index]) for index in colours]
+    names = [_literal(name if len(name) <= 40 else f"{name[:39]}…") for name in names]
     axis.set_yticks(np.arange(len(names))[::-1] + 0.4, names, fontsize=9.5, color=TEXT)
     axis.set_ylim(-0.05, len(names) - 0.05)
     axis.tick_params(left=False, color=MUTED)
     axis.spines[["top", "left", "right"]].set_visible(False)
 
 
-def _save(figure: "Figure", out: str | os.PathLike) -> Path:
-    """Writes a picture: it is there and complete, or not there. The figure is closed."""
-    from matplotlib import pyplot as plt
-
+def _save(figure: Figure, out: str | os.PathLike) -> Path:
     out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside = out.with_name(f".{out.stem}-{os.getpid()}{out.suffix}")
-    try:
-        figure.savefig(beside, dpi=110)
-        beside.replace(out)
-    finally:
-        beside.unlink(missing_ok=True)
-        plt.close(figure)
+    with written(out, PICTURES) as beside:
+        figure.savefig(beside, dpi=110, format=out.suffix[1:].lower())
     return out
+
+
+def _literal(text: str) -> str:
+    """Text of others as matplotlib draws it: without formulas, which it would look for between dollar signs."""
+    return printable(text).replace("$", r"\$")
 
 
 def _bars(axis, predictions: list[Prediction]) -> None:
@@ -228,7 +207,8 @@ def _bars(axis, predictions: list[Prediction]) -> None:
         axis.barh(rank, 1.0, height=0.36, color="#f0f3f7")
         axis.barh(rank, prediction.probability, height=0.36, color=BEST if best else BAR)
         weight = "bold" if best else "normal"
-        axis.text(0.0, rank - 0.24, prediction.label, va="bottom", fontsize=9.5, color=TEXT, fontweight=weight)
+        label = _literal(prediction.label)
+        axis.text(0.0, rank - 0.24, label, va="bottom", fontsize=9.5, color=TEXT, fontweight=weight)
         axis.text(
             1.0,
             rank - 0.24,

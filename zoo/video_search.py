@@ -33,31 +33,29 @@ from datamodules.decode import DecodeError
 from datamodules.frames import open_video
 from datamodules.retrieval import frame_positions
 from datamodules.transforms import center_crop, to_clip
-from datamodules.video_folder import VIDEO_SUFFIXES
 from zoo.build import load
 from zoo.errors import UnknownModelError, ZooError
-from zoo.inference import to_device
+from zoo.files import check_folder
+from zoo.inference import UnreadableVideo, to_device
+from zoo.limits import BATCH, SECONDS, WORKERS, TooManyWindows, check_range, check_shard, check_windows
 from zoo.printable import printable
 from zoo.registry import info
+from zoo.sources import find_videos
 from zoo.vector_index import HEAD, File, Hit, Index, Record
 
-__all__ = ["WINDOW_SECONDS", "Summary", "UnreadableVideo", "index", "search"]
+__all__ = ["WINDOW_SECONDS", "Summary", "check_queries", "index", "made_with", "search"]
 
 WINDOW_SECONDS = 20.0
 """Longest stretch that one vector stands for: the clips that the published models were trained on have 2 to 30 s."""
-
-
-class UnreadableVideo(UserWarning):
-    """A file is left out of an index."""
 
 
 class Summary(NamedTuple):
     """What `index` did.
 
     Attributes:
-        videos: found in the folders (with ``shard``, this process's share of them).
+        videos: found in the folders (with ``shard``, this process's share of them); the sum of the next three.
         indexed: read now.
-        unreadable: of these, could not be read.
+        unreadable: could not be read, now or by an earlier run; those of earlier runs are not tried again.
         kept: were in the index already.
         dropped: removed from the index, since they are gone or have changed.
         vectors: in the whole index now.
@@ -105,15 +103,14 @@ def index(
     Raises:
         ZooError: no videos; a model without text side; or an index made with other weights or settings.
     """
-    if not 1 <= shard[0] <= shard[1]:
-        raise ZooError(f"shard is {shard[0]} of {shard[1]}; number the processes from 1.")
-    if batch_size < 1 or (num_workers or 0) < 0:
-        raise ZooError(f"batch_size {batch_size} has to be at least 1, num_workers {num_workers} at least 0.")
-    if window is not None and not window > 0:
-        raise ZooError(f"window is {window}; it is a number of seconds above 0.")
-    out = Path(out)
+    check_shard(shard)
+    check_range("batch_size", batch_size, BATCH)
+    check_range("num_workers", num_workers or 0, WORKERS)
+    if window not in (None, math.inf):
+        check_range("window", window, SECONDS)
+    out = check_folder(out)
     roots = [os.path.abspath(Path(f).expanduser()) for f in ([folders] if _is_path(folders) else folders)]
-    listing = _find(roots)
+    listing = sorted(find_videos(roots))
     source, model = _load(model, out)
     place = _Place(out)
     target = _open(out, source, model, window, dtype)
@@ -139,9 +136,11 @@ def index(
         loader = DataLoader(
             windows, None, num_workers=workers, collate_fn=_as_it_is, worker_init_fn=_warn_plainly if workers else None
         )
-        unreadable = _fill(target, place, to_device(model, device), loader, (len(done), len(mine)), on_files)
+        broken_before = sum(known[place.stored(path)].error is not None for path in done)
+        broken = _fill(target, place, to_device(model, device), loader, (len(done), len(mine)), on_files)
         target.tidy()
-    return Summary(len(mine), len(mine) - len(done), unreadable, len(done), len(gone), len(target))
+    indexed, kept = len(mine) - len(done) - broken, len(done) - broken_before
+    return Summary(len(mine), indexed, broken_before + broken, kept, len(gone), len(target))
 
 
 def search(
@@ -162,13 +161,13 @@ def search(
         device: where the model runs.
 
     Raises:
-        ZooError: no such index, or a model with other weights.
+        ZooError: no such index, a model with other weights, or a text without content.
     """
+    queries = [queries] if isinstance(queries, str) else list(queries)
+    check_queries(queries)
+    check_range("topk", topk, (1, math.inf))
     index = index if isinstance(index, Index) else Index.open(index)
-    made_with = index.settings.get("model")
-    if not isinstance(made_with, dict):
-        raise ZooError(f"{index.folder} does not say which model it was made with; use Index.search with vectors.")
-    place, source = _Place(index.folder), model if model is not None else made_with.get("source")
+    place, source = _Place(index.folder), model if model is not None else made_with(index)["source"]
     if source is None:
         raise ZooError(f"{index.folder} was made with a model without a name; say which: --model.")
     if model is None and source.startswith(("./", "/")):
@@ -178,10 +177,24 @@ def search(
     except UnknownModelError as error:
         raise ZooError(f"The model of {index.folder} is not at {source}; say where it is: --model.") from error
     _check_weights(index, _describe(model)["sha256"], source or f"this {type(model).__name__}")
-    queries = [queries] if isinstance(queries, str) else list(queries)
     with torch.inference_mode():
         vectors = to_device(model, device).encode_text(queries)
     return [[hit._replace(path=place.found(hit.path)) for hit in hits] for hits in index.search(vectors, topk)]
+
+
+def check_queries(queries: Sequence[str]) -> None:
+    """Refuse texts that say nothing, or are not valid Unicode, which no tokenizer reads.
+
+    Raises:
+        ZooError: see above.
+    """
+    for query in queries:
+        if not query.strip():
+            raise ZooError("A text to search for is empty; say what the video shows.")
+        try:
+            query.encode()
+        except UnicodeEncodeError as error:
+            raise ZooError(f"The text {query!r} is not valid UTF-8; write it in another encoding.") from error
 
 
 class _Place:
@@ -248,7 +261,7 @@ class _Windows(IterableDataset):
                     unsaved += 1
                     if len(clips) == self.batch_size:
                         yield batch(is_last=False)
-            except (DecodeError, OSError) as error:
+            except (DecodeError, OSError, TooManyWindows) as error:
                 state = state._replace(error=" ".join(str(error).split()))
             files.append(state)
             if unsaved >= self.batch_size or path == chunk[-1]:
@@ -259,12 +272,15 @@ class _Windows(IterableDataset):
         clip = self.clip
         with open_video(path) as reader:
             duration = reader.duration_seconds
+            check_windows(path, duration, self.window)
             number = max(math.ceil(duration / self.window - 1e-6), 1)
             for k in range(number):
                 span = (k * duration / number, (k + 1) * duration / number)
                 positions = frame_positions(reader.pts_seconds, clip, span=span if number > 1 else None)
                 frames = clip.read(reader, positions)
-                yield to_clip(center_crop(frames, clip.image_size)), Record(path, *span)
+                # Sums of frames' lengths are a bit off: 1.9999999999999998.
+                record = Record(path, *(round(seconds, 6) for seconds in span))
+                yield to_clip(center_crop(frames, clip.image_size)), record
 
 
 def _fill(
@@ -376,11 +392,9 @@ def _open(out: Path, source: str | None, model: nn.Module, window: float | None,
             if not (out / HEAD).is_file():  # otherwise another process, with another share, was faster
                 raise
     found = Index.open(out)
-    made_with = found.settings.get("model")
-    if not isinstance(made_with, dict) or "window" not in found.settings:
-        raise ZooError(f"{out} was not made from videos by a model; choose another folder.")
+    made = made_with(found)
     _check_weights(found, described["sha256"], source or f"this {type(model).__name__}")
-    there, wanted = made_with.get("config") or {}, described["config"] or {}
+    there, wanted = made["config"] or {}, described["config"] or {}
     if there != wanted:
         sides = there.get("init_args", {}), wanted.get("init_args", {})
         keys = [key for key in sides[0] | sides[1] if sides[0].get(key) != sides[1].get(key)]
@@ -393,8 +407,31 @@ def _open(out: Path, source: str | None, model: nn.Module, window: float | None,
     return found
 
 
+def made_with(index: Index) -> dict:
+    """Return what an index says of its model: `source`, `config` and `sha256`.
+
+    Raises:
+        ZooError: it was not made from videos by a model, or its index.json has other types than docs/search.md says.
+    """
+    model, window = index.settings.get("model"), index.settings.get("window")
+    if not isinstance(model, dict) or "window" not in index.settings:
+        raise ZooError(f"{index.folder} was not made from videos by a model; use Index.search with vectors, or choose "
+                       "another folder.")  # fmt: skip
+    found = {key: model.get(key) for key in ("source", "config", "sha256")}
+    config = found["config"] or {}
+    if (
+        not (window is None or (type(window) in (int, float) and 0 < window < math.inf))
+        or not isinstance(found["source"], str | None)
+        or not isinstance(found["sha256"], str)
+        or not isinstance(config, dict)
+        or not isinstance(config.get("init_args", {}), dict)
+    ):
+        raise ZooError(f"{index.folder / HEAD} has a window or a model of the wrong type; make the index again.")
+    return found
+
+
 def _check_weights(found: Index, here: str, name: str) -> None:
-    there = str(found.settings["model"].get("sha256"))
+    there = made_with(found)["sha256"]
     if there != here:
         raise ZooError(f"{found.folder} was made with other weights (SHA-256 {there[:12]}...) than {name} has "
                        f"({here[:12]}...); use those, or index into another folder.")  # fmt: skip
@@ -409,30 +446,6 @@ def _others(target: Index, count: int) -> bool:
                 if not free:
                     return True
     return False
-
-
-def _find(roots: Sequence[str]) -> list[str]:
-    """Videos in folders at any depth, sorted by path; hidden ones are passed over, links followed."""
-    found: set[str] = set()
-    for root in roots:
-        if "://" in root or not os.path.exists(root):
-            raise ZooError(f"There is no folder {root}; name local folders of videos, or files.")
-        if os.path.isfile(root):
-            found.add(root)
-            continue
-        seen: set[tuple[int, int]] = set()
-        for folder, subfolders, names in os.walk(root, followlinks=True):
-            status = os.stat(folder)
-            if (status.st_dev, status.st_ino) in seen:  # a link to a folder above would never end
-                subfolders.clear()
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-            videos = (n for n in names if not n.startswith(".") and os.path.splitext(n)[1].lower() in VIDEO_SUFFIXES)
-            found.update(os.path.join(folder, name) for name in videos)
-    if not found:
-        raise ZooError(f"{', '.join(roots)} holds no videos (files ending in {', '.join(VIDEO_SUFFIXES)}).")
-    return sorted(found)
 
 
 def _is_same(known: File | None, path: str) -> bool:

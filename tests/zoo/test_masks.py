@@ -58,7 +58,7 @@ def test_a_picture_of_the_mask_that_clips_attention_chose(masks):
         return json.loads(out)
 
     record = told("--plot", "out/a.png")
-    assert (record["type"], record["ratio"], record["side"]) == ("attention", 0.8, 4)
+    assert (record["type"], record["ratio"], record["side"]) == ("attention", 0.8, 4)  # a teacher means its attention
     assert [len(frame) for frame in record["visible"]] == [4] * 4 and len(record["seconds"]) == 4
     picture = np.asarray(Image.open("out/a.png").convert("RGB")).astype(int)
     grey = (np.abs(picture - 225).max(axis=2) == 0).mean()

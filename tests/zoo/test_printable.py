@@ -24,9 +24,9 @@ from zoo.printable import printable, printable_warnings
 ZOO = Path(sys.executable).with_name("zoo")
 CLEAR, TITLE = "\x1b[2J", "\x1b]0;owned\x07"
 CLASSES = [f"red{CLEAR}", f"{TITLE}blue", "abc\u202egnp.exe", ":smile: [bold]x[/bold]", "two\nlines\r\t",
-           "caf\u00e9 \u7121"]  # fmt: skip
+           "caf\u00e9 \u7121", "half \ud83d"]  # fmt: skip
 ESCAPED = [r"red\x1b[2J", r"\x1b]0;owned\x07blue", r"abc\u202egnp.exe", ":smile: [bold]x[/bold]", r"two\nlines\r\t",
-           "caf\u00e9 \u7121"]  # fmt: skip
+           "caf\u00e9 \u7121", r"half \ud83d"]  # fmt: skip
 FILE = os.fsdecode(b"a\xff\x1b[31m:smile:.mp4")
 
 
@@ -35,8 +35,11 @@ def folder(tmp_path_factory):
     """A model with hostile class names, and two videos: one of a hostile name, one that is empty."""
     folder = tmp_path_factory.mktemp("printable")
     torch.manual_seed(0)
-    model = VideoClassifier(len(CLASSES), 16, 1, num_frames=4, image_size=32, tubelet_size=2, class_names=CLASSES)
+    names = [*CLASSES[:-1], "HALF"]
+    model = VideoClassifier(len(CLASSES), 16, 1, num_frames=4, image_size=32, tubelet_size=2, class_names=names)
     hub.save(model, folder / "model")
+    config = folder / "model/config.json"  # UTF-8 has no half of a pair, but JSON's escapes do
+    config.write_text(config.read_text().replace("HALF", r"half \ud83d"))
     generate(folder / "data", num_train=0, num_val=0, num_test=1, classes=("grow",), size=(48, 40), num_frames=8,
              num_workers=0, progress=False)  # fmt: skip
     shutil.copy(next((folder / "data/test").rglob("*.mp4")), folder / FILE)

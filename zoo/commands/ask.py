@@ -5,6 +5,7 @@ from pathlib import Path
 
 from zoo.commands.console import print_json, show
 from zoo.errors import ZooError
+from zoo.limits import CLIPS, TOPK, check_range
 
 __all__ = ["add_arguments", "run"]
 
@@ -31,14 +32,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the best answers."""
-    for name, value in (("topk", args.topk), ("clips", args.clips)):
-        if value < 1:
-            raise ZooError(f"--{name} is {value}; use at least 1.")
+    check_range("--topk", args.topk, TOPK)
+    check_range("--clips", args.clips, CLIPS)
+    try:
+        args.question.encode()
+    except UnicodeEncodeError as error:
+        raise ZooError(f"The question {args.question!r} is not valid UTF-8; write it in another encoding.") from error
     if not Path(args.video).is_file():
         raise ZooError(f"There is no file {args.video}; check the path.")
 
+    import torch
+
     from zoo.build import load
-    from zoo.inference import read_views, to_device
+    from zoo.inference import check_finite, read_views, to_device
 
     model = load(args.model, checkpoint=args.checkpoint)
     if not hasattr(model, "answer"):
@@ -47,6 +53,7 @@ def run(args: argparse.Namespace) -> None:
     views = read_views(model, args.video, args.clips, 1)
     question = args.question or model.hparams.neutral_question
     answers = model.answer(views.video, question, args.topk)
+    check_finite(torch.tensor([answer.probability for answer in answers]))
     if args.json:
         found = [answer._asdict() for answer in answers]
         print_json({"model": args.model, "video": args.video, "question": question, "answers": found})

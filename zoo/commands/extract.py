@@ -1,11 +1,12 @@
 """`zoo extract`: features of long videos, to train on without decoding them again."""
 
 import argparse
-import re
 import warnings
 
 from zoo.commands.console import print_json, progress_bar, show
-from zoo.errors import ZooError
+from zoo.commands.options import parse_shard
+from zoo.files import check_folder
+from zoo.limits import BATCH, SECONDS, check_range
 
 __all__ = ["add_arguments", "run"]
 
@@ -36,9 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Extract what is not there yet, and say what was done."""
-    shard = re.fullmatch(r"(\d+)/(\d+)", args.shard)
-    if shard is None:
-        raise ZooError(f"--shard is {args.shard}; write 1/8, 2/8, ... 8/8 for eight processes.")
+    shard = parse_shard(args.shard)
+    check_range("--window", args.window, SECONDS)
+    check_range("--stride", args.stride, SECONDS)
+    check_range("--batch-size", args.batch_size, BATCH)
+    check_folder(args.out)
     with progress_bar("videos", args.json) as progress, warnings.catch_warnings():
         task = progress.add_task("reading the model", total=None)
         from zoo.features import extract
@@ -52,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
             window=args.window,
             stride=args.stride,
             batch_size=args.batch_size,
-            shard=(int(shard[1]), int(shard[2])),
+            shard=shard,
             device=args.device,
             on_files=lambda done, total: progress.update(task, description="extracting", completed=done, total=total),
         )

@@ -2,11 +2,12 @@
 
 import argparse
 import math
-import re
 import warnings
 
 from zoo.commands.console import print_json, progress_bar, show
-from zoo.errors import ZooError
+from zoo.commands.options import parse_shard
+from zoo.files import check_folder
+from zoo.limits import BATCH, SECONDS, WORKERS, check_range
 
 __all__ = ["add_arguments", "run"]
 
@@ -45,14 +46,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Make the index or go on with it, and say what was done."""
-    shard = _shard(args.shard)
-    if args.batch_size < 1 or (args.workers or 0) < 0:
-        raise ZooError(f"--batch-size {args.batch_size} has to be at least 1, and --workers not negative.")
-    if args.window is not None and (math.isnan(args.window) or args.window <= 0):
-        raise ZooError(f"--window is {args.window:g}; give a number of seconds above 0, or inf.")
+    shard = parse_shard(args.shard)
+    check_range("--batch-size", args.batch_size, BATCH)
+    check_range("--workers", args.workers or 0, WORKERS)
+    if args.window not in (None, math.inf):
+        check_range("--window", args.window, SECONDS)
+    check_folder(args.out)
     with progress_bar("files", args.json) as progress, warnings.catch_warnings():
         task = progress.add_task("reading the model", total=None)
-        from zoo.video_search import UnreadableVideo, index
+        from zoo.inference import UnreadableVideo
+        from zoo.video_search import index
 
         others = warnings.showwarning
 
@@ -80,17 +83,8 @@ def run(args: argparse.Namespace) -> None:
         return
     share = "" if shard == (1, 1) else f" in share {args.shard}"
     show(
-        f"{args.out}: {summary.videos} videos{share}: {summary.indexed - summary.unreadable} indexed now, "
+        f"{args.out}: {summary.videos} videos{share}: {summary.indexed} indexed now, "
         f"{summary.kept} kept, {summary.unreadable} unreadable, {summary.dropped} dropped; "
         f"{summary.vectors} stretches to search.",
         f'Search them: zoo search {args.out} "a red circle moves left"',
     )
-
-
-def _shard(text: str | None) -> tuple[int, int]:
-    if text is None:
-        return (1, 1)
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if found is None or not 1 <= int(found[1]) <= int(found[2]):
-        raise ZooError(f"--shard is {text}; write 1/8, 2/8, ... 8/8 for eight processes.")
-    return int(found[1]), int(found[2])

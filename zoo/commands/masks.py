@@ -5,11 +5,14 @@ from pathlib import Path
 
 from zoo.commands.console import print_json, show
 from zoo.errors import ZooError
+from zoo.files import PICTURES, check_target
+from zoo.limits import FRAMES, check_range
 
 __all__ = ["add_arguments", "run"]
 
 TYPES = ("random", "tube", "clip-row", "frame-row", "attention")  # of nets/masking.py, without importing torch
 TEACHER = "openai/clip-vit-base-patch16"
+MOST_PIXELS = 512 * 512**2
 
 _EXAMPLES = """\
 examples:
@@ -24,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `zoo masks`."""
     parser.epilog = _EXAMPLES
     parser.add_argument("video", metavar="VIDEO", help="video file")
-    parser.add_argument("--type", choices=TYPES, default="attention", help="how patches are chosen (default attention)")
+    parser.add_argument(
+        "--type", choices=TYPES, help="how patches are chosen (default tube, or attention with --teacher)"
+    )
     parser.add_argument("--ratio", type=float, default=0.8, metavar="R", help="share that is masked (default 0.8)")
     parser.add_argument("--frames", type=int, default=8, metavar="N", help="frames of the clip (default 8)")
     parser.add_argument("--size", type=int, default=224, metavar="PX", help="side of the square input (default 224)")
@@ -32,7 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, another mask (default 0)")
     parser.add_argument(
         "--teacher",
-        default=TEACHER,
         metavar="CLIP",
         help=f"whose attention: CLIP's name or folder (default {TEACHER})",
     )
@@ -44,27 +48,37 @@ def run(args: argparse.Namespace) -> None:
     """Draw one mask of a video."""
     if not Path(args.video).is_file():
         raise ZooError(f"There is no file {args.video}; check the path.")
-    if args.frames < 1 or args.patch < 1 or args.size < args.patch or args.size % args.patch:
+    check_range("--frames", args.frames, FRAMES)
+    check_range("--size", args.size, (1, 4096))
+    check_range("--ratio", args.ratio, (0, 1))
+    check_range("--seed", args.seed, (0, 2**63 - 1))
+    if args.plot is not None:
+        check_target(args.plot, PICTURES)
+    if args.frames * args.size**2 > MOST_PIXELS:
+        raise ZooError(f"--frames {args.frames} of --size {args.size} are too much for one picture; make one smaller.")
+    if args.patch < 1 or args.size < args.patch or args.size % args.patch:
         raise ZooError(
-            f"--frames {args.frames}, --size {args.size} and --patch {args.patch} do not make patches; take at least "
-            "one frame, and a size that is a multiple of the patch."
+            f"--size {args.size} and --patch {args.patch} do not make patches; take a "
+            "size that is a multiple of the patch."
         )
+    mask_type = args.type or ("tube" if args.teacher is None else "attention")
+
     import torch
 
     from datamodules.views import load_views
     from lightning_modules.nets.masking import draw_visible, num_visible
 
     side = args.size // args.patch
-    visible_patches = num_visible(args.type, args.ratio, args.frames, side)
+    visible_patches = num_visible(mask_type, args.ratio, args.frames, side)
     views = load_views(args.video, num_frames=args.frames, image_size=args.size, short_side=args.size, sampling="ssv2")
-    attention = _attention(args.teacher, views.video, side) if args.type == "attention" else None
+    attention = _attention(args.teacher or TEACHER, views.video, side) if mask_type == "attention" else None
     visible = draw_visible(
-        args.type, args.ratio, 1, args.frames, side, attention=attention, generator=torch.manual_seed(args.seed)
+        mask_type, args.ratio, 1, args.frames, side, attention=attention, generator=torch.manual_seed(args.seed)
     )
     shown = torch.zeros(1 + args.frames * side**2, dtype=torch.bool)
     shown[visible[0]] = True
     shown = shown[1:].view(args.frames, side, side)
-    if args.plot:
+    if args.plot is not None:
         from zoo.plot import plot_masks
 
         plot_masks(views, shown, None if attention is None else attention[0].view_as(shown), args.plot)
@@ -72,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
         print_json(
             {
                 "video": args.video,
-                "type": args.type,
+                "type": mask_type,
                 "ratio": args.ratio,
                 "seed": args.seed,
                 "side": side,
@@ -86,7 +100,7 @@ def run(args: argparse.Namespace) -> None:
         f"{Path(args.video).name}: {visible_patches} of {total} patches stay visible ({visible_patches / total:.1%}); "
         f"with the class token the student reads {1 + visible_patches} tokens in place of {1 + total}.",
         f"In each frame: {', '.join(str(int(frame.sum())) for frame in shown)}",
-        *([f"Picture: {args.plot}"] if args.plot else []),
+        *([] if args.plot is None else [f"Picture: {args.plot}"]),
     )
 
 

@@ -1,10 +1,24 @@
 """`zoo predict`: what happens in a video, or when in a long one."""
 
 import argparse
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from zoo.commands.console import print_json, progress_bar, show
 from zoo.errors import ZooError
+from zoo.files import PICTURES, check_target
+from zoo.limits import (
+    CLIPS,
+    FRAMES,
+    PICTURED,
+    TOPK,
+    TooManyWindows,
+    check_range,
+    check_window_and_step,
+    check_windows,
+)
+from zoo.sources import find_videos
 
 __all__ = ["add_arguments", "run"]
 
@@ -13,6 +27,7 @@ examples:
   zoo predict videomamba-nano-motion clip.mp4            the shipped model, no network needed
   zoo predict videomamba-ti-k400 clip.mp4 --plot out.png fetches the weights on first use
   zoo predict runs/mine/model a.mp4 b.mp4 --json         your own model, for programs
+  zoo predict videomamba-ti-k400 holiday/                all videos in a folder
   zoo predict videomamba-ti-k400 clip.mp4 --checkpoint videomamba_t16_k400_f16_res224.pth
 
 what happens when, in a video of any length (docs/long_videos.md):
@@ -25,11 +40,16 @@ or the whole video as one long clip:
 """
 
 
+_BARS = 10  # finished videos keep their bar up to so many
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `zoo predict`."""
     parser.epilog = _EXAMPLES
     parser.add_argument("model", help="registered name, model folder, Lightning .ckpt, or Hub repository org/name")
-    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="video or image files")
+    parser.add_argument(
+        "videos", nargs="+", metavar="VIDEO", help="video or image files, or folders: their videos, at any depth"
+    )
     parser.add_argument("--checkpoint", metavar="FILE", help="take the weights from this file instead of the Hub")
     parser.add_argument("--topk", type=int, default=5, metavar="K", help="classes to show (default 5)")
     parser.add_argument(
@@ -61,83 +81,123 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the best classes of each video, or the number that a regressor predicts."""
-    if args.topk < 1:
-        raise ZooError(f"--topk is {args.topk}; ask for at least one class.")
-    if args.clips is not None and args.clips < 1:
-        raise ZooError(f"--clips is {args.clips}; use at least one.")
-    missing = [video for video in args.videos if not Path(video).is_file()]
-    if missing:
-        raise ZooError(f"There is no file {missing[0]}; check the path.")
-
     sliding = any(value is not None for value in (args.timeline, args.window, args.step))
-    if sliding and any(value is not None for value in (args.plot, args.clips, args.crops)):
-        raise ZooError("--timeline, --window and --step slide clips over the video, one crop each; leave out --plot, "
-                       "--clips and --crops.")  # fmt: skip
+    _check(args, sliding)
+    videos = find_videos(args.videos)
+    pictured = args.plot is not None or args.timeline is not None
+    if pictured and len(videos) > PICTURED:
+        raise ZooError(f"There are {len(videos)} videos and a picture shows {PICTURED} at most; leave the picture out.")
 
+    from datamodules.decode import DecodeError
     from zoo.build import load
     from zoo.inference import to_device
 
+    if sliding:
+        _check_lengths(videos, args.step or args.window)
     frames = {} if args.frames is None else {"num_frames": args.frames}
     model = load(args.model, checkpoint=args.checkpoint, **frames)
     if hasattr(model, "value_name"):
-        if sliding or args.plot:
+        if sliding or pictured:
             raise ZooError(f"{args.model} predicts a number, and --plot and --timeline show classes; leave them out.")
     elif not hasattr(model, "class_names"):
         raise ZooError(f"{args.model} has no classes to predict; use a classifier.")
     model = to_device(model, args.device)
-    if sliding:
-        _over_time(args, model)
-    else:
-        _as_a_whole(args, model)
+
+    answer = _over_time if sliding else _as_a_whole
+    results, unreadable = [], []
+    with progress_bar("seconds" if sliding else "views", args.json) as progress:
+        for video in videos:
+            task = progress.add_task(Path(video).name, total=None)
+            try:
+                results.append(answer(args, model, video, progress, task))
+            except (DecodeError, TooManyWindows, OSError) as error:
+                if len(videos) == 1:
+                    raise
+                progress.console.print(f"zoo: {' '.join(str(error).split())}", soft_wrap=True)
+                unreadable.append(video)
+            progress.update(task, visible=len(videos) <= _BARS)
+    if results:
+        (_show_timelines if sliding else _show)(args, model, results)
+    if unreadable:
+        raise ZooError(f"{len(unreadable)} of {len(videos)} videos cannot be read (see above); the first is "
+                       f"{unreadable[0]}.")  # fmt: skip
 
 
-def _as_a_whole(args: argparse.Namespace, model) -> None:
+def _check(args: argparse.Namespace, sliding: bool) -> None:
+    """Refuse what can be told to be wrong before the model is loaded."""
+    check_range("--topk", args.topk, TOPK)
+    if args.clips is not None:
+        check_range("--clips", args.clips, CLIPS)
+    if args.frames is not None:
+        check_range("--frames", args.frames, FRAMES)
+    check_window_and_step(args.window, args.step, prefix="--")
+    if sliding and any(value is not None for value in (args.plot, args.clips, args.crops)):
+        raise ZooError("--timeline, --window and --step slide clips over the video, one crop each; leave out --plot, "
+                       "--clips and --crops.")  # fmt: skip
+    for picture in (args.plot, args.timeline):
+        if picture is not None:
+            check_target(picture, PICTURES)
+
+
+def _check_lengths(videos: list[str], step: float | None) -> None:
+    """Compare the length that each file claims with the distance of the windows, where it was given."""
+    from datamodules.decode import DecodeError
+    from datamodules.streaming import FrameStream
+
+    for video in videos if step is not None else ():
+        with suppress(DecodeError, OSError), FrameStream(video) as stream:  # named when its turn comes
+            check_windows(video, stream.expected_seconds or 0.0, step)
+
+
+def _as_a_whole(args: argparse.Namespace, model, video: str, progress, task) -> "_Answer":
     from zoo.inference import rank, read_views, score_views, value_of_views
 
-    number = hasattr(model, "value_name")
     clips, crops = (args.clips, args.crops) if args.frames is None else (args.clips or 1, args.crops or 1)
-    results = []
-    with progress_bar("views", args.json) as progress:
-        for video in args.videos:
-            task = progress.add_task(f"reading {Path(video).name}", total=None)
-            views = read_views(model, video, clips, crops)
-            progress.update(task, description=Path(video).name, total=len(views.video))
+    views = read_views(model, video, clips, crops)
+    progress.update(task, total=len(views.video))
 
-            def advance(task=task) -> None:
-                progress.advance(task)
+    def advance() -> None:
+        progress.advance(task)
 
-            if number:
-                results.append((video, views, value_of_views(model, views, advance)))
-            else:
-                results.append((video, views, rank(model, score_views(model, views, advance), args.topk)))
-    if args.plot:
+    if hasattr(model, "value_name"):
+        answer = value_of_views(model, views, advance)
+    else:
+        answer = rank(model, score_views(model, views, advance), args.topk)
+    num_clips = len(views.indices)
+    num_crops = len(views.video) // num_clips
+    middle = num_clips // 2
+    shown = views.video[middle * num_crops + num_crops // 2] if args.plot is not None else None
+    return _Answer(video, num_clips, num_crops, views.seconds, shown, answer)
+
+
+def _over_time(args: argparse.Namespace, model, video: str, progress, task) -> tuple:
+    from zoo.long_videos import timeline
+
+    def report(done: float, expected: float | None) -> None:
+        progress.update(task, completed=int(done), total=expected and max(int(expected), int(done)))
+
+    return video, timeline(model, video, window=args.window, step=args.step, on_seconds=report)
+
+
+def _show(args: argparse.Namespace, model, results: "list[_Answer]") -> None:
+    if args.plot is not None:
         from zoo.plot import plot_predictions
 
-        plot_predictions([(_title(video, results), views, best) for video, views, best in results], args.plot)
+        rows = [(_title(r.video, results), r.shown, r.seconds[r.num_clips // 2], r.answer) for r in results]
+        plot_predictions(rows, args.plot)
     if args.json:
-        print_json([_record(model, args.model, *result) for result in results])
-    elif number:
+        print_json([_record(model, args.model, result) for result in results])
+    elif hasattr(model, "value_name"):
         show(_numbers_table(model.value_name or "value", results))
     else:
         for result in results:
-            show(_table(_title(result[0], results), *result[1:]))
-        if args.plot:
+            show(_table(_title(result.video, results), result))
+        if args.plot is not None:
             show(f"Picture: {args.plot}")
 
 
-def _over_time(args: argparse.Namespace, model) -> None:
-    from zoo.long_videos import timeline
-
-    results = []
-    with progress_bar("seconds", args.json) as progress:
-        for video in args.videos:
-            task = progress.add_task(Path(video).name, total=None)
-
-            def report(done: float, expected: float | None, task=task) -> None:
-                progress.update(task, completed=int(done), total=expected and max(int(expected), int(done)))
-
-            results.append((video, timeline(model, video, window=args.window, step=args.step, on_seconds=report)))
-    if args.timeline:
+def _show_timelines(args: argparse.Namespace, model, results: list[tuple]) -> None:
+    if args.timeline is not None:
         from zoo.plot import plot_timelines
 
         plot_timelines([(_title(video, results), found) for video, found in results], args.timeline)
@@ -146,8 +206,28 @@ def _over_time(args: argparse.Namespace, model) -> None:
     else:
         for video, found in results:
             show(_timeline_table(_title(video, results), found))
-        if args.timeline:
+        if args.timeline is not None:
             show(f"Picture: {args.timeline}")
+
+
+class _Answer(NamedTuple):
+    """What a model says of one video.
+
+    Attributes:
+        video: the file.
+        num_clips: clips that were averaged.
+        num_crops: crops of each.
+        seconds: float64 (num_clips, T), times of the frames.
+        shown: the middle view, uint8 (3, T, H, W), where a picture was asked for.
+        answer: best classes, or a number.
+    """
+
+    video: str
+    num_clips: int
+    num_crops: int
+    seconds: Any
+    shown: Any
+    answer: Any
 
 
 def _title(video: str, results: list) -> str:
@@ -156,17 +236,17 @@ def _title(video: str, results: list) -> str:
     return path.name if len(results) == 1 else str(Path(path.parent.name, path.name))
 
 
-def _table(title: str, views, best):
+def _table(title: str, result: _Answer):
     from rich import box
     from rich.table import Table
 
-    clips, crops = len(views.indices), len(views.video) // len(views.indices)
-    unit = "view" if clips * crops == 1 else "views"
-    table = Table(title=f"{title}  ({clips * crops} {unit})", title_justify="left", box=box.SIMPLE_HEAD)
+    views = result.num_clips * result.num_crops
+    unit = "view" if views == 1 else "views"
+    table = Table(title=f"{title}  ({views} {unit})", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("", justify="right", style="dim")
     table.add_column("label")
     table.add_column("probability", justify="right")
-    for i, prediction in enumerate(best, start=1):
+    for i, prediction in enumerate(result.answer, start=1):
         table.add_row(str(i), prediction.label, f"{prediction.probability:.1%}", style="bold" if i == 1 else None)
     return table
 
@@ -178,22 +258,22 @@ def _numbers_table(name: str, results: list):
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("video")
     table.add_column(name, justify="right")
-    for video, _, value in results:
-        table.add_row(_title(video, results), f"{value:.4g}")
+    for result in results:
+        table.add_row(_title(result.video, results), f"{result.answer:.4g}")
     return table
 
 
-def _record(model, name: str, video: str, views, answer) -> dict:
+def _record(model, name: str, result: _Answer) -> dict:
     if hasattr(model, "value_name"):
-        answered = {"value_name": model.value_name, "value": answer}
+        answered = {"value_name": model.value_name, "value": result.answer}
     else:
-        answered = {"predictions": [prediction._asdict() for prediction in answer]}
+        answered = {"predictions": [prediction._asdict() for prediction in result.answer]}
     return {
         "model": name,
-        "video": video,
-        "num_clips": len(views.indices),
-        "num_crops": len(views.video) // len(views.indices),
-        "seconds": [[round(float(s), 3) for s in clip] for clip in views.seconds],
+        "video": result.video,
+        "num_clips": result.num_clips,
+        "num_crops": result.num_crops,
+        "seconds": [[round(float(s), 3) for s in clip] for clip in result.seconds],
         **answered,
     }
 

@@ -2,10 +2,10 @@
 
 import argparse
 import os
-from pathlib import Path
 
 from zoo.commands.console import print_json, show
-from zoo.errors import ZooError
+from zoo.files import PAGES, check_target
+from zoo.limits import TOPK, check_range
 
 __all__ = ["add_arguments", "run"]
 
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("index", help="folder that `zoo index` made")
     parser.add_argument("queries", nargs="+", metavar="TEXT", help="what to look for")
     parser.add_argument("--topk", type=int, default=10, metavar="K", help="results for each text (default 10)")
-    parser.add_argument("--html", metavar="FILE", help="write a page with the results as pictures that play")
+    parser.add_argument("--html", metavar="FILE.html", help="write a page with the results as pictures that play")
     parser.add_argument("--model", help="the model of the index, where it is not found by itself")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -32,14 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the best stretches of video for each text."""
-    if args.topk < 1:
-        raise ZooError(f"--topk is {args.topk}; ask for at least one result.")
+    check_range("--topk", args.topk, TOPK)
+    if args.html is not None:
+        check_target(args.html, PAGES)
     from zoo.vector_index import Index
+    from zoo.video_search import check_queries, search
 
+    check_queries(args.queries)
     index = Index.open(args.index)  # before the model, which takes seconds
-    if args.html:
-        _check_writable(Path(args.html))
-    from zoo.video_search import search
 
     results = search(index, args.queries, topk=args.topk, model=args.model, device=args.device)
     if args.html:
@@ -53,11 +53,6 @@ def run(args: argparse.Namespace) -> None:
         show(_table(query, hits) if hits else f"{query}: {args.index} is empty.")
     if args.html:
         show(f"Page: {args.html}")
-
-
-def _check_writable(page: Path) -> None:
-    if page.is_dir() or not os.access(page.absolute().parent, os.W_OK):
-        raise ZooError(f"{page} cannot be written; name a file in a folder that exists.")
 
 
 def _table(query: str, hits: list):

@@ -1,0 +1,46 @@
+"""The videos that paths on the command line and arguments of functions stand for."""
+
+import os
+from collections.abc import Sequence
+
+from zoo.errors import ZooError
+
+__all__ = ["find_videos"]
+
+
+def find_videos(paths: Sequence[str]) -> list[str]:
+    """Return files as they are, and for each folder its videos at any depth, sorted; each path once.
+
+    Hidden files and folders are passed over, links are followed.
+
+    Args:
+        paths: local files, whatever they hold, and folders.
+
+    Raises:
+        ZooError: a path does not exist or is no file, or there is no video in any of the folders.
+    """
+    from datamodules.video_folder import VIDEO_SUFFIXES  # imports torch
+
+    found: dict[str, None] = {}
+    for path in paths:
+        if "://" in path or not (os.path.isfile(path) or os.path.isdir(path)):
+            raise ZooError(f"There is no file or folder {path}; name local videos, or folders that hold some.")
+        found |= dict.fromkeys([path] if os.path.isfile(path) else _below(path, VIDEO_SUFFIXES))
+    if not found:
+        raise ZooError(f"{', '.join(paths)} holds no videos (files ending in {', '.join(VIDEO_SUFFIXES)}).")
+    return list(found)
+
+
+def _below(root: str, suffixes: Sequence[str]) -> list[str]:
+    found: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:  # a link to a folder above would never end
+            subfolders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        videos = (n for n in names if not n.startswith(".") and os.path.splitext(n)[1].lower() in suffixes)
+        found += [os.path.join(folder, name) for name in videos]
+    return sorted(found)
