@@ -28,15 +28,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoo.errors import ZooError
+from zoo.files import UNFINISHED, written
 
 __all__ = ["DTYPES", "File", "Hit", "Index", "Record"]
 
-HEAD, UNFINISHED = "index.json", ".unfinished"
+HEAD = "index.json"
 FORMAT, VERSION = "video-mamba-zoo index", 1
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 ROWS = 2**16
 """Most rows of a part, and rows that are compared with a query at once: 128 MiB of 512 float32."""
+MOST_DIMS = 2**16
 FEW_ROWS, MANY_PARTS = 2**10, 64
 """While adding, so many parts with fewer rows become one; `tidy` joins all that are less than half full."""
 
@@ -108,7 +110,7 @@ class Index:
         index = cls(folder, dims, dtype, settings or {})
         content = {"format": FORMAT, "version": VERSION, "dims": dims, "dtype": dtype, **index.settings}
         folder.mkdir(parents=True, exist_ok=True)
-        with _beside(folder / HEAD) as beside:
+        with written(folder / HEAD) as beside:
             beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         return index
 
@@ -124,12 +126,12 @@ class Index:
             content = json.loads((folder / HEAD).read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ZooError(f"{folder} is no index of videos; make one: zoo index MODEL VIDEOS -o {folder}.") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ZooError(f"{folder / HEAD} is not valid JSON ({error}); make the index again.") from error
         if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("version") != VERSION:
             raise ZooError(f"{folder / HEAD} is not of the format {FORMAT!r}, version {VERSION}; make the index again.")
         dims, dtype = content.get("dims"), content.get("dtype")
-        if not isinstance(dims, int) or dims < 1 or dtype not in DTYPES:
+        if type(dims) is not int or not 1 <= dims <= MOST_DIMS or dtype not in [*DTYPES]:
             raise ZooError(f"{folder / HEAD} says dims {dims!r} and dtype {dtype!r}; make the index again.")
         known = ("format", "version", "dims", "dtype")
         return cls(folder, dims, dtype, {key: value for key, value in content.items() if key not in known})
@@ -144,7 +146,7 @@ class Index:
         return {file.path: file for part in self._parts for file in part.files}
 
     def records(self) -> Iterator[tuple[Record, Tensor]]:
-        """All records with their vectors (dims,), in the order in which `search` prefers equal scores."""
+        """Yield all records with their vectors (dims,), in the order of the parts."""
         for part in self._parts:
             yield from zip(map(part.record, range(len(part))), part.vectors, strict=True)
 
@@ -182,7 +184,11 @@ class Index:
             )
 
     def search(self, queries: Tensor, topk: int = 10) -> list[list[Hit]]:
-        """The records with the largest scores, best first; equal ones in the order of the index.
+        """Return the records with the largest scores, best first; equal ones by path and time.
+
+        The answer depends on the records and their vectors alone, to the last bit, not on how they came to be divided
+        into parts: float32 products choose the candidates, whose sums a matrix product may order by the shape of its
+        operands, and sums in float64 of one row at a time rank them.
 
         Args:
             queries: (Q, dims), of unit length, on any device.
@@ -191,7 +197,7 @@ class Index:
         Raises:
             ZooError: other dims, numbers that are not finite, or a damaged part.
         """
-        if topk < 1:
+        if not topk >= 1:
             raise ZooError(f"topk is {topk}; ask for at least one.")
         if queries.ndim != 2 or queries.shape[1] != self.dims:
             raise ZooError(f"The index has vectors of {self.dims} numbers and the queries are {tuple(queries.shape)}; "
@@ -201,21 +207,36 @@ class Index:
             raise ZooError("A query has numbers that are not finite; check the weights of the model.")
         parts = self._parts
         firsts = [0, *accumulate(map(len, parts))]
-        best = [(np.empty(0, np.float32), np.empty(0, np.int64)) for _ in queries]
+        # Twice the bound of the rounding error of a product with a unit vector.
+        margins = (queries.norm(dim=1) * self.dims * torch.finfo(torch.float32).eps).tolist()
+        near = [(np.empty(0, np.float32), np.empty(0, np.int64)) for _ in queries]
         wide = torch.empty(ROWS if self.dtype != "float32" else 0, self.dims)
         for part, first in zip(parts, firsts, strict=False):
             for start in range(0, len(part), ROWS):
                 block = part.vectors[start : start + ROWS]
                 if block.dtype != torch.float32:
                     block = wide[: len(block)].copy_(block)
-                for number, scores in enumerate(F.linear(queries, block).numpy()):
-                    best[number] = _merged(*best[number], scores, first + start, topk)
+                products = F.linear(queries, block).numpy()
+                if not np.isfinite(products).all():
+                    raise ZooError(f"{self.folder / part.name} has vectors that are not finite; delete it and run "
+                                   "zoo index again.")  # fmt: skip
+                for number, scores in enumerate(products):
+                    near[number] = _merged(*near[number], scores, first + start, topk, margins[number])
 
-        def hit(row: int, score: float) -> Hit:
+        def place(row: int) -> tuple[_Part, int]:
             number = bisect_right(firsts, row) - 1
-            return Hit(*parts[number].record(row - firsts[number]), score)
+            return parts[number], row - firsts[number]
 
-        return [list(map(hit, rows.tolist(), scores.tolist())) for scores, rows in best]
+        found = []
+        for query, (_, rows) in zip(queries.double().numpy(), near, strict=True):
+            places = [place(row) for row in rows.tolist()]
+            scores = np.array([(part.vectors[row].double().numpy() * query).sum() for part, row in places])
+            last = -np.sort(-scores)[:topk][-1:]  # empty where there is no record
+            best = [place for place, score in zip(places, scores, strict=True) if score >= last]
+            kept = scores[scores >= last].tolist()
+            hits = [Hit(*part.record(row), score) for (part, row), score in zip(best, kept, strict=True)]
+            found.append(sorted(hits, key=lambda hit: (-hit.score, *hit))[:topk])
+        return found
 
     def tidy(self, drop: Collection[str] = (), *, few_rows: int = ROWS // 2) -> None:
         """Removes files with their records, joins parts with fewer than `few_rows` rows, and clears up after processes
@@ -284,9 +305,8 @@ class Index:
         number = max((_number(path.name) for path in self.folder.glob("*.safetensors")), default=0) + 1
         # Several processes may come to the same number.
         target = self.folder / f"part-{number:08d}-{uuid.uuid4().hex[:8]}.safetensors"
-        with _beside(target) as beside:
+        with written(target) as beside:
             save_file(tensors, beside, metadata=metadata)
-            beside.chmod((self.folder / HEAD).stat().st_mode)  # safetensors writes for the owner alone
         self._current = None
 
     @property
@@ -337,18 +357,19 @@ class _Part:
     """One file of an index, mapped into memory."""
 
     def __init__(self, path: Path, dims: int, dtype: str) -> None:
-        self.name = path.name
+        self.path, self.name = path, path.name
         try:
             with safe_open(path, "pt") as file:
                 self._metadata = file.metadata() or {}
                 self.vectors, self.file, self.seconds = (file.get_tensor(k) for k in ("vectors", "file", "seconds"))
             self.replaces = set(json.loads(self._metadata["replaces"]))
-        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
             if not path.exists():  # torch reports that as a RuntimeError
                 raise FileNotFoundError(path) from error
-            raise ZooError(f"{path} is damaged ({error}); delete it and run zoo index again.") from error
-        n = len(self.vectors)
-        if (self.vectors.shape, self.vectors.dtype) != ((n, dims), DTYPES[dtype]) or self.seconds.shape != (n, 2):
+            raise self._damaged(error) from error
+        n = self.file.numel()
+        there = [(tensor.shape, tensor.dtype) for tensor in (self.vectors, self.file, self.seconds)]
+        if there != [((n, dims), DTYPES[dtype]), ((n,), torch.int64), ((n, 2), torch.float64)]:
             raise ZooError(f"{path} belongs to another index; delete it and run zoo index again.")
 
     def __len__(self) -> int:
@@ -356,10 +377,22 @@ class _Part:
 
     @cached_property
     def files(self) -> list[File]:
-        return [File(**file) for file in json.loads(self._metadata["files"])]
+        try:
+            files = [File(**file) for file in json.loads(self._metadata["files"])]
+            if not all(isinstance(file.path, str) for file in files):
+                raise ValueError("a path is no text")
+            if len(self) and not 0 <= int(self.file.min()) <= int(self.file.max()) < len(files):
+                raise ValueError("rows of files that it does not list")
+        except (KeyError, ValueError, TypeError, RecursionError) as error:
+            raise self._damaged(error) from error
+        return files
 
     def record(self, row: int) -> Record:
         return Record(self.files[int(self.file[row])].path, *self.seconds[row].tolist())
+
+    def _damaged(self, error: Exception) -> ZooError:
+        reason = " ".join(str(error).split())[:200]
+        return ZooError(f"{self.path} is damaged ({reason}); delete it and run zoo index again.")
 
 
 def _size(part: _Part) -> int:
@@ -367,31 +400,25 @@ def _size(part: _Part) -> int:
 
 
 def _merged(
-    best: np.ndarray, rows: np.ndarray, scores: np.ndarray, first_row: int, k: int
+    best: np.ndarray, rows: np.ndarray, scores: np.ndarray, first_row: int, k: int, margin: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k largest of those so far, in descending order, and of scores of the rows that follow; of equal ones the
-    first. In numpy, since torch would hand each of these small steps to all threads and wait for the slowest."""
-    new = np.flatnonzero(scores > best[-1]) if len(best) == k else np.arange(len(scores))
-    if len(new) > k:
-        # Which of those equal to the k-th a partition takes is chance, so all of them are sorted.
-        new = new[scores[new] >= np.partition(scores[new], -k)[-k]]
-    best, rows = np.concatenate([best, scores[new]]), np.concatenate([rows, first_row + new])
-    order = np.argsort(-best, kind="stable")[:k]
-    return best[order], rows[order]
+    """What is at most `margin` below the k-th largest, of the scores so far and of those of the rows that follow.
+
+    In numpy, since torch would hand each of these small steps to all threads and wait for the slowest.
+    """
+    if len(best) >= k:
+        new = np.flatnonzero(scores >= np.partition(best, -k)[-k] - margin)
+        scores, first_rows = scores[new], first_row + new
+    else:
+        first_rows = np.arange(first_row, first_row + len(scores))
+    best, rows = np.concatenate([best, scores]), np.concatenate([rows, first_rows])
+    if len(best) > k:
+        kept = best >= np.partition(best, -k)[-k] - margin
+        best, rows = best[kept], rows[kept]
+    return best, rows
 
 
 def _number(name: str) -> int:
     with suppress(IndexError, ValueError):
         return int(name.split("-")[1])
     return 0
-
-
-@contextmanager
-def _beside(target: Path) -> Iterator[Path]:
-    """A name to write to, which becomes `target` when the block has run."""
-    beside = target.with_name(f".{target.name}.{os.getpid()}{UNFINISHED}")
-    try:
-        yield beside
-        os.replace(beside, target)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from zoo import vector_index
@@ -58,7 +59,7 @@ def test_a_record_is_found_by_its_own_vector(tmp_path, dtype):
     st.integers(1, 9),
 )
 def test_the_same_as_sorting_everything_ties_included(tmp_path_factory, rows, queries, topk, cut):
-    """Small integers: products are exact, and equal ones frequent, within and across blocks."""
+    """Small integers: products are exact, and equal ones frequent, within and across blocks; these come by path."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vector_index, "ROWS", 5)
         index = Index.create(tmp_path_factory.mktemp("ties") / "i", 2)
@@ -68,8 +69,36 @@ def test_the_same_as_sorting_everything_ties_included(tmp_path_factory, rows, qu
         found = index.search(torch.tensor(queries, dtype=torch.float32), topk)
     for query, hits in zip(queries, found, strict=True):
         scores = [sum(a * b for a, b in zip(query, row, strict=True)) for row in rows]
-        best = sorted(range(len(rows)), key=lambda i: (-scores[i], i))[:topk]
+        best = sorted(range(len(rows)), key=lambda i: (-scores[i], f"{i}.mp4"))[:topk]
         assert hits == [Hit(f"{i}.mp4", 0.0, 1.0, scores[i]) for i in best]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_the_answer_does_not_depend_on_the_parts(tmp_path, dtype):
+    """Interrupted runs and several readers leave the same records in other parts and another order. A matrix product
+    sums by the shape of its operands, so its last bits, and with them the order of near scores, would differ."""
+    n, dims = 300, 512
+    vectors = unit(n, dims) * 0.05 + unit(1, dims, seed=1)  # all near each other
+    vectors = F.normalize(vectors.repeat(2, 1), dim=1)  # and each there twice, under two names
+    named = [Record(f"{i % 7}/v{i:04}.mp4", 0.0, 1.0) for i in range(2 * n)]
+    queries = F.normalize(unit(5, dims, seed=2) + unit(1, dims, seed=1), dim=1)
+    answers = []
+    for number, sizes in enumerate(([2 * n], [1, 2, 3, 5, 64, 7, 118, 400], [n, n])):
+        order = torch.randperm(2 * n, generator=torch.Generator().manual_seed(number)).tolist()
+        index = Index.create(tmp_path / f"{number}", dims, dtype)
+        for size in sizes:
+            some, order = order[:size], order[size:]
+            index.add([named[i] for i in some], vectors[some])
+        assert not order
+        answers.append(index.search(queries, topk=37))
+        assert [index.search(query[None], topk=37)[0] for query in queries] == answers[-1]
+        index.tidy()
+        assert index.search(queries, topk=37) == answers[-1]
+    assert answers[0] == answers[1] == answers[2]
+    for query, hits in zip(queries.double(), answers[0], strict=True):
+        stored = vectors.to(getattr(torch, dtype)).double()
+        expected = sorted(zip((-(stored @ query)).tolist(), (record.path for record in named), strict=True))
+        assert [hit.score for hit in hits] == pytest.approx([-score for score, _ in expected[:37]], abs=1e-12)
 
 
 def test_parts_are_files_that_another_program_can_read(tmp_path, small_parts):
@@ -92,6 +121,60 @@ def test_parts_are_files_that_another_program_can_read(tmp_path, small_parts):
     assert len(parts) == 3
     assert rows == [(name, float(i), i + 1.0, vectors[i].tolist()) for i in range(17)]
     assert Index.open(tmp_path / "i").files == {name: File(name, 5, 6), "b": File("b", 7, 8, "no")}
+
+
+def damaged(folder, **changed):
+    """An index of six records, with other tensors or metadata in its part."""
+    index = Index.create(folder, 16)
+    index.add(records(6), unit(6))
+    (part,) = folder.glob("*.safetensors")
+    with safe_open(part, "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        metadata = dict(file.metadata())
+    for key, value in changed.items():
+        (metadata if isinstance(value, str) else tensors)[key] = value
+    save_file(tensors, part, metadata)
+    return part
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"files": "not json"}, "is damaged"),
+        ({"files": "[" * 5000}, "is damaged"),
+        ({"files": "[1, 2]"}, "is damaged"),
+        ({"files": '[{"path": 5}, {"path": "b"}]'}, "is damaged (a path is no text)"),
+        ({"files": '[{"path": "a", "owner": 1}]'}, "is damaged"),
+        ({"files": '[{"path": "a"}]'}, "is damaged (rows of files that it does not list)"),
+        ({"replaces": "[[1]]"}, "is damaged"),
+        ({"replaces": "null"}, "is damaged"),
+        ({"file": torch.full((6,), -1)}, "is damaged (rows of files that it does not list)"),
+        ({"file": torch.zeros(6)}, "belongs to another index"),
+        ({"file": torch.zeros(5, dtype=torch.int64)}, "belongs to another index"),
+        ({"seconds": torch.zeros(6, 2)}, "belongs to another index"),
+        ({"vectors": torch.tensor(0.0)}, "belongs to another index"),
+        ({"vectors": torch.full((6, 16), torch.nan)}, "has vectors that are not finite"),
+        ({"vectors": torch.full((6, 16), torch.inf)}, "has vectors that are not finite"),
+    ],
+)
+def test_foreign_content_of_a_part_is_named(tmp_path, changed, sentence):
+    part = damaged(tmp_path / "i", **changed)
+    with pytest.raises(ZooError) as error:
+        Index.open(tmp_path / "i").search(unit(1, seed=3))
+    assert sentence in str(error.value) and str(part) in str(error.value) and len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize(
+    "head",
+    ["", "[]", "\xff", "[" * 100_000, '{"format": "video-mamba-zoo index", "version": 1}', "1" * 5000]
+    + [json.dumps({"format": "video-mamba-zoo index", "version": 1, "dims": dims, "dtype": dtype})
+       for dims, dtype in [(True, "float32"), (10**12, "float16"), (0, "float32"), (2.5, "float32"), (4, ["float32"])]],
+)  # fmt: skip
+def test_a_broken_head_is_named(tmp_path, head):
+    (tmp_path / "i").mkdir()
+    (tmp_path / "i/index.json").write_bytes(head.encode("latin-1"))
+    with pytest.raises(ZooError, match=r"index\.json .* make the index again"):
+        Index.open(tmp_path / "i")
 
 
 def test_tidy_drops_and_joins(tmp_path, small_parts):
