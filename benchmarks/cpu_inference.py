@@ -110,7 +110,9 @@ class Case:
 
     @cached_property
     def matrix_gflop(self) -> float:
-        with FlopCounterMode(display=False) as counter:
+        # Whether torch counts the CPU's fused attention itself depends on its release.
+        fused = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flop}
+        with FlopCounterMode(display=False, custom_mapping=fused) as counter:
             self.run()
         return counter.get_total_flops() / 1e9
 
@@ -324,6 +326,12 @@ def add_limit(case: Case, matrix_gflop: float) -> None:
             record.updates_per_second = updates / fastest(scan_call(case.tokens, inner, states))
         record.state_updates = updates * case.network.depth
         record.limit_seconds += record.state_updates / record.updates_per_second
+
+
+def attention_flop(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+    """Operations of queries times keys and weights times values, given the shapes (batch, heads, tokens, width)."""
+    batch, heads, queries, width = query
+    return 2 * batch * heads * queries * key[2] * (width + value[3])
 
 
 def sgemm_rate(network: nn.Module, tokens: int, product: Callable[[Tensor, Tensor], Tensor]) -> float:

@@ -261,6 +261,12 @@ class VideoDataModule(ClipDataModule):
         """Clips of a training batch in one process."""
         return self.batch_size * (self.repeats if self.repeat_mode == "views" else 1)
 
+    def classes_in(self, dataset: ClipDataset) -> int | None:
+        return len({sample.label for sample in dataset.samples})
+
+    def clips_in(self, split: str, dataset: ClipDataset) -> int:
+        return len(dataset) * (dataset.repeats if split == "train" else dataset.num_clips * dataset.num_crops)
+
     def check_listings(self, listings: dict[str, list[Sample]]) -> None:
         """Raises `DataError` for labels that are no class; warns of videos listed twice."""
         num_classes = self.num_classes
@@ -269,7 +275,7 @@ class VideoDataModule(ClipDataModule):
             if strays:
                 raise DataError(
                     f"{len(strays)} of the {len(samples)} {split} videos have labels outside 0 .. "
-                    f"{num_classes - 1}: {some(strays)}; mend the list or set the number of classes."
+                    f"{num_classes - 1}: {some(strays)}; correct the list or set the number of classes."
                 )
             label_of: dict[str, int] = {}
             doubles, contradictions = [], 0

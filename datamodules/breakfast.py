@@ -1,7 +1,5 @@
 """Breakfast: ten activities in kitchens, each filmed by several cameras; long videos with one label."""
 
-import csv
-import io
 import os
 import re
 from pathlib import Path
@@ -12,7 +10,7 @@ from datamodules.clips import some
 from datamodules.errors import DataError
 from datamodules.files import join, read_text, resolve
 from datamodules.files import split as folder_and_name
-from datamodules.lists import find_list, is_number, read_numbered
+from datamodules.lists import find_list, is_number, read_csv, read_numbered
 from datamodules.video_folder import VIDEO_SUFFIXES
 
 __all__ = ["ACTIVITIES", "Breakfast"]
@@ -85,6 +83,8 @@ class Breakfast(VideoDataModule):
         as_published = split == "test" and self.published_test
         with self.folders.kept():
             source = find_list(self.folders, self.root, self.lists, split)
+            persons = f"P{_FIRST_TESTED} to P54" if split != "train" else f"P03 to P{_FIRST_TESTED - 1}"
+            self.origins[split] = source or f"persons {persons}"
             if source is None:
                 samples = self._from_folders(split, channels=("0", "1") if as_published else ("0",))
             elif read_text(source).startswith(_COLUMNS[0]):
@@ -135,15 +135,15 @@ class Breakfast(VideoDataModule):
         return samples
 
     def _from_table(self, source: str) -> list[Sample]:
-        reader = csv.DictReader(io.StringIO(read_text(source)))
+        _, rows = read_csv(source)
         samples = []
-        for row in reader:
-            name, number = (row.get(column) or "" for column in _COLUMNS)
+        for line, row in rows:
+            name, number = (row.get(column, "") for column in _COLUMNS)
             place = name.split("-")
             if len(place) != 3 or not is_number(number):
                 raise DataError(
-                    f"{source}, line {reader.line_num}: file_name {name!r} is not <person>-<camera>-<file>, or "
-                    f"class_id {number!r} no number; mend the row."
+                    f"{source}, line {line}: file_name {name!r} is not <person>-<camera>-<file>, or "
+                    f"class_id {number!r} no number; correct the row."
                 )
             samples.append(Sample(join(self._videos, *place) + ".avi", int(number)))
         if not samples:

@@ -1,16 +1,15 @@
-"""One's own videos and captions, listed in tables."""
+"""Your own videos and captions, listed in tables."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from datamodules.captions import Captions, read_captions
 from datamodules.errors import DataError
 from datamodules.files import join
 from datamodules.files import split as folder_and_name
 from datamodules.retrieval import RetrievalDataModule
+from datamodules.splitting import check_fraction, set_aside
 
 __all__ = ["CaptionCSV"]
 
@@ -60,8 +59,7 @@ class CaptionCSV(RetrievalDataModule):
         **common: Any,
     ) -> None:
         super().__init__(root, videos=videos, train=train, val=val, test=test or val, **common)
-        if not 0 < val_fraction < 1:
-            raise DataError(f"val_fraction is {val_fraction}; it is a share between 0 and 1, both excluded.")
+        check_fraction(val_fraction)
         self.table = captions
         self.val_fraction, self.split_seed = val_fraction, split_seed
 
@@ -73,19 +71,17 @@ class CaptionCSV(RetrievalDataModule):
         entries = read_captions(path)
         folders = {entry.name.split("/")[0] for entry in entries}
         if folders <= set(_SPLITS):
-            begin = split if split in folders else "val"
+            begin = split if split == "train" or split in folders else "val"
+            self.origins[split] = f"{begin}/... of {path}"
             chosen = [entry for entry in entries if entry.name.split("/")[0] == begin]
         else:
-            chosen = self._share(entries, split)
+            held = set_aside([0] * len(entries), self.val_fraction, self.split_seed)
+            share = f"{self.val_fraction:.0%} of {path}, seed {self.split_seed}"
+            self.origins[split] = f"the rest of {path}" if split == "train" else share
+            chosen = [entry for entry, kept in zip(entries, held, strict=True) if kept == (split != "train")]
         if not chosen:
             raise DataError(f"{path} has no videos for {split}; add some, or give a table for each split.")
         return chosen
-
-    def _share(self, entries: list[Captions], split: str) -> list[Captions]:
-        generator = torch.Generator().manual_seed(self.split_seed)
-        order = torch.randperm(len(entries), generator=generator).tolist()
-        num_val = min(max(round(self.val_fraction * len(entries)), 1), len(entries) - 1)
-        return [entries[i] for i in sorted(order[num_val:] if split == "train" else order[:num_val])]
 
     def locate(self, entries: Sequence[Captions], split: str) -> list[str]:
         base = join(self.root, self.videos or "")

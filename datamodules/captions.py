@@ -1,7 +1,5 @@
 """Files that say which captions a video has: tables, JSON, lists of names."""
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,9 +7,10 @@ from typing import Any, NamedTuple
 from datamodules.clips import some
 from datamodules.errors import DataError
 from datamodules.files import read_text
+from datamodules.lists import read_csv
 
-__all__ = ["Captions", "are_texts", "captions_of", "read_captions", "read_json", "read_lines", "read_table",
-           "values_of"]  # fmt: skip
+__all__ = ["Captions", "are_texts", "captions_of", "json_fault", "read_captions", "read_json", "read_lines",
+           "read_table", "values_of"]  # fmt: skip
 
 
 class Captions(NamedTuple):
@@ -50,7 +49,7 @@ def read_captions(path: str) -> list[Captions]:
         video, captions = values_of(entry, {"video": str, "caption": (str, list)}, path)
         captions = [captions] if isinstance(captions, str) else captions
         if not are_texts(captions):
-            raise DataError(f"{path}: the captions of {video} are not a list of texts with one at least; mend it.")
+            raise DataError(f"{path}: the captions of {video} are not a list of texts with one at least; correct it.")
         found.setdefault(video, []).extend(captions)
     return [Captions(name, tuple(captions)) for name, captions in found.items()]
 
@@ -96,23 +95,19 @@ def read_table(path: str, columns: Sequence[str]) -> list[dict[str, str]]:
     Raises:
         DataError: the file is missing or empty, lacks a column, or a row is too short.
     """
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
-    header = [(name or "").strip() for name in reader.fieldnames or ()]
+    header, rows = read_csv(path)
     lacking = [name for name in columns if name not in header]
     if lacking:
         raise DataError(
             f"{path} has no column {' and no column '.join(lacking)} (its first row is {','.join(header)[:80]!r}); "
             "name the columns in the first row, separated by commas."
         )
-    reader.fieldnames = header
-    rows = []
-    for row in reader:
-        if not all((row[name] or "").strip() for name in columns):
-            raise DataError(f"{path}, line {reader.line_num}: {' or '.join(columns)} is missing; mend the row.")
-        rows.append(row | {name: row[name].strip() for name in columns})
+    for line, row in rows:
+        if not all(row[name] for name in columns):
+            raise DataError(f"{path}, line {line}: {' or '.join(columns)} is missing; correct the row.")
     if not rows:
         raise DataError(f"{path} has a header but no rows; write one per video or caption.")
-    return rows
+    return [row for _, row in rows]
 
 
 def read_lines(path: str) -> list[str]:
@@ -127,17 +122,24 @@ def read_lines(path: str) -> list[str]:
     return lines
 
 
+def json_fault(error: ValueError | RecursionError) -> str:
+    """What `json.loads` complains of; a number of thousands of digits is a ValueError of its own."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"line {error.lineno}: {error.msg}"
+    return "nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
+
+
 def read_json(path: str, kind: type | tuple[type, ...], keys: Iterable[str] = ()) -> Any:
     """The list or object of a JSON file.
 
     Raises:
         DataError: the file is missing, is not JSON, is of another kind or empty, or lacks one of `keys`.
     """
+    text = read_text(path)
     try:
-        content = json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        reason = f"line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-        raise DataError(f"{path} is not JSON ({reason}); download it again.") from error
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON ({json_fault(error)}); download it again.") from error
     if not isinstance(content, kind) or not content:
         wanted = {list: "list", dict: "object"}
         kinds = " or ".join(wanted[one] for one in (kind if isinstance(kind, tuple) else (kind,)))

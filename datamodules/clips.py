@@ -25,6 +25,7 @@ from datamodules.files import split as split_path
 from datamodules.frames import check_decoder, open_video
 from datamodules.loading import ClipLoader, Draw, EvaluationLoader, TrainSampler, seeded, worker_context
 from datamodules.members import as_member, fetched_ahead
+from datamodules.overview import SplitOverview, print_overview
 from datamodules.sampling import SAMPLINGS
 from datamodules.shards import ShardListings, ShardSampler, has_index
 from datamodules.transforms import INTERPOLATIONS, RESIZES, Reader, read_resized
@@ -132,8 +133,12 @@ class UnreadableTally:
             index = int(torch.randint(len(self.samples), (), generator=order))
         return None
 
-    def check(self) -> None:
-        """Raises `DataError` with counts and the first culprits where too many videos are broken."""
+    def check(self, *, at_start: bool = False) -> None:
+        """Raises `DataError` with counts and the first culprits where too many videos are broken.
+
+        Args:
+            at_start: whether the run has not read anything yet, so that a path is likelier wrong than a disk gone.
+        """
         if not self.exceeded:
             return
         broken = self.flags.nonzero().flatten().tolist()
@@ -141,14 +146,20 @@ class UnreadableTally:
         first = self.samples[broken[0]].path
         member = as_member(first)
         folder = split_path(first if member is None else member.shard)[0]
-        if not is_url(folder) and not os.path.isdir(folder or "."):
+        is_gone = not is_url(folder) and not os.path.isdir(folder or ".")
+        if is_gone and at_start:
+            raise DataError(
+                f"{len(broken)} of {len(self.samples)} videos do not exist, and neither does the folder {folder}; "
+                "check data.root and the paths in the list, and that the disk is mounted."
+            )
+        if is_gone:
             raise DataError(
                 f"{len(broken)} of {len(self.samples)} videos cannot be read, as the folder {folder} is gone; bring "
                 "its disk back, and go on from the last checkpoint with --ckpt_path last."
             )
         raise DataError(
             f"{len(broken)} of {len(self.samples)} videos cannot be read, more than max_unreadable allows "
-            f"({int(self.max_count)}): {shown}; mend or remove them, or raise max_unreadable."
+            f"({int(self.max_count)}): {shown}; fix or remove them, or raise max_unreadable."
         )
 
 
@@ -180,7 +191,10 @@ class FetchingAhead(ABC):
 def _or_of_shards(listing: Callable[[Any, str], list]) -> Callable[[Any, str], list]:
     @wraps(listing)
     def listed(self: "ClipDataModule", split: str) -> list:
-        return listing(self, split) if self.shard_listings is None else self.shard_listings.split(split).entries
+        if self.shard_listings is None:
+            return listing(self, split)
+        self.origins[split] = f"shards of {', '.join(self.shard_listings.sources)}"
+        return self.shard_listings.split(split).entries
 
     return listed
 
@@ -272,7 +286,13 @@ class ClipDataModule(L.LightningDataModule, ABC):
         self.max_unreadable, self.check_files = max_unreadable, check_files
         self.shards, self.shuffle_buffer = [shards] if isinstance(shards, str) else shards, shuffle_buffer
         self.folders = Folders()
+        self.origins: dict[str, str] = {}
+        """Of each split listed: the list or folder, or how its videos were chosen."""
+        self.skipped: dict[str, list[str]] = {}
+        """Of each split listed: videos that its list names and `listing` leaves out."""
         self.datasets: dict[str, Dataset] = {}
+        self._missing_paths: dict[str, list[str]] = {}
+        self._tests_validation = False
         self._train_loader: ClipLoader | None = None
         self._loader_state: dict | None = None
 
@@ -335,8 +355,56 @@ class ClipDataModule(L.LightningDataModule, ABC):
                 dataset = self.datasets[split] = self.make_dataset(split, samples, clip)
                 if self.check_files:
                     missing = self._missing(split, samples)
+                    self._missing_paths[split] = [samples[i].path for i in missing]
                     dataset.tally.report_missing(missing, split)
-                    dataset.tally.check()
+                    dataset.tally.check(at_start=True)
+            self._tests_validation = stage == "test" and self._is_validation(listings["test"])
+        if stage == "fit" and self.trainer is not None and self.trainer.is_global_zero:
+            print_overview(f"Data of {type(self).__name__}", self.describe())
+
+    def teardown(self, stage: str) -> None:
+        """Says below the results of a test that they are those of the validation videos, where they are."""
+        if stage == "test" and self._tests_validation and self.trainer.is_global_zero:
+            print(
+                f"Scored on the {len(self.datasets['test'].tally.samples):,} validation videos: the data has no other "
+                "test split, and checkpoints were chosen on them."
+            )
+
+    def _is_validation(self, samples: list) -> bool:
+        """Whether the test split is that of validation."""
+        origins, skipped = dict(self.origins), dict(self.skipped)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return self.listing("val") == samples
+        except DataError:
+            return False
+        finally:
+            self.origins, self.skipped = origins, skipped
+
+    def describe(self) -> list[SplitOverview]:
+        """What each split that was set up holds, in the order of `setup`; a fit prints it before its first step."""
+        return [self._describe(split, dataset) for split, dataset in self.datasets.items()]
+
+    def _describe(self, split: str, dataset: Dataset) -> SplitOverview:
+        classes = self.classes_in(dataset)
+        left_out = [*self.skipped.get(split, ()), *self._missing_paths.get(split, ())]
+        return SplitOverview(
+            split, self.videos_in(dataset), self.clips_in(split, dataset), classes,
+            None if classes is None else self.num_classes, self.origins.get(split, ""), left_out,
+        )  # fmt: skip
+
+    def videos_in(self, dataset: Dataset) -> int:
+        """Different files of a split."""
+        return len({sample.path for sample in dataset.tally.samples})
+
+    def classes_in(self, dataset: Dataset) -> int | None:
+        """How many classes have a video in a split; None where there are no classes."""
+        return None
+
+    def clips_in(self, split: str, dataset: Dataset) -> int:
+        """Clips of an epoch of a split, with all views or repeats."""
+        return len(dataset)
 
     def _missing(self, split: str, samples: Sequence[Listed]) -> list[int]:
         """Numbers of the entries whose files are not there."""

@@ -103,6 +103,7 @@ class COIN(VideoDataModule):
     def listing(self, split: str) -> list[Sample]:
         with self.folders.kept():
             source = find_list(self.folders, self.root, self.lists, split)
+            self.origins[split] = source or self._annotations or ""
             if source is not None:
                 return [Sample(*row) for row in read_numbered(source, self.delimiter, self.root)]
             if self.class_names is None:

@@ -11,7 +11,12 @@ __all__ = ["DiDeMo"]
 
 
 class DiDeMo(RetrievalDataModule):
-    """Annotations in root or root/annotations, for each of train, val and test:
+    """The official files, as the usual downloads leave them:
+
+    | file | where |
+    |---|---|
+    | annotations of train, val and test | root or root/annotations |
+    | <id>, <id>.mp4, or the id with another suffix in its place | root/videos, or up to three folders below root |
 
         train_data.json     [{"video": "26292851@N04_4253489686_265c3c8051.m4v",
                               "description": "someone kicks the bug towards some rocks.", ...}, ...]
@@ -20,7 +25,7 @@ class DiDeMo(RetrievalDataModule):
     The caption of a video is one paragraph, its descriptions in the order of the file. Only its beginning counts, which
     is what was annotated.
 
-    Ids keep the suffix of the upload. Files may be called <id>, <id>.mp4 or the id with another suffix in its place.
+    Ids keep the suffix of the upload.
 
     Args:
         root: folder of annotations and videos, a path or a URL.
@@ -51,6 +56,7 @@ class DiDeMo(RetrievalDataModule):
             names.setdefault(plain_name(video), video)
             captions.setdefault(plain_name(video), []).append(text)
         source = self.annotation(f"{split}_list.txt", needed=False)
+        self.origins[split] = source or where
         wanted = list(names) if source is None else [plain_name(line) for line in read_lines(source)]
         entries = captions_of(wanted, captions, source or where, where)
         return [entry._replace(name=names[entry.name]) for entry in entries]

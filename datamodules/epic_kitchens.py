@@ -4,7 +4,6 @@ Annotations are the official CSV files. What is seen of a segment is cut out by 
 annotations suppose 60 (or 50) frames per second, which the video files do not have.
 """
 
-import csv
 import io
 import re
 import tarfile
@@ -24,8 +23,9 @@ from torch.utils.data import Dataset
 from datamodules.clips import ClipDataModule, ClipFormat, UnreadableTally, some
 from datamodules.decode import DecodeError, open_container
 from datamodules.errors import DataError
-from datamodules.files import RemoteFile, first_file, is_url, join, read_text, resolve
+from datamodules.files import RemoteFile, first_file, is_url, join, resolve
 from datamodules.frames import FrameFolder, gather_pictures, open_video
+from datamodules.lists import is_number, read_csv
 from datamodules.loading import Draw
 from datamodules.pixels import Painter
 from datamodules.questions import KINDS, QUESTIONS, Question, answer_number, draw_question
@@ -49,10 +49,8 @@ _LISTS = {"train": "EPIC_100_train.csv", "val": "EPIC_100_validation.csv"}
 _FOLDERS = ("", "annotations", "epic-kitchens-100-annotations")
 _UNSEEN = "EPIC_100_unseen_participant_ids_{}.csv"
 _TAIL = {"verb": "EPIC_100_tail_verbs.csv", "noun": "EPIC_100_tail_nouns.csv"}
-_NAMES = {
-    "verb": ("EPIC_100_verb_classes.csv",),
-    "noun": ("EPIC_100_noun_classes_v2.csv", "EPIC_100_noun_classes.csv"),
-}
+# Not EPIC_100_noun_classes_v2.csv, which has 305 nouns: the challenge and the lists have the 300 of this one.
+_NAMES = {"verb": "EPIC_100_verb_classes.csv", "noun": "EPIC_100_noun_classes.csv"}
 _ACTIONS = "actions.csv"
 _SLACK_SECONDS = 1e-6
 _TASKS = ("recognition", "anticipation")
@@ -498,13 +496,21 @@ class EpicKitchens100(ClipDataModule):
     @property
     def class_names(self) -> list[str]:
         """Of the actions, "take plate"."""
+        verbs, nouns = len(self.verb_names), len(self.noun_names)
+        stray = next((pair for pair in self.actions if not (0 <= pair[0] < verbs and 0 <= pair[1] < nouns)), None)
+        if stray is not None:
+            raise DataError(
+                f"The action of verb {stray[0]} and noun {stray[1]} is outside the tables of {verbs} verbs and {nouns} "
+                "nouns; take lists and tables of the same release."
+            )
         return [f"{self.verb_names[verb]} {self.noun_names[noun]}" for verb, noun in self.actions]
 
     @property
     def captions(self) -> list[str]:
         """Texts to learn word pieces from: the questions, the names of the classes, and the training narrations."""
         path = self._find(self.lists["train"] or _LISTS["train"])
-        narrations = [] if path is None else [row["narration"] for row in self._table(path, ("narration",))]
+        rows = [] if path is None else self._table(path, ("narration_id",))
+        narrations = [text for row in rows if (text := row.get("narration"))]
         questions = [text for texts in QUESTIONS.values() for text in texts]
         return [*questions, *self.verb_names, *self.noun_names, *narrations]
 
@@ -514,6 +520,7 @@ class EpicKitchens100(ClipDataModule):
             path = self._find(name)
             if path is None:
                 raise self._no_file(name)
+            self.origins[split] = path
             rows = self._table(
                 path, ("narration_id", "participant_id", "video_id", "start_timestamp", "stop_timestamp")
             )
@@ -532,6 +539,12 @@ class EpicKitchens100(ClipDataModule):
                 action = place.get((verb, noun), -1)
                 segments.append(Segment(path_of, row["narration_id"], span, verb, nouns, action, is_unseen, tail))
             return segments
+
+    def classes_in(self, dataset: SegmentDataset) -> int:
+        return len({segment.action for segment in dataset.samples} - {-1})
+
+    def clips_in(self, split: str, dataset: SegmentDataset) -> int:
+        return len(dataset) * (1 if split == "train" else dataset.num_clips * dataset.num_crops)
 
     def check_listings(self, listings: dict[str, list[Segment]]) -> None:
         """Raises `DataError` for classes that there are not, and a training list without labels."""
@@ -575,9 +588,9 @@ class EpicKitchens100(ClipDataModule):
 
     # Files -----------------------------------------------------------------------------------------------------------
 
-    def _find(self, *names: str) -> str | None:
+    def _find(self, name: str) -> str | None:
         folders = _FOLDERS if self._annotations is None else (self._annotations,)
-        return first_file(self.folders, self.root, [join(folder, name) for name in names for folder in folders])
+        return first_file(self.folders, self.root, [join(folder, name) for folder in folders])
 
     def _no_file(self, name: str) -> DataError:
         where = join(self.root, self._annotations or "annotations")
@@ -587,25 +600,28 @@ class EpicKitchens100(ClipDataModule):
         )
 
     def _table(self, path: str, columns: Sequence[str]) -> list[dict[str, str]]:
-        rows = list(csv.DictReader(io.StringIO(read_text(path))))
-        lacking = [name for name in columns if not rows or rows[0].get(name) is None]
-        if lacking:
-            fault = f"has no column {lacking[0]}" if rows else "has no rows"
+        header, rows = read_csv(path)
+        lacking = next((name for name in columns if name not in header), None)
+        short = next(((line, name) for line, row in rows for name in columns if not row.get(name)), None)
+        if lacking or short or not rows:
+            fault = f"has no column {lacking}" if lacking else "has no rows"
+            if rows and not lacking:
+                fault = f"has no {short[1]} in line {short[0]}"
             raise DataError(f"{path} {fault}; take the file of the official release ({_SOURCE}).")
-        return rows
+        return [row for _, row in rows]
 
     @staticmethod
     def _number(path: str, row: dict[str, str], column: str) -> int:
-        try:
-            return int(row[column])
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{path} has {row[column]!r} as {column}, which is not a whole number; "
-                            "take the file of the official release.") from error  # fmt: skip
+        value = row.get(column, "")
+        if not is_number(value):
+            raise DataError(f"{path} has {value[:40]!r} as {column}, which is not a whole number; take the file of the "
+                            "official release.")  # fmt: skip
+        return int(value)
 
     @staticmethod
     def _seconds(path: str, row: dict[str, str], column: str) -> float:
         """Of HH:MM:SS.ff."""
-        match = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", row[column] or "")
+        match = re.fullmatch(r"(\d{1,9}):(\d{1,9}):(\d{1,9}(?:\.\d+)?)", row[column])
         if match is None:
             raise DataError(f"{path}, segment {row['narration_id']}: {column} is {row[column]!r} and not of the form "
                             "HH:MM:SS.ff; take the file of the official release.")  # fmt: skip
@@ -613,16 +629,16 @@ class EpicKitchens100(ClipDataModule):
 
     def _labels(self, path: str, row: dict[str, str]) -> tuple[int, tuple[int, ...]]:
         """Verb, and nouns with the object first; -1 and none for lists without labels."""
-        if row.get("verb_class") is None:
+        if "verb_class" not in row:
             return -1, ()
         noun = self._number(path, row, "noun_class")
-        others = map(int, re.findall(r"\d+", row.get("all_noun_classes") or ""))
+        others = map(int, re.findall(r"\d{1,9}", row.get("all_noun_classes", "")))
         return self._number(path, row, "verb_class"), tuple(dict.fromkeys((noun, *others)))
 
     def _class_keys(self, kind: str) -> list[str]:
-        path = self._find(*_NAMES[kind])
+        path = self._find(_NAMES[kind])
         if path is None:
-            raise self._no_file(" or ".join(_NAMES[kind]))
+            raise self._no_file(_NAMES[kind])
         keys = {self._number(path, row, "id"): row["key"] for row in self._table(path, ("id", "key"))}
         if sorted(keys) != list(range(len(keys))):
             raise DataError(f"{path} does not number its classes from 0 on; take the file of the official release.")

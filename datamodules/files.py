@@ -304,7 +304,7 @@ def _entries(folder: str) -> dict[str, bool]:
     try:
         with os.scandir(folder or ".") as found:
             return {entry.name: entry.is_dir() for entry in found}
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last: a name that no file can have
         return {}
     except OSError as error:
         raise DataError(f"{folder} cannot be listed ({error.strerror}); check its permissions.") from error

@@ -16,11 +16,14 @@ _SOURCE = "https://image-net.org/download.php"
 
 
 class ImageNet(VideoDataModule):
-    """Either of these, per split; testing takes val:
+    """Pictures as the usual downloads leave them; a split may have either form, and testing takes val:
 
-        root/{train,val}/<wnid>/*.JPEG       a folder per class; sorted wnids are numbered from 0
-        root/{train,val}.txt                 rows "n01440764/n01440764_10026.JPEG 0", also in root/meta;
-                                             paths start at root/train or root/val, whose files may lie flat
+    | root has | what is read |
+    |---|---|
+    | {train,val}/<wnid>/*.JPEG | a folder per class; sorted wnids are numbered from 0 |
+    | {train,val}.txt or meta/{train,val}.txt | rows "n01440764/n01440764_10026.JPEG 0"; paths start at root/train or |
+    |  | root/val, whose files may lie flat |
+    | val/ILSVRC2012_val_*.JPEG alone | nothing, since their classes are not known: such a list is needed |
 
     In training, a picture is cropped and flipped before RandAugment, as in the published image recipes.
 
@@ -83,10 +86,18 @@ class ImageNet(VideoDataModule):
         folder = join(self.root, split)
         with self.folders.kept():
             source = first_file(self.folders, self.root, (f"{split}.txt", f"meta/{split}.txt"))
+            self.origins[split] = source or folder
             if source is not None:
                 return self._from_list(source, folder)
             if self.folders.subfolders(folder):
                 return self._from_folders(folder)
+            flat = self.folders.files(folder, IMAGE_SUFFIXES)
+            if flat:
+                raise DataError(
+                    f"{folder} has {len(flat)} pictures without a folder per class, and no list says which class they "
+                    f"have; write {join(self.root, 'meta', split)}.txt with a row such as '{flat[0]} 0' for each, or "
+                    "move each picture into the folder of its class."
+                )
         raise DataError(
             f"{self.root} has no ImageNet {split} split: there is neither a folder {folder} with a folder per class "
             f"nor a list {split}.txt or meta/{split}.txt; check data.root, or get the data from {_SOURCE}."
@@ -96,7 +107,7 @@ class ImageNet(VideoDataModule):
         rows = read_rows(source, " ")
         strange = next((row for row in rows if not is_number(row.label)), None)
         if strange is not None:
-            raise DataError(f"{source}, line {strange.line}: label {strange.label!r} is not a number; mend the row.")
+            raise DataError(f"{source}, line {strange.line}: label {strange.label!r} is not a number; correct the row.")
         return [Sample(join(folder, row.path), int(row.label)) for row in rows]
 
     def _from_folders(self, folder: str) -> list[Sample]:

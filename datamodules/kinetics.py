@@ -1,37 +1,58 @@
 """Kinetics-400, -600 and -700: ten-second clips of human actions, in every layout in which they are passed around."""
 
-import csv
-import io
+import os
 import warnings
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from datamodules.base import Sample, VideoDataModule
 from datamodules.errors import DataError
-from datamodules.files import first_file, join, read_text, resolve
-from datamodules.lists import is_number, read_names, read_rows
+from datamodules.files import first_file, is_url, join, read_text, resolve
+from datamodules.lists import is_number, read_csv, read_names, read_rows
 from datamodules.video_folder import VIDEO_SUFFIXES
 
 __all__ = ["Kinetics"]
 
 _CLASS_FILES = ("classes.txt", "label_map.txt")
+_LIST_FOLDERS = ("", "annotations")
+_FOLDERS_OF_SPLITS = ("{}", "videos/{}", "videos_{}")
+_REPLACEMENT = "replacement/replacement_for_corrupted_k400"
+"""Whole copies of files that are damaged in the archives of Kinetics-400."""
+_SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "validate", "validation"), "test": ("test", "testing")}
+_ROWS_TRIED = 50
+"""Rows of a list of paths that are looked for to find out where its paths start."""
 _SOURCE = "https://github.com/cvdfoundation/kinetics-dataset"
 
 
 class Kinetics(VideoDataModule):
-    """A list per split, or folders. What a list is, is seen in its first line:
+    """Lists and videos as the usual downloads leave them; point root at the folder in the first column:
+
+    | root has | from | what is read |
+    |---|---|---|
+    | annotations/{train,val,test}.csv, train/, val/, test/ | CVDF's downloader | official lists, flat folders |
+    | annotations/, videos/{train,val,test}/<class>/ | CVDF's arrange_by_classes | official lists, class folders |
+    | {train,val,test}/<class>/ | most others | folders alone, no list needed |
+    | {train,val,test}.csv with paths and numbers | VideoMamba | the paths of the lists |
+    | videos_{train,val}/, lists by `train` and `val` | mmaction | the paths, from videos_{train,val} |
+
+    What a list is, is seen in its first line:
 
         train/abseiling/-3B32lodo2M_000059_000069.mp4,0      path and number, without a header: numbers are the
         air drumming/yyy00000000_000003_000013.mp4 1         alphabetical order of the class names
 
-        label,youtube_id,time_start,time_end,split           the official columns, more may follow; the file is looked
-        abseiling,-3B32lodo2M,59,69,val                      for in root/<split>/<class>, root/<class>, root/<split>
-                                                             and root, the class with spaces or underscores
+        label,youtube_id,time_start,time_end,split           the official columns, more may follow
+        abseiling,-3B32lodo2M,59,69,val
 
-    Where root has no list, the videos are root/{train,val,test}/<class>/*. Without a test list or folder, testing
-    takes that of validation, with a warning. Names of the classes come from the official lists and from folders;
-    lists of numbers have none, unless root has a file classes.txt or label_map.txt with a name per line.
+    Lists are searched in root and root/annotations. A video of an official list is searched in
+    root/replacement/replacement_for_corrupted_k400, then in the folder of its split (root/<split> or
+    root/videos/<split>) and in root, below the folder of its class, with spaces or underscores, or without one. The
+    split "validate" or "validation" of a list is val. Relative paths of a list start at root or, where none of the
+    first is there, at the folder of its split.
+
+    Without a test list or folder, testing takes that of validation, with a warning. Names of the classes come from the
+    official lists and from folders; lists of numbers have none, unless root has a file classes.txt or label_map.txt
+    with a name per line.
 
     Args:
         root: folder of videos and lists, a path or a URL. Relative paths in lists start here.
@@ -87,17 +108,18 @@ class Kinetics(VideoDataModule):
         if not self.folders.is_file(source):
             return sorted(_plain(name) for name in self.folders.subfolders(source))
         videos = _official_rows(source)
-        return None if videos is None else sorted({_plain(video["label"]) for video in videos})
+        return None if videos is None else sorted({_plain(video["label"]) for _, video in videos})
 
     def listing(self, split: str) -> list[Sample]:
         with self.folders.kept():
-            source = self._source(split)
+            source = self.origins[split] = self._source(split)
             if split == "test" and self._existing("test") is None:
                 warnings.warn(f"{join(self.root, self.lists['test'])} does not exist: {source} is tested on.")
+                split = "val"
             if not self.folders.is_file(source):
                 return self._from_folders(source)
             videos = _official_rows(source)
-            return self._from_paths(source) if videos is None else self._from_official(source, videos, split)
+            return self._from_paths(source, split) if videos is None else self._from_official(source, videos, split)
 
     @property
     def _numbers(self) -> dict[str, int]:
@@ -105,33 +127,47 @@ class Kinetics(VideoDataModule):
 
     def _existing(self, split: str) -> str | None:
         """The list of a split or, without one, its folder of class folders."""
-        source, folder = join(self.root, self.lists[split]), join(self.root, split)
-        if self.folders.is_file(source):
-            return source
-        return folder if self.folders.subfolders(folder) else None
+        found = first_file(self.folders, self.root, [join(folder, self.lists[split]) for folder in _LIST_FOLDERS])
+        return found or next((folder for folder in self._folders(split) if self.folders.subfolders(folder)), None)
+
+    def _folders(self, split: str) -> list[str]:
+        """Where the videos of a split may be, given by any of its names, the likeliest first."""
+        names = next((names for names in _SPLIT_NAMES.values() if split in names), (split,))
+        return [join(self.root, form.format(name)) for form in _FOLDERS_OF_SPLITS for name in names]
 
     def _source(self, split: str) -> str:
         found = self._existing(split) or (self._existing("val") if split == "test" else None)
         if found is None:
             raise DataError(
                 f"{self.root} has no Kinetics {split} split: there is neither the list "
-                f"{join(self.root, self.lists[split])} nor a folder {join(self.root, split)} with a folder per class; "
-                f"check data.root, name the list with data.{split}, or get the data from {_SOURCE}."
+                f"{join(self.root, self.lists[split])} nor a folder {join(self.root, split)} with a folder per class, "
+                f"and none in its folders annotations and videos; check data.root, name the list with data.{split}, or "
+                f"get the data from {_SOURCE}."
             )
         return found
 
-    def _from_paths(self, source: str) -> list[Sample]:
+    def _from_paths(self, source: str, split: str) -> list[Sample]:
         number_of = self._numbers
         samples = []
-        for row in read_rows(source, self.delimiter):
+        rows = read_rows(source, self.delimiter)
+        base = self._base([row.path for row in rows[:_ROWS_TRIED]], split)
+        for row in rows:
             label = int(row.label) if is_number(row.label) else number_of.get(_plain(row.label))
             if label is None:
                 raise DataError(
-                    f"{source}, line {row.line}: label {row.label!r} is not a number; mend the row, or set "
+                    f"{source}, line {row.line}: label {row.label!r} is not a number; correct the row, or set "
                     "data.delimiter."
                 )
-            samples.append(Sample(join(self.root, row.path), label))
+            samples.append(Sample(join(base, row.path), label))
         return samples
+
+    def _base(self, paths: list[str], split: str) -> str:
+        """Where the paths of a list start: root, or a folder of the split where root has none of them."""
+        if not self.check_files:
+            return self.root
+        paths = [path for path in paths if not is_url(path) and not os.path.isabs(path)]
+        bases = [self.root, *self._folders(split)]
+        return next((base for base in bases if any(self.folders.has(join(base, path)) for path in paths)), self.root)
 
     def _from_folders(self, source: str) -> list[Sample]:
         number_of = self._numbers
@@ -146,34 +182,45 @@ class Kinetics(VideoDataModule):
             raise DataError(f"{source} has class folders but no videos in them; check data.root.")
         return sorted(samples, key=lambda sample: (sample.label, sample.path))
 
-    def _from_official(self, source: str, videos: list[dict[str, str]], split: str) -> list[Sample]:
+    def _from_official(self, source: str, videos: list[tuple[int, dict[str, str]]], split: str) -> list[Sample]:
         number_of = self._numbers
-        stems: dict[str, dict[str, str]] = {}  # folder -> stem -> file
+        files_in = lru_cache(None)(self._files_by_stem)
+        places_of = lru_cache(None)(self._places)
+        replacements = join(self.root, _REPLACEMENT)
         samples = []
-        for line, video in enumerate(videos, start=2):
+        for line, video in videos:
             name = _plain(video["label"])
             if name not in number_of:
                 raise DataError(
                     f"{source}, line {line}: label {video['label']!r} is not a class of {self._class_source}; "
-                    "mend the row or that list."
+                    "correct the row or that list."
                 )
             stem = f"{video['youtube_id']}_{int(video['time_start']):06d}_{int(video['time_end']):06d}"
-            places = self._places(video.get("split") or split, name)
-            for place in places:
-                if place not in stems:
-                    files = self.folders.files(place, VIDEO_SUFFIXES)
-                    stems[place] = {file.rpartition(".")[0]: file for file in files}
-            found = next((join(place, stems[place][stem]) for place in places if stem in stems[place]), None)
-            samples.append(Sample(found or join(places[0], f"{stem}.mp4"), number_of[name]))
+            places = places_of(video.get("split") or split, split, name)
+            found = (join(place, files_in(place)[stem]) for place in (replacements, *places) if stem in files_in(place))
+            samples.append(Sample(next(found, join(places[0], f"{stem}.mp4")), number_of[name]))
         return samples
 
-    def _places(self, split: str, name: str) -> list[str]:
-        """Folders in which a video of a class may lie."""
-        places = []
-        for folder in (join(self.root, split), self.root):
-            inside = self.folders.entries(folder)
-            places += [join(folder, form) for form in (name, name.replace(" ", "_")) if form in inside]
-        return [*places, join(self.root, split), self.root]
+    def _places(self, said: str, split: str, name: str) -> list[str]:
+        """Folders in which a video of a class may lie, the likeliest first.
+
+        Args:
+            said: split of the video by its row.
+            split: split of the list.
+            name: of the class.
+        """
+        of_split = dict.fromkeys([*self._folders(said), *self._folders(split)])
+        there = [folder for folder in of_split if self.folders.entries(folder)]
+        with_class = [
+            join(folder, form)
+            for folder in (*there, self.root)
+            for form in (name, name.replace(" ", "_"))
+            if form in self.folders.entries(folder)
+        ]
+        return [*with_class, *(there or self._folders(said)[:1]), self.root]
+
+    def _files_by_stem(self, folder: str) -> dict[str, str]:
+        return {file.rpartition(".")[0]: file for file in self.folders.files(folder, VIDEO_SUFFIXES)}
 
 
 def _plain(name: str) -> str:
@@ -181,20 +228,21 @@ def _plain(name: str) -> str:
     return name.strip().replace("_", " ")
 
 
-def _official_rows(path: str) -> list[dict[str, str]] | None:
-    """Rows of a list with the official columns; None for other lists."""
-    text = read_text(path)
-    columns = [column.strip() for column in text.partition("\n")[0].split(",")]
-    if "youtube_id" not in columns:
+def _official_rows(path: str) -> list[tuple[int, dict[str, str]]] | None:
+    """Rows of a list with the official columns, with the numbers of their lines; None for other lists."""
+    if "youtube_id" not in [column.strip() for column in read_text(path).partition("\n")[0].split(",")]:
         return None
-    if "label" not in columns:
-        raise DataError(f"{path} has no column label, as the lists for the test server; take one with labels.")
-    rows = [row for row in csv.DictReader(io.StringIO(text), fieldnames=columns)][1:]
-    for line, row in enumerate(rows, start=2):
-        times = (row.get("time_start"), row.get("time_end"))
-        if not row["label"] or not row["youtube_id"] or not all(time and time.isdecimal() for time in times):
+    columns, rows = read_csv(path)
+    lacking = [name for name in ("label", "time_start", "time_end") if name not in columns]
+    if lacking:
+        raise DataError(
+            f"{path} has no column {lacking[0]}, as the lists for the test server; take an official list with "
+            "the columns label, youtube_id, time_start and time_end."
+        )
+    for line, row in rows:
+        if not row["label"] or not row["youtube_id"] or not all(map(is_number, (row["time_start"], row["time_end"]))):
             raise DataError(
-                f"{path}, line {line}: no label, no youtube_id, or times that are not whole seconds; mend the row."
+                f"{path}, line {line}: no label, no youtube_id, or times that are not whole seconds; correct the row."
             )
     if not rows:
         raise DataError(f"{path} lists no videos; download it again.")

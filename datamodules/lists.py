@@ -1,12 +1,14 @@
-"""Text files that list videos with their labels, or classes by name."""
+"""Text files that list videos with their labels, classes by name, or rows under a header."""
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from datamodules.errors import DataError
 from datamodules.files import Folders, join, read_text
 
-__all__ = ["Row", "find_list", "is_number", "read_names", "read_numbered", "read_rows"]
+__all__ = ["Row", "find_list", "is_number", "read_csv", "read_names", "read_numbered", "read_rows"]
 
 _HEADERS = {"label", "labels", "class", "class_id", "class_name", "category", "target"}
 _DELIMITERS = (",", "\t", " ", ";")
@@ -46,7 +48,7 @@ def read_rows(path: str, delimiter: str | None) -> list[Row]:
         if not video or not label or delimiter is None:
             raise DataError(
                 f"{path}, line {number}: {line!r} is not of the form path{delimiter or ','}label; "
-                "mend the row or set data.delimiter."
+                "correct the row or set data.delimiter."
             )
         rows.append(Row(number, video, label))
     if not rows:
@@ -63,7 +65,7 @@ def read_numbered(path: str, delimiter: str | None, root: str) -> list[tuple[str
     rows = read_rows(path, delimiter)
     strange = next((row for row in rows if not is_number(row.label)), None)
     if strange is not None:
-        raise DataError(f"{path}, line {strange.line}: label {strange.label!r} is not a number; mend the row, "
+        raise DataError(f"{path}, line {strange.line}: label {strange.label!r} is not a number; correct the row, "
                         "or set data.delimiter.")  # fmt: skip
     return [(join(root, row.path), int(row.label)) for row in rows]
 
@@ -92,6 +94,24 @@ def find_list(folders: Folders, root: str, lists: Mapping[str, str], split: str)
     return found
 
 
+def read_csv(path: str, delimiter: str = ",") -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """The columns of a table with a header, and its rows with the numbers of their lines.
+
+    A value that a row lacks is empty; values beyond the header are passed over.
+
+    Raises:
+        DataError: the file is missing, is not UTF-8, or is not a table.
+    """
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), restval="", delimiter=delimiter)
+    try:
+        columns = [(name or "").strip() for name in reader.fieldnames or ()]
+        reader.fieldnames = columns
+        rows = [(reader.line_num, {name: row[name].strip() for name in columns}) for row in reader]
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: {error}; download the file again, or correct it.") from error
+    return columns, rows
+
+
 def read_names(path: str) -> list[str]:
     """Class names, one per line, in the order of the labels.
 
@@ -107,8 +127,8 @@ def read_names(path: str) -> list[str]:
 
 
 def is_number(label: str) -> bool:
-    """Whether it is an integer."""
-    return label.removeprefix("-").isdecimal()
+    """Whether it is an integer, of at most 18 digits."""
+    return label.removeprefix("-").isdecimal() and len(label) <= 18
 
 
 def _first_double(names: Sequence[str]) -> str | None:

@@ -16,14 +16,21 @@ _COLUMNS = 6
 
 
 class LSMDC(RetrievalDataModule):
-    """Annotations in root or root/annotations, without a header and separated by tabs: clip, its first and last time in
-    the film as aligned and as extracted, and the sentence, in which people are SOMEONE:
+    """The official files, as the usual downloads leave them:
+
+    | file | where |
+    |---|---|
+    | annotations | root or root/annotations |
+    | <film>/<clip>.avi, or another suffix | root/videos, or without it up to three folders below root |
+
+    Annotations have no header and are separated by tabs: clip, its first and last time in the film as aligned and as
+    extracted, and the sentence, in which people are SOMEONE:
 
         0001_American_Beauty_00.00.51.926-00.00.54.129 <tab> 00.00.51.926 <tab> ... <tab> SOMEONE sits.
 
     The files are LSMDC16_annos_training.csv, LSMDC16_annos_val.csv and LSMDC16_challenge_1000_publictect.csv. A clip
-    may have several rows, which are its captions. The clips are files of their own, <film>/<clip>.avi or of another
-    suffix, and count as a whole: the times are those in the film.
+    may have several rows, which are its captions. The clips are files of their own and count as a whole: the times are
+    those in the film.
 
     Args:
         root: folder of annotations and videos, a path or a URL.
@@ -38,7 +45,7 @@ class LSMDC(RetrievalDataModule):
     suffix = ".avi"
 
     def entries(self, split: str) -> list[Captions]:
-        path = self.annotation(_FILES[split])
+        path = self.origins[split] = self.annotation(_FILES[split])
         captions: dict[str, list[str]] = {}
         for number, line in enumerate(read_text(path).splitlines(), start=1):
             # Not the csv module: sentences hold single quotation marks.
@@ -48,7 +55,7 @@ class LSMDC(RetrievalDataModule):
             if len(columns) != _COLUMNS or not columns[0]:
                 raise DataError(
                     f"{path}, line {number} has {len(columns)} columns, not clip, four times and sentence separated by "
-                    "tabs; mend the line, or download the file again."
+                    "tabs; correct the line, or download the file again."
                 )
             captions.setdefault(columns[0], []).append(columns[-1])
         if not captions:

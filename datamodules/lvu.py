@@ -229,7 +229,7 @@ class LVU(VideoDataModule):
 
     def listing(self, split: str) -> list[Film]:
         with self.folders.kept():
-            source = self._source(split)
+            source = self.origins[split] = self._source(split)
             rows = _official_rows(source, _HEADERS[self.task])
             return self._from_paths(source) if rows is None else self._from_official(source, rows, split)
 
@@ -262,7 +262,7 @@ class LVU(VideoDataModule):
             return 10 * counts[0] / sum(counts)
         if self.task == "view_count" and len(counts) == 1 and counts[0] > 0:
             return math.log(counts[0])
-        raise DataError(f"{source}, line {line}: {' '.join(fields[:-2])!r} are no counts; mend the row.")
+        raise DataError(f"{source}, line {line}: {' '.join(fields[:-2])!r} are no counts; correct the row.")
 
     def _seconds(self, source: str, names: list[str]) -> list[float]:
         places = [join(folder, name) for folder in _FOLDERS for name in _DURATIONS]
@@ -297,7 +297,7 @@ class LVU(VideoDataModule):
                 columns = "path,answer" + (",duration" if self.window_seconds is not None else "")
                 raise DataError(
                     f"{source}, line {line}: {','.join((path, *values))!r} is not {columns}, and the file does not "
-                    f"begin with {_HEADERS[self.task]!r} either; mend the row."
+                    f"begin with {_HEADERS[self.task]!r} either; correct the row."
                 )
             answer = int(values[0]) if self.task in CLASSES else numbers[0] + self.value_mean
             films.append(Film(join(self.root, path), answer, *numbers[1:]))
@@ -306,6 +306,13 @@ class LVU(VideoDataModule):
     def check_listings(self, listings: dict[str, list[Film]]) -> None:
         if self.task in CLASSES:
             super().check_listings({k: [Sample(film.path, film.answer) for film in v] for k, v in listings.items()})
+
+    def classes_in(self, dataset: FilmDataset) -> int | None:
+        return len({film.answer for film in dataset.samples}) if self.task in CLASSES else None
+
+    def clips_in(self, split: str, dataset: FilmDataset) -> int:
+        windows = int(dataset.first_items[-1])
+        return windows * (dataset.repeats if split == "train" else dataset.num_clips * dataset.num_crops)
 
     def windows(self, film: Film) -> list[Span]:
         """Of a film; None where films are taken whole."""
@@ -345,7 +352,7 @@ def _official_rows(path: str, header: str) -> list[tuple[int, list[str]]] | None
     for number, line in enumerate(lines, start=2):
         fields = line.split()
         if len(fields) < len(header.split()) or not is_number(fields[0]):
-            raise DataError(f"{path}, line {number}: {line!r} is not of the form {header!r}; mend the row.")
+            raise DataError(f"{path}, line {number}: {line!r} is not of the form {header!r}; correct the row.")
         rows.append((number, fields))
     if not rows:
         raise DataError(f"{path} has a header but no rows; download it again.")

@@ -9,13 +9,18 @@ __all__ = ["MSVD"]
 
 
 class MSVD(RetrievalDataModule):
-    """Annotations in root or root/annotations:
+    """The official files, as the usual downloads leave them:
+
+    | file | where |
+    |---|---|
+    | annotations | root or root/annotations |
+    | <id>.avi, or another suffix | root/videos, or without it up to three folders below root |
 
         train_list.txt, val_list.txt, test_list.txt    eyhzDC936uk_15_27
         raw-captions.pkl                               {"eyhzDC936uk_15_27": [["a", "man", "is", ...], ...], ...}
 
-    The words of a caption are joined by blanks. Videos are <id>.avi or of another suffix. In the evaluation every
-    caption is a query, and a video has many right ones.
+    The words of a caption are joined by blanks. In the evaluation every caption is a query, and a video has many right
+    ones.
 
     Args:
         root: folder of annotations and videos, a path or a URL.
@@ -31,6 +36,7 @@ class MSVD(RetrievalDataModule):
 
     def entries(self, split: str) -> list[Captions]:
         source, where = self.annotation(f"{split}_list.txt"), self.annotation("raw-captions.pkl")
+        self.origins[split] = source
         content = read_pickle(where)
         lists = content.values() if isinstance(content, dict) else [None]
         if not all(isinstance(texts, list) and all(map(are_texts, texts)) for texts in lists):

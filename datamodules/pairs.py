@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
-from datamodules.captions import Captions, are_texts, read_json, values_of
+from datamodules.captions import Captions, are_texts, json_fault, read_json, values_of
 from datamodules.clips import ClipFormat, FetchingAhead, UnreadableTally
 from datamodules.errors import DataError
 from datamodules.files import join, read_text
@@ -58,7 +58,7 @@ def read_pairs(path: str) -> Iterator[tuple[str, Pair]]:
         name, captions = values_of(entry, {kind: str, "caption": (str, list)}, path)
         captions = [captions] if isinstance(captions, str) else captions
         if not are_texts(captions):
-            raise DataError(f"{path}: the captions of {name} are not a list of texts with one at least; mend it.")
+            raise DataError(f"{path}: the captions of {name} are not a list of texts with one at least; correct it.")
         for caption in captions:
             yield kind, Pair(name, caption)
 
@@ -68,8 +68,10 @@ def _lines(path: str) -> Iterator[Any]:
         if line.strip():
             try:
                 yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}, line {number}: no JSON ({error}); write an object on each line.") from error
+            except (ValueError, RecursionError) as error:
+                raise DataError(
+                    f"{path}, line {number} is not JSON ({json_fault(error)}); write an object on each line."
+                ) from error
 
 
 class PairList(Sequence[Pair]):
@@ -82,10 +84,10 @@ class PairList(Sequence[Pair]):
     def __init__(self, pairs: Iterable[Pair]) -> None:
         text, ends, keys = bytearray(), array("q", [0]), array("q")
         for pair in pairs:
-            path = pair.path.encode()
+            path = _encoded(pair.path)
             # 64 bits: among 25 million files two share a number with a probability of 1 in 50,000.
             keys.append(int.from_bytes(hashlib.blake2b(path, digest_size=8).digest(), "big", signed=True))
-            for part in (path, pair.caption.encode()):
+            for part in (path, _encoded(pair.caption)):
                 text += part
                 ends.append(len(text))
         self._text, self._ends, self._keys = bytes(text), np.array(ends), np.array(keys)
@@ -103,6 +105,13 @@ class PairList(Sequence[Pair]):
             raise IndexError(number)
         start, middle, end = self._ends[2 * number : 2 * number + 3].tolist()
         return Pair(self._text[start:middle].decode(), self._text[middle:end].decode())
+
+
+def _encoded(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{text[:80]!r} is not Unicode text (half of a pair of characters); correct it.") from error
 
 
 class _Part(Sequence[Pair]):
@@ -133,9 +142,9 @@ class _Tallies:
         for start, end, tally in self.parts:
             tally.report_missing([i - start for i in indices if start <= i < end], split)
 
-    def check(self) -> None:
+    def check(self, *, at_start: bool = False) -> None:
         for _, _, tally in self.parts:
-            tally.check()
+            tally.check(at_start=at_start)
 
 
 class PairDataset(FetchingAhead, Dataset):
@@ -385,6 +394,8 @@ class PairCorpora(RetrievalDataModule):
     def _pairs(self) -> PairList:
         """All pairs, those of pictures first."""
         self._digests = []
+        sources = [corpus.get("annotations", corpus.get("shards")) for corpus in self.corpora]
+        self.origins["train"] = ", ".join(str(source) for source in sources)
         read = [(*self._corpus(corpus), corpus.get("ratio", 1)) for corpus in self.corpora]
         read.sort(key=lambda found: _KINDS.index(found[0]))
         starts, ends = _ranges([len(pairs) for _, pairs, *_ in read])
@@ -445,6 +456,9 @@ class PairCorpora(RetrievalDataModule):
             return super()._missing(split, samples)
         in_files = [range(a, b) for (a, b, _), shards in zip(self._ranges, self._shards, strict=True) if shards is None]
         return [*(i for part in in_files for i in part if not self.folders.has(samples[i].path)), *self._lost]
+
+    def videos_in(self, dataset: PairDataset | CaptionDataset) -> int:
+        return int(dataset.media.max()) + 1 if isinstance(dataset, PairDataset) else super().videos_in(dataset)
 
     def check_listings(self, listings: dict[str, list]) -> None:
         super().check_listings({split: videos for split, videos in listings.items() if split != "train"})

@@ -316,6 +316,8 @@ class RetrievalDataModule(ClipDataModule):
     """Of files that are not there."""
     span: tuple[float, float] | None = None
     """First and last second that count, of videos whose annotations do not say."""
+    annotation_folders: Sequence[str] = ("", "annotations")
+    """Folders below root with the official files, in the order in which they are searched."""
 
     collate = staticmethod(collate_captions)
     entry = CaptionedVideo
@@ -357,6 +359,8 @@ class RetrievalDataModule(ClipDataModule):
     def listing(self, split: str) -> list[CaptionedVideo]:
         with self.folders.kept():
             own = self.lists[split]
+            if own is not None:
+                self.origins[split] = join(self.root, own)
             entries = self.entries(split) if own is None else read_captions(join(self.root, own))
             if self.paragraphs:
                 entries = [e._replace(captions=(" ".join(text.strip() for text in e.captions),)) for e in entries]
@@ -371,16 +375,18 @@ class RetrievalDataModule(ClipDataModule):
         return np.diff(dataset.first_pairs[np.cumsum([0, *sizes])]).tolist()  # an item is a pair
 
     def annotation(self, *names: str, needed: bool = True) -> str | None:
-        """The first of these files that root or root/annotations has.
+        """The first of these files that is in one of `annotation_folders`.
 
         Raises:
             DataError: it is needed and not there.
         """
-        found = first_file(self.folders, self.root, [*names, *(join("annotations", name) for name in names)])
+        places = [join(folder, name) for folder in self.annotation_folders for name in names]
+        found = first_file(self.folders, self.root, places)
         if found is None and needed:
+            folders = " or ".join(dict.fromkeys(join(self.root, folder) for folder in self.annotation_folders))
             raise DataError(
-                f"{self.root} lacks {' or '.join(names)}, annotations of {self.title}, and so does its folder "
-                f"annotations; check data.root, or get the file from {self.source}."
+                f"There is no {' or '.join(names)}, annotations of {self.title}, in {folders}; check data.root, or get "
+                f"the file from {self.source}."
             )
         return found
 

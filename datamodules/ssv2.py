@@ -19,23 +19,32 @@ __all__ = ["SomethingSomethingV2"]
 
 _SOURCE = "https://www.qualcomm.com/developer/software/something-something-v-2-dataset"
 _LISTS = {
-    "train": ("train.json", "train.csv", "train.txt"),
-    "val": ("validation.json", "val.json", "val.csv", "val.txt"),
+    "train": ("train.json", "something-something-v2-train.json", "train.csv", "train.txt"),
+    "val": ("validation.json", "something-something-v2-validation.json", "val.json", "val.csv", "val.txt"),
 }
+_LABELS = ("labels.json", "something-something-v2-labels.json")
 _FOLDERS = ("", "videos", "20bn-something-something-v2", "frames")
 
 
 class SomethingSomethingV2(VideoDataModule):
-    """The official annotations, or lists, in root or root/labels. What a list is, is seen in its first row:
+    """Annotations and videos as the usual downloads leave them:
+
+    | file | where |
+    |---|---|
+    | train.json, validation.json, labels.json | root or root/labels |
+    | something-something-v2-{train,validation,labels}.json, the names of the first release | root or root/labels |
+    | lists train.csv, val.csv, or .txt | root or root/labels |
+    | <id>.webm or <id>.mp4, or folders of frames | root, root/videos, root/20bn-something-something-v2, root/frames |
+
+    What a list is, is seen in its first row:
 
         train.json, validation.json    [{"id": "78687", "template": "Holding [something] next to [something]", ...}]
         labels.json                    {"Holding something next to something": "19", ...}
         train.csv, val.csv             78687.webm 19       path and number
                                        78687 48 19         folder of frames img_00001.jpg, how many, ..., number
 
-    Files are <id>.webm or <id>.mp4 (or folders of frames) in root, root/videos, root/20bn-something-something-v2 or
-    root/frames. Names of the classes come from labels.json; beside lists it may be missing. The labels of the test
-    split are not public, so testing takes validation.
+    Names of the classes come from labels.json; beside lists it may be missing. The labels of the test split are not
+    public, so testing takes validation.
 
     Args:
         root: folder of annotations and videos, a path or a URL.
@@ -43,7 +52,7 @@ class SomethingSomethingV2(VideoDataModule):
         train: training annotations; None looks for the names above.
         val: validation annotations; None looks for the names above.
         test: test annotations; None is those of validation.
-        labels: numbers of the classes.
+        labels: numbers of the classes; None looks for the names above.
         videos: folder of the videos; None looks where the files are.
         delimiter: of lists; None finds it out.
         horizontal_flip: left and right are classes, so 0.
@@ -62,7 +71,7 @@ class SomethingSomethingV2(VideoDataModule):
         train: str | None = None,
         val: str | None = None,
         test: str | None = None,
-        labels: str = "labels.json",
+        labels: str | None = None,
         videos: str | None = None,
         delimiter: str | None = None,
         horizontal_flip: float = 0.0,
@@ -72,7 +81,7 @@ class SomethingSomethingV2(VideoDataModule):
         super().__init__(horizontal_flip=horizontal_flip, sampling=sampling, **common)
         self.root = resolve(root)
         self.lists = {"train": train, "val": val, "test": test}
-        self.labels = labels
+        self.labels = _LABELS if labels is None else (labels,)
         self.videos = videos
         self.delimiter = delimiter
         self.num_classes = num_classes
@@ -81,7 +90,7 @@ class SomethingSomethingV2(VideoDataModule):
     def class_names(self) -> list[str] | None:
         """Templates without brackets, in the order of the labels; None for lists without labels.json."""
         with self.folders.kept():
-            path = self._find(self.labels)
+            path = self._find(*self.labels)
         if path is None:
             return None
         names = _names(path)
@@ -94,7 +103,7 @@ class SomethingSomethingV2(VideoDataModule):
 
     def listing(self, split: str) -> list[Sample]:
         with self.folders.kept():
-            source = self._source(split)
+            source = self.origins[split] = self._source(split)
             if source.endswith(".json"):
                 return self._from_annotations(source)
             return self._from_rows(source, read_rows(source, self.delimiter))
@@ -119,14 +128,14 @@ class SomethingSomethingV2(VideoDataModule):
         entries = read_json(source, list)
         if self.class_names is None:
             raise DataError(
-                f"{self.root} has {source} without {self.labels}, which numbers the classes; get it from {_SOURCE} or "
-                "name it with data.labels."
+                f"{self.root} has {source} without {self.labels[0]}, which numbers the classes; get it from "
+                f"{_SOURCE} or name it with data.labels."
             )
         number_of = {name: label for label, name in enumerate(self.class_names)}
         labels, strange = [], []
         for entry in entries:
             template = entry.get("template") if isinstance(entry, dict) else None
-            if not template or "id" not in entry:
+            if not isinstance(template, str) or not template or "id" not in entry:
                 raise DataError(
                     f"{source} has an entry without id or template, as the test list, whose labels are not public: "
                     f"{json.dumps(entry)[:80]}; take the validation list, or download it again."
@@ -138,8 +147,8 @@ class SomethingSomethingV2(VideoDataModule):
         if strange:
             more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
             raise DataError(
-                f"{len(strange)} of the {len(entries)} entries of {source} have a template that {self.labels} lacks: "
-                f"{', '.join(strange[:3])}{more}; take both files from the same release."
+                f"{len(strange)} of the {len(entries)} entries of {source} have a template that {self.labels[0]} "
+                f"lacks: {', '.join(strange[:3])}{more}; take both files from the same release."
             )
         paths = self._paths([str(entry["id"]) for entry in entries], suffix=".webm")
         return [Sample(path, label) for path, label in zip(paths, labels, strict=True)]
@@ -148,7 +157,7 @@ class SomethingSomethingV2(VideoDataModule):
         strange = next((row for row in rows if not is_number(row.label)), None)
         if strange is not None:
             raise DataError(
-                f"{source}, line {strange.line}: label {strange.label!r} is not a number; mend the row, or set "
+                f"{source}, line {strange.line}: label {strange.label!r} is not a number; correct the row, or set "
                 "data.delimiter."
             )
         names = [row.path for row in rows]
@@ -184,7 +193,7 @@ def _names(path: str) -> list[str]:
     numbers = read_json(path, dict)
     try:
         names = {int(number): name for name, number in numbers.items()}
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{path} is not an object of templates and numbers; get it from {_SOURCE}.") from error
     if sorted(names) != list(range(len(numbers))):
         raise DataError(f"{path} does not number its {len(numbers)} classes from 0 on; get it from {_SOURCE}.")

@@ -4,11 +4,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from datamodules.base import Sample, VideoDataModule
 from datamodules.errors import DataError
 from datamodules.files import join, resolve
+from datamodules.splitting import check_fraction, check_groups, group_pattern, groups_of, origin_of, set_aside
 
 __all__ = ["VIDEO_SUFFIXES", "VideoFolder"]
 
@@ -19,30 +18,48 @@ VIDEO_SUFFIXES = (".3gp", ".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4"
 class VideoFolder(VideoDataModule):
     """A folder per class; the folder's name is the class's, and sorted names are numbered from 0.
 
-    Either of these, where `test` may be missing (then `val` is tested on) and all splits have the same class folders:
+    | root has | train | val | test |
+    |---|---|---|---|
+    | train/<class>/, val/<class>/, test/<class>/ | train | val | test |
+    | train/<class>/, val/<class>/ | train | val | val |
+    | <class>/ | the rest | a seeded `val_fraction` of each class | as val |
 
-        root/train/<class>/*.mp4         root/<class>/*.mp4
-        root/val/<class>/*.mp4           a seeded `val_fraction` of each class is set aside for
-        root/test/<class>/*.mp4          validation and testing
+    All splits have the same class folders. Hidden files and those without one of `VIDEO_SUFFIXES` are passed over.
 
-    Hidden files and those without one of `VIDEO_SUFFIXES` are passed over.
+    Pieces of one film, or views of one person, look alike: where some of them are trained on and others validated on,
+    the score says too much. `group` finds what belongs together in a file's path below its split (or root):
+
+        running/film12_003.mp4        group: '([^/]+)_\\d+\\.mp4$'    film12, whatever its class
+
+    All files of a group are then set aside, or none; with splits, a group on both sides is an error.
 
     Args:
         root: the folder; a path or a URL.
         val_fraction: share of each class set aside where the folder has no splits, in (0, 1).
         split_seed: seed of that choice.
+        group: regular expression with a capture group that finds the group of a video in its path,
+            "<class>/<file>"; None takes every video for itself.
         common: see `datamodules.base.VideoDataModule`.
 
     Raises:
-        DataError: from `setup`: the folder is missing, has no classes or no videos, or splits differ in their classes.
+        DataError: `group` is no such expression; from `setup`: the folder is missing, has no classes or no videos,
+            splits differ in their classes, or `group` does not fit each video.
     """
 
-    def __init__(self, root: str | Path, *, val_fraction: float = 0.2, split_seed: int = 0, **common: Any) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        val_fraction: float = 0.2,
+        split_seed: int = 0,
+        group: str | None = None,
+        **common: Any,
+    ) -> None:
         super().__init__(**common)
-        if not 0 < val_fraction < 1:
-            raise DataError(f"val_fraction is {val_fraction}; it is a share between 0 and 1, both excluded.")
+        check_fraction(val_fraction)
         self.root = resolve(root)
         self.val_fraction, self.split_seed = val_fraction, split_seed
+        self._group = group_pattern(group)
 
     @cached_property
     def class_names(self) -> list[str]:
@@ -63,11 +80,19 @@ class VideoFolder(VideoDataModule):
 
     def listing(self, split: str) -> list[Sample]:
         if not self._has_splits:
-            folder = self.root
-            files = [self._share(self._videos(join(folder, name)), split) for name in self.class_names]
-        else:
-            folder = self._split_folder(split)
-            files = [self._videos(join(folder, name)) for name in self.class_names]
+            return self._set_aside(split)
+        folder = self.origins[split] = self._split_folder(split)
+        samples = self._samples(folder, split)
+        if self._group is not None and split != "train":
+            trained, held = (self._groups(part, where) for part, where in (
+                (self._samples(join(self.root, "train"), "train"), join(self.root, "train")), (samples, folder)
+            ))  # fmt: skip
+            check_groups(trained, held, f"{join(self.root, 'train')} and {folder}")
+        return samples
+
+    def _samples(self, folder: str, split: str) -> list[Sample]:
+        """All videos of the class folders."""
+        files = [self._videos(join(folder, name)) for name in self.class_names]
         samples = [Sample(path, label) for label, paths in enumerate(files) for path in paths]
         if not samples:
             raise DataError(
@@ -75,6 +100,23 @@ class VideoFolder(VideoDataModule):
                 f"{', '.join(VIDEO_SUFFIXES)}; add some or check data.root."
             )
         return samples
+
+    def _set_aside(self, split: str) -> list[Sample]:
+        """The train or val part of a folder without splits."""
+        samples = self._samples(self.root, split)
+        groups = None if self._group is None else self._groups(samples, self.root)
+        chosen = set_aside([sample.label for sample in samples], self.val_fraction, self.split_seed, groups)
+        in_groups = self._group is not None
+        self.origins[split] = origin_of(split, self.root, self.val_fraction, self.split_seed, in_groups)
+        if not any(chosen):
+            raise DataError(
+                f"No class of {self.root} has a second video to set aside for validation; add videos, or put them into "
+                "train/<class>/ and val/<class>/."
+            )
+        return [sample for sample, held in zip(samples, chosen, strict=True) if held == (split != "train")]
+
+    def _groups(self, samples: list[Sample], folder: str) -> list[str]:
+        return groups_of([sample.path.removeprefix(folder).lstrip("/") for sample in samples], self._group)
 
     def _split_folder(self, split: str) -> str:
         folder = join(self.root, split)
@@ -94,14 +136,6 @@ class VideoFolder(VideoDataModule):
                 "rename, remove or add (empty) folders until they agree."
             )
         return folder
-
-    def _share(self, videos: list[str], split: str) -> list[str]:
-        """The train or val part of one class; a class of two or more videos has at least one in each."""
-        generator = torch.Generator().manual_seed(self.split_seed)
-        order = torch.randperm(len(videos), generator=generator).tolist()
-        num_val = min(max(round(self.val_fraction * len(videos)), 1), len(videos) - 1)
-        chosen = order[num_val:] if split == "train" else order[:num_val]
-        return [videos[i] for i in sorted(chosen)]
 
     def _videos(self, folder: str) -> list[str]:
         return [join(folder, name) for name in self.folders.files(folder, VIDEO_SUFFIXES)]

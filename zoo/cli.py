@@ -1,6 +1,7 @@
 """The ``lightning`` command: fit, validate, test and predict with modules and DataModules of the zoo, or your own."""
 
 import csv
+import errno
 import functools
 import importlib
 import inspect
@@ -149,7 +150,21 @@ class ZooCLI(LightningCLI):
             self.trainer.loggers = loggers(self.continued.parents[1], step)
         elif self.own_record:
             self.trainer.loggers = loggers(new_folder(self.runs.folder, "version"))
-        super()._run_subcommand(subcommand)
+        try:
+            super()._run_subcommand(subcommand)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            raise self._disk_is_full(error) from error
+
+    def _disk_is_full(self, error: OSError) -> ZooError:
+        """The system names no file where a write fails; it is the run's, whoever writes it."""
+        folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+        again = "start again"
+        if self.subcommand == "fit" and (folder / "checkpoints" / "last.ckpt").exists():
+            again = "continue with --ckpt_path last"
+        where = error.filename or f"A file in {folder}"
+        return ZooError(f"{where} cannot be written ({error.strerror}); make room on that disk and {again}.")
 
     def before_instantiate_classes(self) -> None:
         """Counts the data's classes where the model leaves their number open."""
@@ -371,7 +386,7 @@ def quiet() -> None:
     """Keeps Lightning's advertisements and notes to its own developers out of the user's terminal."""
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     # Loading the data to count the steps of the schedule is what a fit does, and TPUs are none of ours.
-    noise = re.compile(r"Tip|Loading `train_dataloader` to estimate|TPU available: False")
+    noise = re.compile(r"Tip|Loading `train_dataloader` to estimate|TPU available: False|Restoring states from")
     logger.addFilter(lambda record: noise.search(record.getMessage()) is None)
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
     # A run that goes on has checkpoints in its folder; others get a new one.

@@ -11,6 +11,7 @@ import csv
 import io
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -149,11 +150,16 @@ class _Writer(ExperimentWriter):
 
     def _write(self, fieldnames: list[str], rows: list[dict[str, str]]) -> None:
         beside = Path(f"{self.metrics_file_path}.part")
-        with beside.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames)
-            writer.writeheader()
-            writer.writerows(rows)
-        beside.replace(self.metrics_file_path)
+        try:
+            with beside.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, fieldnames)
+                writer.writeheader()
+                writer.writerows(rows)
+            beside.replace(self.metrics_file_path)
+        except BaseException:
+            with suppress(OSError):  # a full disk
+                beside.unlink()
+            raise
 
 
 def _numbered(parent: Path, prefix: str) -> list[Path]:

@@ -42,7 +42,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             cause = error.__context__ if "inline_container" in str(error) and error.__context__ else error
             if not isinstance(cause, OSError):
                 raise cause from None
-            raise ModelError(
-                f"The checkpoint {path} cannot be written ({cause.strerror or cause}); make room on that disk, and go "
-                "on from the last checkpoint, which is whole, with --ckpt_path last."
-            ) from error
+            last = path.with_name("last.ckpt")
+            if last.exists():
+                remedy = f"make room on that disk and continue from {last}, which is whole, with --ckpt_path last"
+            else:
+                remedy = "make room on that disk and start again, as there is no earlier checkpoint beside it"
+            reason = cause.strerror or cause
+            raise ModelError(f"The checkpoint {path} cannot be written ({reason}); {remedy}.") from error

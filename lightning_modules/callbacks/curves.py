@@ -2,6 +2,7 @@
 
 import csv
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,7 @@ def plot_curves(metrics: Path, out: Path) -> None:
         for number, name in enumerate(names):
             _draw_curve(panel, name, *curves[name], color=f"C{number}")
         panel.set(xlabel="step", ylabel="right (%)" if percent else title, xlim=(0, last_step + 1))
+        panel.xaxis.get_major_locator().set_params(integer=True)
         panel.grid(alpha=0.25)
         _epoch_axis(panel, epochs)
         if title in ("clips per second", "score"):
@@ -86,8 +88,13 @@ def plot_curves(metrics: Path, out: Path) -> None:
             panel.legend(frameon=False)
     figure.suptitle(str(metrics.absolute().parent.relative_to(metrics.absolute().parents[2])))
     beside = out.with_suffix(".part")
-    figure.savefig(beside, format="png")
-    beside.replace(out)
+    try:
+        figure.savefig(beside, format="png")
+        beside.replace(out)
+    except BaseException:
+        with suppress(OSError):  # a full disk
+            beside.unlink()
+        raise
 
 
 def read_curves(metrics: Path) -> tuple[dict[str, Curve], Curve]:

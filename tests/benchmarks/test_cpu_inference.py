@@ -68,14 +68,15 @@ def test_matrix_work_of_videomamba_is_that_of_its_shapes(result):
         assert record["state_updates"] == 2 * record["tokens"] * inner * states * depth
 
 
-def test_matrix_work_of_joint_attention_grows_with_the_square_of_the_tokens(result):
-    width, layers = 192, 12
-    few, many = (by_case(result)["joint-vit-ti", frames, None] for frames in (4, 16))
-    # What is not in proportion to the tokens: queries times keys and weights times values, and the head once.
-    head = 2 * width * 400 / 1e9
-    attention = [layers * 2 * 2 * record["tokens"] ** 2 * width / 1e9 for record in (few, many)]
-    linear = [record["matrix_gflop"] - head - part for record, part in zip((few, many), attention, strict=True)]
-    assert linear[1] / linear[0] == pytest.approx(many["tokens"] / few["tokens"], rel=1e-6)
+def test_matrix_work_of_joint_attention_is_that_of_its_shapes(result):
+    width, layers, hidden, classes = 192, 12, 768, 400
+    for frames in (4, 16):
+        record = by_case(result)["joint-vit-ti", frames, None]
+        tokens = record["tokens"]
+        linear = layers * (4 * width**2 + 2 * width * hidden) + 3 * 16 * 16 * width
+        attention = layers * 2 * tokens**2 * width  # queries times keys and weights times values
+        flop = 2 * (tokens * linear + attention + width * classes)
+        assert record["matrix_gflop"] == pytest.approx(flop / 1e9, rel=1e-6)
 
 
 def test_summaries_follow_from_what_was_measured(result):
@@ -120,8 +121,8 @@ def test_peak_memory_is_what_a_call_holds_at_most():
     (peak, method), (nothing, _) = json.loads(done.stdout)
     if method != "VmHWM":
         pytest.skip("this system does not let a process set its high-water mark back")
-    assert peak == pytest.approx(40, abs=3)
-    assert nothing < 3
+    # Two arrays of 20 MiB at a time; the one of 25 is freed before. The rest is what the system adds.
+    assert 38 < peak < 60 and nothing < 20
 
 
 @pytest.mark.parametrize(

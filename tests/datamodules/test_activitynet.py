@@ -60,16 +60,31 @@ def test_batches(root, captioned_clips):
     assert batch["text"] == [["Four. Five."]]
 
 
+def test_ids_without_a_caption_are_left_out(root):
+    (root / "train_ids.json").write_text(json.dumps(["v_gone", *IDS[:2]]))
+    data = ActivityNet(root, num_workers=0, **FORMAT)
+    with pytest.warns(UserWarning, match=r"1 of the 3 videos of .* have no caption in .* left out: v_gone"):
+        data.setup("fit")
+    assert [video.path for video in data.listing("train")] == [
+        f"{root}/train/bXdq2zI1Ms0.mp4", f"{root}/train/v_XXXXXXXXXXX.mkv"]  # fmt: skip
+    assert [(row.split, row.videos, list(row.left_out)) for row in data.describe()] == [
+        ("train", 2, ["v_gone"]), ("val", 1, [])]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("val_1.json", None, "lacks val_1.json, annotations of ActivityNet Captions"),
+        (
+            "val_1.json",
+            None,
+            "There is no val_1.json, annotations of ActivityNet Captions, in {root} or",
+        ),
         ("train.json", [1], "train.json is not a JSON object with entries"),
         ("train.json", {IDS[0]: {"duration": 3}}, "train.json has an entry without sentences"),
         ("train.json", {IDS[0]: {"duration": "3", "sentences": ["x"]}}, "train.json has an entry without duration"),
         ("train.json", {IDS[0]: told(float("nan"), "x")}, f"the sentences or the duration of {IDS[0]} are none"),
         ("train.json", {IDS[0]: told(3)}, f"the sentences or the duration of {IDS[0]} are none"),
-        ("train_ids.json", [IDS[0], "v_gone"], "1 of the 2 videos of {root}/train_ids.json have no caption in"),
+        ("train_ids.json", ["v_lost", "v_gone"], "2 of the 2 videos of {root}/train_ids.json have no caption in"),
         ("train_ids.json", [[IDS[0]]], "train_ids.json is not a list of ids"),
     ],
 )

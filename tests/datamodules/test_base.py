@@ -199,7 +199,7 @@ def test_share_of_unreadable_videos(grey_videos, tmp_path, broken, max_unreadabl
     assert (error is not None) == stops
     if stops:
         assert "of 15 videos cannot be read, more than max_unreadable allows" in error
-        assert "broken" in error and "mend or remove them, or raise max_unreadable" in error
+        assert "broken" in error and "fix or remove them, or raise max_unreadable" in error
 
 
 class Recorder(L.LightningModule):
@@ -372,3 +372,46 @@ def test_loader_made_by_hand(grey_videos):
     batch = next(iter(DataLoader(dataset, batch_size=2)))
     assert len(dataset) == 15
     check_batch(batch, grey_videos, (3, 4, 32, 32), 3)
+
+
+# What a run reads ------------------------------------------------------------------------------------------------
+
+
+class Named(ListData):
+    """Tells where its lists come from."""
+
+    def listing(self, split):
+        self.origins[split] = f"the {split} list \x1b[31m"
+        return super().listing(split)
+
+
+def test_a_fit_begins_with_a_table_of_its_data(grey_videos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "140")
+    train = [*grey_videos[:12], Sample(str(tmp_path / "gone.mp4"), 1)]
+    data = Named(train, grey_videos[12:], batch_size=4, repeats=2, num_workers=0, max_unreadable=0.5)
+    with pytest.warns(UserWarning, match="1 of the 13 train videos do not exist"):
+        trainer(tmp_path, max_epochs=1).fit(Recorder(), data)
+    assert data.describe() == [
+        ("train", 13, 26, 5, 5, "the train list \x1b[31m", [str(tmp_path / "gone.mp4")]),
+        ("val", 3, 3, 3, 5, "the val list \x1b[31m", []),
+    ]
+    shown = capsys.readouterr().out
+    assert shown.count("Data of Named") == 1 and "\x1b" not in shown
+    rows = [[cell.strip() for cell in line.strip("│┃ ").split("│")] for line in shown.splitlines() if "list" in line]
+    assert rows == [["train", "13", "5", "26", "1", r"the train list \x1b[31m"],
+                    ["val", "3", "3 of 5", "3", "0", r"the val list \x1b[31m"]]  # fmt: skip
+    assert f"\nLeft out of train: {tmp_path}/gone.mp4\n" in shown
+    Named(train, **FORMAT, max_unreadable=0.5).setup("fit")  # without a run there is nothing to announce
+    data.setup("validate")
+    assert "Data of" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_test_without_a_split_of_its_own_says_so(grey_videos, tmp_path, capsys, own):
+    data = ListData(grey_videos[:10], grey_videos[10:], num_workers=0, num_clips=1, num_crops=1)
+    if own:
+        data.lists["test"] = grey_videos[:3]
+    trainer(tmp_path).test(Recorder(), data)
+    sentence = "Scored on the 5 validation videos: the data has no other test split"
+    assert (sentence in capsys.readouterr().out) != own
+    assert set(data.origins) == set()

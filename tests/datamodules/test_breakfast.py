@@ -122,7 +122,7 @@ def test_missing_annotation_and_videos(clip, tmp_path):
     (tmp_path / "train.csv").write_text(f"{TRAIN[0]},0\n")
     assert f"for the val split there is no {tmp_path}/val.csv nor {tmp_path}/test.csv; write" in error(tmp_path)
     (tmp_path / "test.csv").write_text("P47/cam01/P47_tea.avi,2\n")
-    assert "1 of 1 videos cannot be read" in error(tmp_path)
+    assert "1 of 1 videos do not exist, and neither does the folder" in error(tmp_path)
 
 
 def test_wrong_names_and_rows(clip, tmp_path):

@@ -37,7 +37,7 @@ def test_forms(tmp_path, name, content):
         ("a.csv", "video;caption\na;b\n", "has no column video and no column caption"),
         ("a.csv", "", "has no column video"),
         ("a.csv", "video,caption\n", "has a header but no rows"),
-        ("a.csv", "video,caption\na.mp4,x\nb.mp4\n", "line 3: video or caption is missing; mend the row"),
+        ("a.csv", "video,caption\na.mp4,x\nb.mp4\n", "line 3: video or caption is missing; correct the row"),
         ("a.csv", "video,caption\na.mp4,x\n,y\n", "line 3: video or caption is missing"),
         ("a.json", "{", "is not JSON (line 1: "),
         ("a.json", "[" * 100_000, "is not JSON (nested too deeply)"),

@@ -78,7 +78,7 @@ def test_whole_video_by_default(root, captioned_clips):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("train_data.json", None, "lacks train_data.json, annotations of DiDeMo"),
+        ("train_data.json", None, "There is no train_data.json, annotations of DiDeMo"),
         ("val_data.json", [{"video": "a.mp4", "caption": "x"}], "val_data.json has an entry without description"),
         ("val_data.json", {"a": 1}, "val_data.json is not a JSON list with entries"),
         (

@@ -56,6 +56,9 @@ def annotate(root: Path) -> Path:
     for kind, names in (("verb", ("take", "put-down", "open")), ("noun", ("tap", "spoon", "plate"))):
         lines = [f"{i},{name},\"['{name}']\",x" for i, name in enumerate(names)]
         write(folder, f"EPIC_100_{kind}_classes.csv", "\n".join(["id,key,instances,category", *lines]))
+    # Beside it the official repository has this one, whose classes are not those of the lists.
+    more = [f"{i},{name},\"['{name}']\",x" for i, name in enumerate(("tap", "spoon", "plate", "hand:left"))]
+    write(folder, "EPIC_100_noun_classes_v2.csv", "\n".join(["id,key,instances,category", *more]))
     write(folder, "EPIC_100_tail_verbs.csv", "verb\n2")
     write(folder, "EPIC_100_tail_nouns.csv", "noun\n1")
     write(folder, "EPIC_100_unseen_participant_ids_validation.csv", "participant_id\nP18")

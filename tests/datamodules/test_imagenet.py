@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -119,6 +121,23 @@ def error(root, **arguments):
         data_of(root, **arguments).setup("fit")
     assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
     return str(caught.value)
+
+
+def test_a_flat_folder_needs_a_list(root, tmp_path):
+    """As the archive of the validation pictures is unpacked."""
+    shutil.copytree(root / "train", tmp_path / "train")
+    (tmp_path / "val").mkdir()
+    for picture in (root / "val").rglob("*.JPEG"):
+        shutil.copy(picture, tmp_path / "val")
+    text = error(tmp_path)
+    assert f"{tmp_path}/val has 3 pictures without a folder per class, and no list says which class" in text
+    assert f"write {tmp_path}/meta/val.txt with a row such as 'ILSVRC2012_val_00000293.JPEG 0' for each" in text
+    (tmp_path / "meta").mkdir()
+    rows = [f"ILSVRC2012_val_{number:08d}.JPEG {number - 293}\n" for number in range(293, 296)]
+    (tmp_path / "meta" / "val.txt").write_text("".join(rows))
+    data = data_of(tmp_path)
+    data.setup()
+    assert listing(data, "val")[2] == ("val/ILSVRC2012_val_00000295.JPEG", 2)
 
 
 def test_wrong_folders(root, tmp_path):

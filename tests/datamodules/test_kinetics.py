@@ -66,7 +66,7 @@ def error(root, stage="fit", **arguments):
         warnings.simplefilter("ignore")
         Kinetics(root, **{"num_classes": 3} | arguments, **FORMAT).setup(stage)
     text = str(caught.value)
-    assert "\n" not in text and text.endswith((".", "kinetics-dataset."))
+    assert "\n" not in text and text.endswith(".")
     return text
 
 
@@ -173,8 +173,85 @@ def test_missing_videos_are_counted(clips, tmp_path):
     for batch in data.train_dataloader():  # others take their places
         assert batch["index"].max() < 3
     assert "5 of 8 videos cannot be read, more than max_unreadable allows (1)" in error(root)
-    assert "3 of 3 videos cannot be read" in error(write(tmp_path / "empty", train=OFFICIAL, val=OFFICIAL))
+    assert "3 of 3 videos do not exist, and neither does the folder" in error(
+        write(tmp_path / "empty", train=OFFICIAL, val=OFFICIAL)
+    )
     Kinetics(root, num_classes=3, check_files=False, **FORMAT).setup("fit")
+
+
+# As downloaders leave it ------------------------------------------------------------------------------------------
+
+VALIDATED = OFFICIAL.replace(",train", ",validate").replace("abseiling", '"abseiling"')
+TESTED = OFFICIAL.replace(",train", ",test")
+
+
+def annotations(root):
+    """The official lists where CVDF's downloader puts them."""
+    write(root / "annotations", train=OFFICIAL, val=VALIDATED, test=TESTED)
+    return root
+
+
+def test_as_the_downloader_of_cvdf_leaves_it(clips, tmp_path):
+    """Flat folders; a whole copy of a damaged file is preferred, and one of a file that is nowhere else is found."""
+    root = annotations(place(clips, tmp_path, *(f"{s}/{file}" for s in ("train", "val", "test") for file in FILES)))
+    (root / "train" / FILES[1]).write_bytes(b"cut off")
+    replacement = f"replacement/replacement_for_corrupted_k400/{FILES[1]}"
+    place(clips, root, replacement)
+    (root / "test" / FILES[2]).unlink()
+    data = Kinetics(root, num_classes=3, num_workers=0, batch_size=3, **FORMAT)
+    assert data.class_names == NAMES
+    assert listing(data) == [(f"train/{FILES[0]}", 0), (replacement, 1), (f"train/{FILES[2]}", 2)]
+    assert listing(data, "val") == [(f"val/{FILES[0]}", 0), (replacement, 1), (f"val/{FILES[2]}", 2)]
+    assert listing(data, "test")[2] == (f"test/{FILES[2]}", 2)
+    with pytest.warns(UserWarning, match=f"1 of the 3 test videos do not exist: {root}/test/{FILES[2]}"):
+        data.setup()
+    assert next(iter(data.val_dataloader()))["index"].tolist() == [0, 1, 2]
+
+
+def test_as_the_script_of_cvdf_arranges_it(clips, tmp_path):
+    folders = [f"videos/{split}/{name}/{file}" for split in ("train", "val", "test")
+               for name, file in zip(NAMES, FILES, strict=True)]  # fmt: skip
+    root = annotations(place(clips, tmp_path, *folders))
+    data = Kinetics(root, num_classes=3, num_workers=0, batch_size=3, **FORMAT)
+    for split in ("train", "val", "test"):
+        assert listing(data, split) == [(f"videos/{split}/{NAMES[i]}/{FILES[i]}", i) for i in range(3)]
+    data.setup()
+    shutil.rmtree(root / "annotations")  # the folders say the same
+    assert listing(Kinetics(root, num_classes=3)) == [(f"videos/train/{NAMES[i]}/{FILES[i]}", i) for i in range(3)]
+
+
+def test_as_mmaction_lays_it_out(clips, tmp_path):
+    """Its lists are named by arguments; their paths start in the folder of the split."""
+    rows = [f"{name.replace(' ', '_')}/{file}" for name, file in zip(NAMES, FILES, strict=True)]
+    root = place(clips, tmp_path, *(f"videos_{split}/{row}" for split in ("train", "val") for row in rows[1:]))
+    for split in ("train", "val"):
+        text = "".join(f"{row} {number}\n" for number, row in enumerate(rows))
+        (root / f"kinetics400_{split}_list_videos.txt").write_text(text)
+    lists = {split: f"kinetics400_{split}_list_videos.txt" for split in ("train", "val")}
+    data = Kinetics(root, num_classes=3, num_workers=0, batch_size=3, **lists, **FORMAT)
+    for split in ("train", "val"):
+        assert listing(data, split) == [(f"videos_{split}/{row}", i) for i, row in enumerate(rows)]  # the first is gone
+    with pytest.warns(UserWarning, match="1 of the 3 train videos do not exist"):
+        data.setup("fit")
+    with pytest.warns(UserWarning, match="is tested on"):
+        assert listing(data, "test") == listing(data, "val")
+
+
+@pytest.mark.parametrize("said", ["val", "validate", "validation"])
+@pytest.mark.parametrize("folder", ["val", "validation", "videos/val"])
+def test_every_name_of_the_validation_split(clips, tmp_path, said, folder):
+    root = place(clips, tmp_path, *(f"{folder}/{file}" for file in FILES))
+    write(root, train=OFFICIAL, val=OFFICIAL.replace(",train", f",{said}"))
+    assert listing(Kinetics(root, num_classes=3), "val") == [(f"{folder}/{file}", i) for i, file in enumerate(FILES)]
+
+
+def test_videos_that_are_nowhere_are_expected_in_the_folder_of_their_split(tmp_path):
+    """The advice of a first start is about the path, not about a disk that was there before."""
+    write(tmp_path, train=VALIDATED, val=VALIDATED)
+    assert listing(Kinetics(tmp_path, num_classes=3), "val")[0] == (f"val/{FILES[0]}", 0)
+    text = error(tmp_path)
+    assert text.startswith(f"3 of 3 videos do not exist, and neither does the folder {tmp_path}/val; check data.root")
+    assert "disk back" not in text and "--ckpt_path" not in text
 
 
 # Folders ---------------------------------------------------------------------------------------------------------
@@ -237,7 +314,7 @@ def test_labels_outside_the_classes_are_counted(tmp_path):
     rows = "a.mp4,0\nb.mp4,3\nc.mp4,-1\nd.mp4,400\ne.mp4,3\n"
     text = error(write(tmp_path, train=rows, val="a.mp4,0\n"))
     assert text.startswith(f"4 of the 5 train videos have labels outside 0 .. 2: {tmp_path}/b.mp4 (3), ")
-    assert "d.mp4 (400) and 1 more; mend the list or set the number of classes" in text
+    assert "d.mp4 (400) and 1 more; correct the list or set the number of classes" in text
 
 
 def test_videos_listed_twice(clips, tmp_path):

@@ -23,7 +23,7 @@ def test_delimiter_is_found(tmp_path, line, rest, label):
 @pytest.mark.parametrize("line", ["a.mp4", "a.mp4,", "17", "a.mp4,run"])
 def test_delimiter_is_not_found(tmp_path, line):
     (tmp_path / "list.txt").write_text(line)
-    with pytest.raises(DataError, match=r"line 1: .* is not of the form path,label; mend the row or set"):
+    with pytest.raises(DataError, match=r"line 1: .* is not of the form path,label; correct the row or set"):
         read_rows(str(tmp_path / "list.txt"), None)
 
 

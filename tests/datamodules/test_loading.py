@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -205,14 +206,23 @@ def test_another_number_of_workers_cannot_go_on(class_root):
         data.train_dataloader()
 
 
-def test_time_spent_waiting(class_root):
-    loader = clips(class_root, 0).train_dataloader()
-    start, batches = time.perf_counter(), iter(loader)
+def test_time_spent_waiting(class_root, monkeypatch):
+    """By a clock that goes on while a clip is read and while its user works."""
+    now, loader = [100.0], clips(class_root, 0).train_dataloader()
+    read = type(loader.dataset).__getitem__
+
+    def slow(*arguments):
+        now[0] += 0.5
+        return read(*arguments)
+
+    monkeypatch.setattr(type(loader.dataset), "__getitem__", slow)
+    monkeypatch.setattr("datamodules.loading.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    batches = iter(loader)
+    size = len(next(batches)["video"])
+    assert loader.waited == 0.5 * size
+    now[0] += 8.0
     next(batches)
-    first = loader.waited
-    time.sleep(0.5)
-    next(batches)
-    assert 0 < first < loader.waited < time.perf_counter() - start - 0.5
+    assert loader.waited == 2 * 0.5 * size
 
 
 @pytest.mark.parametrize("loader", ["train", "val"])

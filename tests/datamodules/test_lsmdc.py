@@ -67,7 +67,7 @@ def test_missing_clip(root):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "lacks LSMDC16_annos_training.csv, annotations of LSMDC"),
+        (None, "There is no LSMDC16_annos_training.csv, annotations of LSMDC"),
         ("", "is empty; download it again from https://sites.google.com"),
         (
             TRAIN + "a,b,c,d,e,f\n",

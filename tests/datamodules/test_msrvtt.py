@@ -92,6 +92,25 @@ def test_annotations_in_a_folder_and_lists_of_other_projects(root):
     assert data.listing("test")[0].captions == ("one", "two")
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_the_two_usual_zips(root, named):
+    """`msrvtt_data/` with the annotations and `MSRVTT/videos/all` with the videos, or annotations elsewhere."""
+    (root / "MSRVTT").mkdir()
+    (root / "MSRVTT" / "videos").mkdir()
+    (root / "videos").rename(root / "MSRVTT" / "videos" / "all")
+    folder = root / ("elsewhere" if named else "msrvtt_data")
+    folder.mkdir()
+    for file in root.glob("MSRVTT_*.*"):
+        file.rename(folder / file.name)
+    data = MSRVTT(root, annotations="elsewhere" if named else None, num_workers=0, **FORMAT)
+    data.setup()
+    assert [video.path for video in data.listing("test")] == [
+        f"{root}/MSRVTT/videos/all/video{number}.mp4" for number in (5, 4)]  # fmt: skip
+    assert data.origins["train"] == str(folder / "MSRVTT_train.9k.csv")
+    with pytest.raises(DataError, match=r"There is no MSRVTT_JSFUSION_test\.csv, .* in .*/gone;"):
+        MSRVTT(root, annotations="gone", **FORMAT).listing("test")
+
+
 def test_one_caption_per_video(root):
     data = MSRVTT(root, every_caption=False, batch_size=4, num_workers=0, **FORMAT)
     data.setup("fit")
@@ -102,8 +121,8 @@ def test_one_caption_per_video(root):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("MSRVTT_data.json", None, "lacks MSRVTT_data.json, annotations of MSR-VTT, and so does its folder"),
-        ("MSRVTT_train.9k.csv", None, "lacks MSRVTT_train.9k.csv"),
+        ("MSRVTT_data.json", None, "There is no MSRVTT_data.json, annotations of MSR-VTT, in {root} or"),
+        ("MSRVTT_train.9k.csv", None, "There is no MSRVTT_train.9k.csv"),
         ("MSRVTT_JSFUSION_test.csv", None, "or get the file from https://github.com/ArrowLuo/CLIP4Clip#data-preparing."),
         ("MSRVTT_data.json", {"videos": []}, "MSRVTT_data.json has no key sentences (it has videos)"),
         ("MSRVTT_data.json", {"videos": [], "sentences": [{"caption": "x", "id": 1}]}, "has an entry without video_id"),

@@ -65,8 +65,8 @@ def test_exploit(root, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("raw-captions.pkl", None, "lacks raw-captions.pkl, annotations of MSVD"),
-        ("test_list.txt", None, "lacks test_list.txt, annotations of MSVD"),
+        ("raw-captions.pkl", None, "There is no raw-captions.pkl, annotations of MSVD"),
+        ("test_list.txt", None, "There is no test_list.txt, annotations of MSVD"),
         ("train_list.txt", "\n", "train_list.txt is empty"),
         ("raw-captions.pkl", {IDS[0]: [["a"]]}, "1 of the 2 videos of {root}/train_list.txt have no caption in"),
         ("raw-captions.pkl", [["a"]], "is not a dict of lists of lists of words"),

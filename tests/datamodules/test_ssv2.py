@@ -117,6 +117,18 @@ def test_the_folder_with_most_videos_is_taken(webm, make_video):
     assert [path for path, _ in listing(data_of(root))] == [f"videos/{name}.webm" for name in IDS]
 
 
+def test_names_of_the_first_release(webm):
+    root = annotate(webm("20bn-something-something-v2"))
+    for name in ("train", "validation", "labels"):
+        (root / f"{name}.json").rename(root / f"something-something-v2-{name}.json")
+    (root / "something-something-v2-test.json").write_text('[{"id": "1"}]')  # without labels, so not of use here
+    data = data_of(root)
+    assert data.class_names[1] == "Attaching something to something"
+    wanted = [(f"20bn-something-something-v2/{i}.webm", n) for i, n in zip(IDS, NUMBERS, strict=True)]
+    assert listing(data) == listing(data, "val") == listing(data, "test") == wanted
+    data.setup()
+
+
 @pytest.mark.parametrize("row", ["{}.webm {}", "{}.webm,{}"])
 def test_list_of_videos(webm, row):
     root = webm("videos")
@@ -156,13 +168,18 @@ def test_list_of_frame_folders(tmp_path, frames, row):
 
 def test_missing_annotations(tmp_path):
     text = error(tmp_path / "nowhere")
-    for part in ("lacks the train annotations", "train.json or train.csv or train.txt", "data.train", "https://"):
+    for part in (
+        "lacks the train annotations",
+        "train.json or something-something-v2-train.json or train.csv",
+        "data.train",
+        "https://",
+    ):
         assert part in text
     annotate(tmp_path, labels=None)
     assert f"{tmp_path} has {tmp_path}/train.json without labels.json, which numbers the classes" in error(tmp_path)
     annotate(tmp_path)
     (tmp_path / "validation.json").unlink()
-    assert "lacks the val annotations" in error(tmp_path) and "validation.json or val.json" in error(tmp_path)
+    assert "lacks the val annotations" in error(tmp_path) and "validation.json or something-" in error(tmp_path)
     assert "has mine.json;" in error(tmp_path, val="mine.json")
 
 

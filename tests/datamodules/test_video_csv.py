@@ -135,3 +135,55 @@ def test_class_file_at_fault(tmp_path):
 
 def test_empty_delimiter(tmp_path):
     assert "delimiter is empty" in error(tmp_path, delimiter="")
+
+
+# Parts set aside -------------------------------------------------------------------------------------------------
+
+FILMS = "path,film,label\n" + "".join(
+    f'"{film}, {piece}.mp4",Film {film},{("run", "sit")[(film + piece) % 2]}\n'
+    for film in range(10)
+    for piece in range(3)
+)
+
+
+def test_a_part_of_the_list_is_set_aside(tmp_path):
+    write(tmp_path, train="".join(f"{n}.mp4,{'run' if n < 20 else 'sit'}\n" for n in range(30)))
+    data = VideoCSV(tmp_path, val=None, val_fraction=0.1)
+    train, val = listing(data), listing(data, "val")
+    assert len(train) == 27 and [label for _, label in val] == [0, 0, 1] and not set(train) & set(val)
+    assert listing(data, "test") == val == listing(VideoCSV(tmp_path, val=None, val_fraction=0.1), "val")
+    assert listing(VideoCSV(tmp_path, val=None, val_fraction=0.1, split_seed=1), "val") != val
+    write(tmp_path, test="x.mp4,sit\n")
+    data = VideoCSV(tmp_path, val=None, val_fraction=0.1, test="test.csv")
+    assert listing(data, "test") == [("x.mp4", 1)] and listing(data, "val") == val
+    write(tmp_path, train="a.mp4,0\nb.mp4,1\n")
+    assert "No class of" in error(tmp_path, val=None)
+    assert "val_fraction is 1" in error(tmp_path, val=None, val_fraction=1)
+
+
+def test_groups_of_a_column(tmp_path):
+    data = VideoCSV(write(tmp_path, train=FILMS), val=None, group="film")
+    assert data.class_names == ["run", "sit"]
+    sides = {split: {path.partition(",")[0] for path, _ in listing(data, split)} for split in ("train", "val")}
+    assert not sides["train"] & sides["val"] and len(sides["train"] | sides["val"]) == 10 and sides["val"]
+    assert listing(data, "test") == listing(data, "val")
+    assert sum(len(listing(data, split)) for split in ("train", "val")) == 30
+    # Two lists: a film on both sides is found.
+    write(tmp_path, val="path,film,label\nx.mp4,Film 11,run\n")
+    assert listing(VideoCSV(tmp_path, group="film"), "val") == [("x.mp4", 0)]
+    write(tmp_path, val="path,film,label\nx.mp4,Film 3,run\n")
+    assert "1 groups have videos both for training and for validation in train.csv and val.csv: Film 3" in error(
+        tmp_path, group="film"
+    )
+
+
+def test_mistaken_groups(tmp_path):
+    write(tmp_path, train=FILMS, val=FILMS)
+    assert "has no column scene (its first row is 'path,film,label'); name path, label and scene" in error(
+        tmp_path, group="scene"
+    )
+    write(tmp_path, train="path,film,label\na.mp4,,run\n")
+    assert "train.csv, line 2: path, label, film are not all there" in error(tmp_path, group="film", val=None)
+    write(tmp_path, train="path,film,label\n")
+    assert "lists no videos" in error(tmp_path, group="film", val=None)
+    assert "need a single character" in error(tmp_path, group="film", delimiter=", ")

@@ -99,7 +99,8 @@ def test_no_videos(tmp_path):
     touch(tmp_path, "flat/a/1.doc")
     assert "has no videos for train" in error(tmp_path / "flat")
     touch(tmp_path, "one/a/1.mp4")
-    assert "has no videos for val" in error(tmp_path / "one")
+    touch(tmp_path, "one/b/1.mp4")
+    assert "No class of" in (text := error(tmp_path / "one")) and "has a second video to set aside" in text
 
 
 def test_splits_with_other_classes(class_root, tmp_path):
@@ -121,3 +122,56 @@ def test_bad_fraction(tmp_path):
 def test_misspelled_argument(tmp_path):
     with pytest.raises(TypeError, match="num_framse"):
         VideoFolder(tmp_path, num_framse=3)
+
+
+# Groups ----------------------------------------------------------------------------------------------------------
+
+
+def films(root, count=12):
+    """Pieces of films, each film in two of three classes."""
+    return [f"{root}{'abc'[(film + piece) % 2 + (film % 2)]}/film {film}_{piece:03d}.mp4" for film in range(count)
+            for piece in range(4)]  # fmt: skip
+
+
+def test_pieces_of_a_film_stay_on_one_side(tmp_path):
+    touch(tmp_path, *films(""))
+    arguments = {"group": r"([^/]+)_\d+\.mp4$", "val_fraction": 0.25, "split_seed": 4}
+    data = VideoFolder(tmp_path, **arguments)
+    parts = {split: names(data.listing(split), tmp_path) for split in ("train", "val")}
+    film_of = {split: {path.partition("/")[2].partition("_")[0] for path, _ in part} for split, part in parts.items()}
+    assert not film_of["train"] & film_of["val"] and len(film_of["train"] | film_of["val"]) == 12
+    assert len(parts["train"]) + len(parts["val"]) == 48 and 8 <= len(parts["val"]) <= 16
+    assert {label for _, label in parts["train"]} == {label for _, label in parts["val"]} == {0, 1, 2}
+    assert data.listing("test") == data.listing("val")
+    again, other = VideoFolder(tmp_path, **arguments), VideoFolder(tmp_path, **arguments | {"split_seed": 5})
+    assert names(again.listing("val"), tmp_path) == parts["val"] != names(other.listing("val"), tmp_path)
+    alone = VideoFolder(tmp_path, val_fraction=0.25, split_seed=4)  # without groups, films are torn apart
+    torn = {path.partition("/")[2].partition("_")[0] for path, _ in names(alone.listing("val"), tmp_path)}
+    assert torn & {path.partition("/")[2].partition("_")[0] for path, _ in names(alone.listing("train"), tmp_path)}
+
+
+def test_groups_of_folders_with_splits(tmp_path):
+    touch(
+        tmp_path,
+        "train/a/x_1.mp4",
+        "train/b/y_1.mp4",
+        "val/a/z_1.mp4",
+        "val/b/z_2.mp4",
+        "test/a/x_2.mp4",
+        "test/b/w_1.mp4",
+    )
+    data = VideoFolder(tmp_path, group=r"(\w)_")
+    assert len(data.listing("train")) == len(data.listing("val")) == 2
+    with pytest.raises(DataError, match=r"1 groups have videos both for training .* in .*/train and "):
+        data.listing("test")
+
+
+def test_mistaken_groups(tmp_path):
+    touch(tmp_path, *films(""), "a/interview.mp4")
+    assert "group 'nothing(x)' does not fit 49 of the 49 videos: a/film 0_000.mp4, " in error(
+        tmp_path, group="nothing(x)"
+    )
+    assert "does not fit 1 of the 49 videos: a/interview.mp4; change the pattern" in error(tmp_path, group=r"(.*)_")
+    assert "All 49 videos are of one group, 'mp4'" in error(tmp_path, group="(mp4)")
+    assert "has no capture group" in error(tmp_path, group="film")
+    assert "is not a regular expression" in error(tmp_path, group="(")

@@ -221,6 +221,32 @@ def test_callbacks_of_ours_are_added_by_their_names(monkeypatch, capsys, additio
     assert best["init_args"]["tie_breaker"] is None and best["init_args"]["monitor"] == "val/top1"
 
 
+@pytest.mark.parametrize("continued", [False, True])
+def test_full_disk_names_the_runs_folder(workspace, tmp_path, monkeypatch, capsys, continued):
+    """Only where a checkpoint is there the advice is to continue from it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("data").symlink_to(workspace / "data")
+    Path(f"full_{continued}.py").write_text("""
+from lightning.pytorch import Callback
+class Full(Callback):
+    def on_train_start(self, trainer, pl_module):
+        with open("/dev/full", "w") as file:
+            file.write("row")
+""")
+    if continued:
+        Path("run/checkpoints").mkdir(parents=True)
+        Path("run/checkpoints/last.ckpt").touch()
+    addition = f"--trainer.callbacks+=full_{continued}.Full"
+    monkeypatch.setattr(sys, "argv", ["lightning", "fit", "--config", str(CONF / "tiny.yaml"), addition])
+    status, message = errors(zoo.cli.main, capsys)
+    again = "continue with --ckpt_path last" if continued else "start again"
+    assert status == 1
+    assert message.splitlines()[-1] == (
+        f"lightning: A file in run cannot be written (No space left on device); make room on that disk and {again}."
+    )
+
+
 def test_zoo_predict_names_bad_files(workspace, monkeypatch, capsys):
     monkeypatch.chdir(workspace)
     clip = next((workspace / "data" / "val" / "grow").glob("*.mp4"))

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import weakref
+from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
@@ -13,9 +15,10 @@ import pytest
 import torch
 
 import zoo
-from datamodules import synthetic
+from datamodules import streaming, synthetic
 from datamodules.decode import VideoReader
 from datamodules.views import load_views
+from zoo import long_videos
 from zoo.commands.main import main as zoo_main
 from zoo.long_videos import STILLS, Timeline, default_window
 from zoo.plot import plot_timelines
@@ -224,15 +227,31 @@ def measure(*paths):
     return [tuple(map(float, line.split())) for line in done.stdout.splitlines()]
 
 
-def test_memory_does_not_grow_with_the_video(tmp_path):
+def test_what_is_held_does_not_grow_with_the_video(tmp_path, model, monkeypatch):
+    """At no time are more decoded frames, scaled ones or windows alive than a batch of windows needs."""
+    alive, most = Counter(), Counter()
+
+    def watch(owner, name, pick):
+        original = getattr(owner, name)
+
+        def watched(*args, **kwargs):
+            for item in original(*args, **kwargs):
+                alive[name] += 1
+                most[name] = max(most[name], alive[name])
+                weakref.finalize(pick(item), alive.subtract, [name])
+                yield item
+                del item
+
+        monkeypatch.setattr(owner, name, watched)
+
+    watch(streaming._FileSource, "timed", lambda item: item[1])  # holds the decoded frame
+    watch(streaming.FrameStream, "samples", lambda item: item)
+    watch(long_videos, "stream_windows", lambda item: item.video)
     clip = write_scenes(tmp_path / "clip.mp4", [("grow", 8), ("move_up", 8)], fps=10, size=(128, 96))
-    lengths = {name: write_repeated(clip, tmp_path / f"{name}.mp4", seconds)
-               for name, seconds in {"warm-up": 16, "minute": 64, "minutes": 400}.items()}  # fmt: skip
-    _, short, long = measure(*lengths.values())
-    assert (short[0], short[2], long[0], long[2]) == (63, 64.0, 399, 400.0)
-    assert STILLS // 2 <= long[1] <= STILLS
-    # What is left of the longer file: 3360 decoded frames, 59 MiB; 1340 samples as the model sees them, 9 MiB.
-    assert long[3] - short[3] < 6
+    found = zoo.timeline(model, write_repeated(clip, tmp_path / "minutes.mp4", 400))
+    assert (len(found.seconds), found.duration) == (399, 400.0)
+    assert STILLS // 2 <= len(found.stills) <= STILLS
+    assert most["timed"] <= 4 and most["samples"] <= 8 + 2 and most["stream_windows"] <= 2 * 8, most
 
 
 @pytest.mark.slow
@@ -245,4 +264,5 @@ def test_an_hour_of_thirty_frames_a_second(tmp_path):
         assert file.streams.video[0].average_rate == Fraction(30)
     short, long = measure(minute, hour)
     assert long[0] == 3599 and long[2] == 3600.0
-    assert long[3] - short[3] < 24  # libav's table of 108,000 packets is in memory
+    # 108,000 decoded frames would be 1,900 MiB; libav's table of their packets is in memory.
+    assert long[3] - short[3] < 200

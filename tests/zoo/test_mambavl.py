@@ -6,12 +6,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import zoo
+from datamodules import EpicKitchens100
 from datamodules.synthetic_kitchen import generate_kitchen
+from lightning_modules import ActionRecognition
 from zoo.build import normalise
 from zoo.commands.main import main as zoo_main
 from zoo.recipe import list_recipes, read_recipe
@@ -137,6 +140,35 @@ def test_registered_without_weights():
         )
         assert model["init_args"]["text_weights"] == entry.parts["text_weights"]
         assert RECIPES[entry.name]["trainer"]["callbacks"][-2]["init_args"]["monitor"] == "val/score"
+
+
+@pytest.fixture(scope="module")
+def official_tables(tmp_path_factory):
+    """The annotations with the official numbers of classes, as a clone of their repository leaves them."""
+    folder = tmp_path_factory.mktemp("epic") / "epic-kitchens-100-annotations"
+    folder.mkdir()
+    for name, count in (("verb_classes", 97), ("noun_classes", 300), ("noun_classes_v2", 305)):
+        rows = [f"{i},{name[:4]} {i},\"['{name[:4]} {i}']\",x" for i in range(count)]
+        (folder / f"EPIC_100_{name}.csv").write_text("\n".join(["id,key,instances,category", *rows]))
+    columns = ("narration_id,participant_id,video_id,start_timestamp,stop_timestamp,narration,verb_class,noun_class,"
+               "all_noun_classes")  # fmt: skip
+    pairs = [f"{i},P01,P01_11,00:00:00.00,00:00:01.00,take,{i % 97},{i // 97},[{i // 97}]" for i in range(3806)]
+    for name, rows in (("train", pairs[:3000]), ("validation", pairs[2500:])):
+        (folder / f"EPIC_100_{name}.csv").write_text("\n".join([columns, *rows]))
+    return folder.parent
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if "demo" not in name])
+def test_the_sizes_are_those_of_the_official_tables(name, official_tables):
+    text = {"vocab_size": 514, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+            "num_attention_heads": 1}  # fmt: skip
+    given = RECIPES[name]["model"]["init_args"]
+    sizes = {key: given[key] for key in ("num_classes", "num_verbs", "num_nouns")}
+    model = ActionRecognition(**sizes, feature_dim=16, fusion_dim=16, text=text)
+    trainer = SimpleNamespace(datamodule=EpicKitchens100(official_tables))
+    model.trainer = trainer
+    model.setup("fit")
+    assert model.hparams.noun_names[299] == "noun 299" and len(model.hparams.actions) == 3806
 
 
 @pytest.mark.slow

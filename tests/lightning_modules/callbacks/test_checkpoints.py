@@ -86,10 +86,16 @@ def test_what_a_signal_raises_while_writing_is_no_fault_of_the_disk(tmp_path, er
     assert len(torch.load(path)["value"]) == 3_000_000 and [f.name for f in tmp_path.iterdir()] == ["last.ckpt"]
 
 
-def test_full_disk_is_told_and_leaves_the_earlier_file(tmp_path):
+@pytest.mark.parametrize(("earlier", "remedy"), [
+    ("last.ckpt", "continue from {folder}/last.ckpt, which is whole, with --ckpt_path last.\n"),
+    (None, "start again, as there is no earlier checkpoint beside it.\n"),
+])  # fmt: skip
+def test_full_disk_is_told_and_leaves_the_earlier_file(tmp_path, earlier, remedy):
     path = tmp_path / "last.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"value": torch.zeros(100_000)}, path)
+    if earlier:
+        AtomicCheckpointIO().save_checkpoint({"value": torch.zeros(100_000)}, path)
     done = subprocess.run([sys.executable, "-c", FULL, str(path)], capture_output=True, text=True)
     assert done.stdout.startswith(f"ModelError The checkpoint {path} cannot be written (File too large); make room")
-    assert done.stdout.endswith("which is whole, with --ckpt_path last.\n")
-    assert not torch.load(path)["value"].any() and [f.name for f in tmp_path.iterdir()] == ["last.ckpt"]
+    assert done.stdout.endswith(remedy.format(folder=tmp_path))
+    assert [f.name for f in tmp_path.iterdir()] == ([earlier] if earlier else [])
+    assert not earlier or not torch.load(path)["value"].any()

@@ -7,7 +7,8 @@ from torch import nn
 
 from lightning_modules.nets import MambaVL
 from lightning_modules.nets.clip import ClipTokenizer
-from lightning_modules.nets.mambavl import FUSIONS, FusionBlock, build_text_tower, pool_tokens
+from lightning_modules.nets.flops import count_flops
+from lightning_modules.nets.mambavl import FUSIONS, CrossAttentionBlock, FusionBlock, build_text_tower, pool_tokens
 from lightning_modules.nets.videomamba import VideoMamba
 
 TEXT = {"vocab_size": 514, "max_position_embeddings": 32, "hidden_size": 24, "intermediate_size": 48,
@@ -144,6 +145,16 @@ def test_who_influences_whom(fusion):
 
 
 # The network ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_work_of_attention_alone_grows_faster_than_the_tokens():
+    """Operations for each further vision token, counted from the shapes."""
+    blocks = {"shared": make_block("shared"), "separate": make_block("separate"), "attention": CrossAttentionBlock(DIM)}
+    language, mask = torch.empty(1, 16, DIM), torch.ones(1, 16, dtype=torch.bool)
+    for name, block in blocks.items():
+        work = [count_flops(block, torch.empty(1, tokens, DIM), language, mask)[""] for tokens in (64, 128, 1024)]
+        first, later = (work[1] - work[0]) / 64, (work[2] - work[1]) / 896
+        assert later == first if name != "attention" else later > 2 * first, (name, work)
 
 
 def make_net(fusion="shared", depth=2, tokens="all", vision=True, dim=DIM):
