@@ -58,6 +58,8 @@ class TextVideoRetrieval(BaseModule):
         lr: peak learning rate of the head.
         clip_lr: peak learning rate of the towers and the temperature.
         weight_decay: AdamW's; not applied to vectors (norms, biases) and Mamba's state matrix.
+        official_decay: apply it to everything but biases, as the published code does: to norms, Mamba's state matrix
+            and skip weights, and the temperature too.
         betas: AdamW's.
         warmup: share of the steps in which the learning rate rises from 0.
 
@@ -92,6 +94,7 @@ class TextVideoRetrieval(BaseModule):
         lr: float = 1e-3,
         clip_lr: float = 1e-7,
         weight_decay: float = 0.2,
+        official_decay: bool = False,
         betas: Sequence[float] = (0.9, 0.98),
         warmup: float = 0.1,
     ) -> None:
@@ -233,7 +236,7 @@ class TextVideoRetrieval(BaseModule):
         """AdamW with a learning rate for CLIP and one for the head; linear warm-up, then half a cosine.
 
         As published (reference muse.md, section 3) but for the bias correction, which AdamW has and BERT's Adam has
-        not, and for what is decayed.
+        not, and without ``official_decay`` for what is decayed.
 
         Raises:
             ModelError: no end of the training is set, or nothing is left to train.
@@ -242,10 +245,11 @@ class TextVideoRetrieval(BaseModule):
         total = self.trainer.estimated_stepping_batches
         if not 1 <= total < float("inf"):
             raise ModelError("The cosine schedule needs an end: set trainer.max_epochs or trainer.max_steps.")
+        is_decayed = _is_decayed_as_published if args["official_decay"] else _is_decayed
         groups = []
         for title, part, lr in (("clip", self.net.clip, args["clip_lr"]), ("head", self.net.head, args["lr"])):
             for decayed in (True, False):
-                params = [p for n, p in part.named_parameters() if p.requires_grad and _is_decayed(n, p) == decayed]
+                params = [p for n, p in part.named_parameters() if p.requires_grad and is_decayed(n, p) == decayed]
                 decay = args["weight_decay"] if decayed else 0.0
                 name = f"{title}_{'decay' if decayed else 'no_decay'}"
                 if params:
@@ -266,6 +270,10 @@ def absolute_cosine(total_steps: int, warmup: float) -> Callable[[int], float]:
         return progress / warmup if progress < warmup else 0.5 * (1 + math.cos(math.pi * progress))
 
     return factor
+
+
+def _is_decayed_as_published(name: str, parameter: Tensor) -> bool:
+    return "bias" not in name
 
 
 def _is_decayed(name: str, parameter: Tensor) -> bool:

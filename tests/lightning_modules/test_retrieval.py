@@ -269,6 +269,21 @@ def test_towers_and_head_learn_at_their_own_rates():
     assert [factor(step) for step in range(11)] == [absolute_cosine(10, 0.1)(step) for step in range(11)]
 
 
+def test_decay_as_published():
+    """Everything but what is called a bias (reference muse.md, section 3)."""
+    model = tiny("muse", official_decay=True, frozen_pyramid=True, init="official")
+    trainer = Trainer(max_epochs=1, limit_train_batches=1, limit_val_batches=0, **QUIET)
+    trainer.fit(model, datamodule=Data(9))
+    decayed = {
+        id(p): group["weight_decay"] > 0 for group in trainer.optimizers[0].param_groups for p in group["params"]
+    }
+    trained = {name: decayed[id(p)] for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {name: "bias" not in name for name in trained}
+    for name in ("mixer.A_log", "mixer.D", "mixer.A_b_log", "mixer.conv1d.weight", "norm.weight"):
+        assert trained[f"net.head.blocks.0.{name}"]
+    assert trained["net.clip.logit_scale"] and not any("pyramid" in name for name in trained)
+
+
 def test_schedule_drops_after_the_warm_up_as_published():
     factor = absolute_cosine(1000, 0.1)
     assert factor(50) == pytest.approx(0.5) and factor(99) == pytest.approx(0.99)

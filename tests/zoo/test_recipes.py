@@ -5,11 +5,13 @@ import json
 import re
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from braceexpand import braceexpand
 from PIL import Image
 
 import hub
@@ -24,6 +26,7 @@ from zoo.recipe import find_recipe, list_recipes, read_recipe
 from zoo.registry import entries
 
 BIN = Path(sys.executable).parent
+ROOT = Path(__file__).parents[2]
 TASKS = ("classification", "breakfast", "coin", "lvu")
 OFFICIAL = {name: path for name, path in list_recipes().items() if path.parent.name in TASKS}
 CONFIGS = {name: read_recipe(path) for name, path in OFFICIAL.items()}
@@ -130,6 +133,22 @@ def test_the_command_lists_the_recipes():
     row = ["videomamba-s-k400-f64-r384", "Kinetics", "64", "384", "6", "videomamba-s-k400-f64-r224"]
     assert row in lines
     assert {record["name"]: record["epochs"] for record in json.loads(run("--json"))}["videomamba-ti-in1k-r224"] == 300
+
+
+@pytest.mark.parametrize(
+    "page", [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"], ids=lambda page: page.stem
+)
+def test_names_in_the_documents_exist(page):
+    """Of models, their aliases and recipes, with braces and stars as in a shell."""
+    known = {*list_recipes(), *zoo.list_models(), *(path.stem for path in (ROOT / "zoo/models").glob("*.yaml"))}
+    known |= {alias for name in zoo.list_models() for alias in zoo.info(name).aliases}
+    kinds = "videomamba|muse|clip4clip|mambavl|zeroshot|scan|frames|resolution|distill"
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(rf"(?:`|--config |zoo recipe )((?:{kinds})-[\w{{}},*-]+)", text)
+    named = {name for words in found for name in braceexpand(words)}
+    # `videomamba-m-mask` stands for all that begin so.
+    strays = [n for n in named if not any(fnmatch(one, n) or one.startswith(f"{n}-") for one in known)]
+    assert not strays and (named or page.stem not in ("recipes", "README"))
 
 
 # What the recipes say -----------------------------------------------------------------------------------------------

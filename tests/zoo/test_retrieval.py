@@ -50,6 +50,18 @@ def test_the_recipe_trains_the_registrys_model(name):
     assert frames_and_words == ((64, 64) if entry.meta["dataset"] in ("didemo", "activitynet") else (12, 32))
 
 
+def test_the_recipe_of_the_published_log_switches_on_its_quirks():
+    recipes = list_recipes()
+    ours, published = (read_recipe(recipes[f"muse-vit-b32-msrvtt{end}"]) for end in ("", "-published"))
+    quirks = {"frozen_pyramid": True, "init": "official", "official_decay": True}
+    assert published == {**ours, "model": {**ours["model"], "init_args": {**ours["model"]["init_args"], **quirks}}}
+    tiny = {**published["model"]["init_args"], "clip": CLIP, "clip_weights": None}
+    model = TextVideoRetrieval(**tiny)
+    assert not any(p.requires_grad for p in model.net.head.pyramid.parameters())
+    assert model.net.head.blocks[0].mixer.dt_proj.bias.abs().max() == 0  # lost in the published initialisation
+    assert published["trainer"]["max_epochs"] == 5 and published["seed_everything"] == 42
+
+
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
     """A tiny CLIP as transformers writes it, and generated videos in the layout of MSR-VTT."""
