@@ -27,18 +27,24 @@ _FIRST_TESTED = 47
 
 
 class Breakfast(VideoDataModule):
-    """The original folders, or lists. What a list is, is seen in its first row:
+    """The original folders, or lists:
 
-        P03/cam01/P03_cereals.avi              <person>/<camera>/<person>_<activity>.avi
-        P03/stereo/P03_cereals_ch0.avi         of a stereo camera's two channels the first is taken
+    | root has | what is read |
+    |---|---|
+    | <person>/<camera>/<person>_<activity>.avi | the folders, such as P03/cam01/P03_cereals.avi |
+    | <person>/stereo/<person>_<activity>_ch0.avi, ..._ch1.avi | of the two channels the first |
+    | BreakfastII_15fps_qvga_sync/<person>/... | the same, one folder down |
+    | {train,val,test}.csv beside these | the videos of the lists |
 
-        train.csv    file_name,duration,action,class_id             ViS4mer's
-                     P03-cam01-P03_cereals,56,cereals,0             is P03/cam01/P03_cereals.avi
-        train.csv    P03/cam01/P03_cereals.avi,0                    path and number, VideoMamba's
+    What a list is, is seen in its first row:
 
-    The folders of the persons are right in root or in root/BreakfastII_15fps_qvga_sync. Without lists persons up to 46
-    are trained on, and 47 to 54 validated and tested, which is the split of both lists and none of the four of the
-    data set's authors (reference protocol, section 9). With lists, validation and testing stand in for each other.
+        file_name,duration,action,class_id             ViS4mer's
+        P03-cam01-P03_cereals,56,cereals,0             is P03/cam01/P03_cereals.avi
+        P03/cam01/P03_cereals.avi,0                    path and number, VideoMamba's
+
+    Without lists persons up to 46 are trained on, and 47 to 54 validated and tested, which is the split of both lists
+    and none of the four of the data set's authors (reference protocol, section 9). With lists, validation and testing
+    stand in for each other.
 
     Args:
         root: folder of videos and lists, a path or a URL.
@@ -83,8 +89,7 @@ class Breakfast(VideoDataModule):
         as_published = split == "test" and self.published_test
         with self.folders.kept():
             source = find_list(self.folders, self.root, self.lists, split)
-            persons = f"P{_FIRST_TESTED} to P54" if split != "train" else f"P03 to P{_FIRST_TESTED - 1}"
-            self.origins[split] = source or f"persons {persons}"
+            self.origins[split] = source or f"persons {_persons(split)}"
             if source is None:
                 samples = self._from_folders(split, channels=("0", "1") if as_published else ("0",))
             elif read_text(source).startswith(_COLUMNS[0]):
@@ -126,11 +131,10 @@ class Breakfast(VideoDataModule):
                 f"{some(strange)}; rename or remove them."
             )
         if not samples:
-            who = f"P{_FIRST_TESTED} to P54" if split != "train" else f"P03 to P{_FIRST_TESTED - 1}"
             raise DataError(
                 f"{self.root} has no Breakfast {split} split: there is neither the list "
                 f"{join(self.root, self.lists[split])} nor a video <person>/<camera>/<person>_<activity>.avi of "
-                f"{who}; check data.root, or get the data from {_SOURCE}."
+                f"{_persons(split)}; check data.root, or get the data from {_SOURCE}."
             )
         return samples
 
@@ -149,6 +153,11 @@ class Breakfast(VideoDataModule):
         if not samples:
             raise DataError(f"{source} has a header but no rows; download it again.")
         return samples
+
+
+def _persons(split: str) -> str:
+    """Who is in a split where there are no lists."""
+    return f"P03 to P{_FIRST_TESTED - 1}" if split == "train" else f"P{_FIRST_TESTED} to P54"
 
 
 def _stem(path: str) -> str:

@@ -24,9 +24,11 @@ class CaptionCSV(RetrievalDataModule):
         kitchen/0001.mp4,a woman cuts an onion
         kitchen/0001.mp4,"onions, cut by hand"
 
-    Either one table for each split (`train`, `val`, `test`), or one for all (`captions`). That is divided by the folder
-    in which the paths begin, where each begins with train, val or test; otherwise a seeded `val_fraction` of the videos
-    is set aside for validation and testing. A missing test split is that of validation.
+    | given | train | val | test |
+    |---|---|---|---|
+    | `train`, `val`, `test` | the table | the table | the table, or as val |
+    | `captions`, each path below train/, val/ or test/ | train/ | val/ | test/, or as val |
+    | `captions` otherwise | the rest | a seeded `val_fraction` of the videos | as val |
 
     Relative paths start at `videos`, or at the table's own folder where its first video exists only there.
 

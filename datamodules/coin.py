@@ -19,14 +19,20 @@ _SUBSETS = {"training": "train", "testing": "test", "validation": "test"}
 
 
 class COIN(VideoDataModule):
-    """COIN.json in root or root/annotations, or lists:
+    """Annotations and videos as the official script leaves them, or lists:
+
+    | file | where |
+    |---|---|
+    | COIN.json | root or root/annotations |
+    | lists {train,val,test}.csv, taken where there are some | root |
+    | <YouTube id>.mp4, or another suffix | root/videos, or without it root; up to three folders deep, such as |
+    |  | videos/<task>/<id>.mp4 |
 
         COIN.json    {"database": {"LtRSn-ntcLY": {"class": "ReplaceCDDriveWithSSD", "recipe_type": 131,
                                                    "subset": "training", ...}, ...}}
-        train.csv    131/LtRSn-ntcLY.mp4,131         path and number, VideoMamba's; lists are taken where there are some
+        train.csv    131/LtRSn-ntcLY.mp4,131         path and number, VideoMamba's
 
-    Videos are named after their YouTube id, and searched in root/videos (where the official script puts them into a
-    folder per task) or root, three folders deep. Labels are the recipe_type, the class names those of COIN.json. A
+    Labels are the recipe_type, the class names those of COIN.json. A
     label belongs to the whole file, not to the part between start and end (reference datasets.md, section 10).
     Validation and testing have the same videos.
 

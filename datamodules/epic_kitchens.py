@@ -357,25 +357,27 @@ class SegmentDataset(Dataset):
 
 
 class EpicKitchens100(ClipDataModule):
-    """The official annotations, and videos, extracted frames or features.
+    """The official annotations, and videos, extracted frames or features, as the official downloader leaves them:
 
-        root/annotations/EPIC_100_train.csv, EPIC_100_validation.csv, EPIC_100_verb_classes.csv, ...
-        root/P01/videos/P01_01.MP4              or root/EPIC-KITCHENS/..., as the official downloader lays them out
-        root/P01/rgb_frames/P01_01.tar          frame_0000000001.jpg, ..., or a folder P01_01 of them
-        features/P01_01.safetensors             written by `zoo extract`
+    | file | where |
+    |---|---|
+    | EPIC_100_*.csv | root, root/annotations or root/epic-kitchens-100-annotations, or where `annotations` says |
+    | P01/videos/P01_01.MP4 | root or root/EPIC-KITCHENS, or where `videos` says; up to three folders deep |
+    | P01/rgb_frames/P01_01.tar, or a folder P01_01 of frame_0000000001.jpg, ... | the same |
+    | P01_01.safetensors, written by `zoo extract` | where `features` says |
 
-    Videos are searched by their names below root, three folders deep. Annotations lie in root, in its folder
-    annotations, or where `annotations` says. Needed are the list of the split and the two tables of classes. Rare
-    classes and unseen participants come from the official lists too; without the latter, people without training videos
-    are unseen, without the former no class is rare. The list of actions is `actions.csv` (id, verb, noun, action) where
-    there is one, else all pairs of the training and validation lists in order, which gives the same 3,806.
+    Needed are the list of the split, EPIC_100_verb_classes.csv (97) and EPIC_100_noun_classes.csv (300, not the 305 of
+    EPIC_100_noun_classes_v2.csv). Rare classes and unseen participants come from the official lists too; without the
+    latter, people without training videos are unseen, without the former no class is rare. The list of actions is
+    `actions.csv` (id, verb, noun, action) where there is one, else all pairs of the training and validation lists in
+    order, which gives the same 3,806.
 
     The test split is that of validation, whose labels are public. For a submission name the challenge's list:
     ``lightning predict ... --data.test EPIC_100_test_timestamps.csv``.
 
     Args:
         root: folder of the videos and annotations, a path or a URL.
-        annotations: folder of the CSV files; None looks in root and root/annotations.
+        annotations: folder of the CSV files; None looks in those above.
         videos: folder in which videos are searched; None is root.
         features: folder of extracted features, which take the place of the videos.
         num_features: feature vectors of a segment.

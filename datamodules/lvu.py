@@ -131,7 +131,13 @@ class FilmDataset(ClipDataset):
 
 
 class LVU(VideoDataModule):
-    """A folder per task in root or root/lvu_1.0, with a list per split whose columns are separated by spaces:
+    """The official lists, or VideoMamba's, and videos named after their YouTube id:
+
+    | file | where |
+    |---|---|
+    | <task>/{train,val,test}.csv, columns separated by spaces | root or root/lvu_1.0 |
+    | lvu_durations.csv or durations.csv, needed for windows | root or root/lvu_1.0 |
+    | <YouTube id>.mp4, or another suffix | root/videos, or without it root; up to three folders deep |
 
         scene/train.csv         class_id class_name youtube_id imdb_id
                                 0 office 7OARf8dNLBc tt0144084
@@ -146,8 +152,7 @@ class LVU(VideoDataModule):
     and view_count, the natural logarithm of the views.
 
     Their batches have the number as `value` in place of `label`. The published code, and so VideoMamba's lists,
-    subtract `value_mean` from it; here a `VideoRegressor` does, which leaves the squared error as it is. Videos are
-    named after their YouTube id, and searched in root/videos or root, three folders deep.
+    subtract `value_mean` from it; here a `VideoRegressor` does, which leaves the squared error as it is.
 
     `window_seconds` is the trimmed variant (60 in the published scripts): a training item is a window of a film, see
     `windows_of`, and validation and testing average over all windows of a film, one film a batch. (The published code

@@ -318,7 +318,14 @@ def _ranges(counts: Sequence[int]) -> tuple[list[int], list[int]]:
 
 
 class PairCorpora(RetrievalDataModule):
-    """Trains on several corpora of pairs, and evaluates on captioned videos.
+    """Trains on several corpora of pairs, and evaluates on captioned videos:
+
+    | file | where |
+    |---|---|
+    | lists of pairs (JSON, .jsonl), see `read_pairs` | root, by the corpora's ``annotations`` |
+    | pictures and videos | root, or the corpora's ``media`` |
+    | tar shards | root, by the corpora's ``shards`` |
+    | captioned videos to evaluate | `val` and `test`, and `videos` |
 
     A batch holds pictures, as clips of one frame, or videos; both follow each other at random, in proportion to their
     numbers. Processes have the same kind in each step.

@@ -3,8 +3,10 @@
 import json
 import pickle
 import random
+import re
 import shutil
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -176,6 +178,14 @@ def test_every_datamodule_has_a_case():
                 and issubclass(getattr(datamodules, name), ClipDataModule)
                 and not getattr(getattr(datamodules, name), "__abstractmethods__", None)]  # fmt: skip
     assert sorted(concrete) == sorted(CASES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_layouts_of_each_are_documented(name):
+    """A table in the docstring, and a row of docs/data.md."""
+    assert "\n    |---|" in getattr(datamodules, name).__doc__
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    assert re.search(rf"^\| [^|]+ \| `{name}` \| [^|]+ \|", page, re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -235,6 +235,12 @@ def test_a_broken_member_is_treated_as_a_broken_file(damaged):
     assert "1.mp4 cannot be opened as a video" in messages["member"][0]
 
 
+def test_shards_tell_what_they_hold(shards):
+    rows = module(shards).describe()
+    assert [(row.split, row.videos, row.classes, row.origin) for row in rows] == [
+        ("train", 8, 2, f"shards of {shards}"), ("val", 4, 2, f"shards of {shards}")]  # fmt: skip
+
+
 def test_missing_shards(shards, tmp_path):
     root = shutil.copytree(shards, tmp_path / "out")
     sizes = module(root).shard_listings.split("train").sizes
