@@ -23,7 +23,15 @@ from datamodules.errors import DataError
 from datamodules.files import Folders, is_url, join
 from datamodules.files import split as split_path
 from datamodules.frames import check_decoder, open_video
-from datamodules.loading import ClipLoader, Draw, EvaluationLoader, TrainSampler, seeded, worker_context
+from datamodules.loading import (
+    ClipLoader,
+    Draw,
+    EvaluationLoader,
+    TrainSampler,
+    ignore_interrupts,
+    seeded,
+    worker_context,
+)
 from datamodules.members import as_member, fetched_ahead
 from datamodules.overview import SplitOverview, print_overview
 from datamodules.sampling import SAMPLINGS
@@ -421,6 +429,7 @@ class ClipDataModule(L.LightningDataModule, ABC):
             "collate_fn": self.collate,
             "num_workers": self.num_workers,
             "multiprocessing_context": worker_context(self.multiprocessing_context) if self.num_workers else None,
+            "worker_init_fn": ignore_interrupts,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
         }

@@ -8,6 +8,7 @@ interrupted.
 import ctypes
 import multiprocessing
 import re
+import signal
 import time
 import warnings
 from collections.abc import Iterator
@@ -22,7 +23,8 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from datamodules.errors import DataError
 
-__all__ = ["ClipLoader", "Draw", "EvaluationLoader", "TrainSampler", "seeded", "worker_context", "worker_death"]
+__all__ = ["ClipLoader", "Draw", "EvaluationLoader", "TrainSampler", "ignore_interrupts", "seeded", "worker_context",
+           "worker_death"]  # fmt: skip
 
 
 class Draw(NamedTuple):
@@ -167,6 +169,11 @@ def worker_context(start_method: str | None) -> BaseContext:
     """
     base = type(multiprocessing.get_context(start_method))
     return type(base.__name__, (base,), {"Event": _Flag})()
+
+
+def ignore_interrupts(worker_id: int) -> None:
+    """Leave Ctrl-C to the main process: a terminal sends it to all, and a training that stops ends its step first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager

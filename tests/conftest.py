@@ -72,7 +72,8 @@ def fit() -> Callable:
         config = Path(__file__).with_name("conf") / "resume.yaml"
         lightning = Path(sys.executable).parent / "lightning"
         command = [lightning, "fit", "--config", config, *arguments, "--trainer.default_root_dir", name]
-        environment = {**os.environ, "PYTHONPATH": str(folder), **environment}
+        path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, "PYTHONPATH": path, **environment}
         return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
 
     return run

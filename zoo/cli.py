@@ -409,9 +409,11 @@ def main() -> None:
     quiet()
     try:
         report(_run, program="lightning", usage_errors=(ArgumentError,))
-    except SIGTERMException:  # a SystemExit that says all is well
-        print("lightning: stopped by SIGTERM; --ckpt_path last goes on from there", file=sys.stderr)
-        sys.exit(128 + signal.SIGTERM)
+    except SIGTERMException as stop:  # a SystemExit that says all is well; `LastCheckpoint` notes that it was Ctrl-C
+        interrupted = stop.code == 128 + signal.SIGINT
+        how = "interrupted" if interrupted else "stopped by SIGTERM"
+        print(f"lightning: {how}; --ckpt_path last continues from there", file=sys.stderr)
+        sys.exit(stop.code if interrupted else 128 + signal.SIGTERM)
 
 
 if __name__ == "__main__":

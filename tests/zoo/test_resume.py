@@ -18,11 +18,17 @@ from lightning.pytorch import Callback
 class Killer(Callback):
     """Kills the process at the start of a batch, or by the kernel in the middle of the next checkpoint's file."""
 
-    def __init__(self, epoch: int, batch: int, writing: bool = False):
-        self.place, self.writing = (epoch, batch), writing
+    def __init__(self, epoch: int, batch: int, writing: bool = False, interrupt: bool = False):
+        self.place, self.writing, self.interrupt = (epoch, batch), writing, interrupt
+
+    def setup(self, trainer, pl_module, stage):
+        os.setpgid(0, 0)  # with the loader processes to come, as a terminal's job
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if (trainer.current_epoch, batch_idx) != self.place:
+            return
+        if self.interrupt:
+            os.killpg(0, signal.SIGINT)
             return
         if not self.writing:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -97,5 +103,26 @@ def test_killed_run_goes_on_as_if_nothing_had_happened(
     last = torch.load(checkpoints / "last.ckpt")
     assert last["global_step"] == 15
     # Weights, their average, optimiser, schedule, counters, the loader's place. (The callbacks' paths differ.)
+    assert list(differences({**last, "callbacks": {}}, {**uninterrupted, "callbacks": {}})) == []
+    assert metrics(checkpoints.parent) == metrics(workspace / "whole" / CHECKPOINTS.parent)
+
+
+# Within an epoch; and in its last batch, so that the validation is broken off and the step before counts.
+@pytest.mark.slow
+@pytest.mark.parametrize(("epoch", "batch", "steps"), [(1, 3, 7), (1, 8, 9)])
+def test_interrupted_run_ends_after_its_batch_and_goes_on(workspace, fit, uninterrupted, epoch, batch, steps):
+    """Ctrl-C reaches the loader processes too."""
+    name = f"interrupted-{epoch}-{batch}"
+    stopped = fit(
+        workspace, name, "--trainer.callbacks+=killer.Killer", f"--trainer.callbacks.epoch={epoch}",
+        f"--trainer.callbacks.batch={batch}", "--trainer.callbacks.interrupt=true",
+    )  # fmt: skip
+    assert stopped.returncode == 130 and "Traceback" not in stopped.stderr, stopped.stderr
+    assert "Stopping after this batch" in stopped.stderr and "--ckpt_path last" in stopped.stderr.splitlines()[-1]
+    checkpoints = workspace / name / CHECKPOINTS
+    assert torch.load(checkpoints / "last.ckpt")["global_step"] == steps
+    resumed = fit(workspace, name, "--ckpt_path", "last")
+    assert resumed.returncode == 0, resumed.stderr
+    last = torch.load(checkpoints / "last.ckpt")
     assert list(differences({**last, "callbacks": {}}, {**uninterrupted, "callbacks": {}})) == []
     assert metrics(checkpoints.parent) == metrics(workspace / "whole" / CHECKPOINTS.parent)

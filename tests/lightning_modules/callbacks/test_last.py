@@ -1,8 +1,13 @@
 """LastCheckpoint: when it writes, and that it writes where ModelCheckpoint(save_last=True) does not."""
 
+import os
+import signal
+
+import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
 
 from lightning_modules.callbacks.last import LastCheckpoint
@@ -35,12 +40,25 @@ class Record(Callback):
         self.steps.append(checkpoint["global_step"])
 
 
-def fit(folder, every_minutes: float, ckpt_path=None, **kwargs) -> tuple[Trainer, Record]:
+class Interrupt(Callback):
+    """Ctrl-C, so many times, in the batch that becomes step 6."""
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
+        if trainer.global_step == 5:
+            for _ in range(self.times):
+                os.kill(os.getpid(), signal.SIGINT)
+
+
+def fit(folder, every_minutes: float, ckpt_path=None, times: int = 0, **kwargs) -> tuple[Trainer, Record]:
     record = Record()
     best = ModelCheckpoint(monitor="val/top1", mode="max", filename="best", enable_version_counter=False)
     trainer = Trainer(
         **{"max_epochs": 3, **kwargs}, accelerator="cpu", default_root_dir=folder, logger=False, num_sanity_val_steps=0,
-        callbacks=[record, best, LastCheckpoint(every_minutes)], enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[record, best, Interrupt(times), LastCheckpoint(every_minutes)],
+        enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(Worse(), DataLoader(range(8), batch_size=2), DataLoader(range(2)), ckpt_path=ckpt_path)
     return trainer, record
@@ -64,6 +82,15 @@ def test_written_within_an_epoch_between_two_optimiser_steps(tmp_path):
     assert record.steps == [1, 3, 4, 4]
     _, record = fit(tmp_path, every_minutes=0, max_epochs=1, log_every_n_steps=1, accumulate_grad_batches=3)
     assert record.steps == [1, 2, 2]  # after batches 3 and 4 of 4, the last being the epoch's end
+
+
+@pytest.mark.parametrize(("times", "error", "status", "last"), [(1, SIGTERMException, 130, 6), (2, SystemExit, 1, 4)])
+def test_ctrl_c_stops_after_the_batch_and_pressed_again_at_once(tmp_path, times, error, status, last):
+    with pytest.raises(error) as caught:
+        fit(tmp_path, every_minutes=30, times=times)
+    assert caught.value.code == status
+    assert steps(tmp_path, "last") == last
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_continued_run_keeps_the_best_score_and_file(tmp_path):
