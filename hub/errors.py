@@ -1,7 +1,11 @@
 """What the hub raises when a file, folder or download is at fault; command lines print its sentence."""
 
-__all__ = ["HubError"]
+__all__ = ["HubError", "UnreachableError"]
 
 
 class HubError(RuntimeError):
     """A checkpoint or download that cannot be used; the message names it and the remedy."""
+
+
+class UnreachableError(HubError):
+    """A file that is not in the cache while the Hub does not answer."""

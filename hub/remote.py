@@ -1,25 +1,31 @@
 """The Hugging Face Hub: downloads, cached and locked by huggingface_hub and checked here, and pushes of one commit."""
 
+import errno
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NoReturn, Union
 
-from hub.errors import HubError
+from hub.answers import API_BYTES, SHORT, limited, shortened
+from hub.errors import HubError, UnreachableError
 from hub.hashes import check_sha256, matches_etag, sha256_of
 
 if TYPE_CHECKING:  # these load torch, which downloads do without
     from hub.card import About
     from hub.checkpoint import Checkpoint, Saveable
 
-__all__ = ["check_login", "commit_of", "list_files", "pull", "push"]
+__all__ = ["check_login", "commit_of", "list_files", "pull", "pull_folder", "push"]
 
 # What an access token of the Hub looks like; nothing that does is ever pushed.
 TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
+# Files of any size; of others `SHORT` is the limit.
+WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+# The disk or the quota is full, or a file may not grow that large.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def pull(repo_id: str, filename: str, revision: str | None = None, *, sha256: str | None = None) -> Path:
@@ -28,6 +34,7 @@ def pull(repo_id: str, filename: str, revision: str | None = None, *, sha256: st
     HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE are respected. The file is compared with the hash in the Hub's
     metadata whenever it is asked for; where it differs (a bad download, or damage on the disk since) it is fetched
     again, once. A cache without symbolic links does not keep that hash: there, only the download itself is compared.
+    What the Hub may answer is limited, see `hub.answers`.
 
     Args:
         repo_id: "organisation/name".
@@ -36,17 +43,20 @@ def pull(repo_id: str, filename: str, revision: str | None = None, *, sha256: st
         sha256: hex digest the file must have; None where it is not known.
 
     Raises:
-        HubError: unknown repository, file or revision; no access; no connection and nothing cached; or a file that is
-            damaged, or does not have `sha256`.
+        HubError: unknown repository, file or revision; no access; no connection and nothing cached; no room on the
+            disk; a file that is damaged, or does not have `sha256`; or an answer that breaks a limit.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, hf_hub_download
 
     where = f"{repo_id} at {revision}" if revision else repo_id
     what = f"{filename} of {where}"
     _check_names(repo_id, filename, revision)
-    with _explained(repo_id, revision, what, f"{where} has no file {filename}; check its file list."):
+    most = None if filename.endswith(WEIGHTS) else SHORT
+    no_entry = f"{where} has no file {filename}; check its file list."
+    with _explained(repo_id, revision, what, no_entry), limited(what, constants.HF_HUB_CACHE, most):
         told = None if _cached(repo_id, filename, revision) else _look_once(repo_id, filename, revision)
         path = Path(hf_hub_download(repo_id, filename, revision=revision))
+        _refuse_outside(path, filename)
         if not _is_sound(path, told):
             _fetch_again(repo_id, filename, path, told)
     if sha256 is not None and sha256.lower() != _etag_of(path):
@@ -65,17 +75,45 @@ def list_files(repo_id: str, revision: str | None = None) -> list[str]:
     Raises:
         HubError: as for `pull`; or a name that would lead out of the folder it is downloaded to.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants
 
     _check_names(repo_id, "", revision)
     what = f"the file list of {repo_id}"
-    with _explained(repo_id, revision, what, f"{repo_id} has no file list."):
-        names = HfApi().list_repo_files(repo_id, revision=revision)
+    with _explained(repo_id, revision, what, f"{repo_id} has no file list."), limited(what, constants.HF_HUB_CACHE):
+        # One answer, whose size is limited; list_repo_files asks for page after page.
+        names = [file.rfilename for file in HfApi().model_info(repo_id, revision=revision).siblings or ()]
     for name in names:
         if not _stays_inside(name):
-            raise HubError(f"{repo_id} lists a file {name!r}, whose name leads out of its folder; nothing was fetched: "
-                           "do not use this repository.")  # fmt: skip
+            raise HubError(f"{repo_id} lists a file {shortened(repr(name))}, whose name leads out of its folder; "
+                           "nothing was fetched: do not use this repository.")  # fmt: skip
     return names
+
+
+def pull_folder(repo_id: str, choose: Callable[[list[str]], list[str]], revision: str | None = None) -> Path:
+    """The folder of the cache that holds ``config.json`` of a repository and the files chosen, all of one commit.
+
+    Args:
+        repo_id: "organisation/name".
+        choose: takes the names of the repository's files and returns those that are wanted; where the Hub does not
+            answer, the names are those in the cache.
+        revision: as for `pull`.
+
+    Raises:
+        HubError: as for `pull` and `list_files`.
+    """
+    from hub.checkpoint import CONFIG
+
+    config = pull(repo_id, CONFIG, revision)
+    commit = commit_of(config, CONFIG)
+    try:
+        names = choose(list_files(repo_id, commit))
+    except HubError:
+        names = choose([file.name for file in config.parent.iterdir()])
+        if not names:
+            raise
+    for name in names:
+        pull(repo_id, name, commit)
+    return config.parent
 
 
 def push(
@@ -126,7 +164,8 @@ def push(
             card = make_card(checkpoint, replace(about, license=license or about.license), repo_id)
         content[CARD] = card.encode()
         _refuse_tokens(content, WEIGHTS)
-        with _explained(repo_id, None, f"the push to {repo_id}", pushing=True):
+        what = f"the push to {repo_id}"
+        with _explained(repo_id, None, what, pushing=True), limited(what, scratch, API_BYTES):
             return _commit(repo_id, content, private, message)
 
 
@@ -140,7 +179,8 @@ def check_login() -> None:
 
     if get_token() is None:
         raise HubError("Pushing needs an access token and there is none; set HF_TOKEN, or run `hf auth login`.")
-    with _explained("", None, "the question whose access token this is", pushing=True):
+    what = "the question whose access token this is"
+    with _explained("", None, what, pushing=True), limited(what, tempfile.gettempdir(), API_BYTES):
         HfApi().whoami()
 
 
@@ -196,6 +236,18 @@ def _stays_inside(name: str) -> bool:
     )
 
 
+def _refuse_outside(path: Path, filename: str) -> None:
+    """A file of the cache is used only where it lies there: in the folders of its repository, or that of shared files.
+
+    Each of the folders may be a link to another disk.
+    """
+    snapshots = path.parents[len(Path(filename).parts)]
+    folders = (snapshots.parent, snapshots, snapshots.parent / "blobs", snapshots.parents[1] / "blobs")
+    if not any(path.resolve().is_relative_to(folder.resolve()) for folder in folders):
+        raise HubError(f"{path} leads to {path.resolve()}, which is outside of the cache, so it is not used; delete "
+                       "the link and fetch the file again.")  # fmt: skip
+
+
 def _is_sound(path: Path, told: str | None) -> bool:
     """Whether a cached file has the content its etag names: its blob's name in the cache, or what the Hub `told`."""
     etag = _etag_of(path) or told
@@ -243,13 +295,16 @@ def _look_once(repo_id: str, filename: str, revision: str | None) -> str | None:
 
     try:
         return get_hf_file_metadata(hf_hub_url(repo_id, filename, revision=revision)).etag
+    except HubError:  # a limit
+        raise
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled):
         return None
     except Exception as error:  # the HTTP library's connection errors, whose names change with huggingface_hub
         _refuse(
             f"{filename} of {repo_id} is not in the cache and {constants.ENDPOINT} cannot be reached "
-            f"({_reason(error)}); connect, or name a file you have (checkpoint=, --checkpoint).",
+            f"({_reason(error)}); connect and try again.",
             error,
+            UnreachableError,
         )
 
 
@@ -258,6 +313,7 @@ def _explained(
     repo_id: str, revision: str | None, what: str, no_entry: str = "", pushing: bool = False
 ) -> Iterator[None]:
     """Turns the errors of huggingface_hub and of the connection into a sentence each."""
+    from huggingface_hub import constants
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -286,16 +342,20 @@ def _explained(
     except LocalEntryNotFoundError as error:
         if (answer := _answer_behind(error)) is not None:
             _refuse(_of_status(answer, what, pushing), error)
-        _refuse(
-            f"{what} is not in the cache and the Hub does not answer; connect, or unset HF_HUB_OFFLINE, "
-            "or name a file you have (checkpoint=, --checkpoint).",
-            error,
-        )
+        sentence = f"{what} is not in the cache and the Hub does not answer; connect, or unset HF_HUB_OFFLINE."
+        _refuse(sentence, error, UnreachableError)
     except EntryNotFoundError as error:
         _refuse(no_entry or f"{what} is gone; try again.", error)
     except HfHubHTTPError as error:
         _refuse(_of_status(error, what, pushing), error)
-    except Exception as error:  # whatever a broken connection, a full disk or the HTTP library's own errors are called
+    except Exception as error:  # whatever a broken connection or the HTTP library's own errors are called
+        if isinstance(error, OSError) and error.errno in FULL:
+            folder, variable = (tempfile.gettempdir(), "TMPDIR") if pushing else (constants.HF_HUB_CACHE, "HF_HOME")
+            _refuse(
+                f"There is no room for {what} in {folder} ({error.strerror}); make room, or set {variable} to a folder "
+                "on another disk.",
+                error,
+            )
         answer = _answer_behind(error)
         if answer is not None and not isinstance(error, ValueError):  # that says itself what the Hub finds wrong
             _refuse(_of_status(answer, what, pushing), error)
@@ -325,15 +385,15 @@ def _of_status(error: Exception, what: str, pushing: bool) -> str:
         remedy = "somebody else pushed at the same time: look at it, and push again"
     else:
         remedy = "try again later"
-    told = f" ({' '.join(error.server_message.split())})" if getattr(error, "server_message", None) else ""
+    told = f" ({shortened(error.server_message)})" if getattr(error, "server_message", None) else ""
     return f"The Hub answers {status}{told} for {what}; {remedy}."
 
 
 def _reason(error: BaseException) -> str:
-    return " ".join((str(error) or type(error).__name__).split())
+    return shortened(str(error) or type(error).__name__)
 
 
-def _refuse(sentence: str, error: BaseException) -> NoReturn:
+def _refuse(sentence: str, error: BaseException, kind: type[HubError] = HubError) -> NoReturn:
     """Raises a `HubError`; a token that the HTTP library quotes is told neither by it nor by its cause."""
     from huggingface_hub import get_token
 
@@ -344,4 +404,4 @@ def _refuse(sentence: str, error: BaseException) -> NoReturn:
     leaks = [form for form in (token, repr(token)[1:-1]) if token and form in seen + sentence]
     for form in leaks:
         sentence = sentence.replace(form, "<token>")
-    raise HubError(sentence) from None if leaks else error
+    raise kind(sentence) from None if leaks else error

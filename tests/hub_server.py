@@ -23,6 +23,7 @@ import yaml
 
 __all__ = ["HubServer"]
 
+ENDLESS = 2**28  # bytes; more than any limit on a body in the tests
 LARGE = 100_000  # bytes from which a file goes to the store; *.safetensors and *.png always do, as by .gitattributes
 
 
@@ -34,9 +35,11 @@ class Fault:
         match: regular expression.
         kind: a status to answer with; ``drop`` (hang up at once), ``lose`` (do it, then hang up without an answer),
             ``truncate`` (hang up after half of the body), ``short`` (half of the body, and call that all of it),
-            ``flip`` (one bit of the body differs), ``swap`` (other bytes, as many).
+            ``flip`` (one bit of the body differs), ``swap`` (other bytes, as many), ``endless`` (`ENDLESS` bytes in
+            place of the body, without a length), ``trickle`` (one byte at a time, for ever), ``trickle-headers`` (the
+            headers do so), ``serve`` (nothing but the headers).
         times: how often; later requests are served.
-        headers: of the answer, where `kind` is a status.
+        headers: replace those of the answer.
     """
 
     match: str
@@ -67,6 +70,7 @@ class HubServer:
         faults: see `fail`; the first that matches and is not used up is taken.
         leaks: requests to the store that carried an access token, which must stay with the Hub.
         on_request: called with each line of the log, after the answer.
+        stopped: set when no more is to trickle.
     """
 
     def __init__(self) -> None:
@@ -82,15 +86,16 @@ class HubServer:
         self.leaks: list[str] = []
         self.on_request: Callable[[str], object] = lambda line: None
         self.lock = threading.Lock()
+        self.stopped = threading.Event()
         self._server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         # Another host, as the Hub's store is: the client keeps its token from it, and reads the size from the redirect.
         self.store_url = f"http://localhost:{self._server.server_port}/store"
 
-    def commit(self, repo_id: str, files: dict[str, bytes], ref: str = "main") -> str:
-        """Replaces the content of a branch; returns the commit."""
+    def commit(self, repo_id: str, files: dict[str, bytes], ref: str = "main", name: str | None = None) -> str:
+        """Replaces the content of a branch; returns the commit, which has a name of its own unless one is given."""
         parent = self.refs.get(repo_id, {}).get(ref)
-        digest = hashlib.sha1(repr((repo_id, ref, parent, sorted(files.items()))).encode()).hexdigest()
+        digest = name or hashlib.sha1(repr((repo_id, ref, parent, sorted(files.items()))).encode()).hexdigest()
         self.commits.setdefault(repo_id, {})[digest] = dict(files)
         self.refs.setdefault(repo_id, {})[ref] = digest
         for name, content in files.items():
@@ -123,6 +128,7 @@ class HubServer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stopped.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -178,7 +184,7 @@ class _Handler(BaseHTTPRequestHandler):
         (r"POST /api/models/([^/]+/[^/]+)/commit/(.+)", "accept_commit"),
         (r"POST /([^/]+/[^/]+)\.git/info/lfs/objects/batch", "batch"),
         (r"POST /([^/]+/[^/]+)\.git/info/lfs/objects/verify", "verify"),
-        (r"(?:GET|HEAD) /((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", "resolve"),
+        (r"(?:GET|HEAD) /((?:datasets/)?[^/]+/[^/]+)/resolve/(refs/pr/\d+|[^/]+)/(.+)", "resolve"),
     )
 
     def do_GET(self) -> None:
@@ -216,6 +222,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def send(self, answer: Answer, fault: Fault | None) -> None:
         status, body, headers = answer
+        if fault is not None:
+            headers = {**headers, **fault.headers}
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if asked and status == 200 and self.command == "GET":
             start, end = int(asked[1]), int(asked[2] or len(body) - 1)
@@ -229,15 +237,38 @@ class _Handler(BaseHTTPRequestHandler):
             body = bytes(byte ^ 0x55 for byte in body)
         if kind == "short":
             body = body[:half]
+        if kind == "endless" or (fault is not None and fault.kind == "trickle-headers"):
+            return self.send_without_end(status, headers, fault.kind)
         self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
+            if kind == "trickle":
+                return self.trickle()
             self.wfile.write(body[:half] if kind == "truncate" else body)
         if kind == "truncate":
             self.wfile.flush()
             self.hang_up()
+
+    def send_without_end(self, status: int, headers: dict[str, str], kind: str) -> None:
+        self.close_connection = True
+        self.send_response(status)
+        if kind == "trickle-headers":
+            self.flush_headers()
+            return self.trickle()
+        for name, value in {**headers, "Transfer-Encoding": "chunked"}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        for _ in range(ENDLESS // 2**16):
+            self.wfile.write(b"10000\r\n" + bytes(2**16) + b"\r\n")
+        self.wfile.write(b"0\r\n\r\n")
+
+    def trickle(self) -> None:
+        """Sends byte after byte until the client hangs up."""
+        self.close_connection = True
+        while not self.hub.stopped.wait(0.02):
+            self.wfile.write(b"x")
 
     def hang_up(self) -> None:
         self.close_connection = True

@@ -30,10 +30,10 @@ print(json.dumps(answers))
 """
 
 
-def pull(tmp_path, server, *requests: dict, **env: str) -> tuple[list[str], str]:
-    """Answers to the requests from one fresh process, and what it wrote to standard error."""
+def pull(tmp_path, server, *requests: dict, first: str = "", **env: str) -> tuple[list[str], str]:
+    """Answers to the requests from one fresh process that runs `first` before, and what it wrote to standard error."""
     done = subprocess.run(
-        [sys.executable, "-c", PULL],
+        [sys.executable, "-c", first + PULL],
         input=json.dumps(requests), capture_output=True, text=True, timeout=120,
         env=server.environment(tmp_path / "hf", **env),
     )  # fmt: skip
@@ -87,19 +87,20 @@ def test_what_the_hub_refuses_is_one_sentence(tmp_path, hub_server):
         {"repo_id": "org/gated", **weights},
         {"repo_id": "not a name", **weights},
         {"repo_id": "org/model", "sha256": "0" * 64, **weights},
+        {"repo_id": "org/model", "sha256": "0" * 64, **weights},
         {"repo_id": "org/model", "filename": "../../../weights.bin"},
         {"repo_id": "org/model", "revision": "../../main", **weights},
         {"repo_id": "org/private"},
         {"repo_id": "org/nothing"},
     )
-    nothing, other, revision, private, gated, name, swapped, outside, odd, *lists = answers
+    nothing, other, revision, private, gated, name, swapped, cached, outside, odd, *lists = answers
     assert one_sentence(nothing, "org/nothing", "HF_TOKEN")
     assert one_sentence(other, "org/model", "other.bin")
     assert one_sentence(revision, "org/model", "'v9'")
     assert one_sentence(private, "org/private", "HF_TOKEN")
     assert one_sentence(gated, "org/gated", "HF_TOKEN")
     assert one_sentence(name, "'not a name'", "organisation/name")
-    assert one_sentence(swapped, "weights.bin", "SHA-256", "000000000000", "delete")
+    assert one_sentence(swapped, "weights.bin", "SHA-256", "000000000000", "delete") and cached == swapped
     assert one_sentence(outside, "'../../../weights.bin' leads out of the folder")
     assert one_sentence(odd, "no revision '../../main'")
     assert lists[0] == "['weights.bin']" and one_sentence(lists[1], "org/nothing")
@@ -233,6 +234,178 @@ def test_a_token_is_told_to_the_hub_and_to_nobody_else(tmp_path, hub_server):
     assert not any(token[:-1] in text for text in [*said, answer, errors, *written])
 
 
+def below(folder) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def test_headers_that_are_paths_write_nothing(tmp_path, hub_server):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    etags = [f'"{outside}/site.pth"', '"../../../outside/site.pth"', '"..\\\\..\\\\site.pth"', '".."', '""', 'W/"a/b"',
+             '"C:site.pth"', '".hidden"', f'"{"a" * 300}"']  # fmt: skip
+    headers = [{"ETag": etag} for etag in etags] + [{"X_Linked_Etag": etags[0]}, {"X_Repo_Commit": "../../../outside"}]
+    asked = []
+    for i, bad in enumerate(headers):
+        hub_server.commit(f"org/m{i}", {"config.json": b"{}"})
+        hub_server.fail(f"(HEAD|GET) /org/m{i}/resolve", "serve", 99, **bad)
+        asked.append({"repo_id": f"org/m{i}", "filename": "config.json"})
+    # The commit of an answer that a file is missing names a folder too, and so does that of a redirect.
+    hub_server.fail("HEAD /org/m0/resolve/main/none", "serve", 99, X_Repo_Commit=str(outside))
+    hub_server.faults.reverse()
+    asked.append({"repo_id": "org/m0", "filename": "none.json"})
+    hub_server.commit("org/large", {"weights.bin": os.urandom(200_000)})
+    hub_server.fail("HEAD /org/large/resolve", "serve", 99, X_Linked_Etag=etags[1])
+    asked.append({"repo_id": "org/large", "filename": "weights.bin"})
+    answers, _ = pull(tmp_path, hub_server, *asked)
+    for request, answer in zip(asked, answers, strict=True):
+        assert one_sentence(answer, "not a plain name", "nothing was written"), (request, answer)
+    assert below(outside) == set()
+    assert not [path for path in (tmp_path / "hf").rglob("*") if path.is_file() or path.is_symlink()]
+    # Other users of the client, such as transformers, are kept from it too.
+    first = """
+import hub, sys
+from huggingface_hub import hf_hub_download
+for name in sys.stdin.readline().split():
+    try:
+        hub.pull("org/fine", "config.json")
+        print(hf_hub_download(name, "config.json"))
+    except hub.HubError as error:
+        print(error, file=sys.stderr)
+sys.exit()
+"""
+    hub_server.commit("org/fine", {"config.json": b"{}"})
+    done = subprocess.run(
+        [sys.executable, "-c", first], input="org/m0 org/m1\n", capture_output=True, text=True, timeout=120,
+        env=hub_server.environment(tmp_path / "hf"),
+    )  # fmt: skip
+    assert done.stdout == "" and done.stderr.count("not a plain name") == 2, done.stderr
+    assert below(outside) == set()
+
+
+def test_a_link_out_of_the_cache_is_not_followed(tmp_path, hub_server):
+    hub_server.commit("org/model", {"config.json": b"{}"})
+    request = {"repo_id": "org/model", "filename": "config.json"}
+    (path,), _ = pull(tmp_path, hub_server, request)
+    (tmp_path / "secret").write_bytes(b"{}")
+    os.unlink(path)
+    os.symlink(tmp_path / "secret", path)
+    (answer,), _ = pull(tmp_path, hub_server, request)
+    assert one_sentence(answer, path, str(tmp_path / "secret"), "outside of the cache")
+    # A folder of the cache may be on another disk, though.
+    (tmp_path / "hf" / "hub" / "models--org--model").rename(tmp_path / "moved")
+    (tmp_path / "hf" / "hub" / "models--org--model").symlink_to(tmp_path / "moved")
+    os.unlink(path)
+    assert pull(tmp_path, hub_server, request)[0] == [path]
+
+
+def test_answers_without_end_are_ended(tmp_path, hub_server):
+    small, large = b"{}", os.urandom(200_000)
+    digest = hashlib.sha256(large).hexdigest()
+    faults = {
+        "store": ("weights.bin", "GET /store/", "endless", {}, "More than the 200,000 bytes"),
+        "config": ("config.json", "GET /org/config/resolve", "endless", {}, "More than the 2 bytes"),
+        "list": (None, "GET /api/models/org/list", "endless", {}, "More than the 16,777,216 bytes"),
+        "longer": ("config.json", "GET /org/longer/resolve", "serve", {"Content_Length": "999"}, "More than the 2"),
+        "packed": ("config.json", "GET /org/packed/resolve", "serve", {"Content_Encoding": "gzip"}, "packed"),
+        "huge": ("config.json", "HEAD /org/huge/resolve", "serve", {"Content_Length": "9" * 12}, "67,108,864 at most"),
+        "secret": (None, "GET /api/models/org/secret", "endless", {}, "There is no repository org/secret"),
+    }
+    requests = []
+    for name, (filename, match, kind, headers, _) in faults.items():
+        hub_server.commit(f"org/{name}", {"weights.bin": large, "config.json": small})
+        hub_server.fail(match, kind, 99 if name != "store" else 1, **headers)
+        requests.append({"repo_id": f"org/{name}", **({"filename": filename} if filename else {})})
+    hub_server.private.add("org/secret")
+    answers, _ = pull(tmp_path, hub_server, *requests)
+    for (name, (*_, words)), answer in zip(faults.items(), answers, strict=True):
+        assert one_sentence(answer, words), (name, answer)
+        assert len(answer) < 600
+    kept = [path for path in (tmp_path / "hf").rglob("*") if path.is_file() and not path.is_symlink()]
+    assert sum(path.stat().st_size for path in kept) <= 300_000
+    (path,), _ = pull(tmp_path, hub_server, {**requests[0], "sha256": digest})
+    with open(path, "rb") as file:
+        assert file.read() == large
+
+
+# Shorter than the real ones: the test has to see the end.
+IMPATIENT = """
+import hub.answers
+hub.answers.HEADER_SECONDS = hub.answers.WINDOW_SECONDS = 0.3
+hub.answers.REQUESTS = 20
+"""
+
+
+def test_answers_that_trickle_are_ended(tmp_path, hub_server):
+    kinds = [
+        ("trickle", "GET /store/", "weights.bin", {}, "arrives with less than"),
+        ("trickle-headers", "HEAD /org/m1/resolve", "config.json", {}, "headers of the answer"),
+        ("trickle-headers", "GET /api/models/org/m2", None, {}, "headers of the answer"),
+        ("trickle", "GET /api/models/org/m3", None, {"Content_Length": "100000"}, "arrives with less than"),
+        # Over and over to another address.
+        (307, "GET /api/models/org/m4", None, {"Location": "/api/models/org/m4"}, "was asked for 20 times"),
+    ]
+    requests = []
+    for i, (kind, match, filename, headers, _) in enumerate(kinds):
+        hub_server.commit(f"org/m{i}", {"weights.bin": os.urandom(200_000), "config.json": b"{}"})
+        hub_server.fail(match, kind, 999, **headers)
+        requests.append({"repo_id": f"org/m{i}", **({"filename": filename} if filename else {})})
+    answers, _ = pull(tmp_path, hub_server, *requests, first=IMPATIENT)
+    for (*_, words), answer in zip(kinds, answers, strict=True):
+        assert one_sentence(answer, words), answer
+
+
+def test_a_hub_does_not_say_how_long_to_wait(tmp_path, hub_server):
+    hub_server.commit("org/model", {"weights.bin": os.urandom(200_000)})
+    first = """
+import sys, time
+waits = []
+time.sleep = waits.append
+"""
+    last = "\nprint(sum(waits), max(waits), file=sys.stderr)"
+    for headers in ({"Retry_After": "864000"}, {"Retry_After": "9" * 5000}, {"RateLimit": '"api";r=0;t=864000'}):
+        hub_server.faults.clear()
+        hub_server.fail("GET /store/", 429, 99, **headers)
+        done = subprocess.run(
+            [sys.executable, "-c", first + PULL + last], capture_output=True, text=True, timeout=120,
+            input=json.dumps([{"repo_id": "org/model", "filename": "weights.bin"}]),
+            env=hub_server.environment(tmp_path / "hf"),
+        )  # fmt: skip
+        (answer,) = json.loads(done.stdout)
+        assert one_sentence(answer, "answers 429", "try again later"), answer
+        total, longest = map(float, done.stderr.splitlines()[-1].split())
+        assert 0 < total < 90 and longest < 30
+
+
+def test_what_a_hub_says_is_short_and_steers_no_terminal(tmp_path, hub_server):
+    said = "\x1b]0;title\x07\x1b[31m" + "no " * 5000
+    for name in ("error", "warning"):
+        hub_server.commit(f"org/{name}", {"config.json": b"{}"})
+    hub_server.fail("HEAD /org/error/", 403, 9, X_Error_Message=said)
+    hub_server.fail("HEAD /org/warning/", "serve", 9, X_HF_Warning=f"topic; {said}")
+    requests = [{"repo_id": f"org/{name}", "filename": "config.json"} for name in ("error", "warning")]
+    (refused, fine), errors = pull(tmp_path, hub_server, *requests)
+    assert one_sentence(refused, "answers 403", "\\x1b]0;title") and len(refused) < 500
+    assert os.path.isfile(fine) and "title" in errors
+    for text in (refused, errors):
+        assert text.replace("\n", "").isprintable() and len(text) < 1000
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, hub_server):
+    large = os.urandom(200_000)
+    hub_server.commit("org/model", {"weights.bin": large})
+    request = {"repo_id": "org/model", "filename": "weights.bin"}
+    first = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+    (answer,), _ = pull(tmp_path, hub_server, request, first=first)
+    assert one_sentence(answer, "no room for weights.bin of org/model", str(tmp_path / "hf"), "HF_HOME")
+    first = "import shutil\nfrom types import SimpleNamespace\n"
+    first += "shutil.disk_usage = lambda path: SimpleNamespace(free=100_000)\n"
+    (answer,), _ = pull(tmp_path, hub_server, request, first=first)
+    assert one_sentence(answer, "weights.bin of org/model has 200,000 bytes", str(tmp_path / "hf"), "HF_HOME")
+    assert hub_server.count("GET /store/") == 2
+    with open(pull(tmp_path, hub_server, request)[0][0], "rb") as file:
+        assert file.read() == large
+
+
 def unreachable(taken: socket.socket) -> str:
     """An address at which connections are refused: bound but not listening."""
     taken.bind(("127.0.0.1", 0))
@@ -244,7 +417,7 @@ def test_no_connection_is_said_soon(tmp_path, hub_server):
     with socket.socket() as taken:
         endpoint = unreachable(taken)
         (answer,), errors = pull(tmp_path, hub_server, request, HF_ENDPOINT=endpoint)
-    assert one_sentence(answer, "weights.bin", endpoint, "checkpoint")
+    assert one_sentence(answer, "weights.bin", endpoint) and "checkpoint" not in answer  # an option of some callers
     assert "Retrying" not in errors  # as huggingface_hub on its own does, for 23 s
 
     (answer,), _ = pull(tmp_path, hub_server, request, HF_ENDPOINT=endpoint, HF_HUB_OFFLINE="1")

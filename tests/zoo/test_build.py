@@ -435,10 +435,12 @@ def through_the_hub(tmp_path, server, sha256, sources, **env) -> dict:
 
 def test_through_the_hub_and_then_offline(module, folder, tmp_path, hub_server):
     torch.manual_seed(0)
-    real = zoo.create("videomamba-ti-k400")
+    real = zoo.create("videomamba-ti-ssv2")
     torch.save(official(real), tmp_path / "real.pth")
-    entry = zoo.info("videomamba-ti-k400")
-    hub_server.commit(entry.weights.repo_id, {entry.weights.filename: (tmp_path / "real.pth").read_bytes()})
+    weights = zoo.info("videomamba-ti-ssv2").weights
+    assert weights.sha256 is None  # of most others a file with random weights would be refused
+    file = (tmp_path / "real.pth").read_bytes()
+    hub_server.commit(weights.repo_id, {weights.filename: file}, name=weights.revision)
 
     torch.save({"model": official(module)}, tmp_path / "tiny.pth")
     tiny_file = (tmp_path / "tiny.pth").read_bytes()
@@ -459,7 +461,7 @@ def test_through_the_hub_and_then_offline(module, folder, tmp_path, hub_server):
         return [pytest.approx(total, rel=1e-12), len(model.class_names), model.class_names[0], model.hparams.mean[0]]
 
     good = {
-        "videomamba-ti-k400": real, "file": module, "hashed": module, "whole": module, "org/tiny": module,
+        "videomamba-ti-ssv2": real, "file": module, "hashed": module, "whole": module, "org/tiny": module,
         "hf://org/tiny@main": module, "org/moving": module,
     }  # fmt: skip
     refused = {
@@ -475,7 +477,7 @@ def test_through_the_hub_and_then_offline(module, folder, tmp_path, hub_server):
         assert answers[source] == facts(model), source
     for source, words in refused.items():
         assert all(word in answers[source] for word in words) and "\n" not in answers[source], answers[source]
-    assert answers["videomamba-ti-k400"][1:3] == [400, "abseiling"]
+    assert answers["videomamba-ti-ssv2"][1:3] == [174, "Approaching something with your camera"]
     assert not any("bad" in line and "safetensors" in line for line in hub_server.log)
     moved = hub_server.refs["org/moving"]["main"]
     assert hub_server.commits["org/moving"][moved] == pushed

@@ -95,7 +95,15 @@ class _Parser(argparse.ArgumentParser):
 
 def _run(argv: list[str]) -> None:
     args = _parser(argv).parse_args(argv)
-    importlib.import_module(f"zoo.commands.{args.command}").run(args)
+    try:
+        importlib.import_module(f"zoo.commands.{args.command}").run(args)
+    except RuntimeError as error:
+        from hub.errors import UnreachableError
+
+        # None: the command has the option, and it was not used.
+        if isinstance(error, UnreachableError) and getattr(args, "checkpoint", "") is None:
+            raise UnreachableError(f"{str(error).rstrip('.')}, or name a file you have with --checkpoint.") from error
+        raise
 
 
 def _parser(argv: Sequence[str]) -> _Parser:
