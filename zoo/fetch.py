@@ -50,7 +50,11 @@ def fetch(source: str) -> list[Path]:
 
 def fetch_vocabulary(entry: Entry) -> Path:
     """The word pieces of an official model, which its file lacks: those of the BERT it started from, one a line."""
-    return hub.pull(entry.parts["text_weights"], "vocab.txt")
+    from lightning_modules.nets.pretrained import PINNED
+
+    repository = entry.parts["text_weights"]
+    revision, sha256 = PINNED[repository]["vocab.txt"]
+    return hub.pull(repository, "vocab.txt", revision, sha256=sha256)
 
 
 def weights_of(entry: Entry) -> Weights:

@@ -25,6 +25,7 @@ from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 from transformers.models.bert.modeling_bert import BertLayer
 
 from lightning_modules.errors import ModelError
+from lightning_modules.nets.pretrained import checkpoint_folder
 
 __all__ = ["BertWords", "build_bert", "clean_text", "encode_words", "fuse", "load_bert", "predict_words",
            "pretrained_sizes"]  # fmt: skip
@@ -87,19 +88,23 @@ def build_bert(sizes: dict, fusion_layers: int, context_dim: int) -> BertForMask
 def pretrained_sizes(source: str) -> dict:
     """The sizes of a pretrained BERT, written out in full, as `build_bert` takes them; arguments as for `load_bert`."""
     try:
-        config = BertConfig.from_pretrained(source)
-    except Exception as error:  # transformers passes on what httpx, the Hub and JSON raise
+        with checkpoint_folder(source, weights=False) as folder:
+            config = BertConfig.from_pretrained(folder)
+    except ModelError:
+        raise
+    except Exception as error:  # transformers passes on what JSON raises
         raise _unreadable(source, error) from error
     return {name: getattr(config, name) for name in _SIZES}
 
 
 def load_bert(bert: BertForMaskedLM, source: str) -> list[str]:
-    """Gives `bert` pretrained weights, through transformers and its cache; cross-attention stays as it is.
+    """Gives `bert` pretrained weights; cross-attention stays as it is.
 
     Args:
         bert: of the same sizes, from `build_bert`.
         source: repository of a BERT with a head for masked words on the Hugging Face Hub
-            (``google-bert/bert-base-uncased``), or a folder that transformers wrote.
+            (``google-bert/bert-base-uncased``), or a folder that transformers wrote; see
+            `lightning_modules.nets.pretrained`.
 
     Returns:
         the word pieces of its tokenizer, in the order of their ids.
@@ -108,11 +113,14 @@ def load_bert(bert: BertForMaskedLM, source: str) -> list[str]:
         ModelError: it cannot be fetched, or holds something else.
     """
     try:
-        donor, found = BertForMaskedLM.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
-        if found["missing_keys"]:
-            raise KeyError(f"it has no {min(found['missing_keys'])}")
-        vocabulary = BertTokenizer.from_pretrained(source).get_vocab()
-    except Exception as error:  # transformers passes on what httpx, the Hub, safetensors and JSON raise
+        with checkpoint_folder(source) as folder:
+            donor, found = BertForMaskedLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+            if found["missing_keys"]:
+                raise KeyError(f"it has no {min(found['missing_keys'])}")
+            vocabulary = BertTokenizer.from_pretrained(folder).get_vocab()
+    except ModelError:
+        raise
+    except Exception as error:  # transformers passes on what safetensors and JSON raise
         raise _unreadable(source, error) from error
     weights = {name: weight for name, weight in donor.state_dict().items() if ".decoder." not in name}
     own = bert.state_dict()
@@ -127,7 +135,7 @@ def load_bert(bert: BertForMaskedLM, source: str) -> list[str]:
 def _unreadable(source: str, error: Exception) -> ModelError:
     reason = " ".join(str(error).split()).partition(". ")[0]
     return ModelError(f"The BERT checkpoint {source!r} cannot be read ({reason}); name a BERT model of the Hugging "
-                      "Face Hub or a folder that holds one, and connect for the first use.")  # fmt: skip
+                      "Face Hub or a folder that holds one.")  # fmt: skip
 
 
 def encode_words(bert: BertForMaskedLM, ids: Tensor, mask: Tensor, recompute: bool = False) -> Tensor:

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from lightning_modules.errors import ModelError
+from lightning_modules.nets.pretrained import checkpoint_folder
 
 __all__ = [
     "CLIP_SIZES",
@@ -106,11 +107,11 @@ def sizes_of(clip: CLIPModel) -> dict:
 
 
 def load_clip(source: str) -> tuple[CLIPModel, Tensor]:
-    """Pretrained towers and tokenizer, through transformers and its cache.
+    """Pretrained towers and tokenizer.
 
     Args:
         source: repository of a CLIP model on the Hugging Face Hub (``openai/clip-vit-base-patch32``), or a folder that
-            transformers wrote.
+            transformers wrote; see `lightning_modules.nets.pretrained`.
 
     Returns:
         the towers in float32 and the word pieces as `ClipTokenizer` keeps them.
@@ -119,9 +120,12 @@ def load_clip(source: str) -> tuple[CLIPModel, Tensor]:
         ModelError: it cannot be fetched, or holds something else.
     """
     try:
-        clip = CLIPModel.from_pretrained(source, dtype=torch.float32)
-        tokenizer = CLIPTokenizer.from_pretrained(source)
-    except Exception as error:  # transformers passes on what httpx, the Hub, safetensors and JSON raise
+        with checkpoint_folder(source) as folder:
+            clip = CLIPModel.from_pretrained(folder, dtype=torch.float32)
+            tokenizer = CLIPTokenizer.from_pretrained(folder)
+    except ModelError:
+        raise
+    except Exception as error:  # transformers passes on what safetensors and JSON raise
         raise _unreadable(source, error) from error
     return clip.train(), merges_of(tokenizer, source)  # from_pretrained leaves it in eval mode
 
@@ -134,12 +138,15 @@ def load_image_tower(source: str) -> CLIPVisionModelWithProjection:
     logging.set_verbosity_error()  # it would list the text tower's weights as left over
     try:
         # Some checkpoints note the width of the projection for both towers together only.
-        width = AutoConfig.from_pretrained(source).projection_dim
-        tower, found = CLIPVisionModelWithProjection.from_pretrained(
-            source, dtype=torch.float32, projection_dim=width, output_loading_info=True
-        )
+        with checkpoint_folder(source) as folder:
+            width = AutoConfig.from_pretrained(folder, trust_remote_code=False).projection_dim
+            tower, found = CLIPVisionModelWithProjection.from_pretrained(
+                folder, dtype=torch.float32, projection_dim=width, output_loading_info=True
+            )
         if found["missing_keys"]:
             raise KeyError(f"it has no {min(found['missing_keys'])}")
+    except ModelError:
+        raise
     except Exception as error:
         raise _unreadable(source, error) from error
     finally:
@@ -150,7 +157,7 @@ def load_image_tower(source: str) -> CLIPVisionModelWithProjection:
 def _unreadable(source: str, error: Exception) -> ModelError:
     reason = " ".join(str(error).split()).partition(". ")[0]
     return ModelError(f"The CLIP checkpoint {source!r} cannot be read ({reason}); name a CLIP model of the Hugging "
-                      "Face Hub or a folder that holds one, and connect for the first use.")  # fmt: skip
+                      "Face Hub or a folder that holds one.")  # fmt: skip
 
 
 def encode_frames(clip: CLIPModel, images: Tensor, patches: bool) -> Tensor:

@@ -99,13 +99,11 @@ def test_list_as_markdown_is_a_table_of_the_same_on_every_machine():
 
 
 def test_list_knows_what_is_in_the_cache(tmp_path):
-    # The layout of the Hub's cache: refs/<branch> holds the commit, snapshots/<commit>/ the files.
+    # The layout of the Hub's cache: snapshots/<commit>/ holds the files.
     repository = tmp_path / "models--OpenGVLab--VideoMamba"
-    snapshot = repository / "snapshots" / "0123abc"
+    snapshot = repository / "snapshots" / zoo.info("videomamba-ti-k400").weights.revision
     snapshot.mkdir(parents=True)
     (snapshot / "videomamba_t16_k400_f16_res224.pth").touch()
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("0123abc")
     records = json.loads(run("list", "--json", "k400", HF_HUB_CACHE=str(tmp_path)).stdout)
     assert [record["name"] for record in records if record["cached"]] == ["videomamba-ti-k400-f16-r224"]
     cached = [

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import itertools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,16 @@ def reference_rows() -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def test_released_files_are_pinned_to_a_commit_and_most_to_a_hash():
+    weights = [entry.weights for entry in entries() if entry.weights is not None and entry.weights.repo_id]
+    assert {(w.repo_id, w.revision) for w in weights} == {
+        ("OpenGVLab/VideoMamba", "69502a732f8f69709cec9ed6c54d5345259fd825")
+    }
+    hashes = [w.sha256 for w in weights if w.sha256 is not None]
+    assert (len(weights), len(hashes), len(set(hashes))) == (63, 55, 55)
+    assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in hashes)
+
+
 def test_all_released_checkpoints_are_registered():
     rows = reference_rows()
     assert len(rows) == 63
@@ -42,7 +53,7 @@ def test_facts_agree_with_the_reference():
         entry = zoo.info(row["zoo_id"])
         args, meta = entry.init_args, entry.meta
         assert entry.task == row["task"].replace("_", "-")
-        assert entry.weights == Weights(row["repo_id"], row["filename"], "main")
+        assert (entry.weights.repo_id, entry.weights.filename) == (row["repo_id"], row["filename"])
         frames = None if row["dataset"] == "in1k" else int(row["frames"])
         assert (args["num_frames"], args["image_size"]) == (frames, int(row["resolution"]))
         if row["num_classes"]:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from datamodules.synthetic import generate
 from lightning_modules import MaskedPretraining, VideoTextPretraining
 from lightning_modules.nets.bert import BertWords
 from lightning_modules.nets.clip import build_clip
+from lightning_modules.nets.pretrained import PINNED
 from zoo.build import normalise
 from zoo.cli import ZooCLI
 from zoo.recipe import find_recipe, list_recipes, read_recipe
@@ -121,7 +123,9 @@ def test_official_files_load_with_the_words_of_bert(tmp_path, hub_server):
     words.learn(CAPTIONS)
     ids = words._made().get_vocab()
     pieces = sorted(ids, key=ids.get)
-    hub_server.commit("google-bert/bert-base-uncased", {"vocab.txt": ("\n".join(pieces) + "\n").encode()})
+    vocabulary = ("\n".join(pieces) + "\n").encode()
+    revision = PINNED["google-bert/bert-base-uncased"]["vocab.txt"][0]
+    hub_server.commit("google-bert/bert-base-uncased", {"vocab.txt": vocabulary}, name=revision)
     torch.manual_seed(1)
     sizes = {**SMALL, "text": {**TEXT, "vocab_size": len(pieces)}}
     source = VideoTextPretraining(**sizes).eval()
@@ -135,12 +139,20 @@ def test_official_files_load_with_the_words_of_bert(tmp_path, hub_server):
     torch.save(video, tmp_path / "video.pt")
     code = f"""
         import torch, zoo
+        from hub import HubError
+        from lightning_modules.nets.pretrained import PINNED
+        try:  # it is not BERT's vocabulary, as its hash tells
+            zoo.load("videomamba-m-25m", checkpoint="bare.pth", **{sizes!r})
+        except HubError as error:
+            assert "vocab.txt is not the recorded file" in str(error), error
+            PINNED["google-bert/bert-base-uncased"]["vocab.txt"] = {(revision, sha256(vocabulary).hexdigest())!r}
         found = {{}}
         for file in ("bare.pth", "whole.pth"):
             model = zoo.load("videomamba-m-25m", checkpoint=file, **{sizes!r})
             video = torch.load("video.pt")
             with torch.inference_mode():
                 found[file] = model(video), model.encode_text({CAPTIONS!r}), model.match({CAPTIONS!r}, video)
+        assert len(found) == 2
         torch.save(found, "found.pt")
     """
     done = subprocess.run(
