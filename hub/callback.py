@@ -1,5 +1,6 @@
 """A Lightning callback that shares what was trained."""
 
+import shlex
 from dataclasses import replace
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -74,5 +75,6 @@ class PushToHub(Callback):
             address = push(checkpoint, self.repo_id, private=self.private, about=about)
             print(f"Pushed {best}: {address}")
         except HubError as error:
-            remedy = f"the training is complete, and `zoo push {best} {self.repo_id}` tries again"
+            command = shlex.join(["zoo", "push", best, self.repo_id])
+            remedy = f"the training is complete, and `{command}` tries again"
             raise HubError(f"{str(error).rstrip('.')}; {remedy}.") from error

@@ -1,12 +1,14 @@
 """The README.md of a pushed model: what the Hub reads of it, and what people do."""
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import yaml
 
+from hub.answers import shortened
 from hub.checkpoint import CARD, CURVES, METRICS, RECIPE, Checkpoint
 from hub.errors import HubError
 
@@ -96,6 +98,43 @@ def _model_named(checkpoint: Checkpoint, argument: str) -> str | None:
     return source if isinstance(source, str) else None
 
 
+def _shell(word: str) -> str:
+    """A word of a shell's command line, on one line and without what Markdown or HTML could take for its own."""
+    word = f"./{word}" if word.startswith("-") else word
+    if word.isprintable() and "<" not in word:
+        return shlex.quote(word)
+    return "$'" + _plain(word.replace("\\", "\\\\").replace("'", "\\'")) + "'"
+
+
+def _python(text: str) -> str:
+    """A string of Python in double quotes, on one line; what else holds of `_shell` holds here."""
+    return '"' + _plain(text.replace("\\", "\\\\").replace('"', '\\"')) + '"'
+
+
+def _plain(text: str) -> str:
+    return "".join(c if c.isprintable() and c != "<" else _escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 2**16 else f"\\U{code:08x}"
+
+
+def _text(words: object) -> str:
+    """Words of others in running text or in a table, which neither Markdown nor HTML takes for its own."""
+    line = " ".join(str(words).split())
+    line = "".join(c if c.isprintable() else _escape(c) for c in line)
+    return re.sub(r"([\\`*\[\]|])|(&|<)", lambda m: f"\\{m[1]}" if m[1] else {"&": "&amp;", "<": "&lt;"}[m[2]], line)
+
+
+def _code(words: object) -> str:
+    """A name of others as code; its fence is longer than any in it."""
+    line = "".join(c if c.isprintable() else _escape(c) for c in str(words))
+    longest = max(map(len, re.findall(r"`+", line)), default=0)
+    fence = "`" * (longest + 1)
+    return f"{fence} {line} {fence}" if longest or line != line.strip() or not line else f"{fence}{line}{fence}"
+
+
 def make_card(checkpoint: Checkpoint, about: About, place: str) -> str:
     """The text of a README.md for the Hub: metadata, and sections for people.
 
@@ -108,7 +147,7 @@ def make_card(checkpoint: Checkpoint, about: About, place: str) -> str:
 
     data = _metadata(checkpoint, about, place)
     sections = [
-        f"# {_title(place)}",
+        f"# {_text(_title(place))}",
         _summary(checkpoint, about),
         _usage(checkpoint, place),
         *_classes(checkpoint),
@@ -143,12 +182,12 @@ def address(card: str, checkpoint: Checkpoint, place: str, license: str | None =
         text = parsed.text.lstrip("\n")
         if ours:
             parsed.data.model_name = _title(place) if parsed.data.eval_results else None
-            text = re.sub(r"\A# .*", lambda _: f"# {_title(place)}", text)
+            text = re.sub(r"\A# .*", lambda _: f"# {_text(_title(place))}", text)
             text = USAGE.sub(lambda _: _usage(checkpoint, place), text)
         return f"---\n{parsed.data.to_yaml()}\n---\n\n{text}"
     except (ValueError, TypeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise HubError(f"The metadata at the head of {CARD} is not valid ({reason}); mend it, or delete the file to "
+        reason = shortened(error)
+        raise HubError(f"The metadata at the head of {CARD} is not valid ({reason}); fix it, or delete the file to "
                        "have a new one written.") from error  # fmt: skip
 
 
@@ -207,32 +246,32 @@ def _title(place: str) -> str:
 def _summary(checkpoint: Checkpoint, about: About) -> str:
     args = checkpoint.config["init_args"]
     count = sum(tensor.numel() for tensor in checkpoint.state_dict.values())
-    facts = [f"`{checkpoint.config['class_path']}`", f"{count:,} parameters"]
+    facts = [_code(checkpoint.config["class_path"]), f"{count:,} parameters"]
     if args.get("num_classes"):
         facts.append(f"{args['num_classes']} classes")
     if args.get("value_name"):
-        facts.append(f"predicts {args['value_name']}")
+        facts.append(f"predicts {_text(args['value_name'])}")
     if args.get("image_size"):
         frames = "an image" if args.get("num_frames", 0) is None else f"{args.get('num_frames')} frames"
         facts.append(f"{frames} of {args['image_size']} x {args['image_size']} pixels")
     if about.dataset:
-        facts.append(f"trained on {about.dataset}")
-    return ", ".join(facts) + "." + (f" {about.note}" if about.note else "")
+        facts.append(f"trained on {_text(about.dataset)}")
+    return ", ".join(facts) + "." + (f" {_text(about.note)}" if about.note else "")
 
 
 def _usage(checkpoint: Checkpoint, place: str) -> str:
     args = checkpoint.config["init_args"]
     file = "photo.jpg" if args.get("num_frames", 0) is None else "clip.mp4"
-    lines = ["import zoo", "", f"model = zoo.load({place!r})"]
+    lines = ["import zoo", "", f"model = zoo.load({_python(place)})"]
     command = ""
     if "value_name" in args:
-        lines.append(f"print(zoo.predict_value(model, {file!r}))")
+        lines.append(f'print(zoo.predict_value(model, "{file}"))')
     elif "num_classes" in args:
-        lines.append(f"for label, probability, _ in zoo.predict(model, {file!r}):")
+        lines.append(f'for label, probability, _ in zoo.predict(model, "{file}"):')
         lines.append('    print(f"{probability:6.1%}  {label}")')
     if len(lines) > 3:
-        command = f"\n\nOr in a shell:\n\n```sh\nzoo predict {place} {file}\n```"
-    code = "\n".join(lines).replace("'", '"')
+        command = f"\n\nOr in a shell:\n\n```sh\nzoo predict {_shell(place)} {file}\n```"
+    code = "\n".join(lines)
     return (
         f"<!-- usage -->\n## Use it\n\nWith the package {LIBRARY} installed:\n\n```python\n{code}\n```"
         f"{command}\n<!-- /usage -->"
@@ -242,15 +281,15 @@ def _usage(checkpoint: Checkpoint, place: str) -> str:
 def _classes(checkpoint: Checkpoint) -> Iterable[str]:
     names = checkpoint.config["init_args"].get("class_names")
     if names:
-        shown = ", ".join(f"`{name}`" for name in names[:20])
+        shown = ", ".join(_code(name) for name in names[:20])
         more = f" and {len(names) - 20} more, all in `config.json`" if len(names) > 20 else ""
         yield f"Classes: {shown}{more}."
 
 
 def _scores(about: About) -> Iterable[str]:
     if about.scores:
-        rows = [f"| {_name(s)} | {s.split or ''} | {_shown(s)} |" for s in about.scores]
-        on = f" on {about.dataset}" if about.dataset else ""
+        rows = [f"| {_text(_name(s))} | {_text(s.split or '')} | {_shown(s)} |" for s in about.scores]
+        on = f" on {_text(about.dataset)}" if about.dataset else ""
         yield f"## Results{on}\n\n| metric | split | value |\n| --- | --- | --- |\n" + "\n".join(rows)
 
 
@@ -262,7 +301,7 @@ def _input(checkpoint: Checkpoint) -> Iterable[str]:
     args = checkpoint.config["init_args"]
     if args.get("sampling") != "dense":
         args = {key: value for key, value in args.items() if key != "frame_stride"}
-    rows = [f"| {title} | {args[key]} |" for key, title in _INPUT if args.get(key) is not None]
+    rows = [f"| {title} | {_text(args[key])} |" for key, title in _INPUT if args.get(key) is not None]
     if rows:
         yield "## Input\n\n| | |\n| --- | --- |\n" + "\n".join(rows)
 
@@ -271,12 +310,13 @@ def _training(checkpoint: Checkpoint, about: About) -> Iterable[str]:
     source = started_from(checkpoint)
     lines = []
     if about.base_model or source:
-        origin = f"`{source}`" if source else f"`{about.base_model}`"
-        repository = f" ({about.base_model})" if source and about.base_model and about.base_model != source else ""
+        origin = _code(source or about.base_model)
+        other = source and about.base_model and about.base_model != source
+        repository = f" ({_text(about.base_model)})" if other else ""
         lines.append(f"The weights started from, or are those of, {origin}{repository}.")
     teacher = _model_named(checkpoint, "teacher")
     if teacher:
-        lines.append(f"The training had `{teacher}` as its teacher.")
+        lines.append(f"The training had {_code(teacher)} as its teacher.")
     if checkpoint.recipe is not None:
         lines.append(f"The complete configuration of the run is in `{RECIPE}`.")
     if METRICS in checkpoint.extras:
@@ -285,14 +325,14 @@ def _training(checkpoint: Checkpoint, about: About) -> Iterable[str]:
     if CURVES in checkpoint.extras:
         parts.append(f"![Training curves]({CURVES})")
     if about.paper:
-        parts.append(f"Paper: {about.paper}")
+        parts.append(f"Paper: {_text(about.paper)}")
     if parts:
         yield "## Training\n\n" + "\n\n".join(parts)
 
 
 def _licence(about: About) -> Iterable[str]:
     if about.license:
-        yield f"## Licence\n\n{about.license}"
+        yield f"## Licence\n\n{_text(about.license)}"
 
 
 def _recipe(checkpoint: Checkpoint) -> dict:

@@ -1,6 +1,7 @@
 """From checkpoints to folders and repositories that others can load, with a card that says what is known."""
 
 import os
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,7 +34,8 @@ def convert(path: str | os.PathLike, folder: str | os.PathLike, name: str | None
     path = Path(path).expanduser()
     if name is None:
         if path.is_file() and path.suffix != ".ckpt":
-            raise ZooError(f"{path} does not say which model it is; name it: zoo convert {path} {folder} --name MODEL.")
+            command = shlex.join(["zoo", "convert", str(path), str(folder)])
+            raise ZooError(f"{path} does not say which model it is; name it: {command} --name MODEL.")
         checkpoint = read_local(path)
         about = _about(checkpoint)
     else:

@@ -1,11 +1,15 @@
 """Cards as the Hub and people read them."""
 
+import ast
+import os
 import re
+import subprocess
 
 import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 
 from hub.card import About, Score, about_run, address, make_card
 from hub.checkpoint import Checkpoint
@@ -128,3 +132,56 @@ def test_a_card_by_hand_is_left_alone():
     broken = make_card(run(), About(), "org/name").replace("library_name:", "library_name: [")
     with pytest.raises(HubError, match=r"metadata at the head of README\.md is not valid"):
         address(broken, run(), "org/name")
+
+
+NASTY = [
+    'a b/my model\'s "best"',
+    "x`y``z/```\n# Heading\n<script>alert(1)</script>",
+    "--help",
+    "$(touch evil)/`id`;\\n",
+    "a\\'b/<!-- /usage -->",
+    "t\x1b[31m\u202e\udc80/|cell|[link](http://x)![i](y)*b*",
+    "---\nlicense: evil\n---\n",
+]
+
+
+def tokens(text: str) -> list:
+    found = MarkdownIt("gfm-like", {"linkify": False}).parse(text)
+    return [*found, *(child for token in found for child in token.children or ())]
+
+
+@pytest.mark.parametrize("nasty", NASTY)
+def test_names_from_outside_stay_names(nasty, tmp_path):
+    """In a shell, in Python, in Markdown and in YAML."""
+    model = {"init_from": nasty, "teacher": nasty}
+    config = {"class_path": nasty, "init_args": {**VIDEO["init_args"], "class_names": [nasty] * 30, "sampling": nasty}}
+    about = About(nasty, (Score(nasty, 0.5, nasty, nasty),), nasty, nasty, None, nasty, nasty)
+    card = make_card(run(model)._replace(config=config), about, nasty)
+    card.encode()  # it is written as UTF-8
+    plain = {**VIDEO, "init_args": {**VIDEO["init_args"], "class_names": ["a"] * 30}}
+    honest = make_card(run({"init_from": "n", "teacher": "n"})._replace(config=plain),
+                       About("n", (Score("n", 0.5, "n", "n"),), "n", "n", None, "n", "n"), "n")  # fmt: skip
+
+    def structure(text: str) -> list[str]:
+        kinds = [token.type for token in tokens(ModelCard(text).text)]
+        return [kind for kind in kinds if kind not in ("text", "text_special", "code_inline")]
+
+    assert structure(card) == structure(honest)
+    data, honest_data = (
+        yaml.safe_load(re.match(r"---\n(.*?)\n---\n", text, flags=re.DOTALL)[1]) for text in (card, honest)
+    )
+    assert set(data) == set(honest_data) and (data["license"], data["base_model"]) == (nasty, nasty)
+    python, shell = (token.content for token in tokens(ModelCard(card).text) if token.type == "fence")
+    call = ast.parse(python).body[1].value
+    assert call.args[0].value == nasty
+    (tmp_path / "zoo").write_text("#!/bin/sh\nprintf '%s\\0' \"$@\"\n")
+    (tmp_path / "zoo").chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "LC_ALL": "C.UTF-8"}
+    said = subprocess.run(["bash", "-c", shell], capture_output=True, cwd=tmp_path, timeout=30, env=env)
+    words = said.stdout.split(b"\0")
+    assert words[0] == b"predict" and words[2] == b"clip.mp4" and len(words) == 4 and said.stderr == b""
+    if "\udc80" not in nasty:
+        assert words[1].decode() == (f"./{nasty}" if nasty.startswith("-") else nasty)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["zoo"]
+    moved = address(card, run(model)._replace(config=config), "org/name")
+    assert 'zoo.load("org/name")' in moved and moved.count("\n<!-- /usage -->\n") == 1

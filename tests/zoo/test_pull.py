@@ -14,6 +14,7 @@ from lightning_modules.classification import VideoClassifier
 from zoo.commands.main import main as zoo_main
 
 BIN = Path(sys.executable).parent
+PINNED = zoo.info("videomamba-ti-k400").weights.revision
 TINY = {"num_classes": 3, "class_names": ["a", "b", "c"], "embed_dim": 16, "depth": 1, "num_frames": 2}
 TINY |= {"image_size": 32}
 
@@ -24,11 +25,12 @@ def total(module) -> float:
 
 @pytest.fixture(scope="module")
 def repositories(tmp_path_factory) -> tuple[dict, dict]:
-    """Two official files with random weights, and a model of somebody's own: files, and sums of their weights."""
+    """Two official files with random weights, of those whose hash is not known, and a model of somebody's own: files,
+    and sums of their weights."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("files")
     official, sums = {}, {}
-    for name in ("videomamba-ti-k400", "videomamba-ti-k400-f8"):
+    for name in ("videomamba-ti-ssv2", "videomamba-ti-ssv2-f8"):
         module, entry = zoo.create(name), zoo.info(name)
         sums[name] = total(module)
         torch.save({key.removeprefix("net."): value for key, value in module.state_dict().items()}, folder / "x.pth")
@@ -44,7 +46,7 @@ def repositories(tmp_path_factory) -> tuple[dict, dict]:
 @pytest.fixture
 def server(hub_server, repositories):
     for repo_id, files in repositories[0].items():
-        hub_server.commit(repo_id, files)
+        hub_server.commit(repo_id, files, name=PINNED if repo_id == "OpenGVLab/VideoMamba" else None)
     hub_server.sums = repositories[1]
     return hub_server
 
@@ -67,16 +69,17 @@ print(json.dumps([sum(p.double().sum().item() for p in zoo.load(name).parameters
 
 def test_pull_then_everything_works_offline(server, tmp_path):
     home = tmp_path / "hf"
-    names = ["videomamba-ti-k400*", "videomamba-ti-k400-f16-r224", "me/actions", "videomamba-nano-motion"]
+    names = ["videomamba-ti-ssv2*", "videomamba-ti-ssv2-f16-r224", "me/actions", "videomamba-nano-motion"]
     # Of the pattern's models this Hub has two; the others are named as missing and keep nothing from being fetched.
     done = run(server, home, "zoo", "pull", *names, check=False)
     lines = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line}
-    assert lines["videomamba-ti-k400-f16-r224"][0] == lines["videomamba-ti-k400-f8-r224"][0] != "-"
-    assert lines["videomamba-ti-k400-f64-r224"] == ["-", "not", "fetched"]
+    assert lines["videomamba-ti-ssv2-f16-r224"][0] == lines["videomamba-ti-ssv2-f8-r224"][0] != "-"
+    assert lines["videomamba-ti-ssv2-f16-r288"] == ["-", "not", "fetched"]
     assert lines["videomamba-nano-motion"][1:] == ["shipped", "with", "the", "package"]
-    assert "4 of 7 models are here" in done.stdout
-    assert done.stderr.count("\n") == 1 and "was not fetched (and 2 more)" in done.stderr
-    assert "has no file videomamba_t16_k400_f32_res224.pth" in done.stderr
+    assert "4 of 5 models are here" in done.stdout and "work with HF_HUB_OFFLINE=1" in done.stdout
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "1 of 5 models was not fetched: videomamba-ti-ssv2-f16-r288 (" in done.stderr
+    assert "has no file videomamba_t16_ssv2_f16_res224to288.pth" in done.stderr
     snapshot = Path(lines["me/actions"][1])
     ours = ["README.md", "config.json", "model.safetensors", "recipe.yaml"]
     assert sorted(p.name for p in snapshot.iterdir()) == ours
@@ -86,8 +89,8 @@ def test_pull_then_everything_works_offline(server, tmp_path):
     offline = run(server, home, "python", "-c", FACTS, *server.sums, "hf://me/actions", HF_HUB_OFFLINE="1")
     assert json.loads(offline.stdout) == [*server.sums.values(), server.sums["me/actions"]]
     assert len(server.log) == asked
-    listed = json.loads(run(server, home, "zoo", "list", "--json", "ti-k400").stdout)
-    assert [r["name"] for r in listed if r["cached"]] == ["videomamba-ti-k400-f8-r224", "videomamba-ti-k400-f16-r224"]
+    listed = json.loads(run(server, home, "zoo", "list", "--json", "ti-ssv2").stdout)
+    assert [r["name"] for r in listed if r["cached"]] == ["videomamba-ti-ssv2-f8-r224", "videomamba-ti-ssv2-f16-r224"]
 
 
 def test_repositories_that_are_not_what_they_should_be_are_refused(server, tmp_path):
@@ -115,6 +118,40 @@ def test_repositories_that_are_not_what_they_should_be_are_refused(server, tmp_p
     assert "owners of me/swapped" in bad[0]["error"]
     assert server.count("/me/(trap|bert)/resolve/.*safetensors") == 0
     assert server.count("GET .*/recipe.yaml") == 1  # the good one's
+
+
+COMMANDS = """
+import contextlib, io, json, sys
+from zoo.commands.main import main
+for command in json.loads(sys.argv[1]):
+    said, status = io.StringIO(), 0
+    with contextlib.redirect_stderr(said):
+        try:
+            main(command)
+        except SystemExit as stop:
+            status = stop.code
+    print(status, said.getvalue().strip(), file=sys.stderr)
+"""
+
+
+def test_another_file_in_the_place_of_a_published_one_is_refused_cached_too(server, tmp_path):
+    entry = zoo.info("videomamba-ti-k400")
+    assert entry.weights.sha256 is not None
+    server.commit(entry.weights.repo_id, {entry.weights.filename: b"PK\x03\x04 something else"}, name=PINNED)
+    predict = ["predict", entry.name, "clip.mp4"]
+    (tmp_path / "clip.mp4").write_bytes(b"not read")
+    commands = [["pull", entry.name], predict, predict, ["pull", "me/none", "me/neither"]]
+    done = run(server, tmp_path / "hf", "python", "-c", COMMANDS, json.dumps(commands))
+    *refused, neither = done.stderr.splitlines()
+    assert len(refused) == 3
+    for said in refused:
+        assert said.startswith("1 zoo: ") and "is not the recorded file, so it is not loaded" in said, said
+        assert entry.weights.sha256[:12] in said
+    assert server.count("GET /OpenGVLab/VideoMamba/resolve") == 1
+    assert server.count(f"HEAD /OpenGVLab/VideoMamba/resolve/{PINNED}") == server.count("HEAD /OpenGVLab") > 0
+    # Nothing was fetched: nothing works offline.
+    assert "None of the 2 models is here" in done.stdout and "OFFLINE" not in done.stdout
+    assert neither.startswith("1 zoo: 2 of 2 models were not fetched: me/none (") and "; me/neither (" in neither
 
 
 @pytest.mark.parametrize(
@@ -157,7 +194,7 @@ for answer in found:
 
 
 def test_eight_processes_load_into_an_empty_cache_and_download_once(server, tmp_path):
-    names = ["videomamba-ti-k400", "me/actions"]
+    names = ["videomamba-ti-ssv2", "me/actions"]
     done = run(server, tmp_path / "hf", "python", "-W", "ignore", "-c", EIGHT, *names)
     expected = [f"{name} {server.sums[name]}" for name in names for _ in range(8)]
     assert sorted(done.stdout.splitlines()) == sorted(expected)

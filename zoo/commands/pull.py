@@ -51,8 +51,13 @@ def run(args: argparse.Namespace) -> None:
         _print_table(records)
     failed = [record for record in records if record["error"] is not None]
     if failed:
-        more = "" if len(failed) == 1 else f" (and {len(failed) - 1} more)"
-        raise ZooError(f"{failed[0]['name']} was not fetched{more}: {failed[0]['error']}")
+        reasons = "; ".join(f"{record['name']} ({record['error'].rstrip('.')})" for record in failed)
+        verb = "was" if len(failed) == 1 else "were"
+        raise ZooError(f"{len(failed)} of {_count(records)} {verb} not fetched: {reasons}.")
+
+
+def _count(records: list[dict]) -> str:
+    return "1 model" if len(records) == 1 else f"{len(records)} models"
 
 
 def _wanted(names: list[str]) -> list[str]:
@@ -93,4 +98,9 @@ def _print_table(records: list[dict]) -> None:
     show(table)
     here = [record for record in records if record["error"] is None]
     megabytes = sum(record["bytes"] for record in here) / 1e6
-    show("", f"{len(here)} of {len(records)} models are here, {megabytes:.1f} MB; they work with HF_HUB_OFFLINE=1 too.")
+    if here:
+        verb = "is" if len(here) == 1 else "are"
+        counted = f"{len(here)} of {_count(records)} {verb} here, {megabytes:.1f} MB"
+        show("", f"{counted}; {'it works' if verb == 'is' else 'they work'} with HF_HUB_OFFLINE=1 too.")
+    else:
+        show("", "The model is not here." if len(records) == 1 else f"None of the {len(records)} models is here.")
