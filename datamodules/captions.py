@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 from datamodules.clips import some
 from datamodules.errors import DataError
 from datamodules.files import read_text
-from datamodules.lists import read_csv
+from datamodules.lists import parse_json, read_csv
 
-__all__ = ["Captions", "are_texts", "captions_of", "json_fault", "read_captions", "read_json", "read_lines",
+__all__ = ["Captions", "are_texts", "captions_of", "read_captions", "read_json", "read_lines",
            "read_table", "values_of"]  # fmt: skip
 
 
@@ -122,24 +122,13 @@ def read_lines(path: str) -> list[str]:
     return lines
 
 
-def json_fault(error: ValueError | RecursionError) -> str:
-    """What `json.loads` complains of; a number of thousands of digits is a ValueError of its own."""
-    if isinstance(error, json.JSONDecodeError):
-        return f"line {error.lineno}: {error.msg}"
-    return "nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
-
-
 def read_json(path: str, kind: type | tuple[type, ...], keys: Iterable[str] = ()) -> Any:
     """The list or object of a JSON file.
 
     Raises:
         DataError: the file is missing, is not JSON, is of another kind or empty, or lacks one of `keys`.
     """
-    text = read_text(path)
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON ({json_fault(error)}); download it again.") from error
+    content = parse_json(read_text(path), path)
     if not isinstance(content, kind) or not content:
         wanted = {list: "list", dict: "object"}
         kinds = " or ".join(wanted[one] for one in (kind if isinstance(kind, tuple) else (kind,)))

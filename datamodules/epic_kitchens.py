@@ -27,6 +27,7 @@ from datamodules.files import RemoteFile, first_file, is_url, join, resolve
 from datamodules.frames import FrameFolder, gather_pictures, open_video
 from datamodules.lists import is_number, read_csv
 from datamodules.loading import Draw
+from datamodules.members import open_tar
 from datamodules.pixels import Painter
 from datamodules.questions import KINDS, QUESTIONS, Question, answer_number, draw_question
 from datamodules.retrieval import find_videos
@@ -179,10 +180,10 @@ def _tar_index(path: str) -> np.ndarray:
     found = []
     with _open_binary(path) as file:
         try:
-            with tarfile.open(fileobj=file, mode="r:") as archive:
+            with open_tar(file) as archive:
                 for member in archive:
                     match = re.fullmatch(r"(?:.*/)?\D*(\d+)\.(?:jpe?g|png)", member.name, re.IGNORECASE)
-                    if match:
+                    if match and member.isreg() and not member.issparse():
                         found.append((int(match[1]), member.offset_data, member.size))
         except (tarfile.TarError, OSError) as error:
             raise DecodeError(f"{path} is not a tar of frames ({error}); download it again.") from error

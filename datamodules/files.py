@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import cache
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,8 @@ from datamodules.errors import DataError
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-__all__ = ["Folders", "RemoteFile", "download", "first_file", "is_url", "join", "read_bytes", "read_range", "read_text",
-           "resolve", "split"]  # fmt: skip
+__all__ = ["Folders", "RemoteFile", "download", "expand_braces", "first_file", "is_url", "join", "read_bytes",
+           "read_range", "read_text", "resolve", "split"]  # fmt: skip
 
 _LARGEST = 2**32
 """Bytes of a file that is read as a whole over HTTP: the longest lists of pairs have two billion."""
@@ -85,6 +86,65 @@ def read_text(path: str) -> str:
         return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not a UTF-8 text file ({error.reason}); save the list as UTF-8.") from error
+
+
+MOST_NAMES = 100_000
+"""Names that a pattern with braces may stand for; the largest published sets of shards have 41,000."""
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """The names that a pattern stands for, as shells have it: ``{a,b}``, ``{000..123}``, ``{0..9..3}``, nested too.
+
+    Raises:
+        DataError: they are more than `MOST_NAMES`, which is found out before they are made.
+    """
+    try:
+        names = list(islice(_expanded(pattern), MOST_NAMES + 1))
+    except RecursionError:
+        raise DataError(f"{pattern[:80]}... has too many braces; name fewer files at a time.") from None
+    if len(names) > MOST_NAMES:
+        raise DataError(f"{pattern} stands for more than {MOST_NAMES} names; name fewer at a time, or their folder.")
+    return names
+
+
+def _expanded(pattern: str) -> Iterator[str]:
+    for opening in (place for place, character in enumerate(pattern) if character == "{"):
+        depth, commas = 0, [opening]
+        for place in range(opening, len(pattern)):
+            depth += {"{": 1, "}": -1}.get(pattern[place], 0)
+            if depth == 1 and pattern[place] == ",":
+                commas.append(place)
+            if depth == 0:
+                break
+        else:
+            continue  # is never closed, and stands for itself
+        start, inner, rest = pattern[:opening], pattern[opening + 1 : place], pattern[place + 1 :]
+        if len(commas) > 1:
+            parts = [pattern[a + 1 : b] for a, b in pairwise([*commas, place])]
+            options = (option for part in parts for option in _expanded(part))
+        elif (options := _counted(inner)) is None:
+            continue
+        yield from (f"{start}{option}{end}" for option in options for end in _expanded(rest))
+        return
+    yield pattern
+
+
+def _counted(text: str) -> Iterator[str] | None:
+    """The numbers of "first..last" or "first..last..step", as wide as the wider of the two where one begins with 0; or
+    the letters."""
+    letters = re.fullmatch(r"([a-z])\.\.([a-z])|([A-Z])\.\.([A-Z])", text)
+    if letters is not None:
+        first, last = (ord(letter) for letter in letters.groups() if letter)
+        way = 1 if first <= last else -1
+        return map(chr, range(first, last + way, way))
+    found = re.fullmatch(r"(-?\d{1,18})\.\.(-?\d{1,18})(?:\.\.(-?\d{1,18}))?", text)
+    if found is None:
+        return None
+    first, last, step = int(found[1]), int(found[2]), abs(int(found[3] or 1)) or 1
+    padded = any(re.match(r"-?0\d", number) for number in (found[1], found[2]))
+    width = max(len(found[1]), len(found[2])) if padded else 0
+    way = 1 if first <= last else -1
+    return (f"{number:0{width}d}" for number in range(first, last + way, way * step))
 
 
 class RemoteFile:

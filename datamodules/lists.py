@@ -2,13 +2,15 @@
 
 import csv
 import io
+import json
+import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from datamodules.errors import DataError
 from datamodules.files import Folders, join, read_text
 
-__all__ = ["Row", "find_list", "is_number", "read_csv", "read_names", "read_numbered", "read_rows"]
+__all__ = ["Row", "find_list", "is_number", "parse_json", "read_csv", "read_names", "read_numbered", "read_rows"]
 
 _HEADERS = {"label", "labels", "class", "class_id", "class_name", "category", "target"}
 _DELIMITERS = (",", "\t", " ", ";")
@@ -47,7 +49,7 @@ def read_rows(path: str, delimiter: str | None) -> list[Row]:
             continue
         if not video or not label or delimiter is None:
             raise DataError(
-                f"{path}, line {number}: {line!r} is not of the form path{delimiter or ','}label; "
+                f"{path}, line {number}: {line[:200]!r} is not of the form path{delimiter or ','}label; "
                 "correct the row or set data.delimiter."
             )
         rows.append(Row(number, video, label))
@@ -65,7 +67,7 @@ def read_numbered(path: str, delimiter: str | None, root: str) -> list[tuple[str
     rows = read_rows(path, delimiter)
     strange = next((row for row in rows if not is_number(row.label)), None)
     if strange is not None:
-        raise DataError(f"{path}, line {strange.line}: label {strange.label!r} is not a number; correct the row, "
+        raise DataError(f"{path}, line {strange.line}: label {strange.label[:80]!r} is not a number; correct the row, "
                         "or set data.delimiter.")  # fmt: skip
     return [(join(root, row.path), int(row.label)) for row in rows]
 
@@ -108,7 +110,8 @@ def read_csv(path: str, delimiter: str = ",") -> tuple[list[str], list[tuple[int
         reader.fieldnames = columns
         rows = [(reader.line_num, {name: row[name].strip() for name in columns}) for row in reader]
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: {error}; download the file again, or correct it.") from error
+        line = reader.reader.line_num
+        raise DataError(f"{path}, line {line}: {error}; download the file again, or correct it.") from error
     return columns, rows
 
 
@@ -124,6 +127,30 @@ def read_names(path: str) -> list[str]:
         fault = f"names {twice!r} twice" if twice else "names no class"
         raise DataError(f"{path} {fault}; write each class name on a line of its own.")
     return names
+
+
+def parse_json(text: str, path: str, line: int | None = None, *, remedy: str = "download it again") -> Any:
+    """What a text in JSON says.
+
+    Args:
+        text: the text.
+        path: its file, for errors.
+        line: where the text is one of the file's lines, its number; for errors.
+        remedy: what to do where it is not JSON, for errors.
+
+    Raises:
+        DataError: it is not JSON, is nested too deeply, or has a number of thousands of digits.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line, reason = (error.lineno, error.msg) if line is None else (line, f"{error.msg} at character {error.colno}")
+    except RecursionError:
+        line, reason = line or 1, "nested too deeply"
+    except ValueError:
+        digits = re.search(r"\d{1000}", text)  # Python turns no more than 4300 into a number
+        line, reason = line or text.count("\n", 0, digits and digits.start()) + 1, "a number of too many digits"
+    raise DataError(f"{path} is not JSON (line {line}: {reason}); {remedy}.")
 
 
 def is_number(label: str) -> bool:

@@ -21,13 +21,14 @@ import tarfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
-from typing import NamedTuple, TypeVar
+from typing import BinaryIO, NamedTuple, TypeVar
 
 from datamodules.errors import DataError
 from datamodules.files import download, is_url, read_range
 
-__all__ = ["AHEAD", "RANGE_ATTEMPTS", "Member", "as_member", "fetched_ahead", "open_member"]
+__all__ = ["AHEAD", "RANGE_ATTEMPTS", "Member", "as_member", "fetched_ahead", "open_member", "open_tar"]
 
 T = TypeVar("T")
 
@@ -230,3 +231,42 @@ def _download(url: str, path: str) -> None:
         finally:
             if os.path.exists(beside):
                 os.unlink(beside)
+
+
+@contextmanager
+def open_tar(file: BinaryIO) -> Iterator[tarfile.TarFile]:
+    """An uncompressed tar from elsewhere, to be looked through once, in time and memory that its length bounds.
+
+    Raises:
+        tarfile.TarError: from the block too: whatever is wrong with it.
+    """
+    try:
+        with tarfile.open(fileobj=_Bounded(file), mode="r:") as tar:
+            yield tar
+    except DataError:
+        raise
+    except (ValueError, OverflowError, EOFError) as error:
+        raise tarfile.ReadError(str(error)) from error
+
+
+class _Bounded:
+    """A tar, whose headers can claim lengths above the file's, for which `tarfile` makes room at once; or negative
+    ones, which lead it in circles."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._length = file.seek(0, os.SEEK_END)
+        self._reads = 16 + 8 * (self._length // _BLOCK)  # more than headers there can be need
+        file.seek(0)
+
+    def read(self, size: int) -> bytes:
+        self._reads -= 1
+        if size < 0 or self._reads < 0:
+            raise tarfile.ReadError("its headers have negative lengths")
+        return self._file.read(min(size, max(self._length - self._file.tell(), 0)))
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
-from datamodules.captions import Captions, are_texts, json_fault, read_json, values_of
+from datamodules.captions import Captions, are_texts, read_json, values_of
 from datamodules.clips import ClipFormat, FetchingAhead, UnreadableTally
 from datamodules.errors import DataError
 from datamodules.files import join, read_text
+from datamodules.lists import parse_json
 from datamodules.loading import Draw
 from datamodules.retrieval import CaptionDataset, RetrievalDataModule, frame_positions
 from datamodules.shards import open_shards, shard_order
@@ -66,12 +67,7 @@ def read_pairs(path: str) -> Iterator[tuple[str, Pair]]:
 def _lines(path: str) -> Iterator[Any]:
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
-            try:
-                yield json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise DataError(
-                    f"{path}, line {number} is not JSON ({json_fault(error)}); write an object on each line."
-                ) from error
+            yield parse_json(line, path, number, remedy="write an object on each line")
 
 
 class PairList(Sequence[Pair]):
@@ -444,6 +440,9 @@ class PairCorpora(RetrievalDataModule):
                 for size in folder.sizes:
                     counts.append(0)
                     for path, values in islice(folder.samples, size):
+                        if not are_texts(values["captions"]):
+                            raise DataError(f"{folder.index}: {path.rpartition('!')[2]} has no list of texts as "
+                                            "captions; write the index again.")  # fmt: skip
                         counts[-1] += len(values["captions"])
                         yield from (Pair(path, caption) for caption in values["captions"])
 

@@ -1,7 +1,11 @@
-"""Helper processes that leave Ctrl-C to the process that started them."""
+"""Helper processes that leave Ctrl-C to the process that started them, and do not outlive it."""
 
+import multiprocessing
+import os
 import signal
+import threading
 from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing.context import BaseContext
 from typing import Any
 
 __all__ = ["ProcessPool"]
@@ -11,8 +15,16 @@ class ProcessPool(ProcessPoolExecutor):
     """A `ProcessPoolExecutor` whose block ends soon when it is left by an error: what has not begun is dropped.
 
     A terminal sends Ctrl-C to all processes. A helper that dies of it while it starts, or while it takes a job from the
-    queue, can leave the executor waiting for ever; so helpers never see it, and this process alone ends the work.
+    queue, can leave the executor waiting for ever; so helpers never see it, and this process alone ends the work. Where
+    this process is killed, they end too; without that they would wait for jobs for ever.
+
+    Args:
+        num_workers: how many processes.
+        context: how they are started; None is the system's default.
     """
+
+    def __init__(self, num_workers: int, context: BaseContext | None = None) -> None:
+        super().__init__(num_workers, mp_context=context, initializer=_end_with_parent)
 
     def submit(self, *args: Any, **kwargs: Any) -> Future:
         if not hasattr(signal, "pthread_sigmask"):  # Windows
@@ -26,3 +38,13 @@ class ProcessPool(ProcessPoolExecutor):
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.shutdown(cancel_futures=kind is not None)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()

@@ -29,12 +29,14 @@ from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
+from datamodules.captions import are_texts
 from datamodules.decode import DecodeError
 from datamodules.encoding import reencode
 from datamodules.errors import DataError
 from datamodules.files import read_bytes
 from datamodules.imagenet import IMAGE_SUFFIXES
-from datamodules.members import as_member, open_member
+from datamodules.lists import is_number, parse_json
+from datamodules.members import as_member, open_member, open_tar
 from datamodules.processes import ProcessPool
 from datamodules.shards import FORMAT, INDEX_SUFFIX, read_index
 from datamodules.video_folder import VIDEO_SUFFIXES
@@ -42,6 +44,9 @@ from datamodules.video_folder import VIDEO_SUFFIXES
 __all__ = ["Source", "Written", "check_shards", "index_shards", "parse_size", "write_shards"]
 
 _MEDIA = (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)
+
+_LONGEST_TEXT = 2**24
+"""Bytes of a sample's class or captions."""
 
 
 class Source(NamedTuple):
@@ -127,7 +132,8 @@ def write_shards(
                 "crf": crf if short_side else None}  # fmt: skip
     made_of = {**FORMAT, "split": split, "fields": fields, **about, "settings": settings, "sources": _digest(sources)}
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     index = folder / f"{split}{INDEX_SUFFIX}"
     with _journal(folder / f".{split}.journal.jsonl", index, made_of) as journal:
         if journal is None:
@@ -172,11 +178,13 @@ class _Journal:
 
     def __init__(self, file: BinaryIO, index: Path, made_of: dict[str, Any]) -> None:
         self._file, self._index, self._made_of = file, index, made_of
-        lines = [json.loads(line) for line in _whole_lines(file)]
+        lines = _whole_lines(file)
         if lines and lines[0] != made_of:
             split, other = made_of["split"], _other(lines[0], made_of)
             raise DataError(f"{index.parent} holds the beginning of other {split} shards ({other}); repeat the command "
                             f"that began them, or remove {split}-*.tar and {Path(file.name).name} there.")  # fmt: skip
+        if not all(isinstance(line, dict) and {"taken", "shard"} <= line.keys() for line in lines[1:]):
+            raise DataError(f"{file.name} is damaged; remove it and the shards beside it to begin anew.")
         if not lines:
             self._append(made_of)
         self._lines = lines[1:]
@@ -217,14 +225,14 @@ class _Journal:
 @contextlib.contextmanager
 def _journal(path: Path, index: Path, made_of: dict[str, Any]) -> Iterator[_Journal | None]:
     """The journal of a writing that only this process does; None where there is nothing left to do."""
-    with open(path, "a+b") as file:
+    with _writing(path), open(path, "a+b") as file, _held_here(file.fileno()):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DataError(f"Another process is writing {made_of['split']} shards to {path.parent}; let it "
                             "finish.") from None  # fmt: skip
         if index.exists():
-            path.unlink()
+            path.unlink(missing_ok=True)
             there = read_index(str(index)).header
             if any(there.get(key) != value for key, value in made_of.items()):
                 raise DataError(f"{index} exists, made of something else ({_other(there, made_of)}); remove it and its "
@@ -232,6 +240,43 @@ def _journal(path: Path, index: Path, made_of: dict[str, Any]) -> Iterator[_Jour
             yield None
             return
         yield _Journal(file, index, made_of)
+
+
+_held: set[int] = set()
+"""Descriptors of the files that this process has locked."""
+
+
+@contextlib.contextmanager
+def _held_here(descriptor: int) -> Iterator[None]:
+    """A forked process shares the lock, and would keep it when this one is killed; so it gives its share up."""
+    _held.add(descriptor)
+    try:
+        yield
+    finally:
+        _held.discard(descriptor)
+
+
+def _let_go() -> None:
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in _held:
+        os.dup2(nothing, descriptor)
+    os.close(nothing)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Says which file cannot be written, whatever the system does not allow."""
+    try:
+        yield
+    except BrokenPipeError:  # of whoever reads what is printed
+        raise
+    except OSError as error:
+        raise DataError(f"{path} cannot be written ({error.strerror or error}); make room on that disk or check its "
+                        "permissions, and repeat the command to go on.") from error  # fmt: skip
 
 
 def _other(there: dict[str, Any], here: dict[str, Any]) -> str:
@@ -242,25 +287,35 @@ def _other(there: dict[str, Any], here: dict[str, Any]) -> str:
     return "other " + ", ".join(names.get(key, key) for key in [*settings, *others])
 
 
-def _whole_lines(file: BinaryIO) -> list[bytes]:
-    """Cuts off a line that was being written when the process died."""
+def _whole_lines(file: BinaryIO) -> list[dict[str, Any]]:
+    """What the journal says, without a line that was being written when the process died, which is cut off."""
     file.seek(0)
     text = file.read()
     end = text.rfind(b"\n") + 1
     file.truncate(end)
-    return text[:end].splitlines()
+    remedy = "remove it and the shards beside it to begin anew"
+    return [parse_json(line.decode(errors="replace"), file.name, number, remedy=remedy)
+            for number, line in enumerate(text[:end].splitlines(), 1)]  # fmt: skip
 
 
 def _write_index(path: Path, header: dict[str, Any], shards: Sequence[dict[str, Any]]) -> None:
     totals = {"samples": sum(len(shard["offset"]) for shard in shards), "shards": len(shards),
               "bytes": sum(shard["bytes"] for shard in shards)}  # fmt: skip
     beside = path.with_name(f".{path.name}.part")
-    with open(beside, "w", encoding="utf-8") as file:
-        for line in ({**header, **totals}, *shards):
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    try:
+        with _writing(path), open(beside, "wb") as file:
+            for line in ({**header, **totals}, *shards):
+                file.write(_json(line) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+            beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _json(value: Any) -> bytes:
+    """In UTF-8, which has no halves of characters; file names that are not in UTF-8 come with such."""
+    return json.dumps(value, ensure_ascii=False).encode(errors="replace")
 
 
 def _files(
@@ -273,7 +328,10 @@ def _files(
     waiting: deque = deque()
     for source in itertools.chain(sources, itertools.repeat(None)):
         if source is not None:
-            waiting.append((source, pool.submit(_converted, source.path, short_side, crf)))
+            try:
+                waiting.append((source, pool.submit(_converted, source.path, short_side, crf)))
+            except OSError as error:
+                raise DataError(f"No process can be started ({error.strerror}); take fewer workers.") from error
         elif not waiting:
             return
         if source is None or len(waiting) > 2 * num_workers:
@@ -327,7 +385,7 @@ def _write_shard(
 
     beside, size, taken, written = path.with_name(f".{path.name}.part"), 0, 0, []
     try:
-        with open(beside, "wb") as raw:
+        with _writing(path), open(beside, "wb") as raw:
             hashing = _Hashing(raw)
             with TarWriter(hashing, encoder=False, mtime=0) as tar:
                 for source, file in files:
@@ -349,7 +407,8 @@ def _write_shard(
         line = _line(beside, path.name, hashing.digest.hexdigest())
         line |= {"name": [source.name for source in written]}
         line |= {field: [source.fields[field] for source in written] for field in fields}
-        beside.replace(path)
+        with _writing(path):
+            beside.replace(path)
         return line, taken
     finally:
         beside.unlink(missing_ok=True)
@@ -357,11 +416,11 @@ def _write_shard(
 
 def _sample(source: Source, file: _File, number: int) -> dict[str, Any]:
     sample = {"__key__": f"{number:09d}", (file.suffix or ".bin")[1:]: file.data}
-    sample["json"] = json.dumps({"name": source.name, **source.fields}, ensure_ascii=False).encode()
+    sample["json"] = _json({"name": source.name, **source.fields})
     if "label" in source.fields:
         sample["cls"] = str(source.fields["label"]).encode()
     if "captions" in source.fields:
-        sample["txt"] = "\n".join(source.fields["captions"]).encode()
+        sample["txt"] = "\n".join(source.fields["captions"]).encode(errors="replace")
     return sample
 
 
@@ -430,12 +489,14 @@ def _line_of(path: Path) -> tuple[dict[str, Any], int, set[str]]:
                             "offset": [], "size": [], "name": []}  # fmt: skip
     strange, kinds = 0, set()
     try:
-        with tarfile.open(path, "r:") as tar:
-            infos = (info for info in tar if info.isreg() and base_plus_ext(info.name)[0] is not None)
+        with open(path, "rb") as file, open_tar(file) as tar:
+            # Links and devices hold nothing, and the parts of a sparse file are not as long as it.
+            plain = (info for info in tar if info.isreg() and not info.issparse())
+            infos = (info for info in plain if base_plus_ext(info.name)[0] is not None)
             for key, members in itertools.groupby(infos, lambda info: base_plus_ext(info.name)[0]):
                 parts = {base_plus_ext(info.name)[1].lower(): info for info in members}
                 media = next((info for part, info in parts.items() if f".{part}" in _MEDIA), None)
-                said = _said(tar, parts)
+                said = _said(path, tar, parts)
                 if media is None or not said:
                     strange += 1
                     continue
@@ -444,7 +505,7 @@ def _line_of(path: Path) -> tuple[dict[str, Any], int, set[str]]:
                 values = {"offset": media.offset_data, "size": media.size, "name": f"{key}{suffix}", **said}
                 for field, value in values.items():
                     line.setdefault(field, []).append(value)
-    except (tarfile.TarError, ValueError) as error:
+    except (tarfile.TarError, OSError) as error:
         raise DataError(f"{path} cannot be read as a tar shard ({error}); copy or download it again.") from error
     lengths = {len(value) for value in line.values() if isinstance(value, list)}
     if lengths == {0} or len(lengths) != 1:
@@ -452,16 +513,24 @@ def _line_of(path: Path) -> tuple[dict[str, Any], int, set[str]]:
     return line, strange, kinds
 
 
-def _said(tar: tarfile.TarFile, parts: dict[str, tarfile.TarInfo]) -> dict[str, Any]:
+def _said(path: Path, tar: tarfile.TarFile, parts: dict[str, tarfile.TarInfo]) -> dict[str, Any]:
     """The class or the captions of a sample."""
-    text = {part: tar.extractfile(parts[part]).read().decode() for part in ("cls", "txt", "json") if part in parts}
+    text = {}
+    for part in ("cls", "txt", "json"):
+        if part in parts:
+            if parts[part].size > _LONGEST_TEXT:
+                raise tarfile.ReadError(f"{parts[part].name} is {parts[part].size} bytes long")
+            text[part] = tar.extractfile(parts[part]).read().decode()
     if "cls" in text:
+        if not is_number(text["cls"].strip()):
+            raise tarfile.ReadError(f"{parts['cls'].name} is {text['cls'][:80]!r}, not a number")
         return {"label": int(text["cls"])}
     if "txt" in text:
         return {"captions": [line for line in text["txt"].splitlines() if line.strip()] or [""]}
-    values = json.loads(text.get("json", "{}"))
-    captions = values.get("captions", values.get("caption"))
-    return {} if captions is None else {"captions": [captions] if isinstance(captions, str) else captions}
+    values = parse_json(text["json"], f"{path}: {parts['json'].name}") if "json" in text else None
+    captions = values.get("captions", values.get("caption")) if isinstance(values, dict) else None
+    captions = [captions] if isinstance(captions, str) else captions
+    return {"captions": captions} if are_texts(captions) else {}
 
 
 def check_shards(folder: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
@@ -479,7 +548,9 @@ def check_shards(folder: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
     good, bad = [], []
     for index in indices:
         read_index(str(index))  # says what is wrong with it
-        for line in index.read_text(encoding="utf-8").splitlines()[1:]:
+        for line in index.read_text(encoding="utf-8-sig").split("\n")[1:]:
+            if not line.strip():
+                continue
             shard = json.loads(line)
             path = index.parent / shard["shard"]
             (good if path.is_file() and _sha256(path) == shard["sha256"] else bad).append(path.name)

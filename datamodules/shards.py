@@ -19,15 +19,19 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from tarfile import BLOCKSIZE
+from typing import Any, NamedTuple, get_type_hints
+from urllib.parse import unquote
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from datamodules.checks import fits
 from datamodules.errors import DataError
-from datamodules.files import RemoteFile, is_url, join, read_text, resolve, split
+from datamodules.files import RemoteFile, expand_braces, is_url, join, read_text, resolve, split
+from datamodules.lists import parse_json
 from datamodules.loading import TrainSampler
 from datamodules.members import Member
 
@@ -37,6 +41,10 @@ __all__ = ["FORMAT", "INDEX_SUFFIX", "ShardFolder", "ShardListing", "ShardListin
 INDEX_SUFFIX = ".index.jsonl"
 FORMAT = {"format": "zoo-shards", "version": 1}
 _SPLITS = ("train", "val", "test")
+_HEADER = {"fields": tuple[str, ...], "class_names": tuple[str, ...] | None, "media": str | None, "samples": int,
+           "bytes": int, "left_out": int}  # fmt: skip
+_SHARD = {"shard": str, "bytes": int, "sha256": str, "offset": tuple[int, ...], "size": tuple[int, ...],
+          "name": tuple[str, ...]}  # fmt: skip
 
 
 class ShardFolder(NamedTuple):
@@ -116,9 +124,7 @@ def _patterns(source: str) -> tuple[str, list[str] | None]:
     """Folder, and patterns of the shards' names in it; None for all of them."""
     if not source.endswith(".tar"):
         return resolve(source), None
-    import braceexpand
-
-    expanded = [split(path) for path in braceexpand.braceexpand(resolve(source))]
+    expanded = [split(path) for path in expand_braces(resolve(source))]
     folders = {folder for folder, _ in expanded}
     if len(folders) > 1:
         raise DataError(f"{source} names shards in several folders; give each folder by itself.")
@@ -131,12 +137,20 @@ def read_index(path: str, patterns: Sequence[str] | None = None) -> ShardFolder:
     Raises:
         DataError: the index is missing or damaged, or was written by another version.
     """
-    lines = read_text(path).splitlines()
-    header, *shards = (_parsed(path, number, line) for number, line in enumerate(lines, 1)) if lines else [{}]
-    if {key: header.get(key) for key in FORMAT} != FORMAT or header.get("shards") != len(shards):
+    lines = [line for line in read_text(path).split("\n") if line.strip()]
+    values = [parse_json(line, path, number, remedy="copy the index again") for number, line in enumerate(lines, 1)]
+    header, *shards = values or [{}]
+    is_header = isinstance(header, dict) and {key: header.get(key) for key in FORMAT} == FORMAT
+    if not is_header or header.get("shards") != len(shards):
         raise DataError(f"{path} is no complete index of shards of version {FORMAT['version']}; write it again.")
+    _check_header(path, header)
+    for number, shard in enumerate(shards, 2):
+        fault = _fault_of(shard, header["fields"])
+        if fault is not None:
+            raise DataError(f"{path}, line {number}: {fault}; write the index again.")
     if patterns is not None:
-        shards = [s for s in shards if any(fnmatch.fnmatchcase(s["shard"], pattern) for pattern in patterns)]
+        plain, wild = set(patterns), [pattern for pattern in patterns if set("*?[") & set(pattern)]
+        shards = [s for s in shards if s["shard"] in plain or any(fnmatch.fnmatchcase(s["shard"], p) for p in wild)]
     folder, _ = split(path)
     missing = [not is_url(folder) and not _is_there(join(folder, shard["shard"]), shard) for shard in shards]
     header = {**header, "sha256": [shard["sha256"] for shard in shards]}
@@ -144,11 +158,37 @@ def read_index(path: str, patterns: Sequence[str] | None = None) -> ShardFolder:
                        _samples(folder, header["fields"], shards), missing)  # fmt: skip
 
 
-def _parsed(path: str, number: int, line: str) -> dict[str, Any]:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {number}: no JSON ({error}); copy the index again.") from error
+def _check_header(path: str, header: dict[str, Any]) -> None:
+    for key, kind in _HEADER.items():
+        if not fits(header.get(key), kind):
+            raise DataError(f"{path}, line 1: {key} is missing or of another kind; write the index again.")
+    if len(set(header["fields"])) < len(header["fields"]) or set(header["fields"]) & _SHARD.keys():
+        raise DataError(f"{path}, line 1: fields has a name twice, or one that means something else; write the index "
+                        "again.")  # fmt: skip
+
+
+def _fault_of(shard: Any, fields: list[str]) -> str | None:
+    """What is wrong with the line of a shard; None where nothing is."""
+    if not isinstance(shard, dict):
+        return "it is not an object"
+    for key, kind in _SHARD.items():
+        if not fits(shard.get(key), kind):
+            return f"{key} is missing or of another kind"
+    name, count = shard["shard"], len(shard["offset"])
+    if not _lies_below(name):
+        return f"the shard {name[:80]!r} is not a tar in the index's folder"
+    if any(not isinstance(shard.get(key), list) or len(shard[key]) != count for key in ("size", "name", *fields)):
+        return f"{', '.join(('offset', 'size', 'name', *fields))} are not lists of equal lengths"
+    offsets, sizes = np.array(shard["offset"], dtype=np.int64), np.array(shard["size"], dtype=np.int64)
+    if count and (offsets.min() < BLOCKSIZE or sizes.min() < 0 or (sizes > shard["bytes"] - offsets).any()):
+        return "a sample does not lie within its shard"
+    return None if all(shard["name"]) else "a sample has no name"
+
+
+def _lies_below(name: str) -> bool:
+    """Whether a name that an index gives leads into its own folder or one inside, and nowhere else."""
+    plain = unquote(name).replace("\\", "/")  # as servers may read it
+    return name.endswith(".tar") and not set("!?#:\0") & set(plain) and not {"", ".", ".."} & set(plain.split("/"))
 
 
 def _is_there(path: str, shard: dict[str, Any]) -> bool:
@@ -161,7 +201,11 @@ def _samples(folder: str, fields: list[str], shards: list[dict]) -> Iterator[tup
         columns = zip(*(shard[name] for name in fields), strict=True) if fields else ((),) * len(shard["offset"])
         places = zip(shard["offset"], shard["size"], shard["name"], columns, strict=True)
         for offset, size, name, values in places:
-            yield str(Member(path, offset, size, name)), dict(zip(fields, values, strict=True))
+            # A name that looks like an address must not be taken for one.
+            yield (
+                str(Member(path, offset, size, name.replace(".tar!", ".tar/"))),
+                dict(zip(fields, values, strict=True)),
+            )
 
 
 class ShardListings:
@@ -212,7 +256,15 @@ class ShardListings:
         if not needed <= given <= known:
             raise DataError(f"{found[0].index} holds {_listed(given)} of each sample, and this data set needs "
                             f"{_listed(needed)}; take shards of such a data set.")  # fmt: skip
-        entries = [self.entry(path=path, **_hashable(values)) for folder in found for path, values in folder.samples]
+        kinds = {field: kind for field, kind in get_type_hints(self.entry).items() if field in given}
+        entries = []
+        for folder in found:
+            for path, values in folder.samples:
+                strange = next((field for field, value in values.items() if not fits(value, kinds[field])), None)
+                if strange is not None:
+                    raise DataError(f"{folder.index}: {path.rpartition('!')[2]} has {str(values[strange])[:80]!r} as "
+                                    f"{strange}, which is of another kind; write the index again.")  # fmt: skip
+                entries.append(self.entry(path=path, **_hashable(values)))
         digests = [digest for folder in found for digest in folder.header["sha256"]]
         sizes = [size for folder in found for size in folder.sizes]
         missing = np.repeat([is_missing for folder in found for is_missing in folder.missing], sizes)

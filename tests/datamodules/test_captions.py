@@ -40,7 +40,7 @@ def test_forms(tmp_path, name, content):
         ("a.csv", "video,caption\na.mp4,x\nb.mp4\n", "line 3: video or caption is missing; correct the row"),
         ("a.csv", "video,caption\na.mp4,x\n,y\n", "line 3: video or caption is missing"),
         ("a.json", "{", "is not JSON (line 1: "),
-        ("a.json", "[" * 100_000, "is not JSON (nested too deeply)"),
+        ("a.json", "[" * 100_000, "is not JSON (line 1: nested too deeply)"),
         ("a.json", [], "is not a JSON list or object with entries"),
         ("a.json", "3", "is not a JSON list or object with entries"),
         ("a.json", [{"video": "a"}], 'an entry without caption, or with something else there: {"video": "a"}; take'),

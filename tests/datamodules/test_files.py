@@ -7,10 +7,22 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from braceexpand import braceexpand
 from fsspec.implementations.memory import MemoryFileSystem
 
 from datamodules.errors import DataError
-from datamodules.files import Folders, RemoteFile, download, first_file, join, read_range, read_text, resolve, split
+from datamodules.files import (
+    Folders,
+    RemoteFile,
+    download,
+    expand_braces,
+    first_file,
+    join,
+    read_range,
+    read_text,
+    resolve,
+    split,
+)
 
 
 @pytest.fixture
@@ -190,3 +202,19 @@ def test_packed_answers_are_refused():
 def test_who_cannot_be_reached_is_not_called_missing():
     with pytest.raises(DataError, match=r"cannot be read .*Cannot connect"):
         read_text("http://127.0.0.1:9/list.csv")
+
+
+@pytest.mark.parametrize("pattern", [
+    "a", "{a,b}", "x{a,b}y{1..3}", "{01..10..3}", "{1..10..4}", "{3..1}", "{003..-2}", "{-5..5..5}", "{}", "{x}",
+    "{{a,b}}", "{a,{b,c}}", "{{0..2},{5..6}}", "{a,}", "{,a}b", "{a..c}", "{0..3..0}", "a{1..x}b", "{9..11}",
+    "{x}{1,2}", "{000..003}.tar",
+])  # fmt: skip
+def test_braces_as_others_have_them(pattern):
+    assert expand_braces(pattern) == list(braceexpand(pattern))
+
+
+@pytest.mark.parametrize("pattern", ["{0..99999999}", "{a,b}" * 40, "{{0..999999}{0..999999},x}", "{0..99999}{0..9}",
+                                     "{a," * 2000 + "}" * 2000])  # fmt: skip
+def test_braces_that_stand_for_too_many(pattern):
+    with pytest.raises(DataError, match=r"stands for more than 100000 names|has too many braces"):
+        expand_braces(pattern)

@@ -1,7 +1,7 @@
 import pytest
 
 from datamodules.errors import DataError
-from datamodules.lists import is_number, read_names, read_rows
+from datamodules.lists import is_number, parse_json, read_csv, read_names, read_numbered, read_rows
 
 
 @pytest.mark.parametrize("delimiter", [",", None])
@@ -37,3 +37,28 @@ def test_names(tmp_path):
 
 def test_numbers():
     assert is_number("0") and is_number("-12") and not is_number("1.5") and not is_number("x") and not is_number("")
+    assert is_number("9" * 18) and not is_number("9" * 19) and not is_number("1" * 5000)
+
+
+def test_long_numbers_and_fields_are_named_with_their_line(tmp_path):
+    path = str(tmp_path / "list.csv")
+    (tmp_path / "list.csv").write_text(f"a.mp4,0\nb.mp4,{'1' * 5000}\n")
+    with pytest.raises(DataError, match=r"list\.csv, line 2: label '1+' is not a number") as refused:
+        read_numbered(path, ",", "")
+    assert len(str(refused.value)) < 400
+    (tmp_path / "list.csv").write_text(f'path,label\na.mp4,0\n"{"x" * 200_000}\n')
+    with pytest.raises(DataError, match=r"list\.csv, line 3: field larger than field limit"):
+        read_csv(path)
+    (tmp_path / "list.csv").write_text('video , caption\n"a\nb",c\nd,e\n')
+    assert [line for line, _ in read_csv(path)[1]] == [3, 4]
+
+
+@pytest.mark.parametrize(("text", "reason"), [
+    ("[1,\n\n" + "2" * 5000 + "]", "line 3: a number of too many digits"),
+    ("[" * 100_000, "line 1: nested too deeply"), ("[1,\n2", "line 2: "), ("", "line 1: "),
+])  # fmt: skip
+def test_what_is_not_json(text, reason):
+    with pytest.raises(DataError, match=rf"^a\.json is not JSON \({reason}.*\); download it again\.$"):
+        parse_json(text, "a.json")
+    with pytest.raises(DataError, match=r"^a\.json is not JSON \(line 7: .*\); mend it\.$"):
+        parse_json(text, "a.json", 7, remedy="mend it")

@@ -37,7 +37,7 @@ def test_lists_and_lines(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.jsonl", '{"video": "a.mp4", "caption": "x"}\n{"video"', "line 2 is not JSON"),
+        ("a.jsonl", '{"video": "a.mp4", "caption": "x"}\n{"video"', "is not JSON .line 2: "),
         ("a.jsonl", '{"picture": "a"}', "without video"),
         ("a.json", '[{"image": "a.jpg", "caption": []}]', "captions of a.jpg are not a list"),
         ("a.json", '[{"image": "a.jpg"}]', "without caption"),

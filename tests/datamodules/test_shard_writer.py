@@ -4,16 +4,19 @@ import hashlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
 import webdataset
 
-from datamodules import PairCorpora, VideoFolder
+from datamodules import DecodeError, PairCorpora, VideoFolder
+from datamodules.epic_kitchens import FrameTar
 from datamodules.errors import DataError
 from datamodules.members import as_member, open_member
 from datamodules.shard_writer import Source, check_shards, index_shards, parse_size, write_shards
@@ -200,6 +203,145 @@ def test_shards_of_others_that_cannot_be_used(tmp_path, samples, message):
     with pytest.raises(DataError, match=message):
         index_shards([tmp_path / "0.tar"], "train")
     assert not (tmp_path / "train.index.jsonl").exists()
+
+
+def raw_header(name, kind=b"0", size=b"00000000000", link=""):
+    info = tarfile.TarInfo(name)
+    block = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
+    block[124:136] = size.ljust(12, b"\0")
+    block[156:157] = kind
+    block[157 : 157 + len(link)] = link.encode()
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+NEGATIVE = b"\xff" * 10 + b"\xfe\x00"  # -512 in base 256
+HUGE = b"\x80" + b"\0" * 3 + (2**60).to_bytes(8, "big")
+
+
+@pytest.mark.parametrize("content", [
+    raw_header("0.mp4", size=NEGATIVE) * 3, raw_header("x", b"x", NEGATIVE) * 3, raw_header("x", b"L", NEGATIVE) * 3,
+    raw_header("x", b"x", HUGE) + bytes(1024), raw_header("x", b"L", HUGE) + bytes(1024),
+    raw_header("0.mp4", size=HUGE),
+    raw_header("0.mp4", b"1", link="/etc/passwd") + raw_header("0.txt", b"2", link="/etc/passwd") + bytes(1024),
+    raw_header("0.mp4", b"3") + raw_header("0.txt", b"6") + raw_header("0.cls", b"4") + bytes(1024),
+    raw_header("0.mp4", b"S") + raw_header("0.cls", b"S") + bytes(1024), raw_header("0", b"5") + bytes(1024), b"",
+], ids=["negative", "negative pax", "negative long name", "huge pax", "huge long name", "huge", "links", "devices",
+        "sparse", "folder", "empty"])  # fmt: skip
+def test_hostile_tars_are_refused(tmp_path, content):
+    path = tmp_path / "0.tar"
+    path.write_bytes(content)
+    with pytest.raises(DataError) as refused:
+        index_shards([path], "train")
+    assert str(path) in str(refused.value) and not (tmp_path / "train.index.jsonl").exists()
+    with pytest.raises(DecodeError, match=r"is not a tar of frames|has no numbered frames"):
+        FrameTar(str(path), fps=25)
+
+
+@pytest.mark.parametrize("sample", [
+    {"cls": b"1" * 5000}, {"json": b"[]"}, {"json": b'{"caption": [1]}'}, {"json": b'{"caption": []}'}, {"json": b"7"},
+    {"json": b'{"caption": ' + b"1" * 5000 + b"}"}, {"json": b"[" * 10**5}, {"txt": b"\xff"}, {"json": b"{"},
+    {"txt": bytes(2**24 + 1)},
+])  # fmt: skip
+def test_what_others_say_of_their_samples_may_be_anything(tmp_path, sample):
+    foreign(tmp_path / "0.tar", {"0": {"mp4": b"x", **sample}})
+    with pytest.raises(DataError, match=r"0\.tar") as refused:
+        index_shards([tmp_path / "0.tar"], "train")
+    assert len(str(refused.value)) < 500
+
+
+def test_names_that_are_not_utf_8(tmp_path, sources):
+    name = "v\udcff.mp4"
+    (tmp_path / name).write_bytes(Path(sources[0].path).read_bytes())
+    source = Source(str(tmp_path / name), name, {"captions": ["half \ud83d"]})
+    write_shards([source], tmp_path / "out", "train", about={"media": "video"})
+    (pair,) = PairCorpora(tmp_path / "out", corpora=[{"shards": "."}], num_workers=0).listing("train")
+    assert pair.caption == "half ?" and as_member(pair.path).name == "v?.mp4"
+
+
+TROUBLE = """
+import json, os, resource, sys, time
+from datamodules import shard_writer
+from datamodules.errors import DataError
+from datamodules.shard_writer import Source, write_shards
+
+sources, out = json.loads(sys.argv[1])
+sources = [Source(*source) for source in sources]
+quick = shard_writer._converted
+
+def slow(*arguments):
+    time.sleep(0.2)
+    return quick(*arguments)
+
+def full(limit, after):
+    def fill(done, total):  # as a full disk, writing fails from here on
+        if done >= after:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+
+    try:
+        if not after:
+            fill(0, 0)
+        write_shards(sources, f"{out}/full-{limit}", "train", about={}, max_bytes=4000, on_files=fill)
+    except DataError as error:
+        print(json.dumps([limit, str(error)]), flush=True)
+
+for limit, after in ((2000, 5), (30, 0)):
+    if os.fork() == 0:
+        full(limit, after)
+        os._exit(0)
+    os.wait()
+shard_writer._converted = slow
+print(json.dumps(["killed", os.getpid()]), flush=True)
+write_shards(sources, f"{out}/killed", "train", about={}, max_bytes=1, num_workers=2)
+"""
+
+
+@pytest.fixture(scope="module")
+def troubles(sources, tmp_path_factory):
+    """What a writing to a full disk, at two moments, and a killed one with two workers leave behind, and say."""
+    out = tmp_path_factory.mktemp("troubles")
+    arguments = [sys.executable, "-c", TROUBLE, json.dumps([sources, str(out)])]
+    with subprocess.Popen(arguments, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
+        said = dict(json.loads(process.stdout.readline()) for _ in range(3))
+        while not (out / "killed" / "train-000001.tar").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        said["workers"] = children.read_text().split() if children.exists() else []
+        process.kill()
+    return out, said
+
+
+@pytest.mark.parametrize(("limit", "file"), [(2000, r"train-00000\d\.tar"), (30, r"\.train\.journal\.jsonl")])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing_half(sources, troubles, tmp_path, limit, file):
+    out, said = troubles
+    out = out / f"full-{limit}"
+    assert re.fullmatch(rf"{out}/{file} cannot be written \(File too large\); make room .*\.", said[limit])
+    write_shards(sources, tmp_path, "train", about={}, max_bytes=4000)
+    there, whole = digests(out), digests(tmp_path)
+    assert not (out / "train.index.jsonl").exists() and not list(out.glob(".*.part"))
+    assert all(whole[name] == digest for name, digest in there.items() if name.endswith(".tar"))
+    again = write_shards(sources, out, "train", about={}, max_bytes=4000)
+    assert bool(again.kept) == (limit > 100) and digests(out) == whole
+
+
+def runs(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_killed_owner_lets_go_and_its_workers_end(sources, troubles, tmp_path):
+    out, said = troubles
+    assert write_shards(sources, out / "killed", "train", about={}, max_bytes=1).kept >= 1
+    write_shards(sources, tmp_path, "train", about={}, max_bytes=1)
+    assert digests(out / "killed") == digests(tmp_path)
+    deadline = time.monotonic() + 60
+    while any(map(runs, said["workers"])):
+        assert time.monotonic() < deadline, "the workers outlive the process that they work for"
+        time.sleep(0.05)
 
 
 def test_sizes():

@@ -271,8 +271,12 @@ def test_mistakes_are_named(class_root, shards, tmp_path):
     ]:
         with pytest.raises(DataError, match=message):
             module(class_root, **options)
-    for text, message in [(index[:-1], "no complete index"), ([index[0].replace('": 1,', '": 2,')], "no complete"),
-                          ([*index[:-1], index[-1][:50]], "line .*: no JSON"), ([], "no complete index")]:  # fmt: skip
+    for text, message in [
+        (index[:-1], "no complete index"),
+        ([index[0].replace('": 1,', '": 2,')], "no complete"),
+        ([*index[:-1], index[-1][:50]], "is not JSON .line .*copy the index"),
+        ([], "no complete index"),
+    ]:
         (empty / "train.index.jsonl").write_text("\n".join(text))
         with pytest.raises(DataError, match=message):
             module(class_root, shards=str(empty))
@@ -280,6 +284,85 @@ def test_mistakes_are_named(class_root, shards, tmp_path):
     (empty / "train.index.jsonl").write_text("\n".join(other))
     with pytest.raises(DataError, match="has other class_names than"):
         open_shards([str(shards), str(empty)], "train")
+
+
+@pytest.mark.parametrize("name", ["../x.tar", "/x.tar", "a/../../x.tar", "http://127.0.0.1/x.tar", "%2e%2e/x.tar",
+                                  "..\\x.tar", "file:///x.tar", "x.zip", "x.tar?y.tar", "./x.tar", ""])  # fmt: skip
+def test_an_index_names_shards_of_its_own_folder_only(class_root, shards, tmp_path, name):
+    folder = shutil.copytree(shards, tmp_path / "inside" / "folder")
+    for place in (tmp_path / "inside" / "x.tar", tmp_path / "x.tar"):
+        shutil.copy(shards / "train-000000.tar", place)
+    index = folder / "train.index.jsonl"
+    header, first, *rest = index.read_text().splitlines()
+    index.write_text("\n".join([header, json.dumps({**json.loads(first), "shard": name}), *rest]))
+    with pytest.raises(DataError, match=r"train\.index\.jsonl, line 2: the shard .* is not a tar in the index's"):
+        module(folder)
+
+
+def test_a_name_is_not_taken_for_an_address(shards, tmp_path):
+    folder = shutil.copytree(shards, tmp_path / "folder")
+    index = folder / "train.index.jsonl"
+    header, first, *rest = index.read_text().splitlines()
+    shard = json.loads(first)
+    shard["name"][0] = "../../secret.tar!512+100!x.mp4"
+    index.write_text("\n".join([header, json.dumps(shard), *rest]))
+    path = VideoFolder(folder, **CLIP).listing("train")[0].path
+    assert as_member(path).shard == str(folder / "train-000000.tar")
+
+
+def _without(key):
+    return lambda line: {name: value for name, value in line.items() if name != key}
+
+
+def _with(**values):
+    return lambda line: {**line, **values}
+
+
+@pytest.mark.parametrize("change", [
+    *map(_without, ("shard", "bytes", "sha256", "offset", "size", "name", "label")),
+    *(_with(**{key: None}) for key in ("shard", "bytes", "sha256", "offset", "size", "name", "label")),
+    *(_with(**{key: [1]}) for key in ("offset", "size", "name", "label")),
+    _with(label=["0", "1"] * 4), _with(label=[[0]] * 8), _with(label=[True] * 8), _with(label=[10**30] * 8),
+    _with(offset=[-512] * 8), _with(offset=[2**80] * 8), _with(size=[10**15] * 8), _with(size=[-1] * 8),
+    _with(offset=[1.5] * 8), _with(bytes=0), _with(name=[""] * 8), lambda line: [line], lambda line: 7,
+])  # fmt: skip
+def test_a_line_of_another_form_is_one_sentence(class_root, tmp_path, change):
+    folder = sharded(VideoFolder(class_root, **CLIP), tmp_path / "out", ("train",), max_bytes=10**6)
+    index = folder / "train.index.jsonl"
+    header, line = index.read_text().splitlines()
+    assert len(json.loads(line)["label"]) == 8
+    index.write_text(f"{header}\n{json.dumps(change(json.loads(line)))}")
+    with pytest.raises(DataError) as refused:
+        module(folder, max_unreadable=0)
+    assert str(index) in str(refused.value) and "write the index again." in str(refused.value)
+
+
+@pytest.mark.parametrize("values", [
+    {"fields": None}, {"fields": "label"}, {"fields": ["label", "label"]}, {"fields": ["size"]}, {"fields": [1]},
+    {"class_names": "left"}, {"class_names": [1]}, {"samples": None}, {"bytes": "1"}, {"left_out": None}, {"media": 1},
+    {"shards": None}, {"shards": "1"}, {"version": [1]}, {"format": None}, {"fields": []}, {"fields": ["captions"]},
+])  # fmt: skip
+def test_a_header_of_another_form_is_one_sentence(shards, tmp_path, values):
+    folder = shutil.copytree(shards, tmp_path / "out")
+    index = folder / "train.index.jsonl"
+    header, *rest = index.read_text().splitlines()
+    index.write_text("\n".join([json.dumps({**json.loads(header), **values}), *rest]))
+    with pytest.raises(DataError, match=r"train\.index\.jsonl"):
+        module(folder)
+
+
+def test_a_number_of_thousands_of_digits(shards, tmp_path):
+    folder = shutil.copytree(shards, tmp_path / "out")
+    index = folder / "train.index.jsonl"
+    header, first, *rest = index.read_text().splitlines()
+    index.write_text("\n".join([header, first.replace('"bytes": ', f'"bytes": {"9" * 5000}'), *rest]))
+    with pytest.raises(DataError, match=r"is not JSON \(line 2: a number of too many digits\)"):
+        module(folder)
+
+
+def test_a_pattern_that_stands_for_too_many(tmp_path):
+    with pytest.raises(DataError, match=r"\{0\.\.99999999\}\.tar stands for more than 100000 names"):
+        open_shards([f"{tmp_path}/{{0..99999999}}.tar"], "train")
 
 
 def test_index_and_tar_agree(shards):

@@ -127,15 +127,14 @@ def _check(args: argparse.Namespace) -> None:
 def _index(args: argparse.Namespace, report: Any) -> "dict[str, Written]":
     import glob
 
-    import braceexpand
-
+    from datamodules.files import expand_braces
     from datamodules.lists import read_names
     from datamodules.shard_writer import index_shards
 
     if len(args.split or ()) > 1:
         raise ZooError("An index is of one split; give one --split.")
     split = (args.split or ["train"])[0]
-    paths = [path for pattern in braceexpand.braceexpand(args.data) for path in sorted(glob.glob(pattern)) or [pattern]]
+    paths = [path for pattern in expand_braces(args.data) for path in sorted(glob.glob(pattern)) or [pattern]]
     lost = [path for path in paths if not os.path.isfile(path)]
     if lost:
         raise ZooError(f"{lost[0]} does not exist; an index is made where the shards are.")
