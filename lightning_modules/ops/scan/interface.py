@@ -6,6 +6,7 @@ Legend of shapes: (batch, length, channels) for sequences, state for the states 
 from torch import Tensor
 
 from lightning_modules.ops.backend import select
+from lightning_modules.ops.scan.direction import Direction
 
 __all__ = ["bidirectional_scan", "selective_scan"]
 
@@ -46,8 +47,9 @@ def selective_scan(
         ValueError: a shape does not fit the others.
         BackendError: the backend asked for by name cannot run here.
     """
-    _check(u, z, {"delta": delta, "A": A, "B": B, "C": C, "D": D, "delta_bias": delta_bias})
-    return select("scan", u).selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)
+    one = Direction(u, delta, A, B, C, D, delta_bias)
+    _check(one, "z", z)
+    return select("scan", u).scan((one,), z, delta_softplus, reverse)
 
 
 def bidirectional_scan(
@@ -73,18 +75,18 @@ def bidirectional_scan(
     The tensors ending in `_b` belong to the scan from the last token; they are in the sequence's own order, like all
     others. Shapes, result and errors as in `selective_scan`.
     """
-    _check(u, z, {"delta": delta, "A": A, "B": B, "C": C, "D": D, "delta_bias": delta_bias})
-    _check(u, u_b, {"delta": delta_b, "A": A_b, "B": B_b, "C": C_b, "D": D_b, "delta_bias": delta_bias_b}, "_b")
-    return select("scan", u).bidirectional_scan(
-        u, delta, A, B, C, D, u_b, delta_b, A_b, B_b, C_b, D_b, z, delta_bias, delta_bias_b, delta_softplus
-    )
+    one = Direction(u, delta, A, B, C, D, delta_bias)
+    other = Direction(u_b, delta_b, A_b, B_b, C_b, D_b, delta_bias_b)
+    _check(one, "z", z)
+    _check(other._replace(u=u), "u_b", u_b, "_b")
+    return select("scan", u).scan((one, other), z, delta_softplus, reverse=False)
 
 
-def _check(u: Tensor, like_u: Tensor | None, tensors: dict[str, Tensor | None], suffix: str = "") -> None:
+def _check(given: Direction, name_like_u: str, like_u: Tensor | None, suffix: str = "") -> None:
+    u, A = given.u, given.A
     if u.dim() != 3:
         raise ValueError(f"u has shape {tuple(u.shape)}; pass (batch, length, channels).")
     batch, length, channels = u.shape
-    A = tensors["A"]
     if A.dim() != 2:
         raise ValueError(f"A{suffix} has shape {tuple(A.shape)}; pass (channels, state).")
     state = A.shape[1]
@@ -96,12 +98,12 @@ def _check(u: Tensor, like_u: Tensor | None, tensors: dict[str, Tensor | None], 
         "D": (channels,),
         "delta_bias": (channels,),
     }
-    for name, tensor in tensors.items():
-        if tensor is not None and tuple(tensor.shape) != wanted[name]:
+    for name, shape in wanted.items():
+        tensor = getattr(given, name)
+        if tensor is not None and tuple(tensor.shape) != shape:
             raise ValueError(
                 f"{name}{suffix} has shape {tuple(tensor.shape)}; "
-                f"with u of {tuple(u.shape)} and {state} states it has to be {wanted[name]}."
+                f"with u of {tuple(u.shape)} and {state} states it has to be {shape}."
             )
     if like_u is not None and like_u.shape != u.shape:
-        name = "u_b" if suffix else "z"
-        raise ValueError(f"{name} has shape {tuple(like_u.shape)}; it has to be u's {tuple(u.shape)}.")
+        raise ValueError(f"{name_like_u} has shape {tuple(like_u.shape)}; it has to be u's {tuple(u.shape)}.")

@@ -12,7 +12,9 @@ from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-__all__ = ["bidirectional_scan", "selective_scan", "why_not"]
+from lightning_modules.ops.scan.direction import Direction
+
+__all__ = ["scan", "why_not"]
 
 
 def why_not(device: str, dtype: torch.dtype) -> str | None:
@@ -29,7 +31,7 @@ def _defect(device: str) -> str | None:
         with _disable_current_modes(), torch.inference_mode(False), torch.no_grad():
             u, delta, B, C = torch.tensor([[3.0, 5], [1, 2], [1, 2], [1, 3]], device=device).view(4, 1, 2, 1)
             A = torch.full((1, 1), -1.0, device=device)
-            y = selective_scan(u, delta, A, B, C, None, None, None, False, False).flatten().tolist()
+            y = scan((Direction(u, delta, A, B, C),), None, False, False).flatten().tolist()
     except Exception as error:  # whatever a driver or an extension may raise
         first_line = f"{type(error).__name__}: {error}".partition("\n")[0]
         return f"The mamba_ssm backend fails on this machine ({first_line}); use another backend."
@@ -39,48 +41,22 @@ def _defect(device: str) -> str | None:
     return None
 
 
-def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
-) -> Tensor:
-    """See `lightning_modules.ops.scan.interface.selective_scan`."""
+def scan(directions: tuple[Direction, ...], z: Tensor | None, delta_softplus: bool, reverse: bool) -> Tensor:
+    """See `lightning_modules.ops.scan.reference.scan`."""
+    y = _one_way(directions[0], z, delta_softplus, reverse)
+    for direction in directions[1:]:
+        y = y + _one_way(direction, z, delta_softplus, reverse=True)
+    return y
+
+
+def _one_way(direction: Direction, z: Tensor | None, delta_softplus: bool, reverse: bool) -> Tensor:
+    u, delta, A, B, C, D, delta_bias = direction
     if u.numel() == 0:
         return torch.zeros_like(u)
     u, delta, B, C, z = (_channels_first(tensor, u.dtype, reverse) for tensor in (u, delta, B, C, z))
     D, delta_bias = (None if tensor is None else tensor.float() for tensor in (D, delta_bias))
     y = selective_scan_fn(u, delta, A.float(), B, C, D, z, delta_bias, delta_softplus)
     return (y.flip(2) if reverse else y).transpose(1, 2)
-
-
-def bidirectional_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    u_b: Tensor,
-    delta_b: Tensor,
-    A_b: Tensor,
-    B_b: Tensor,
-    C_b: Tensor,
-    D_b: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_bias_b: Tensor | None,
-    delta_softplus: bool,
-) -> Tensor:
-    """See `lightning_modules.ops.scan.interface.bidirectional_scan`."""
-    forward = selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, False)
-    return forward + selective_scan(u_b, delta_b, A_b, B_b, C_b, D_b, z, delta_bias_b, delta_softplus, True)
 
 
 def _channels_first(tensor: Tensor | None, dtype: torch.dtype, reverse: bool) -> Tensor | None:

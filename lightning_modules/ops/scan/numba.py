@@ -19,10 +19,11 @@ from torch.nn.functional import pad
 
 from lightning_modules.ops import threads
 from lightning_modules.ops.memory import FLOAT_BYTES, address, empty, readable, rows, zeros
+from lightning_modules.ops.scan.direction import Direction, directions_of, flat, needs_grad
 from lightning_modules.ops.scan.numba_kernels import scan_backward, scan_forward
 from lightning_modules.ops.simd import LANES, LOG2_E
 
-__all__ = ["bidirectional_scan", "selective_scan", "why_not"]
+__all__ = ["scan", "why_not"]
 
 # Rows between two checkpoints of the state, from which the backward recomputes the states between them. With twice as
 # many, the 24 vectors that the backward keeps for each row and four states fill a first cache of 48 KiB.
@@ -69,50 +70,9 @@ def _defect() -> str | None:
     return None
 
 
-def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
-) -> Tensor:
-    """See `lightning_modules.ops.scan.interface.selective_scan`."""
-    one = (u, delta, A, B, C, D, delta_bias)
-    other = (None,) * len(one)
-    return _scan(*one, *other, z, delta_softplus, reverse, _needs_grad(*one, z))[0]
-
-
-def bidirectional_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    u_b: Tensor,
-    delta_b: Tensor,
-    A_b: Tensor,
-    B_b: Tensor,
-    C_b: Tensor,
-    D_b: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_bias_b: Tensor | None,
-    delta_softplus: bool,
-) -> Tensor:
-    """See `lightning_modules.ops.scan.interface.bidirectional_scan`."""
-    one = (u, delta, A, B, C, D, delta_bias)
-    other = (u_b, delta_b, A_b, B_b, C_b, D_b, delta_bias_b)
-    return _scan(*one, *other, z, delta_softplus, False, _needs_grad(*one, *other, z))[0]
-
-
-def _needs_grad(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+def scan(directions: tuple[Direction, ...], z: Tensor | None, delta_softplus: bool, reverse: bool) -> Tensor:
+    """See `lightning_modules.ops.scan.reference.scan`."""
+    return _scan(*flat(directions), z, delta_softplus, reverse, needs_grad(directions, z))[0]
 
 
 @torch.library.custom_op("lightning_modules::numba_scan", mutates_args=())
@@ -140,9 +100,8 @@ def _scan(
 
     `reverse` belongs to the first direction; the second, if there is one, runs from the last token.
     """
-    directions = [_Direction.prepare(u, delta, A, B, C, D, delta_bias, reverse)]
-    if u_b is not None:
-        directions.append(_Direction.prepare(u_b, delta_b, A_b, B_b, C_b, D_b, delta_bias_b, True))
+    given = directions_of(u, delta, A, B, C, D, delta_bias, u_b, delta_b, A_b, B_b, C_b, D_b, delta_bias_b)
+    directions = _Rows.of_each(given, reverse)
     batch, length, channels = u.shape
     states = _padded(A.shape[1])
     groups = _groups(channels)
@@ -205,11 +164,8 @@ def _scan_backward(
     reverse: bool,
 ) -> list[Tensor]:
     """Gradients of the tensors given, in the order of `_scan`'s arguments, each in its tensor's dtype."""
-    given = [(u, delta, A, B, C, D, delta_bias)]
-    directions = [_Direction.prepare(*given[0], reverse)]
-    if u_b is not None:
-        given.append((u_b, delta_b, A_b, B_b, C_b, D_b, delta_bias_b))
-        directions.append(_Direction.prepare(*given[1], True))
+    given = directions_of(u, delta, A, B, C, D, delta_bias, u_b, delta_b, A_b, B_b, C_b, D_b, delta_bias_b)
+    directions = _Rows.of_each(given, reverse)
     batch, length, channels = u.shape
     states = _padded(A.shape[1])
     groups = _groups(channels)
@@ -271,7 +227,7 @@ _scan.register_autograd(_differentiate, setup_context=_remember)
 
 
 @dataclass(frozen=True)
-class _Direction:
+class _Rows:
     """One direction's inputs as the kernels read them: float32, neighbouring channels and states side by side."""
 
     u: Tensor
@@ -284,7 +240,12 @@ class _Direction:
     reverse: bool
 
     @classmethod
-    def prepare(cls, u, delta, A, B, C, D, bias, reverse: bool) -> "_Direction":
+    def of_each(cls, directions: tuple[Direction, ...], reverse: bool) -> list["_Rows"]:
+        return [cls.of(direction, reverse or index > 0) for index, direction in enumerate(directions)]
+
+    @classmethod
+    def of(cls, direction: Direction, reverse: bool) -> "_Rows":
+        u, delta, A, B, C, D, bias = direction
         missing = _padded(A.shape[1]) - A.shape[1]
         if missing:  # states that stay zero
             A, B, C = (pad(tensor, (0, missing)) for tensor in (A, B, C))
@@ -319,9 +280,9 @@ class _Sums:
         self.A, self.adjoint = zeros(2, directions, batch, groups, states, LANES).unbind()
         self.D, self.bias = zeros(2, directions, batch, groups, LANES).unbind()
 
-    def finish(self, given: list[tuple[Tensor | None, ...]]) -> list[Tensor]:
+    def finish(self, given: tuple[Direction, ...]) -> list[Tensor]:
         """The gradients of u, delta, A, B, C, D and delta_bias of each direction, those that were given."""
-        channels, states = given[0][2].shape
+        channels, states = given[0].A.shape
         lanes = torch.cat([self.A, self.D.unsqueeze(3), self.bias.unsqueeze(3)], dim=3).sum(1)
         lanes = lanes.transpose(2, 3).flatten(1, 2)[:, :channels]  # (direction, channel, states, D, bias)
         weights = self.weights.sum(0)

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["bidirectional_scan", "selective_scan", "why_not"]
+from lightning_modules.ops.scan.direction import Direction
+
+__all__ = ["scan", "why_not"]
 
 
 def why_not(device: str, dtype: torch.dtype) -> str | None:
@@ -17,45 +19,15 @@ def why_not(device: str, dtype: torch.dtype) -> str | None:
     return None
 
 
-def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
-) -> Tensor:
-    """See `lightning_modules.ops.scan.interface.selective_scan`."""
-    y = _scan(u, delta, A, B, C, D, delta_bias, delta_softplus, reverse)
-    return _gate(y, z).to(u.dtype)
+def scan(directions: tuple[Direction, ...], z: Tensor | None, delta_softplus: bool, reverse: bool) -> Tensor:
+    """Scan along the first direction (`reverse`: from the last token) plus, if given, a second one from the last token.
 
-
-def bidirectional_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    u_b: Tensor,
-    delta_b: Tensor,
-    A_b: Tensor,
-    B_b: Tensor,
-    C_b: Tensor,
-    D_b: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_bias_b: Tensor | None,
-    delta_softplus: bool,
-) -> Tensor:
-    """See `lightning_modules.ops.scan.interface.bidirectional_scan`."""
-    forward = _scan(u, delta, A, B, C, D, delta_bias, delta_softplus, reverse=False)
-    backward = _scan(u_b, delta_b, A_b, B_b, C_b, D_b, delta_bias_b, delta_softplus, reverse=True)
-    return _gate(forward + backward, z).to(u.dtype)
+    Shapes, result and arguments as in `lightning_modules.ops.scan.interface`.
+    """
+    y = _scan(*directions[0], delta_softplus, reverse)
+    for direction in directions[1:]:
+        y = y + _scan(*direction, delta_softplus, reverse=True)
+    return _gate(y, z).to(directions[0].u.dtype)
 
 
 def _scan(u, delta, A, B, C, D, delta_bias, delta_softplus: bool, reverse: bool) -> Tensor:

@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from lightning_modules.ops.launch import INTERPRETED, launch, multiprocessors, strided
+from lightning_modules.ops.scan.direction import Direction, directions_of, flat, needs_grad
 from lightning_modules.ops.scan.triton_kernels import combine, gate_backward, pack, scan_backward, scan_forward, walk
 
-__all__ = ["bidirectional_scan", "selective_scan", "why_not"]
+__all__ = ["scan", "why_not"]
 
 # Tokens between two states that the forward keeps for the backward.
 _CHUNK = 64
@@ -53,7 +54,7 @@ def _defect(device: str) -> str | None:
         with _disable_current_modes(), torch.inference_mode(False), torch.no_grad():
             u, delta, B, C = torch.tensor([[3.0, 5], [1, 2], [1, 2], [1, 3]], device=device).view(4, 1, 2, 1)
             A = torch.full((1, 1), -math.log(2), device=device)  # a unit of delta halves the state
-            y = _forward([(u, delta, A, B, C, None, None)], None, False, False, False)[0].flatten().tolist()
+            y = _forward((Direction(u, delta, A, B, C),), None, False, False, False)[0].flatten().tolist()
     except Exception as error:  # whatever a compiler or a driver may raise
         first_line = f"{type(error).__name__}: {error}".partition("\n")[0]
         return f"The triton backend fails on this machine ({first_line}); use the reference backend."
@@ -63,50 +64,9 @@ def _defect(device: str) -> str | None:
     return None
 
 
-def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
-) -> Tensor:
-    """See `lightning_modules.ops.scan.interface.selective_scan`."""
-    one = (u, delta, A, B, C, D, delta_bias)
-    other = (None,) * len(one)
-    return _scan(*one, *other, z, delta_softplus, reverse, _needs_grad(*one, z))[0]
-
-
-def bidirectional_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    u_b: Tensor,
-    delta_b: Tensor,
-    A_b: Tensor,
-    B_b: Tensor,
-    C_b: Tensor,
-    D_b: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_bias_b: Tensor | None,
-    delta_softplus: bool,
-) -> Tensor:
-    """See `lightning_modules.ops.scan.interface.bidirectional_scan`."""
-    one = (u, delta, A, B, C, D, delta_bias)
-    other = (u_b, delta_b, A_b, B_b, C_b, D_b, delta_bias_b)
-    return _scan(*one, *other, z, delta_softplus, False, _needs_grad(*one, *other, z))[0]
-
-
-def _needs_grad(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+def scan(directions: tuple[Direction, ...], z: Tensor | None, delta_softplus: bool, reverse: bool) -> Tensor:
+    """See `lightning_modules.ops.scan.reference.scan`."""
+    return _scan(*flat(directions), z, delta_softplus, reverse, needs_grad(directions, z))[0]
 
 
 @torch.library.custom_op("lightning_modules::triton_scan", mutates_args=())
@@ -134,9 +94,7 @@ def _scan(
 
     `reverse` belongs to the first direction; the second, if there is one, runs from the last token.
     """
-    directions = [(u, delta, A, B, C, D, delta_bias)]
-    if u_b is not None:
-        directions.append((u_b, delta_b, A_b, B_b, C_b, D_b, delta_bias_b))
+    directions = directions_of(u, delta, A, B, C, D, delta_bias, u_b, delta_b, A_b, B_b, C_b, D_b, delta_bias_b)
     return _forward(directions, z, delta_softplus, reverse, save)
 
 
@@ -174,9 +132,7 @@ def _scan_backward(
     reverse: bool,
 ) -> list[Tensor]:
     """Gradients of the tensors given, in the order of `_scan`'s arguments, each in its tensor's dtype."""
-    directions = [(u, delta, A, B, C, D, delta_bias)]
-    if u_b is not None:
-        directions.append((u_b, delta_b, A_b, B_b, C_b, D_b, delta_bias_b))
+    directions = directions_of(u, delta, A, B, C, D, delta_bias, u_b, delta_b, A_b, B_b, C_b, D_b, delta_bias_b)
     return _backward(grad, kept, checkpoints, directions, z, delta_softplus, reverse)
 
 
@@ -204,7 +160,7 @@ _scan.register_autograd(_differentiate, setup_context=_remember)
 
 
 @dataclass(frozen=True)
-class _Direction:
+class _Operands:
     """One direction's inputs as the kernels read them."""
 
     u: tuple[Tensor, int, int]
@@ -214,22 +170,23 @@ class _Direction:
     bias: Tensor | None
 
     @classmethod
-    def prepare(cls, u, delta, A, B, C, D, bias) -> "_Direction":
+    def of(cls, direction: Direction) -> "_Operands":
+        u, delta, A, _, _, D, bias = direction
         D, bias = (None if tensor is None else tensor.contiguous() for tensor in (D, bias))
         return cls(strided(u), strided(delta), A.contiguous(), D, bias)
 
 
-_ABSENT = _Direction((None, 0, 0), (None, 0, 0), None, None, None)
+_ABSENT = _Operands((None, 0, 0), (None, 0, 0), None, None, None)
 
 
 def _forward(
-    directions: list[tuple], z: Tensor | None, softplus: bool, reverse: bool, save: bool
+    directions: tuple[Direction, ...], z: Tensor | None, softplus: bool, reverse: bool, save: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    u, _, A, *_ = directions[0]
+    u, A = directions[0].u, directions[0].A
     batch, length, channels = u.shape
     states, N = A.shape[1], _padded(A.shape[1])
     two = len(directions) == 2
-    one, other = (_Direction.prepare(*directions[0]), _Direction.prepare(*directions[1]) if two else _ABSENT)
+    one, other = _Operands.of(directions[0]), _Operands.of(directions[1]) if two else _ABSENT
     BC = _pack(directions)
     segment = _segment(u, N, two)
     segments = _pieces(length, segment)
@@ -256,17 +213,17 @@ def _backward(
     grad: Tensor,
     kept: Tensor,
     checkpoints: Tensor,
-    directions: list[tuple],
+    directions: tuple[Direction, ...],
     z: Tensor | None,
     softplus: bool,
     reverse: bool,
 ) -> list[Tensor]:
-    u, _, A, *_ = directions[0]
+    u, A = directions[0].u, directions[0].A
     batch, length, channels = u.shape
     states, N = A.shape[1], _padded(A.shape[1])
     two = len(directions) == 2
     count = len(directions)
-    one, other = (_Direction.prepare(*directions[0]), _Direction.prepare(*directions[1]) if two else _ABSENT)
+    one, other = _Operands.of(directions[0]), _Operands.of(directions[1]) if two else _ABSENT
     BC = _pack(directions)
     dy, grad_z = grad, None
     if z is not None:
@@ -298,14 +255,14 @@ def _backward(
     dBC = u.new_empty(blocks, count, batch, length, 2, N, dtype=torch.float32)
     dA = u.new_empty(_state_shape(u, A, count, segments), dtype=torch.float32)
     dchannels = u.new_empty(count, batch, segments, 2, channels, dtype=torch.float32)
-    grads = [(_like(direction[0]), _like(direction[1])) for direction in directions]
+    grads = [(_like(direction.u), _like(direction.delta)) for direction in directions]
     skips = [one.D, other.D]
     if two and (one.D is None) != (other.D is None):  # the kernel takes both or none
         skips = [A.new_zeros(channels) if D is None else D for D in skips]
     launch(
         scan_backward, (blocks * batch * segments, count), u,
         u.contiguous(), one.A, skips[0], *grads[0],
-        *((directions[1][0].contiguous(), other.A, skips[1], *grads[1]) if two else [None] * 5),
+        *((directions[1].u.contiguous(), other.A, skips[1], *grads[1]) if two else [None] * 5),
         dy.contiguous(), BC, dts, inner, entry, dBC, dA, dchannels,
         batch, length, channels, states, 1, segment, segments, tiles,
         TWO=two, REVERSE=reverse, SOFTPLUS=softplus, TILE=tile, GROUPS=groups, N=N, LANES=_LANES,
@@ -323,7 +280,7 @@ def _backward(
 
 
 def _entries(
-    one: _Direction, other: _Direction, dy: Tensor | None, BC: Tensor, u: Tensor, A: Tensor, segment: int,
+    one: _Operands, other: _Operands, dy: Tensor | None, BC: Tensor, u: Tensor, A: Tensor, segment: int,
     softplus: bool, reverse: bool,
 ) -> Tensor:  # fmt: skip
     """The state before every segment of the scan, or, given dy, of its adjoint: a state buffer."""
@@ -349,12 +306,12 @@ def _entries(
     return ends
 
 
-def _pack(directions: list[tuple]) -> Tensor:
+def _pack(directions: tuple[Direction, ...]) -> Tensor:
     """B and C (batch, length, state) of every direction -> float32 (direction, batch, length, 2, N)."""
-    B = directions[0][3]
+    B = directions[0].B
     batch, length, states = B.shape
     BC = B.new_empty(len(directions), batch, length, 2, _padded(states), dtype=torch.float32)
-    inputs = [part for direction in directions for tensor in direction[3:5] for part in strided(tensor)]
+    inputs = [part for direction in directions for tensor in (direction.B, direction.C) for part in strided(tensor)]
     inputs += [None, 0, 0, None, 0, 0] if len(directions) == 1 else []
     launch(
         pack, (_pieces(length, 64), batch, len(directions)), B, *inputs, BC, length, states,
