@@ -421,8 +421,6 @@ class ClipDataModule(L.LightningDataModule, ABC):
         return self.shard_listings.split(split).missing
 
     def _loader(self, split: str, batch_size: int) -> DataLoader:
-        if self.num_workers:
-            import datamodules.pixel_kernels  # noqa: F401  (workers that are forked share the memory of the compiler)
         options = {
             "dataset": self.datasets[split],
             "batch_size": batch_size,

@@ -34,7 +34,6 @@ from torch import Tensor
 from datamodules.files import RemoteFile, is_url
 from datamodules.members import Member, as_member, open_member
 from datamodules.pixels import Painter
-from datamodules.sample_tables import SampleTable, avi_samples, mp4_samples
 
 __all__ = ["CONTAINERS", "MAX_PIXELS", "DecodeError", "VideoReader", "forget_indices", "open_container", "open_file"]
 
@@ -73,9 +72,6 @@ _IN_ORDER = ("mpeg4", "msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "h263", "flv1", "mj
 _LINE = attrgetter("timestamp", "is_keyframe", "size", "is_discard")
 """What is asked of a line of a container's table as libav has it."""
 
-_COMPARED = 32
-"""Lines at the beginning, at the end and in between at which libav's table and the file's are compared."""
-
 
 class DecodeError(RuntimeError):
     """A file cannot be read as video; the message is one sentence with the file's name and the remedy."""
@@ -106,7 +102,7 @@ class _Index:
         key_of: int64, position of the key frame to seek to.
         seconds: float64, since the first frame.
         in_order: frames come out of the decoder one by one, none may be missing in between.
-        tables: whether this comes from the file's tables instead of its packets.
+        from_table: whether this comes from a table of the file instead of its packets.
     """
 
     num_frames: int
@@ -115,7 +111,7 @@ class _Index:
     key_of: np.ndarray | None
     seconds: np.ndarray
     in_order: bool = False
-    tables: bool = False
+    from_table: bool = False
 
     def position(self, pts: int | None) -> int | None:
         """Of the frame with this time stamp; None where there is none."""
@@ -247,7 +243,7 @@ class VideoReader:
                 painter = self._painter(short_side, interpolation)
                 pictures = torch.empty((len(indices), *painter.size, 3), dtype=torch.uint8)
             first, *others = places[wanted[len(found)]]
-            self._paint(painter, frame, pictures[first])
+            pictures[first] = self._paint(painter, frame)
             for place in others:
                 pictures[place] = pictures[first]
             found.append(position)
@@ -321,48 +317,30 @@ class VideoReader:
         key = _identity(self.path, self._file)
         index = _indices.get(key)
         if index is None:
-            index = _indices[key] = self._index_from_tables() or self._index_from_packets()
+            index = _indices[key] = self._index_from_table() or self._index_from_packets()
             while len(_indices) > 1 and sum(kept.num_frames for kept in _indices.values()) > _KEPT_FRAMES:
                 _indices.popitem(last=False)
         _indices.move_to_end(key)
         return index
 
-    def _index_from_tables(self) -> _Index | None:
-        """From what the container lists of its packets; None where it does not, or not as libav would hand them out."""
-        context = self._stream.codec_context
-        is_avi = self._container.format.name == "avi"
-        if not is_avi and self._format != "mov":
-            return None
-        table = self._table(is_avi)
-        if table is None:
-            return None
-        if is_avi:
-            if context.has_b_frames or context.name not in _IN_ORDER:
-                return self._countable(len(table.shown))
-            return self._index_of(table.shown, table.is_key, in_order=True, tables=True)
-        first = next((packet.pts for packet in self._demux() if packet.size), None)
-        # libav moves all times to where an edit list puts the first one.
-        times = None if first is None else table.shown + (first - table.shown[0])
-        index = None if times is None else self._index_of(times, table.is_key, tables=True)
-        if index is None:
-            self.close()
-            self._open(probe=False)  # as a packet was read
-        return index
+    def _index_from_table(self) -> _Index | None:
+        """From the table of an AVI file, which has a line for each frame; None where it does not list what is there.
 
-    def _table(self, is_avi: bool) -> SampleTable | None:
-        """The samples of the stream, by libav's clock, where libav lists the same ones and the file holds them all."""
+        Other containers list when frames are decoded and not when they are shown.
+        """
+        if self._container.format.name != "avi":
+            return None
         entries, num_bytes = self._stream.index_entries, _num_bytes(self._file)
         if not 0 < len(entries) <= num_bytes:
             return None
-        if is_avi:
-            table = avi_samples(self._file, self._stream.index)
-        else:
-            table = mp4_samples(self._file, self._stream.id, len(entries))
-        if table is None or not _agree(table, entries):
-            table = _line_by_line(entries) if is_avi else None
-        if table is None or entries[0].pos + table.reach > num_bytes:
+        stamps, keys, sizes, discarded = map(np.array, zip(*map(_LINE, entries), strict=True))
+        reach = max(entry.pos + entry.size for entry in entries)
+        if discarded.any() or (sizes <= 0).any() or reach > num_bytes:
             return None
-        return table._replace(shown=table.shown + entries[0].timestamp)
+        context = self._stream.codec_context
+        if context.has_b_frames or context.name not in _IN_ORDER:
+            return self._countable(len(stamps))
+        return self._index_of(stamps, keys, in_order=True, from_table=True)
 
     def _index_from_packets(self) -> _Index:
         # Only numbers are kept: the packets together are the whole file.
@@ -384,7 +362,7 @@ class VideoReader:
         return _Index(num_frames, None, None, None, np.arange(num_frames) / self.fps)
 
     def _index_of(
-        self, stamps: np.ndarray, keys: np.ndarray, *, in_order: bool = False, tables: bool = False
+        self, stamps: np.ndarray, keys: np.ndarray, *, in_order: bool = False, from_table: bool = False
     ) -> _Index | None:
         """From the packets' time stamps, in file order; None where they do not tell frames apart."""
         packet_of = np.arange(len(stamps))
@@ -397,7 +375,7 @@ class VideoReader:
                 return None
             key_of = _key_frames(packet_of, keys)
         seconds = (stamps - stamps[0]) * float(self._stream.time_base or Fraction(1, 1))
-        return _Index(len(stamps), stamps, packet_of, key_of, seconds, in_order, tables)
+        return _Index(len(stamps), stamps, packet_of, key_of, seconds, in_order, from_table)
 
     def _passes_for(self, index: _Index) -> list:
         """Ways to read the file, each more careful than the one before."""
@@ -429,12 +407,12 @@ class VideoReader:
                 self._passes = self._more_careful()
 
     def _more_careful(self) -> list:
-        if not self._index.tables:
+        if not self._index.from_table:
             return self._passes[1:]
         self.close()
         self._open(probe=True)
         self._index = _indices[_identity(self.path, self._file)] = self._index_from_packets()
-        # Positions were asked for by the number of frames that the tables gave.
+        # Positions were asked for by the number of frames that the table gave.
         return self._passes_for(self._index) if self._index.num_frames == self.num_frames else [self._read_counting]
 
     def _read_seeking(self, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
@@ -557,9 +535,9 @@ class VideoReader:
         width, height, rotation = self._geometry
         return Painter(width, height, rotation=rotation, short_side=short_side, interpolation=interpolation)
 
-    def _paint(self, painter: Painter, frame: av.VideoFrame, out: Tensor | None = None) -> Tensor:
+    def _paint(self, painter: Painter, frame: av.VideoFrame) -> Tensor:
         try:
-            return painter.paint(frame, out)
+            return painter.paint(frame)
         except (av.FFmpegError, ValueError) as error:
             raise DecodeError(
                 f"{self.path} has frames of the pixel format {frame.format.name}, which cannot be turned into RGB; "
@@ -677,27 +655,6 @@ def _identity(path: str, file: BinaryIO) -> tuple:
         return path, _num_bytes(file)
     status = os.fstat(file.fileno())
     return path, status.st_size, status.st_mtime_ns
-
-
-def _agree(table: SampleTable, entries: Sequence) -> bool:
-    """Whether libav lists the samples of a table: edit lists leave out some at an end, or shift what follows."""
-    count = len(entries)
-    if len(table.sizes) != count:
-        return False
-    between = range(_COMPARED, count - _COMPARED, max(count // _COMPARED, 1))
-    places = sorted({*range(min(_COMPARED, count)), *between, *range(max(count - _COMPARED, 0), count)})
-    columns = (table.decoded + entries[0].timestamp, table.is_key, table.sizes)
-    lines = zip(*(column[places].tolist() for column in columns), strict=True)
-    return all((*line, False) == _LINE(entries[place]) for place, line in zip(places, lines, strict=True))
-
-
-def _line_by_line(entries: Sequence) -> SampleTable | None:
-    """What libav lists, a line at a time; None where it would leave samples out."""
-    times, keys, sizes, discarded = map(np.array, zip(*map(_LINE, entries), strict=True))
-    if discarded.any() or (sizes <= 0).any():
-        return None
-    reach = max(entry.pos + entry.size for entry in entries) - entries[0].pos
-    return SampleTable(times - times[0], times - times[0], keys, sizes, reach)
 
 
 def _num_bytes(file: BinaryIO) -> int:

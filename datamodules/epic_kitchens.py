@@ -310,8 +310,9 @@ class SegmentDataset(Dataset):
             frames = reader.read(positions) if self.training else clip.read(reader, positions)
         if self.training:
             return to_clip(self.transform(frames))
-        crops = crop_views(frames, clip.image_size, self.num_crops)  # (crops, clips * T, 3, H, W)
-        views = crops.unflatten(1, (count, clip.num_frames)).permute(1, 0, 3, 2, 4, 5).flatten(0, 1).contiguous()
+        # (crops, clips, T, 3, H, W)
+        crops = crop_views(frames.unflatten(0, (count, clip.num_frames)), clip.image_size, self.num_crops)
+        views = crops.permute(1, 0, 3, 2, 4, 5).flatten(0, 1)
         return views if len(views) > 1 else views[0]
 
     def _features(self, sample: Segment) -> Tensor:

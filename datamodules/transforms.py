@@ -18,7 +18,6 @@ __all__ = [
     "AUTO_AUGMENT_POLICIES",
     "CROPS",
     "INTERPOLATIONS",
-    "LOOP_WIDTH",
     "RESIZES",
     "TrainTransform",
     "auto_augment",
@@ -45,9 +44,6 @@ RESIZES = ("crop", "squeeze")
 
 CROPS = ("random_resized", "multi_scale")
 """How training clips are cropped: `random_resized_crop` or `multi_scale_crop`."""
-
-LOOP_WIDTH = 32
-"""Shortest row of pixels that the compiled loops of `datamodules.pixel_kernels` take."""
 
 FILL = 128.0
 """Grey that fills what rotation, shear and translation uncover."""
@@ -143,19 +139,22 @@ def crop_views(video: Tensor, size: int, num_crops: int) -> Tensor:
         +-----+-----+-----+
 
     Args:
-        video: uint8 (T, 3, H, W).
+        video: uint8 (T, 3, H, W), or (clips, T, 3, H, W).
         num_crops: 1 or 3.
 
     Returns:
-        uint8 (num_crops, T, 3, size, size).
+        uint8 (num_crops, T, 3, size, size), or (num_crops, clips, T, 3, size, size). In memory the crops of a clip
+        follow each other and frames come after colours, as models take them.
 
     Raises:
         ValueError: a side is shorter than `size`, or `num_crops` is another number.
     """
     corners = _corners(video, size, num_crops)
-    views = video.new_empty((num_crops, *video.shape[:2], size, size))
+    video = _contiguous(video)  # once, as the squares overlap
+    *clips, num_frames, colours, _, _ = video.shape
+    views = video.new_empty((*clips, num_crops, colours, num_frames, size, size)).transpose(-4, -3).movedim(-5, 0)
     for view, (y, x) in zip(views, corners, strict=True):
-        _copy_frames(video[..., y : y + size, x : x + size], view)
+        view.copy_(video[..., y : y + size, x : x + size])
     return views
 
 
@@ -184,28 +183,14 @@ def to_clip(frames: Tensor) -> Tensor:
     The last step of reading a clip. Before it, the colours of a pixel stand together in memory, as decoders and
     resizing have it.
     """
-    num_frames, colours, height, width = frames.shape
-    clip = frames.new_empty((colours, num_frames, height, width))
-    _copy_frames(frames, clip.transpose(0, 1))
-    return clip
+    return _contiguous(frames.transpose(0, 1))
 
 
-def _copy_frames(frames: Tensor, out: Tensor) -> None:
-    """Copies uint8 (T, 3, H, W) to memory in which the rows of a colour follow each other without a gap.
-
-    torch goes from byte to byte where the colours of a pixel stand together, which takes fourteen times as long.
-    """
-    num_frames, colours, height, width = frames.shape
-    together = colours == 3 and frames.stride(1) == 1 and frames.stride(3) == 3 and frames.dtype == torch.uint8
-    if not together or width < LOOP_WIDTH or not frames.is_cpu:
-        out.copy_(frames)
-        return
-    from datamodules.pixel_kernels import separate_colours  # numba takes half a second
-
-    separate_colours(
-        frames.data_ptr(), frames.stride(0), frames.stride(2), out.data_ptr(), out.stride(0), out.stride(1),
-        num_frames, height, width,
-    )  # fmt: skip
+def _contiguous(video: Tensor) -> Tensor:
+    """A copy, where one is needed, by numpy, which takes half of torch's time to bring the colours of pixels apart."""
+    if video.is_contiguous() or not video.is_cpu:
+        return video.contiguous()
+    return torch.from_numpy(np.ascontiguousarray(video.numpy()))
 
 
 def random_resized_crop(

@@ -88,6 +88,5 @@ def load_views(
         size = {"image_size": image_size, "short_side": short_side, "interpolation": interpolation, "resize": resize}
         frames = read_resized(reader, indices.reshape(-1), **size)
         seconds = reader.pts_seconds[indices]
-    crops = crop_views(frames, image_size, num_crops)  # (crops, clips * T, 3, H, W)
-    crops = crops.unflatten(1, indices.shape).permute(1, 0, 3, 2, 4, 5)  # (clips, crops, 3, T, H, W)
-    return Views(torch.flatten(crops, 0, 1).contiguous(), indices, seconds)
+    crops = crop_views(frames.unflatten(0, indices.shape), image_size, num_crops)  # (crops, clips, T, 3, H, W)
+    return Views(torch.flatten(crops.permute(1, 0, 3, 2, 4, 5), 0, 1), indices, seconds)

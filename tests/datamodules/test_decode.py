@@ -18,11 +18,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
 from datamodules import decode
-from datamodules.decode import CONTAINERS, DecodeError, VideoReader, forget_indices
+from datamodules.decode import CONTAINERS, DecodeError, VideoReader
 from datamodules.encoding import reencode
 from datamodules.epic_kitchens import FrameTar
 from datamodules.frames import FrameFolder
-from datamodules.sample_tables import mp4_samples
 from datamodules.streaming import FrameStream
 
 ENCODINGS = {
@@ -65,8 +64,6 @@ FILES = [(name, ".mp4") for name in ENCODINGS] + [
     ("pyramid, one key frame", ".mov"),
     ("vp9", ".webm"),
 ]
-TABLES = {".mp4", ".mov"}
-"""Of these formats the index is read from tables, and so it is for AVI where frames come in order."""
 
 
 @pytest.mark.parametrize(("name", "suffix"), FILES)
@@ -78,16 +75,7 @@ def test_frames_equal_a_full_decode(tmp_path, make_video, decode_fully, read_num
     assert_exact(path, full)
     with VideoReader(path) as reader:
         reader.read([7, 33])
-        # Where refreshing is spread over frames, seeking does not give what was asked for, and the tables are given up.
-        without = ("fragments", "intra refresh")
-        in_tables = (suffix in TABLES and name not in without) or (name, suffix) == ("mpeg4 in order", ".avi")
-        assert reader._index.tables == in_tables
-        if in_tables:
-            reader.close()
-            reader._open(probe=True)
-            by_packets = reader._index_from_packets()
-            for table in () if suffix == ".avi" else ("pts", "packet_of", "key_of", "seconds"):
-                assert np.array_equal(getattr(by_packets, table), getattr(reader._index, table))
+        assert reader._index.from_table == ((name, suffix) == ("mpeg4 in order", ".avi"))
 
 
 def test_key_frames_that_are_not_marked(tmp_path, make_video, decode_fully):
@@ -100,30 +88,19 @@ def test_key_frames_that_are_not_marked(tmp_path, make_video, decode_fully):
     struct.pack_into(">I", data, place + 8, 1)
     struct.pack_into(">I4s", data, place + 16, 16, b"free")  # what is left of the table
     path.write_bytes(data)
-    with VideoReader(path) as reader:
-        assert set(reader._index.key_of.tolist()) == {0}
     assert_exact(path, decode_fully(path))
 
 
-@pytest.mark.parametrize("damage", ["shifted", "reversed", "truncated"])
-def test_tables_that_are_wrong_cost_no_exactness(tmp_path, make_video, decode_fully, monkeypatch, damage):
-    path = make_video(tmp_path / "v.mp4", 40, options={"bf": "2", "g": "10"})
-    full = decode_fully(path)
-
-    def wrong(file, track_id, count):
-        table = mp4_samples(file, track_id, count)
-        later = table.shown - table.decoded
-        changed = {
-            "shifted": table._replace(shown=table.decoded + np.roll(later, 1)),
-            "reversed": table._replace(shown=table.decoded - later),
-            "truncated": type(table)(*(column[:-1] for column in table[:4]), table.reach),
-        }
-        return changed[damage]
-
-    monkeypatch.setattr("datamodules.decode.mp4_samples", wrong)
-    forget_indices()
-    assert_exact(path, full)
-    forget_indices()
+@pytest.mark.parametrize("marked", ["the first", "none"])
+def test_a_table_with_missing_key_frames_costs_no_exactness(tmp_path, make_video, decode_fully, marked):
+    path = make_video(tmp_path / "v.avi", 40, **ENCODINGS["mpeg4 in order"])
+    data = bytearray(path.read_bytes())
+    table = data.rindex(b"idx1")
+    for line in range(40):
+        is_key = marked == "the first" and line == 0
+        struct.pack_into("<I", data, table + 8 + 16 * line + 4, 0x10 if is_key else 0)
+    path.write_bytes(data)
+    assert_exact(path, decode_fully(path))
 
 
 def write_edits(path, edits):
