@@ -77,7 +77,7 @@ def test_several_kept_are_ranked_by_both(tmp_path):
 def test_a_resumed_run_knows_the_loss_of_its_best_even_when_moved(tmp_path):
     epochs = [(1.0, 0.2), (1.0, 0.3), (1.0, 0.25), (1.0, 0.1)]
     fit(tmp_path, epochs[:2])
-    moved = tmp_path.rename(tmp_path.with_name("moved"))
+    moved = tmp_path.rename(tmp_path.with_name(f"{tmp_path.name}-moved"))
     last = str(moved / "checkpoints" / "last.ckpt")
     callback = fit(moved, epochs[:3], ckpt_path=last)
     assert epoch_of(callback.best_model_path) == 0

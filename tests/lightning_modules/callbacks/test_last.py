@@ -95,7 +95,7 @@ def test_ctrl_c_stops_after_the_batch_and_pressed_again_at_once(tmp_path, times,
 
 def test_a_continued_run_keeps_the_best_score_and_file(tmp_path):
     fit(tmp_path, every_minutes=30, max_epochs=2)
-    moved = tmp_path.rename(tmp_path.with_name("moved"))
+    moved = tmp_path.rename(tmp_path.with_name(f"{tmp_path.name}-moved"))
     content = (moved / "checkpoints" / "best.ckpt").read_bytes()
     trainer, record = fit(moved, every_minutes=30, max_epochs=4, ckpt_path=str(moved / "checkpoints" / "last.ckpt"))
     assert record.steps == [12, 16]
