@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help install test test-slow lint demo clean
+.PHONY: help install test test-slow test-oldest lint demo clean
 
 help:
 	@echo "make install    create .venv with the package and its tests"
 	@echo "make test       run the quick, offline tests"
 	@echo "make test-slow  run the long ones"
+	@echo "make test-oldest  run the quick tests on the oldest dependencies that pyproject.toml allows"
 	@echo "make demo       generate videos, train, test, save, load and predict (about 5 minutes on two cores)"
 	@echo "make lint       ruff"
 
@@ -23,7 +24,16 @@ test: install
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-slow: install
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow
+
+# An environment of its own, on Python 3.11: later ones are newer than some of the oldest releases.
+.venv-oldest/installed: pyproject.toml tests/constraints-oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --constraint tests/constraints-oldest.txt --editable '.[test]'
+	@touch $@
+
+test-oldest: .venv-oldest/installed
+	PATH=$(CURDIR)/.venv-oldest/bin:$$PATH .venv-oldest/bin/python -m pytest -q -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
