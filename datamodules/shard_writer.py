@@ -568,7 +568,7 @@ def parse_size(text: str) -> int:
     Raises:
         DataError: it is none, or not above 0.
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
+    found = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([kmgt]?)(i?)b?\s*", text.lower())
     size = found and int(float(found[1]) * (1024 if found[3] else 1000) ** " kmgt".index(found[2] or " "))
     if not size:
         raise DataError(f"{text!r} is no size; write for example 500MB or 1GB.")

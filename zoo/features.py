@@ -39,6 +39,7 @@ from zoo.files import check_folder, written
 from zoo.inference import UnreadableVideo, check_finite, to_device
 from zoo.limits import BATCH, SECONDS, TooManyWindows, check_range, check_shard, check_windows
 from zoo.printable import printable
+from zoo.sources import refuse_empty
 
 __all__ = ["KINDS", "Extracted", "extract", "find_sources"]
 
@@ -96,6 +97,7 @@ def extract(
     check_range("stride", stride, SECONDS)
     check_range("batch_size", batch_size, BATCH)
     check_shard(shard)
+    refuse_empty([data])
     out = check_folder(out)
     sources = find_sources(Path(data))
     name = os.fspath(model) if isinstance(model, str | os.PathLike) else type(model).__name__

@@ -200,10 +200,12 @@ def to_device(model: nn.Module, device: str) -> nn.Module:
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "meta":  # torch takes it, and computes nothing there
+        raise ZooError("The device 'meta' cannot be used, since it holds no numbers; try --device cpu.")
     try:
         return model.to(device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ZooError(f"The device {device!r} cannot be used ({reason}); try --device cpu.") from error
 
 

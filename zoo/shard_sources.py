@@ -76,7 +76,10 @@ def _setting(text: str) -> tuple[str, Any]:
     key, joined, value = text.partition("=")
     if not joined:
         raise ZooError(f"--set {text} is not KEY=VALUE; write for example --set num_classes=600.")
-    return key, yaml.safe_load(value)
+    try:
+        return key, yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ZooError(f"--set {text[:80]} is not valid YAML; quote the value, or write another one.") from error
 
 
 def _is_class(name: str) -> bool:

@@ -5,7 +5,17 @@ from collections.abc import Sequence
 
 from zoo.errors import ZooError
 
-__all__ = ["find_videos"]
+__all__ = ["find_videos", "refuse_empty"]
+
+
+def refuse_empty(paths: Sequence[str | os.PathLike]) -> None:
+    """Refuse empty paths, which are a forgotten variable of a script, and would mean the current folder.
+
+    Raises:
+        ZooError: one is empty.
+    """
+    if not all(map(os.fspath, paths)):
+        raise ZooError("A path is empty; name a video or a folder.")
 
 
 def find_videos(paths: Sequence[str]) -> list[str]:

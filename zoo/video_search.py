@@ -40,7 +40,7 @@ from zoo.inference import UnreadableVideo, to_device
 from zoo.limits import BATCH, SECONDS, WORKERS, TooManyWindows, check_range, check_shard, check_windows
 from zoo.printable import printable
 from zoo.registry import info
-from zoo.sources import find_videos
+from zoo.sources import find_videos, refuse_empty
 from zoo.vector_index import HEAD, File, Hit, Index, Record
 
 __all__ = ["WINDOW_SECONDS", "Summary", "check_queries", "index", "made_with", "search"]
@@ -109,7 +109,9 @@ def index(
     if window not in (None, math.inf):
         check_range("window", window, SECONDS)
     out = check_folder(out)
-    roots = [os.path.abspath(Path(f).expanduser()) for f in ([folders] if _is_path(folders) else folders)]
+    folders = [folders] if _is_path(folders) else folders
+    refuse_empty(folders)
+    roots = [os.path.abspath(Path(folder).expanduser()) for folder in folders]
     listing = sorted(find_videos(roots))
     source, model = _load(model, out)
     place = _Place(out)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.commands.console import print_json, progress_bar, show
 from zoo.errors import ZooError
+from zoo.limits import WORKERS, check_range
 
 if TYPE_CHECKING:
     from datamodules.shard_writer import Written
@@ -79,8 +80,9 @@ def run(args: argparse.Namespace) -> None:
     """Write shards, or an index of shards, or check some; and say what was done."""
     from datamodules.shard_writer import parse_size
 
-    if (args.workers or 0) < 0 or not 0 <= args.crf <= 51 or (args.short_side or 2) < 2:
-        raise ZooError("--workers is not negative, --crf from 0 to 51, and --short-side at least 2.")
+    check_range("--workers", args.workers or 0, WORKERS)
+    if not 0 <= args.crf <= 51 or (args.short_side or 2) < 2:
+        raise ZooError("--crf is from 0 to 51, and --short-side at least 2.")
     max_bytes = parse_size(args.max_size)
     if args.check:
         _check(args)
