@@ -74,7 +74,7 @@ def fit() -> Callable:
         command = [lightning, "fit", "--config", config, *arguments, "--trainer.default_root_dir", name]
         path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
         environment = {**os.environ, "PYTHONPATH": path, **environment}
-        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
 
     return run
 

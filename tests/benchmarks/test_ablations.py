@@ -16,7 +16,7 @@ SMALL = ["--seeds", "2", "--epochs", "1", "--train", "32", "--test", "16", "--pa
 
 def run(folder, *options):
     done = subprocess.run([sys.executable, SCRIPT, *options, "--output", folder], capture_output=True, text=True,
-                          timeout=280)  # fmt: skip
+                          timeout=600)  # fmt: skip
     assert done.returncode == 0, done.stderr
     return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
 
@@ -58,5 +58,5 @@ def test_distillation(tmp_path):
 
 
 def test_a_misspelt_study_is_named():
-    done = subprocess.run([sys.executable, SCRIPT, "scans"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, SCRIPT, "scans"], capture_output=True, text=True, timeout=600)
     assert done.returncode == 2 and "there is no study 'scans'; choose from scan_orders, distillation" in done.stderr

@@ -45,7 +45,7 @@ def test_rows(tmp_path):
     command = [sys.executable, FOLDER / "decode.py", "--data", tmp_path, "--sizes", "340x256", "--codecs", "h264",
                "--lengths", 30, "--clips", "sparse 8", "--readers", "zoo", "zoo-cached", "pyav-all", "--rounds", 2,
                "--output", tmp_path / "result.json"]  # fmt: skip
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=280)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "result.json").read_text())
     (row,) = result["rows"]

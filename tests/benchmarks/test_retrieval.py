@@ -20,7 +20,7 @@ def benchmark(load_benchmark):
 
 def run(*options: object) -> str:
     command = [sys.executable, FOLDER / "retrieval.py", *map(str, options)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -49,7 +49,7 @@ def test_the_script_and_its_picture(tmp_path):
         ["draw", "--results", results, "--output", picture],
     ):  # fmt: skip
         command = [sys.executable, FOLDER / "video_text.py", *map(str, options)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
     result = json.loads(results.read_text())
     assert [run["seed"] for run in result["runs"]] == [0, 1] and picture.stat().st_size > 10_000

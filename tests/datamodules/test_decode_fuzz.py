@@ -69,7 +69,7 @@ for epoch in range(4):
 
 def test_a_bad_file_is_one_warning_in_training(tmp_path):
     command = [sys.executable, "-c", TRAIN, str(SCRIPT.parent), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=SCRIPT.parents[2], timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=SCRIPT.parents[2], timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     lines = [line.split() for line in done.stdout.splitlines()]
     refused = {name for name, outcome in lines if outcome == "refused"}

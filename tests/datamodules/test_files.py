@@ -110,11 +110,11 @@ def test_forked_processes_leave_the_connections_alone(shard_server, tmp_path):
     with shard_server(tmp_path) as server, ThreadPoolExecutor(1) as thread:
         url = f"{server.url}/a.tar"
         for start in range(3):
-            found = thread.submit(read_range, url, start, start + 2).result(timeout=20)
+            found = thread.submit(read_range, url, start, start + 2).result(timeout=600)
             assert found == b"0123456789"[start : start + 2]
             reader = multiprocessing.get_context("fork").Process(target=read_and_collect, args=(url,))
             reader.start()
-            reader.join(20)
+            reader.join(600)
             assert reader.exitcode == 0
 
 

@@ -131,7 +131,7 @@ def test_whole_shards_are_kept_for_all_processes(shard, shard_server, tmp_path, 
         readers = [context.Process(target=read_all, args=(found, queue)) for _ in range(3)]
         for reader in readers:
             reader.start()
-        assert sorted(queue.get(timeout=60) for _ in range(9)) == sorted([*content.values()] * 3)
+        assert sorted(queue.get(timeout=600) for _ in range(9)) == sorted([*content.values()] * 3)
         for reader in readers:
             reader.join()
         assert len(server.log) == 1

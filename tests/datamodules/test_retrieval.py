@@ -446,7 +446,7 @@ def test_two_processes(root, entries):
     rows = "".join(f'{number}.mp4,"{caption}"\n' for number, caption in pairs)
     (root / "all.csv").write_text(f"video,caption\n{rows}")
     command = [sys.executable, "-c", SCRIPT, str(root), str(root)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     seen = [json.loads((root / f"{rank}.json").read_text()) for rank in range(2)]
     trained = [item for rank in seen for item in rank["train"]]

@@ -414,7 +414,7 @@ def test_two_processes_over_the_network(class_root, shard_server, tmp_path):
     out = sharded(VideoFolder(root, **CLIP), tmp_path / "out")
     with shard_server(out) as server:
         command = [sys.executable, "-c", SCRIPT, server.url, str(tmp_path)]
-        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     seen = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     for epoch in range(2):
@@ -450,7 +450,7 @@ def test_data_sets_on_the_hub(class_root, shards, hub_server, tmp_path):
     pairs = [(str(class_root), "hf://datasets/org/clips"), (str(shards), "hf://datasets/org/shards@main")]
     command = [sys.executable, "-c", FROM_THE_HUB, tmp_path / "found.pt", *(root for pair in pairs for root in pair)]
     done = subprocess.run(list(map(str, command)), cwd=REPOSITORY, env=hub_server.environment(tmp_path / "home"),
-                          capture_output=True, text=True, timeout=200)  # fmt: skip
+                          capture_output=True, text=True, timeout=600)  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     found = torch.load(tmp_path / "found.pt")
     for local, remote in pairs:

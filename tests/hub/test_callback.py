@@ -64,7 +64,7 @@ def fit(tmp_path, server, *wanted: dict) -> list[str]:
     wanted = [{"folder": str(tmp_path / str(i)), "token": TOKEN} | one for i, one in enumerate(wanted)]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", FIT, json.dumps(wanted)],
-        capture_output=True, text=True, timeout=240, cwd=tmp_path, env=server.environment(tmp_path / "hf"),
+        capture_output=True, text=True, timeout=600, cwd=tmp_path, env=server.environment(tmp_path / "hf"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     files = [path.read_bytes().decode(errors="replace") for path in tmp_path.rglob("*") if path.is_file()]

@@ -177,7 +177,7 @@ def test_names_from_outside_stay_names(nasty, tmp_path):
     (tmp_path / "zoo").write_text("#!/bin/sh\nprintf '%s\\0' \"$@\"\n")
     (tmp_path / "zoo").chmod(0o755)
     env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "LC_ALL": "C.UTF-8"}
-    said = subprocess.run(["bash", "-c", shell], capture_output=True, cwd=tmp_path, timeout=30, env=env)
+    said = subprocess.run(["bash", "-c", shell], capture_output=True, cwd=tmp_path, timeout=600, env=env)
     words = said.stdout.split(b"\0")
     assert words[0] == b"predict" and words[2] == b"clip.mp4" and len(words) == 4 and said.stderr == b""
     if "\udc80" not in nasty:

@@ -143,7 +143,7 @@ except hub.HubError as error:
 
 def test_a_disk_that_takes_no_more_leaves_the_old_model(folder):
     done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(folder)], capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", FULL_DISK, str(folder)], capture_output=True, text=True, timeout=600, check=True
     )
     assert "cannot be written" in done.stdout and str(folder) in done.stdout
     assert len(done.stdout.splitlines()) == 1

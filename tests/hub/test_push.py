@@ -42,7 +42,7 @@ def push(tmp_path, server, *requests: tuple, **env: str) -> tuple[list[str], str
     done = subprocess.run(
         [sys.executable, "-c", PUSH],
         input=json.dumps([{"model": str(folder), "repo_id": repo, **more} for folder, repo, more in requests]),
-        capture_output=True, text=True, timeout=240,
+        capture_output=True, text=True, timeout=600,
         env=server.environment(tmp_path / "hf", HF_TOKEN=TOKEN, **env),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

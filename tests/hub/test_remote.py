@@ -34,7 +34,7 @@ def pull(tmp_path, server, *requests: dict, first: str = "", **env: str) -> tupl
     """Answers to the requests from one fresh process that runs `first` before, and what it wrote to standard error."""
     done = subprocess.run(
         [sys.executable, "-c", first + PULL],
-        input=json.dumps(requests), capture_output=True, text=True, timeout=120,
+        input=json.dumps(requests), capture_output=True, text=True, timeout=600,
         env=server.environment(tmp_path / "hf", **env),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -275,7 +275,7 @@ sys.exit()
 """
     hub_server.commit("org/fine", {"config.json": b"{}"})
     done = subprocess.run(
-        [sys.executable, "-c", first], input="org/m0 org/m1\n", capture_output=True, text=True, timeout=120,
+        [sys.executable, "-c", first], input="org/m0 org/m1\n", capture_output=True, text=True, timeout=600,
         env=hub_server.environment(tmp_path / "hf"),
     )  # fmt: skip
     assert done.stdout == "" and done.stderr.count("not a plain name") == 2, done.stderr
@@ -366,7 +366,7 @@ time.sleep = waits.append
         hub_server.faults.clear()
         hub_server.fail("GET /store/", 429, 99, **headers)
         done = subprocess.run(
-            [sys.executable, "-c", first + PULL + last], capture_output=True, text=True, timeout=120,
+            [sys.executable, "-c", first + PULL + last], capture_output=True, text=True, timeout=600,
             input=json.dumps([{"repo_id": "org/model", "filename": "weights.bin"}]),
             env=hub_server.environment(tmp_path / "hf"),
         )  # fmt: skip

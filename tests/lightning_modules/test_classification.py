@@ -198,7 +198,7 @@ def test_two_processes_score_as_one(tmp_path):
         torch.distributed.destroy_process_group()
         """)
     )
-    run = subprocess.run([sys.executable, str(script)], timeout=240, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, str(script)], timeout=600, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     together = json.loads((tmp_path / "result.json").read_text())
     assert together == pytest.approx(alone, rel=1e-5)

@@ -171,5 +171,5 @@ def test_two_processes_count_every_segment_once(tmp_path):
         for rank in range(2)
     ]
     for process in ranks:
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors

@@ -355,7 +355,7 @@ def test_two_processes_train_as_one(tmp_path):
         torch.distributed.destroy_process_group()
     """
     (tmp_path / "two.py").write_text(textwrap.dedent(body))
-    run = subprocess.run([sys.executable, tmp_path / "two.py"], timeout=240, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, tmp_path / "two.py"], timeout=600, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     results = json.loads((tmp_path / "0.json").read_text())
     assert results == json.loads((tmp_path / "1.json").read_text())

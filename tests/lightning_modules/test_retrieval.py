@@ -181,7 +181,7 @@ def test_two_processes_train_as_one(tmp_path):
     """)
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=240)
+    run = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
     for head in ("muse", "sequential"):
         model, record, scores = train(head, 6)
@@ -379,7 +379,7 @@ def test_trained_from_a_checkpoint_saved_and_loaded_without_it(tmp_path, checkpo
     checkpoint.rename(checkpoint.with_name("away"))
     try:
         command = [sys.executable, "-c", textwrap.dedent(code)]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     finally:
         checkpoint.with_name("away").rename(checkpoint)
     assert done.returncode == 0, done.stderr

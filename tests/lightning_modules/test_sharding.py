@@ -96,7 +96,7 @@ def two_processes(tmp_path, body):
     # Lightning leaves the process group to the interpreter's exit, where a peer that is gone can abort the other.
     tail = "torch.distributed.barrier()\ntorch.distributed.destroy_process_group()\n"
     script.write_text(textwrap.dedent(head) + textwrap.dedent(body) + tail)
-    run = subprocess.run([sys.executable, str(script)], timeout=240, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, str(script)], timeout=600, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     return run
 

@@ -240,7 +240,7 @@ def test_the_options_together_from_the_command_line(tmp_path):
         given = options if name == "alone" else options.split("--trainer.callbacks+")[0]
         command = [Path(sys.executable).parent / "lightning", "fit", "--config", "config.yaml"]
         command += [*given.split(), *flags.split(), f"--trainer.logger.init_args.name={name}"]
-        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400)
+        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
         assert run.returncode == 0, run.stdout + run.stderr
         content = torch.load(tmp_path / name / "checkpoints" / "run.ckpt", weights_only=True)
         assert content["global_step"] == 2

@@ -395,7 +395,7 @@ def test_two_processes_train_and_test_as_one(tmp_path):
     """)
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=240)
+    run = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
     one = measure()
     assert len(one["losses"]) == len(one["gradients"]) == 2 and set(one["losses"][0]) >= {"train/vtm", "train/uta"}

@@ -427,7 +427,7 @@ print(json.dumps(answers))
 def through_the_hub(tmp_path, server, sha256, sources, **env) -> dict:
     done = subprocess.run(
         [sys.executable, "-c", THROUGH_THE_HUB, json.dumps(TINY), sha256, *sources],
-        capture_output=True, text=True, timeout=300, env=server.environment(tmp_path / "hf", **env), cwd=tmp_path,
+        capture_output=True, text=True, timeout=600, env=server.environment(tmp_path / "hf", **env), cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -503,7 +503,7 @@ def test_predicting_without_connection_is_one_sentence(tmp_path):
             str(tmp_path / "clip.mp4"),
         ]
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=120, env=env | {"PYTHONPATH": str(REPOSITORY)}
+            command, capture_output=True, text=True, timeout=600, env=env | {"PYTHONPATH": str(REPOSITORY)}
         )
     assert done.returncode == 1
     assert done.stdout == ""

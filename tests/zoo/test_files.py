@@ -167,7 +167,7 @@ def test_a_full_disk_is_one_sentence_with_the_file_and_the_next_run_goes_on(clip
         "page.html": ["search", str(tmp_path / "whole"), "red", "--html", str(tmp_path / "page.html")],
     }
     arguments = ["300", *("|".join(command) for command in commands.values())]
-    done = subprocess.run([sys.executable, "-c", FULL, *arguments], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", FULL, *arguments], capture_output=True, text=True, timeout=600)
     assert "Traceback" not in done.stderr, done.stderr
     told = done.stderr.splitlines()
     assert told[1::2] == ["status 1"] * len(commands), done.stderr

@@ -20,7 +20,7 @@ ZOO = [sys.executable, "-m", "zoo.commands.main"]
 
 def run(*args: str, **env: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [*ZOO, *args], capture_output=True, text=True, timeout=60, cwd=REPOSITORY, env={**os.environ, **env}
+        [*ZOO, *args], capture_output=True, text=True, timeout=600, cwd=REPOSITORY, env={**os.environ, **env}
     )
 
 
@@ -37,7 +37,7 @@ def run_in_terminal(columns: int, *args: str) -> str:
     except OSError:  # Linux reports the closed terminal as an I/O error
         pass
     os.close(primary)
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=600) == 0
     return re.sub(r"\x1b\[[0-9;]*m", "", written.decode().replace("\r\n", "\n"))
 
 
@@ -179,5 +179,5 @@ def test_help_names_every_command_and_shows_examples():
 @pytest.mark.parametrize("args", ["list", "list --json", "info videomamba-m-k400 --json"])
 def test_a_reader_that_leaves_early_causes_no_traceback(args):
     command = f"{' '.join(ZOO)} {args} | head -1"
-    result = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60, cwd=REPOSITORY)
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=600, cwd=REPOSITORY)
     assert result.stdout.count("\n") == 1 and result.stderr == ""

@@ -77,7 +77,7 @@ def test_a_repository(hub_server, workspace, tmp_path):
     commit = hub_server.commit("me/number", files)
     env = hub_server.environment(tmp_path)
     for name in ("me/number", "hf://me/number@main"):
-        done = subprocess.run([ZOO, "info", name], env=env, capture_output=True, text=True, timeout=60)
+        done = subprocess.run([ZOO, "info", name], env=env, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
         assert f"me/number, model.safetensors, revision {commit}" in done.stdout and "video regression" in done.stdout
         assert f"zoo predict {name} clip.mp4" in done.stdout and "no: the first use" in done.stdout

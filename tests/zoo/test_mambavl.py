@@ -29,7 +29,7 @@ def run(*command, cwd, check=True):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
         [str(BIN / command[0]), *map(str, command[1:])],
-        cwd=cwd, env=environment, capture_output=True, text=True, timeout=300,
+        cwd=cwd, env=environment, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert "Traceback" not in result.stderr, result.stderr
     assert (result.returncode == 0) == check, result.stdout + result.stderr

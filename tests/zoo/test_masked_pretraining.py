@@ -124,7 +124,7 @@ def test_the_fine_tuning_recipes_start_from_it(name):
 def run(*command, cwd: Path, check: bool = True) -> subprocess.CompletedProcess:
     program, *rest = map(str, command)
     env = os.environ | {"HF_HUB_OFFLINE": "1"}
-    result = subprocess.run([BIN / program, *rest], cwd=cwd, capture_output=True, text=True, timeout=300, env=env)
+    result = subprocess.run([BIN / program, *rest], cwd=cwd, capture_output=True, text=True, timeout=600, env=env)
     assert not check or result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     return result
 

@@ -70,7 +70,7 @@ def test_a_picture_of_the_mask_that_clips_attention_chose(masks):
 
 def test_counts_are_told_by_the_real_command(workspace):
     command = [sys.executable, "-m", "zoo.commands.main", "masks", "clip.mp4", "--type", "tube", "--ratio", "0.5"]
-    result = subprocess.run([*command, *SMALL], capture_output=True, text=True, timeout=120, cwd=workspace)
+    result = subprocess.run([*command, *SMALL], capture_output=True, text=True, timeout=600, cwd=workspace)
     assert result.returncode == 0, result.stderr
     first, second = result.stdout.splitlines()
     assert first.startswith("clip.mp4: 32 of 64 patches stay visible (50.0%)")

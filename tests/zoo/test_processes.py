@@ -38,7 +38,7 @@ def lightning(workspace, subcommand, name, *arguments):
     command = [*program, subcommand, "--config", CONFIG, "--trainer.max_epochs=2", "--trainer.log_every_n_steps=1",
                f"--trainer.default_root_dir={name}", *OWN, *arguments]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=workspace, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=workspace, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     kind = "version_0" if subcommand == "fit" else "test_0"
     with (workspace / name / "resume" / kind / "metrics.csv").open() as file:

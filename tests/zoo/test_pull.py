@@ -53,7 +53,7 @@ def server(hub_server, repositories):
 
 def run(server, home, *command, check=True, **env):
     done = subprocess.run(
-        [str(BIN / command[0]), *command[1:]], capture_output=True, text=True, timeout=240, cwd=home.parent,
+        [str(BIN / command[0]), *command[1:]], capture_output=True, text=True, timeout=600, cwd=home.parent,
         env=server.environment(home, **env),
     )  # fmt: skip
     assert (done.returncode == 0) == check, done.stdout + done.stderr
@@ -184,7 +184,7 @@ barrier, answers = context.Barrier(8), context.Queue()
 processes = [context.Process(target=load, args=(barrier, answers, sys.argv[1:])) for _ in range(8)]
 for process in processes:
     process.start()
-found = [answers.get(timeout=120) for _ in range(8 * len(sys.argv[1:]))]
+found = [answers.get(timeout=600) for _ in range(8 * len(sys.argv[1:]))]
 for process in processes:
     process.join()
     assert process.exitcode == 0

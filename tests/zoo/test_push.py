@@ -48,7 +48,7 @@ def server(hub_server):
 def run(server, home, *command, cwd):
     done = subprocess.run(
         [str(BIN / command[0]), *map(str, command[1:])],
-        cwd=cwd, capture_output=True, text=True, timeout=240,
+        cwd=cwd, capture_output=True, text=True, timeout=600,
         env=server.environment(home, HF_TOKEN=TOKEN),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -113,7 +113,7 @@ def test_aliases_find_the_recipe():
 
 
 def run(*args: str) -> str:
-    result = subprocess.run([BIN / "zoo", "recipe", *args], capture_output=True, text=True, timeout=60)
+    result = subprocess.run([BIN / "zoo", "recipe", *args], capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
     return result.stdout
 

@@ -235,7 +235,7 @@ for name, target in [("mine", "a.B"), ("videomamba-m-k400", "a.B"), ("new", "B")
 
 def test_register_in_a_process_of_its_own():
     result = subprocess.run(
-        [sys.executable, "-c", REGISTER], capture_output=True, text=True, timeout=60, cwd=REPOSITORY
+        [sys.executable, "-c", REGISTER], capture_output=True, text=True, timeout=600, cwd=REPOSITORY
     )
     assert result.returncode == 0, result.stderr
     taken, official, short, local = result.stdout.splitlines()

@@ -95,7 +95,7 @@ def workspace(tmp_path_factory):
 
 
 def run(folder, program, *arguments):
-    done = subprocess.run([BIN / program, *arguments], cwd=folder, capture_output=True, text=True, timeout=240)
+    done = subprocess.run([BIN / program, *arguments], cwd=folder, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -151,6 +151,6 @@ def test_what_a_retrieval_model_does_not_do_is_said(workspace):
 
         hub.save(TextVideoRetrieval(CLIP, "mean", num_frames=4, max_words=16), folder)
     video = str(next((workspace / "msrvtt" / "videos").iterdir()))
-    done = subprocess.run([BIN / "zoo", "predict", str(folder), video], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([BIN / "zoo", "predict", str(folder), video], capture_output=True, text=True, timeout=600)
     assert done.returncode == 1 and "has no classes to predict" in done.stderr
     assert zoo.extract_features(str(folder), video).shape == (32,)

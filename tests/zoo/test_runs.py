@@ -170,7 +170,7 @@ def start(*arguments) -> subprocess.Popen:
 
 
 def wait_for(condition, process: subprocess.Popen) -> None:
-    end = time.monotonic() + 120
+    end = time.monotonic() + 600
     while not condition():
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < end
@@ -246,7 +246,7 @@ def test_sigterm_leaves_a_checkpoint_of_the_step(workspace, monkeypatch):
     process = start("fit", "--config", "mine.yaml")
     wait_for(lambda: rows_until(metrics, 3), process)
     process.send_signal(signal.SIGTERM)
-    assert "stopped by SIGTERM" in process.communicate(timeout=60)[1]
+    assert "stopped by SIGTERM" in process.communicate(timeout=600)[1]
     assert process.returncode == 128 + signal.SIGTERM
     done = steps_done(metrics.parent / "checkpoints" / "last.ckpt")
     assert 0 <= done - 1 - max(steps_with(rows_of(metrics), "train/loss")) <= 1

@@ -52,7 +52,7 @@ def start(folder, *arguments):
 
 
 def finish(process, status=0):
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == status, err
     return out, err
 
@@ -368,7 +368,7 @@ def test_the_bar_and_the_warning_on_a_terminal(videos, workspace):
     except OSError:  # Linux reports the closed terminal as an I/O error
         pass
     os.close(primary)
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=600) == 0
     text = written.decode()
     assert "/4" in text and "files" in text
     assert text.count("empty.mp4 is empty (0 bytes); copy or download it again (left out of the index).") == 1

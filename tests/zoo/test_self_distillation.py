@@ -42,7 +42,7 @@ RECIPE = {
 def run(*command, cwd, check=True, **environment):
     result = subprocess.run(
         [str(BIN / command[0]), *map(str, command[1:])],
-        cwd=cwd, env=environment or {**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, timeout=240,
+        cwd=cwd, env=environment or {**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert "Traceback" not in result.stderr, result.stderr
     assert (result.returncode == 0) == check, result.stdout + result.stderr

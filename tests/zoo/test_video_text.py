@@ -156,7 +156,7 @@ def test_official_files_load_with_the_words_of_bert(tmp_path, hub_server):
         torch.save(found, "found.pt")
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=tmp_path, capture_output=True, text=True, timeout=600,
         env=hub_server.environment(tmp_path / "home"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -245,7 +245,7 @@ def masked_run(workspace, tmp_path_factory):
     folder = tmp_path_factory.mktemp("masked")
     name = MASKED[0]
     arguments = ["fit", "--config", name, *flags(workspace, name, **SHORT)]
-    done = subprocess.run([BIN / "lightning", *arguments], cwd=folder, capture_output=True, text=True, timeout=240)
+    done = subprocess.run([BIN / "lightning", *arguments], cwd=folder, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return folder / "runs" / name / "version_0"
 

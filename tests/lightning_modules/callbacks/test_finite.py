@@ -87,7 +87,7 @@ def test_both_processes_stop_and_name_the_file_of_one(tmp_path):
             open({str(tmp_path)!r} + "/parent.txt", "w").write(str(error))
         """)
     )
-    done = subprocess.run([sys.executable, str(script)], timeout=120, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, str(script)], timeout=600, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "parent.txt").read_text()
     assert "videos/7.mp4" in text and "step 1" in text and "videos/6.mp4" not in text

@@ -47,7 +47,7 @@ print(json.dumps(answers))
 def load(server, home, pins, *requests, **env) -> list:
     done = subprocess.run(
         [sys.executable, "-c", LOAD, json.dumps(pins), json.dumps(requests)], capture_output=True, text=True,
-        timeout=240, env=server.environment(home, **env),
+        timeout=600, env=server.environment(home, **env),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

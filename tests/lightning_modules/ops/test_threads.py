@@ -25,7 +25,7 @@ def test_every_task_runs_once() -> None:
 @pytest.mark.usefixtures("three_threads")
 def test_works_on_as_many_threads_as_torch() -> None:
     meeting = threading.Barrier(3)
-    threads.run(lambda _: meeting.wait(timeout=20), [(i,) for i in range(3)])  # fewer threads would never meet
+    threads.run(lambda _: meeting.wait(timeout=600), [(i,) for i in range(3)])  # fewer threads would never meet
 
 
 @pytest.mark.usefixtures("three_threads")
@@ -60,7 +60,7 @@ def test_concurrent_callers() -> None:
     for caller in callers:
         caller.start()
     for caller in callers:
-        caller.join(timeout=60)
+        caller.join(timeout=600)
     assert not any(caller.is_alive() for caller in callers)
     assert wrong == []
 
@@ -78,6 +78,6 @@ def test_forked_child() -> None:
     queue = context.SimpleQueue()
     child = context.Process(target=_scan_in_child, args=(queue,))
     child.start()
-    child.join(timeout=60)
+    child.join(timeout=600)
     assert child.exitcode == 0
     assert queue.get() == expected
