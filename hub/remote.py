@@ -145,7 +145,7 @@ def push(
         HubError: no access, no connection, a file holds an access token, or the folder is not a model.
     """
     from hub.card import CARD, about_run, address, make_card
-    from hub.checkpoint import CONFIG, FILES, WEIGHTS, Checkpoint, checkpoint_of, read, read_text, with_hash, write
+    from hub.checkpoint import CONFIG, FILES, WEIGHTS, Checkpoint, checkpoint_of, read, read_text, with_hash
 
     _check_names(repo_id, "", None)
     with tempfile.TemporaryDirectory() as scratch:
@@ -154,7 +154,7 @@ def push(
             checkpoint = read(folder)
         else:
             checkpoint = model if isinstance(model, Checkpoint) else checkpoint_of(model)
-            folder = write(checkpoint, Path(scratch) / "model")
+            folder = _written(checkpoint, Path(scratch))
         content: dict[str, bytes | Path] = {name: folder / name for name in FILES if (folder / name).is_file()}
         content[CONFIG] = with_hash(checkpoint.config, sha256_of(folder / WEIGHTS)).encode()
         if CARD in checkpoint.extras:
@@ -167,6 +167,22 @@ def push(
         what = f"the push to {repo_id}"
         with _explained(repo_id, None, what, pushing=True), limited(what, scratch, API_BYTES):
             return _commit(repo_id, content, private, message)
+
+
+def _written(checkpoint: "Checkpoint", scratch: Path) -> Path:
+    """A folder of the checkpoint to push."""
+    from safetensors import SafetensorError
+
+    from hub.checkpoint import write
+
+    try:
+        return write(checkpoint, scratch / "model")
+    except HubError as error:
+        if not isinstance(error.__cause__, (OSError, SafetensorError)):
+            raise
+        raise HubError(f"The model cannot be written to {scratch.parent} before it is pushed "
+                       f"({_reason(error.__cause__)}), so nothing was pushed; make room, or set TMPDIR to a folder on "
+                       "another disk.") from error  # fmt: skip
 
 
 def check_login() -> None:

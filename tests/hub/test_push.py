@@ -69,6 +69,26 @@ def folder(tmp_path):
     return write(Checkpoint(CONFIG, weights, recipe, extras), tmp_path / "model")
 
 
+def test_a_full_disk_is_one_sentence(tmp_path, server):
+    code = f"""
+import resource, torch
+import hub
+from hub.checkpoint import Checkpoint
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    hub.push(Checkpoint({CONFIG!r}, {{"net.a": torch.ones(200, 200)}}), "org/model")
+except hub.HubError as error:
+    print(f"HubError: {{error}}")
+"""
+    (tmp_path / "scratch").mkdir()
+    env = server.environment(tmp_path / "hf", HF_TOKEN=TOKEN, TMPDIR=str(tmp_path / "scratch"))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, env=env)
+    answer = done.stdout.strip()
+    assert one_sentence(answer, f"cannot be written to {tmp_path / 'scratch'}", "nothing was pushed", "TMPDIR")
+    assert not [path for path in (tmp_path / "scratch").rglob("*") if path.is_file()]
+    assert "org/model" not in server.commits
+
+
 def test_a_push_is_one_commit_with_everything(tmp_path, server, folder):
     # Later the picture is gone, and the card is written by hand.
     later = write(hub.read(folder)._replace(extras={"README.md": b"# My card\n\nBy hand.\n"}), tmp_path / "later")

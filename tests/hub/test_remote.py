@@ -398,6 +398,19 @@ def test_what_a_hub_says_is_short_and_steers_no_terminal(tmp_path, hub_server):
         assert text.replace("\n", "").isprintable() and len(text) < 1000
 
 
+def test_downloads_do_not_leave_http_for_xet(tmp_path, hub_server):
+    """Where a Hub offers it, its client in Rust would fetch, and no limit would hold."""
+    large = os.urandom(200_000)
+    hub_server.commit("org/model", {"weights.bin": large})
+    refresh = {"X_Xet_Refresh_Route": f"{hub_server.url}/xet-token"}
+    hub_server.fail("HEAD /org/model", "serve", 9, X_Xet_Hash="a" * 64, **refresh)
+    request = {"repo_id": "org/model", "filename": "weights.bin"}
+    (path,), _ = pull(tmp_path, hub_server, request, HF_HUB_DISABLE_XET="0")
+    with open(path, "rb") as file:
+        assert file.read() == large
+    assert hub_server.count("xet-token") == 0 and hub_server.count("GET /store/") == 1
+
+
 def test_a_full_disk_is_one_sentence(tmp_path, hub_server):
     large = os.urandom(200_000)
     hub_server.commit("org/model", {"weights.bin": large})
