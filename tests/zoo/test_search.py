@@ -142,6 +142,7 @@ def test_vectors_are_those_of_the_model(workspace, model, tmp_path):
     short, film = sorted((workspace / "videos").glob("*/*.mp4"))[7], workspace / "videos/film.mp4"
     zoo.index(model, [short, film], tmp_path / "i", window=2, num_workers=0)
     rows = dict(Index.open(tmp_path / "i").records())
+    assert all(seconds == round(seconds, 6) for record in rows for seconds in record[1:])  # no 1.9999999999999998
     assert {(Path(r.path).name, round(r.start, 3), round(r.end, 3)) for r in rows} == {
         (short.name, 0.0, 0.667), ("film.mp4", 0.0, 1.667), ("film.mp4", 1.667, 3.333), ("film.mp4", 3.333, 5.0)
     }  # fmt: skip
@@ -322,6 +323,30 @@ def test_mistakes_are_one_sentence(workspace, made, tmp_path, capsys, arguments,
     printed = capsys.readouterr()
     assert exit_.value.code == 1 and printed.out == ""
     assert words.format(**places) in printed.err and printed.err.count("\n") == 1 and printed.err.startswith("zoo: ")
+
+
+def test_texts_that_say_nothing_are_refused(made, capsys):
+    for text, sentence in (("", "A text to search for is empty"), (" \n", "is empty"), ("\udcff", "is not valid UTF-8")):
+        with pytest.raises(SystemExit, match="1"):
+            main(["search", str(made), "red", text])
+        assert sentence in capsys.readouterr().err
+        with pytest.raises(zoo.ZooError, match=sentence):
+            zoo.search(made, text)
+
+
+def test_a_model_that_gives_no_numbers_makes_no_index(workspace, tmp_path):
+    broken = tiny()
+    torch.nn.init.constant_(broken.net.clip.visual_projection.weight, torch.nan)
+    with pytest.raises(zoo.ZooError, match="not finite"):
+        zoo.index(broken, workspace / "videos/film.mp4", tmp_path / "i", num_workers=0)
+    assert len(Index.open(tmp_path / "i")) == 0
+
+
+def test_a_video_of_too_many_stretches_is_left_out(model, workspace, tmp_path, monkeypatch):
+    monkeypatch.setattr("zoo.limits.WINDOWS", 20)  # the real bound takes a video of days
+    with pytest.warns(UserWarning, match=r"film\.mp4 is 5 s long, which makes 50 windows .*left out of the index"):
+        summary = zoo.index(model, workspace / "videos", tmp_path / "i", window=0.1, num_workers=0)
+    assert (summary.unreadable, summary.indexed) == (1, NUM_CLIPS)
 
 
 def test_a_second_process_on_the_same_share_is_refused(workspace, model, tmp_path):
