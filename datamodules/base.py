@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from datamodules.checks import SHARE, Count, Number, OneOf, OrNone, Range, check
 from datamodules.clips import ClipDataModule, ClipFormat, FetchingAhead, UnreadableTally, some
 from datamodules.decode import DecodeError
 from datamodules.errors import DataError
 from datamodules.loading import Draw, seeded
 from datamodules.mixing import BatchMixer
-from datamodules.sampling import clip_indices
+from datamodules.sampling import MAX_FRAMES, clip_indices
 from datamodules.transforms import AUTO_AUGMENT_POLICIES, CROPS, TrainTransform, to_clip
 from datamodules.views import load_views
 
@@ -204,21 +205,23 @@ class VideoDataModule(ClipDataModule):
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        if num_crops not in (1, 3):
-            raise DataError(f"num_crops is {num_crops}; it has to be 1 or 3.")
-        if num_clips is not None and num_clips < 1:
-            raise DataError(f"num_clips is {num_clips}; it has to be at least 1.")
-        if repeats < 1 or repeat_mode not in REPEAT_MODES:
-            raise DataError(
-                f"repeats is {repeats} and repeat_mode {repeat_mode!r}; they have to be at least 1 and one of "
-                f"{', '.join(REPEAT_MODES)}."
-            )
-        if crop not in CROPS:
-            raise DataError(f"crop is {crop!r}; it has to be one of {', '.join(CROPS)}.")
-        if auto_augment not in (None, *AUTO_AUGMENT_POLICIES):
-            raise DataError(
-                f"auto_augment is {auto_augment!r}; it has to be one of {', '.join(AUTO_AUGMENT_POLICIES)}, or null."
-            )
+        check(
+            num_clips=(num_clips, OrNone(Count(1, MAX_FRAMES))),
+            num_crops=(num_crops, OneOf(1, 3)),
+            repeats=(repeats, Count(1, 1000)),
+            repeat_mode=(repeat_mode, OneOf(*REPEAT_MODES)),
+            crop=(crop, OneOf(*CROPS)),
+            crop_area=(crop_area, Range(1)),
+            crop_ratio=(crop_ratio, Range(100)),
+            horizontal_flip=(horizontal_flip, SHARE),
+            rand_augment_ops=(rand_augment_ops, Count(0, 100)),
+            rand_augment_magnitude=(rand_augment_magnitude, Number(0, 10)),
+            rand_augment_std=(rand_augment_std, Number(0, 10)),
+            auto_augment=(auto_augment, OrNone(OneOf(*AUTO_AUGMENT_POLICIES))),
+            mixup=(mixup, Number(0, 1000)),
+            cutmix=(cutmix, Number(0, 1000)),
+            random_erasing=(random_erasing, SHARE),
+        )
         if auto_augment is not None and rand_augment_ops:
             raise DataError(
                 f"auto_augment is {auto_augment!r} and rand_augment_ops {rand_augment_ops}; set one of them, "

@@ -2,51 +2,42 @@
 
 A constructor says once what it takes, and an error names argument, value and what is allowed:
 
-    check(batch_size=(batch_size, Number(1, 65_536, whole=True)), crop_area=(crop_area, Range(0, 1)), ...)
+    check(batch_size=(batch_size, Count(1, 65_536)), crop_area=(crop_area, Range(0, 1)))
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Protocol, Union, get_args, get_origin
 
 from datamodules.errors import DataError
 
-__all__ = ["Count", "Number", "OneOf", "Range", "check", "fits"]
+__all__ = ["MAX_CLASSES", "Count", "Number", "OneOf", "OrNone", "Range", "SEED", "SHARE", "Rule", "check", "fits"]
 
 
 class Rule(Protocol):
     """What a value has to be; ``str`` gives it in words."""
 
-    def allows(self, value: Any) -> bool: ...
+    def allows(self, value: Any) -> bool:
+        """Whether the value is that."""
 
 
 @dataclass(frozen=True)
 class Number:
-    """From `low` to `high`, both included.
-
-    Args:
-        low: smallest value.
-        high: largest value.
-        above: leave out `low`.
-        below: leave out `high`.
-    """
+    """A number from `low` to `high`, both included; with `above`, without `low`."""
 
     low: float
     high: float
     above: bool = False
-    below: bool = False
 
     def allows(self, value: Any) -> bool:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
-            return False
-        return not (self.above and value == self.low) and not (self.below and value == self.high)
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+        return is_number and self.low <= value <= self.high and not (self.above and value == self.low)
 
     def __str__(self) -> str:
-        if self.above or self.below:
-            return f"above {self.low:g} and {'below' if self.below else 'at most'} {self.high:g}"
-        return f"between {self.low:g} and {self.high:g}"
+        return f"{'above' if self.above else 'at least'} {self.low:g} and at most {self.high:g}"
 
 
 @dataclass(frozen=True)
@@ -57,10 +48,10 @@ class Count:
     high: int
 
     def allows(self, value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and self.low <= value <= self.high
+        return isinstance(value, Integral) and not isinstance(value, bool) and self.low <= value <= self.high
 
     def __str__(self) -> str:
-        return f"a whole number between {self.low} and {self.high}"
+        return f"a whole number, at least {self.low} and at most {self.high}"
 
 
 class OneOf:
@@ -78,29 +69,50 @@ class OneOf:
 
 @dataclass(frozen=True)
 class Range:
-    """Two numbers in order, above `low` and at most `high`."""
+    """Two numbers above 0 and at most `high`, the smaller one first."""
 
-    low: float
     high: float
 
     def allows(self, value: Any) -> bool:
-        number = Number(self.low, self.high, above=True)
-        if not isinstance(value, Sequence) or len(value) != 2 or not all(map(number.allows, value)):
-            return False
-        return value[0] <= value[1]
+        number = Number(0, self.high, above=True)
+        is_pair = isinstance(value, Sequence) and len(value) == 2 and all(map(number.allows, value))
+        return is_pair and value[0] <= value[1]
 
     def __str__(self) -> str:
-        return f"two numbers above {self.low:g} and at most {self.high:g}, the smaller one first"
+        return f"two numbers above 0 and at most {self.high:g}, the smaller one first"
+
+
+@dataclass(frozen=True)
+class OrNone:
+    """What the rule says, or None, which stands for a default."""
+
+    rule: Rule
+
+    def allows(self, value: Any) -> bool:
+        return value is None or self.rule.allows(value)
+
+    def __str__(self) -> str:
+        return f"{self.rule}, or null"
+
+
+SHARE = Number(0, 1)
+"""Also of a probability."""
+
+MAX_CLASSES = 100_000
+"""Larger numbers cannot be labels: they are typing errors, or another column."""
+
+SEED = Count(-(2**63), 2**63 - 1)
+"""What torch's generators take."""
 
 
 def check(**arguments: tuple[Any, Rule]) -> None:
-    """Raises `DataError` for the first argument that is not what it has to be.
+    """Raises `DataError` for the first argument that is not what its rule says.
 
     Args:
-        arguments: of each its value and its rule. A value of None passes: it stands for a default.
+        arguments: of each its value and its rule.
     """
     for name, (value, rule) in arguments.items():
-        if value is not None and not rule.allows(value):
+        if not rule.allows(value):
             raise DataError(f"{name} is {_short(value)}; it has to be {rule}.")
 
 
@@ -116,6 +128,8 @@ def fits(value: Any, kind: Any) -> bool:
 
     Numbers have to be finite and fit into 64 bits.
     """
+    if kind is Any:
+        return True
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         return any(fits(value, one) for one in inner)

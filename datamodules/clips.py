@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, wraps
+from multiprocessing import get_all_start_methods
 from typing import Any, Protocol, TypeVar
 
 import lightning as L
@@ -18,11 +19,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from datamodules.checks import SHARE, Count, OneOf, OrNone, check, fits
 from datamodules.decode import DecodeError
 from datamodules.errors import DataError
 from datamodules.files import Folders, is_url, join
 from datamodules.files import split as split_path
-from datamodules.frames import check_decoder, open_video
+from datamodules.frames import DECODERS, check_decoder, open_video
 from datamodules.loading import (
     ClipLoader,
     Draw,
@@ -30,17 +32,30 @@ from datamodules.loading import (
     TrainSampler,
     ignore_interrupts,
     seeded,
+    suitable_workers,
     worker_context,
 )
 from datamodules.members import as_member, fetched_ahead
 from datamodules.overview import SplitOverview, print_overview
-from datamodules.sampling import SAMPLINGS
+from datamodules.sampling import MAX_FRAMES, SAMPLINGS
 from datamodules.shards import ShardListings, ShardSampler, has_index
-from datamodules.transforms import INTERPOLATIONS, RESIZES, Reader, read_resized
+from datamodules.transforms import INTERPOLATIONS, MAX_SIDE, RESIZES, Reader, read_resized
 
-__all__ = ["ClipDataModule", "ClipFormat", "FetchingAhead", "UnreadableTally", "some", "warn_of_leaks"]
+__all__ = ["CLIP_RULES", "ClipDataModule", "ClipFormat", "FetchingAhead", "UnreadableTally", "some", "warn_of_leaks"]
 
 T = TypeVar("T")
+
+CLIP_RULES = {
+    "num_frames": Count(1, MAX_FRAMES),
+    "image_size": Count(1, MAX_SIDE),
+    "short_side": Count(1, MAX_SIDE),
+    "sampling": OneOf(*SAMPLINGS),
+    "frame_stride": Count(1, 100_000),
+    "interpolation": OneOf(*INTERPOLATIONS),
+    "resize": OneOf(*RESIZES),
+    "decoder": OneOf(*DECODERS),
+}
+"""What the arguments of a `ClipFormat` have to be."""
 
 
 class Listed(Protocol):
@@ -66,12 +81,7 @@ class ClipFormat:
     decoder: str = "pyav"
 
     def __post_init__(self) -> None:
-        for name in ("num_frames", "image_size", "short_side", "frame_stride"):
-            if getattr(self, name) < 1:
-                raise DataError(f"{name} is {getattr(self, name)}; it has to be at least 1.")
-        for name, allowed in (("sampling", SAMPLINGS), ("interpolation", INTERPOLATIONS), ("resize", RESIZES)):
-            if getattr(self, name) not in allowed:
-                raise DataError(f"{name} is {getattr(self, name)!r}; it has to be one of {', '.join(allowed)}.")
+        check(**{name: (getattr(self, name), rule) for name, rule in CLIP_RULES.items()})
         check_decoder(self.decoder)
         if self.short_side < self.image_size:
             raise DataError(
@@ -225,7 +235,8 @@ class ClipDataModule(L.LightningDataModule, ABC):
         resize: "crop" or "squeeze", what becomes of frames that are no squares in evaluation.
         batch_size: items per training and evaluation batch, per process.
         eval_batch_size: items per validation, test and prediction batch; None is `batch_size`.
-        num_workers: loader processes; 0 reads in the main one.
+        num_workers: loader processes; 0 reads in the main one, None is one for each core that is left beside the
+            training process, at most 4.
         multiprocessing_context: "fork", "spawn" or "forkserver"; None is the system's default.
         drop_incomplete_step: leave out the batches at the end of an epoch that do not fill an optimiser step where
             gradients are accumulated, as the official video training does; Lightning makes a smaller step of them.
@@ -262,7 +273,7 @@ class ClipDataModule(L.LightningDataModule, ABC):
         resize: str | None = None,
         batch_size: int = 8,
         eval_batch_size: int | None = None,
-        num_workers: int = 4,
+        num_workers: int | None = None,
         multiprocessing_context: str | None = None,
         drop_incomplete_step: bool = False,
         max_unreadable: float = 0.1,
@@ -282,15 +293,22 @@ class ClipDataModule(L.LightningDataModule, ABC):
             "resize": resize,
             "decoder": decoder,
         }
-        if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1):
-            raise DataError(f"batch_size {batch_size} and eval_batch_size {eval_batch_size} have to be at least 1.")
-        if not 0 <= max_unreadable <= 1:
-            raise DataError(f"max_unreadable is {max_unreadable}; it is a share between 0 and 1.")
+        check(**{name: (value, OrNone(CLIP_RULES[name])) for name, value in self._clip_arguments.items()})
+        check(
+            batch_size=(batch_size, Count(1, 65_536)),
+            eval_batch_size=(eval_batch_size, OrNone(Count(1, 65_536))),
+            num_workers=(num_workers, OrNone(Count(0, 1024))),
+            multiprocessing_context=(multiprocessing_context, OrNone(OneOf(*get_all_start_methods()))),
+            max_unreadable=(max_unreadable, SHARE),
+            shuffle_buffer=(shuffle_buffer, Count(0, 10**9)),
+        )
+        if shards is not None and not (isinstance(shards, str) or fits(shards, tuple[str, ...])):
+            raise DataError(f"shards is {shards!r}; it has to be a folder or a name of shards, or a list of these.")
+        if shards is not None and not shards:
+            raise DataError("shards is empty; name a folder of shards, or leave it out.")
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.num_workers, self.multiprocessing_context = num_workers, multiprocessing_context
+        self._num_workers, self.multiprocessing_context = num_workers, multiprocessing_context
         self.drop_incomplete_step = drop_incomplete_step
-        if shuffle_buffer < 0:
-            raise DataError(f"shuffle_buffer is {shuffle_buffer}; it is a number of samples, or 0.")
         self.max_unreadable, self.check_files = max_unreadable, check_files
         self.shards, self.shuffle_buffer = [shards] if isinstance(shards, str) else shards, shuffle_buffer
         self.folders = Folders()
@@ -303,6 +321,13 @@ class ClipDataModule(L.LightningDataModule, ABC):
         self._tests_validation = False
         self._train_loader: ClipLoader | None = None
         self._loader_state: dict | None = None
+
+    @property
+    def num_workers(self) -> int:
+        """Loader processes of this process, those given or as many as suit the machine."""
+        if self._num_workers is not None:
+            return self._num_workers
+        return suitable_workers(self.trainer.num_devices if self.trainer else 1)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """What a subclass knows about files gives way to the index where there are shards."""

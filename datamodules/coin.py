@@ -6,6 +6,7 @@ from typing import Any
 
 from datamodules.base import Sample, VideoDataModule
 from datamodules.captions import read_json, values_of
+from datamodules.checks import MAX_CLASSES, Count, check
 from datamodules.errors import DataError
 from datamodules.files import first_file, join, resolve
 from datamodules.lists import find_list, read_numbered
@@ -66,6 +67,7 @@ class COIN(VideoDataModule):
     ) -> None:
         super().__init__(**common)
         self.root = resolve(root)
+        check(num_classes=(num_classes, Count(1, MAX_CLASSES)))
         self.num_classes = num_classes
         self.annotations = annotations
         self.videos = videos

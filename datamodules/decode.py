@@ -35,7 +35,8 @@ from datamodules.files import RemoteFile, is_url
 from datamodules.members import Member, as_member, open_member
 from datamodules.pixels import Painter
 
-__all__ = ["CONTAINERS", "MAX_PIXELS", "DecodeError", "VideoReader", "forget_indices", "open_container", "open_file"]
+__all__ = ["CONTAINERS", "MAX_PIXELS", "DecodeError", "VideoReader", "check_size", "forget_indices", "open_container",
+           "open_file"]  # fmt: skip
 
 CONTAINERS = ("mov", "matroska", "avi", "mpegts", "mpeg", "mpegvideo", "m4v", "h264", "hevc", "mjpeg", "ivf", "ogg",
               "asf", "flv", "gif", "jpeg_pipe", "png_pipe", "apng", "webp_pipe", "bmp_pipe")  # fmt: skip
@@ -300,11 +301,7 @@ class VideoReader:
         return stream
 
     def _check_size(self, width: int, height: int) -> None:
-        if width * height > MAX_PIXELS:
-            raise DecodeError(
-                f"{self.path} claims frames of {width} x {height} pixels, above the limit of {MAX_PIXELS} pixels; "
-                "its header is damaged or it has to be scaled down first."
-            )
+        check_size(self.path, width, height)
 
     def _build_index(self) -> None:
         """Sets num_frames, pts_seconds and what `read` needs."""
@@ -533,7 +530,9 @@ class VideoReader:
 
     def _painter(self, short_side: int | None, interpolation: str) -> Painter:
         width, height, rotation = self._geometry
-        return Painter(width, height, rotation=rotation, short_side=short_side, interpolation=interpolation)
+        painter = Painter(width, height, rotation=rotation, short_side=short_side, interpolation=interpolation)
+        self._check_size(*painter.size[::-1])  # of a strip a few pixels high, resized, the longer side can be millions
+        return painter
 
     def _paint(self, painter: Painter, frame: av.VideoFrame) -> Tensor:
         try:
@@ -559,6 +558,15 @@ class VideoReader:
             warnings.warn(
                 f"{self.path} is damaged: frames that cannot be decoded are replaced by their neighbours.", stacklevel=3
             )
+
+
+def check_size(path: str, width: int, height: int) -> None:
+    """Raises `DecodeError` for frames, as they are or resized, of more than `MAX_PIXELS`."""
+    if width * height > MAX_PIXELS:
+        raise DecodeError(
+            f"{path} asks for frames of {width} x {height} pixels, above the limit of {MAX_PIXELS} pixels; its header "
+            "is damaged or it has to be scaled down first."
+        )
 
 
 def open_container(

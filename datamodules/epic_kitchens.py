@@ -20,8 +20,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from datamodules.checks import SHARE, Count, Number, OneOf, Range, check
 from datamodules.clips import ClipDataModule, ClipFormat, UnreadableTally, some
-from datamodules.decode import DecodeError, open_container
+from datamodules.decode import DecodeError, check_size, open_container
 from datamodules.errors import DataError
 from datamodules.files import RemoteFile, first_file, is_url, join, resolve
 from datamodules.frames import FrameFolder, gather_pictures, open_video
@@ -31,7 +32,7 @@ from datamodules.members import open_tar
 from datamodules.pixels import Painter
 from datamodules.questions import KINDS, QUESTIONS, Question, answer_number, draw_question
 from datamodules.retrieval import find_videos
-from datamodules.sampling import clip_indices
+from datamodules.sampling import MAX_FRAMES, clip_indices
 from datamodules.transforms import Reader, TrainTransform, crop_views, to_clip
 
 __all__ = [
@@ -161,6 +162,7 @@ class FrameTar:
                     with open_container(io.BytesIO(file.read(size))) as container:
                         frame = next(container.decode(video=0))
                     painter = Painter(frame.width, frame.height, short_side=short_side, interpolation=interpolation)
+                    check_size(self.path, *painter.size[::-1])
                     pictures.append(painter.paint(frame).permute(2, 0, 1))
                 except (av.FFmpegError, StopIteration, IndexError, OSError) as error:
                     raise DecodeError(f"{self.path} has a frame that cannot be decoded; download it again.") from error
@@ -432,16 +434,18 @@ class EpicKitchens100(ClipDataModule):
         super().__init__(**common)
         if task not in (None, *_TASKS):
             raise DataError(f"task is {task!r}; choose one of {', '.join(_TASKS)}, or null for the model's.")
-        if num_crops not in (1, 3) or num_clips < 1 or num_features < 1:
-            raise DataError(
-                f"num_clips is {num_clips}, num_crops {num_crops} and num_features {num_features}; the first and the "
-                "last have to be at least 1, and num_crops 1 or 3."
-            )
-        if not observed_seconds > 0 or gap_seconds < 0 or not 0 <= neutral <= 1:
-            raise DataError(
-                f"observed_seconds is {observed_seconds}, gap_seconds {gap_seconds} and neutral {neutral}; they have "
-                "to be above 0, at least 0, and between 0 and 1."
-            )
+        check(
+            num_features=(num_features, Count(1, MAX_FRAMES)),
+            observed_seconds=(observed_seconds, Number(0, 1e6, above=True)),
+            gap_seconds=(gap_seconds, Number(0, 1e6)),
+            neutral=(neutral, SHARE),
+            num_clips=(num_clips, Count(1, MAX_FRAMES)),
+            num_crops=(num_crops, OneOf(1, 3)),
+            crop_area=(crop_area, Range(1)),
+            horizontal_flip=(horizontal_flip, SHARE),
+            rand_augment_ops=(rand_augment_ops, Count(0, 100)),
+            rand_augment_magnitude=(rand_augment_magnitude, Number(0, 10)),
+        )
         draw_question(questions, 0.0, torch.Generator())  # refuses unknown kinds
         self.root = resolve(root)
         self._annotations, self._videos = annotations, videos

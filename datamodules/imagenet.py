@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.base import Sample, VideoDataModule
+from datamodules.checks import MAX_CLASSES, Count, check
 from datamodules.errors import DataError
 from datamodules.files import first_file, join, resolve
 from datamodules.lists import is_number, read_rows
@@ -55,6 +56,7 @@ class ImageNet(VideoDataModule):
     ) -> None:
         super().__init__(repeats=repeats, repeat_mode=repeat_mode, num_clips=num_clips, num_crops=num_crops, **common)
         self.root = resolve(root)
+        check(num_classes=(num_classes, Count(1, MAX_CLASSES)))
         self.num_classes = num_classes
 
     @cached_property

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.base import Sample, VideoDataModule
+from datamodules.checks import MAX_CLASSES, Count, check
 from datamodules.errors import DataError
 from datamodules.files import first_file, is_url, join, read_text, resolve
 from datamodules.lists import is_number, read_csv, read_names, read_rows
@@ -82,6 +83,7 @@ class Kinetics(VideoDataModule):
         self.root = resolve(root)
         self.lists = {"train": train, "val": val, "test": test}
         self.delimiter = delimiter
+        check(num_classes=(num_classes, Count(1, MAX_CLASSES)))
         self.num_classes = num_classes
 
     @cached_property

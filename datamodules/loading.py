@@ -7,6 +7,7 @@ interrupted.
 
 import ctypes
 import multiprocessing
+import os
 import re
 import signal
 import time
@@ -159,6 +160,13 @@ class _Flag:
 
     def is_set(self) -> bool:
         return self._value.value
+
+
+def suitable_workers(num_processes: int = 1) -> int:
+    """Loader processes for each of the training processes of a machine: its share of the cores that this process may
+    use, without one for itself; 1 to 4."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(max(cores // num_processes - 1, 1), 4)
 
 
 def worker_context(start_method: str | None) -> BaseContext:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.base import ClipDataset, Sample, VideoDataModule
 from datamodules.captions import read_lines, read_table
+from datamodules.checks import Number, OrNone, check
 from datamodules.clips import ClipFormat, some
 from datamodules.errors import DataError
 from datamodules.files import first_file, join, resolve
@@ -38,6 +39,9 @@ _HEADERS = {
 }
 
 Span = tuple[float, float] | None
+
+_MOST_WINDOWS = 100_000
+"""Windows of a film; of one of a day, with one a second, there are 86,400."""
 
 
 class Film(NamedTuple):
@@ -68,6 +72,9 @@ def windows_of(duration: float, length: float = 60.0, stride: float = 16.0) -> l
     """
     if duration < length:
         return [(0.0, duration)]
+    if duration / stride > _MOST_WINDOWS:
+        raise DataError(f"A film of {duration:g} seconds has more than {_MOST_WINDOWS} windows; raise "
+                        "data.window_stride, or correct its duration.")  # fmt: skip
     starts = (number * stride for number in range(math.ceil(duration / stride)))
     return [(start, min(start + length, duration)) for start in starts if min(length, duration - start) >= length / 2]
 
@@ -196,10 +203,8 @@ class LVU(VideoDataModule):
             raise DataError(f"task is {task!r}; LVU's are {', '.join((*CLASSES, *VALUES))}.")
         if task in VALUES and (self.mixer.mixup or self.mixer.cutmix):
             raise DataError(f"mixup and cutmix mix classes, but {task} is a number; set data.mixup and cutmix to 0.")
-        if window_seconds is not None and not (window_seconds > 0 and window_stride > 0):
-            raise DataError(
-                f"window_seconds is {window_seconds} and window_stride {window_stride}; both have to be above 0."
-            )
+        seconds = Number(0.01, 1e6)
+        check(window_seconds=(window_seconds, OrNone(seconds)), window_stride=(window_stride, seconds))
         if window_seconds is not None and self.eval_batch_size not in (None, 1):
             raise DataError(
                 f"eval_batch_size is {self.eval_batch_size}, but films have different numbers of windows; leave it out."

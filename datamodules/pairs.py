@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
 from datamodules.captions import Captions, are_texts, read_json, values_of
+from datamodules.checks import SHARE, Number, check
 from datamodules.clips import ClipFormat, FetchingAhead, UnreadableTally
 from datamodules.errors import DataError
 from datamodules.files import join, read_text
@@ -368,10 +369,13 @@ class PairCorpora(RetrievalDataModule):
         if not corpora:
             raise DataError("corpora is empty; name at least one file of pairs: [{annotations: pairs.jsonl}].")
         for corpus in corpora:
-            known = ({"annotations", "ratio", "media"}, {"shards", "ratio"})["shards" in corpus]
-            if set(corpus) - known or not {"annotations", "shards"} & set(corpus) or not corpus.get("ratio", 1) > 0:
+            is_object = isinstance(corpus, dict)
+            known = {"shards", "ratio"} if is_object and "shards" in corpus else {"annotations", "ratio", "media"}
+            if not is_object or set(corpus) - known or not {"annotations", "shards"} & set(corpus):
                 raise DataError(f"{corpus} is no corpus; give it annotations (and media if wanted) or shards, and a "
                                 "ratio above 0 if wanted.")  # fmt: skip
+            check(ratio=(corpus.get("ratio", 1), Number(0, 1000, above=True)))
+        check(horizontal_flip=(horizontal_flip, SHARE))
         if self.shards is not None:
             raise DataError("data.shards is set; name the shards of each corpus in data.corpora: [{shards: cc3m/}].")
         self.corpora = corpora

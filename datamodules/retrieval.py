@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset, default_collate
 
 from datamodules.captions import Captions, read_captions
+from datamodules.checks import Number, OrNone, Range, check
 from datamodules.clips import ClipDataModule, ClipFormat, FetchingAhead, UnreadableTally, some
 from datamodules.decode import DecodeError
 from datamodules.errors import DataError
@@ -31,6 +32,9 @@ __all__ = ["CaptionDataset", "CaptionedVideo", "RetrievalDataModule", "collate_c
 
 _DEPTH = 3
 """Folders below the one of the videos that are searched: LSMDC has one per film, the original MSR-VTT one per split."""
+
+_MOST_TIMES = 10**7
+"""Frames to choose from in a video of any length; at one a second, four months."""
 
 _SLACK_SECONDS = 1e-6
 """Times come from files as fractions."""
@@ -57,6 +61,7 @@ def frame_positions(
     mode: str = "test",
     span: tuple[float, float] | None = None,
     fps: float | None = None,
+    path: str = "The video",
 ) -> np.ndarray:
     """Which frames stand for a video.
 
@@ -73,6 +78,7 @@ def frame_positions(
         mode: "train" draws frames at random, "test" does not.
         span: first and last second that count, both included; the nearest frame where there is none in between.
         fps: frames per second.
+        path: what an error calls the video.
 
     Returns:
         int64 (N,), sorted; N = T, or with `fps` N <= T.
@@ -84,6 +90,9 @@ def frame_positions(
     if fps is None:
         options = {"sampling": clip.sampling, "frame_stride": clip.frame_stride}
         return first + clip_indices(last - first + 1, clip.num_frames, mode=mode, **options)
+    if not (seconds[last] - seconds[first]) * fps <= _MOST_TIMES:
+        raise DecodeError(f"{path} claims to last {seconds[last] - seconds[first]:g} seconds; its times are damaged, "
+                          "copy or download it again.")  # fmt: skip
     times = np.arange(seconds[first], seconds[last] + _SLACK_SECONDS, 1 / fps)
     kept = np.unique(np.searchsorted(seconds, times + _SLACK_SECONDS, side="right") - 1)
     if len(kept) <= clip.num_frames:
@@ -178,7 +187,8 @@ class CaptionDataset(FetchingAhead, Dataset):
     def _item(self, video: CaptionedVideo, text: str | list[str], index: int, number: int) -> dict:
         clip = self.clip
         with clip.open(video.path) as reader:
-            positions = frame_positions(reader.pts_seconds, clip, mode=self.mode, span=video.span, fps=self.fps)
+            options = {"mode": self.mode, "span": video.span, "fps": self.fps, "path": video.path}
+            positions = frame_positions(reader.pts_seconds, clip, **options)
             if self.transform is None:
                 frames = clip.read(reader, positions)
                 frames = center_crop(frames, clip.image_size)
@@ -337,8 +347,7 @@ class RetrievalDataModule(ClipDataModule):
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        if fps is not None and not fps > 0:
-            raise DataError(f"fps is {fps}; it has to be above 0, or null for the rule of sampling.")
+        check(fps=(fps, OrNone(Number(0, 1000, above=True))), crop_area=(crop_area, OrNone(Range(1))))
         self.root = resolve(root)
         self.videos = videos
         self.lists = {"train": train, "val": val, "test": test}

@@ -12,7 +12,10 @@ from typing import Literal
 import numpy as np
 import torch
 
-__all__ = ["SAMPLINGS", "clip_indices", "frames_of"]
+__all__ = ["MAX_FRAMES", "SAMPLINGS", "clip_indices", "frames_of"]
+
+MAX_FRAMES = 10_000
+"""Frames of a clip, and clips of a video: what is above asks for all memory and not for a result."""
 
 SAMPLINGS = ("sparse", "dense", "ssv2", "intervals")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from datamodules.base import Sample, VideoDataModule
 from datamodules.captions import read_json
+from datamodules.checks import MAX_CLASSES, Count, check
 from datamodules.errors import DataError
 from datamodules.files import first_file, join, resolve
 from datamodules.lists import Row, is_number, read_rows
@@ -84,6 +85,7 @@ class SomethingSomethingV2(VideoDataModule):
         self.labels = _LABELS if labels is None else (labels,)
         self.videos = videos
         self.delimiter = delimiter
+        check(num_classes=(num_classes, Count(1, MAX_CLASSES)))
         self.num_classes = num_classes
 
     @cached_property

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.decode import MAX_PIXELS, DecodeError, VideoReader, open_container, open_file
+from datamodules.decode import DecodeError, VideoReader, check_size, open_container, open_file
 from datamodules.errors import DataError
-from datamodules.transforms import resize_short_side
+from datamodules.transforms import resize_short_side, short_side_size
 
 __all__ = ["TorchCodecReader", "check_torchcodec"]
 
@@ -64,7 +64,7 @@ class TorchCodecReader:
             metadata = self._decoder.metadata
             self.num_frames, self.width, self.height = len(self._decoder), metadata.width, metadata.height
             self.fps = float(metadata.average_fps or 25.0)
-            self._check_size()
+            check_size(self.path, self.width or 0, self.height or 0)
         except (av.FFmpegError, OSError, RuntimeError, ValueError, TypeError) as error:
             self.close()
             if isinstance(error, DecodeError):
@@ -113,6 +113,8 @@ class TorchCodecReader:
                 f"{self.path} has {self.num_frames} frames: positions have to be in 0 .. {self.num_frames - 1}, "
                 f"got {indices.min()} .. {indices.max()}."
             )
+        if short_side is not None:
+            check_size(self.path, *short_side_size(self.height, self.width, short_side)[::-1])
         wanted, inverse = np.unique(indices, return_inverse=True)
         parts = []
         for start in range(0, len(wanted), _AT_ONCE):
@@ -124,13 +126,6 @@ class TorchCodecReader:
             parts.append(frames.cpu())
         frames = torch.cat(parts) if len(parts) > 1 else parts[0]
         return frames if np.array_equal(wanted, indices) else frames.index_select(0, torch.from_numpy(inverse))
-
-    def _check_size(self) -> None:
-        if (self.width or 0) * (self.height or 0) > MAX_PIXELS:
-            raise DecodeError(
-                f"{self.path} claims frames of {self.width} x {self.height} pixels, above the limit of {MAX_PIXELS} "
-                "pixels; its header is damaged or it has to be scaled down first."
-            )
 
     def _unreadable(self, error: Exception) -> DecodeError:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -18,6 +18,7 @@ __all__ = [
     "AUTO_AUGMENT_POLICIES",
     "CROPS",
     "INTERPOLATIONS",
+    "MAX_SIDE",
     "RESIZES",
     "TrainTransform",
     "auto_augment",
@@ -33,6 +34,9 @@ __all__ = [
     "squeeze",
     "to_clip",
 ]
+
+MAX_SIDE = 8192
+"""Pixels of a side of what a model sees."""
 
 INTERPOLATIONS = ("bilinear", "bicubic", "bicubic-plain")
 """`bilinear` without antialiasing, as video models were trained; `bicubic` with it, as image models were;
@@ -226,7 +230,8 @@ def _random_box(
         box_width, box_height = round(math.sqrt(box_area * box_ratio)), round(math.sqrt(box_area / box_ratio))
         if 0 < box_width <= width and 0 < box_height <= height:
             return _integer(height - box_height + 1), _integer(width - box_width + 1), box_height, box_width
-    box_width, box_height = min(width, round(height * ratio[1])), min(height, round(width / ratio[0]))
+    box_width = min(width, max(round(height * ratio[1]), 1))
+    box_height = min(height, max(round(width / ratio[0]), 1))
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 

@@ -5,16 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.base import Sample, VideoDataModule
+from datamodules.checks import MAX_CLASSES
 from datamodules.errors import DataError
 from datamodules.files import join, resolve
 from datamodules.files import split as folder_and_name
 from datamodules.lists import Row, is_number, read_csv, read_names, read_rows
 from datamodules.splitting import check_fraction, check_groups, origin_of, set_aside
 
-__all__ = ["MAX_CLASSES", "VideoCSV"]
-
-MAX_CLASSES = 100_000
-"""Larger numbers cannot be labels: they are typing errors, or another column."""
+__all__ = ["VideoCSV"]
 
 
 class VideoCSV(VideoDataModule):

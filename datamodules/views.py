@@ -8,11 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.checks import Count, OneOf, check
+from datamodules.errors import DataError
 from datamodules.frames import open_video
-from datamodules.sampling import clip_indices, frames_of
-from datamodules.transforms import crop_views, read_resized
+from datamodules.sampling import MAX_FRAMES, clip_indices, frames_of
+from datamodules.transforms import MAX_SIDE, crop_views, read_resized
 
-__all__ = ["Views", "load_views"]
+__all__ = ["MAX_BYTES", "Views", "load_views"]
+
+MAX_BYTES = 2**34
+"""Bytes of the views of one video."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +67,23 @@ def load_views(
         decoder: one of `frames.DECODERS`.
 
     Raises:
-        DataError: the decoder is not installed.
+        DataError: the decoder is not installed, an argument is out of range, or the views take more than `MAX_BYTES`.
         DecodeError: the file cannot be read.
         ValueError: an argument is out of range.
     """
+    check(
+        num_frames=(num_frames, Count(1, MAX_FRAMES)),
+        num_clips=(num_clips, Count(1, MAX_FRAMES)),
+        image_size=(image_size, Count(1, MAX_SIDE)),
+        short_side=(short_side, Count(1, MAX_SIDE)),
+        num_crops=(num_crops, OneOf(1, 3)),
+    )
+    num_bytes = len(spans) * num_clips * num_crops * num_frames * 3 * image_size**2
+    if num_bytes > MAX_BYTES:
+        raise DataError(
+            f"{len(spans) * num_clips * num_crops} views of {num_frames} frames take {num_bytes / 1e9:.0f} GB; take "
+            f"fewer clips, crops or frames, {MAX_BYTES / 1e9:.0f} GB at most."
+        )
     with open_video(path, decoder=decoder) as reader:
         parts = [frames_of(span, reader.num_frames, reader.fps) for span in spans]
         indices = np.stack(

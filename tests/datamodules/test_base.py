@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from datamodules.base import ClipDataset, ClipFormat, DataError, Sample, VideoDataModule
+from datamodules.loading import suitable_workers
 from datamodules.transforms import TrainTransform
 
 FORMAT = {
@@ -252,6 +253,17 @@ def test_fit_with_workers_mixing_and_a_broken_video(grey_videos, tmp_path, capfd
     assert errors.count("left out of the evaluation") == 1
 
 
+def test_the_number_of_workers_suits_the_machine_unless_it_is_given(grey_videos, tmp_path):
+    data = ListData(grey_videos, batch_size=5)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer(tmp_path, max_epochs=1).fit(Recorder(), data)
+    assert not [str(w.message) for w in caught if "worker" in str(w.message)]
+    assert data.train_dataloader().num_workers == data.num_workers == suitable_workers()
+    given = ListData(grey_videos, batch_size=5, num_workers=7)
+    assert given.num_workers == 7
+
+
 def test_too_many_broken_videos_stop_a_fit_with_workers(grey_videos, tmp_path):
     samples = break_some(grey_videos, [1, 4, 6], tmp_path)
     data = ListData(samples, grey_videos, batch_size=5, num_workers=2)
@@ -335,17 +347,17 @@ def test_image_size_given_alone_moves_the_short_side(grey_videos, tmp_path):
     ("change", "message"),
     [
         ({"num_frames": None}, "num_frames not set and no model attached"),
-        ({"num_frames": 0}, "num_frames is 0; it has to be at least 1"),
+        ({"num_frames": 0}, "num_frames is 0; it has to be a whole number, at least 1 and"),
         ({"sampling": "random"}, "sampling is 'random'; it has to be one of sparse, dense, ssv2"),
         ({"interpolation": "area"}, "interpolation is 'area'; it has to be one of bilinear, bicubic"),
         ({"short_side": 20}, "short_side is 20, too small to crop image_size 32 from"),
-        ({"num_crops": 2}, "num_crops is 2; it has to be 1 or 3"),
-        ({"num_clips": 0}, "num_clips is 0; it has to be at least 1"),
+        ({"num_crops": 2}, "num_crops is 2; it has to be one of 1, 3"),
+        ({"num_clips": 0}, "num_clips is 0; it has to be a whole number, at least 1 and"),
         ({"sampling": "ssv2", "num_clips": 4}, "sampling 'ssv2' defines one or two; set it to 2"),
-        ({"batch_size": 0}, "have to be at least 1"),
-        ({"repeats": 0}, "repeats is 0 and repeat_mode 'views'; they have to be at least 1 and one of views, sampler"),
-        ({"repeat_mode": "loader"}, "repeat_mode 'loader'"),
-        ({"max_unreadable": 5}, "max_unreadable is 5; it is a share between 0 and 1"),
+        ({"batch_size": 0}, "batch_size is 0; it has to be a whole number, at least 1 and"),
+        ({"repeats": 0}, "repeats is 0; it has to be a whole number, at least 1 and"),
+        ({"repeat_mode": "loader"}, "repeat_mode is 'loader'; it has to be one of views, sampler"),
+        ({"max_unreadable": 5}, "max_unreadable is 5; it has to be at least 0 and at most 1"),
         ({"auto_augment": "original"}, "auto_augment is 'original'; it has to be one of v0, or null"),
         ({"auto_augment": "v0", "rand_augment_ops": 2}, "'v0' and rand_augment_ops 2; set one of them"),
     ],

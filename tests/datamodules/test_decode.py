@@ -566,6 +566,17 @@ def test_frame_size_limit(tmp_path, make_video, monkeypatch):
     assert "80 x 48 pixels, above the limit" in sentence(path)
 
 
+def test_a_strip_is_not_resized_to_gigabytes(tmp_path):
+    Image.fromarray(np.zeros((2, 30_000, 3), np.uint8)).save(tmp_path / "strip.png")
+    with VideoReader(tmp_path / "strip.png") as reader:
+        assert reader.read([0]).shape == (1, 3, 2, 30_000)
+        with pytest.raises(DecodeError, match=r"strip\.png asks for frames of 3360000 x 224 pixels, above the limit"):
+            reader.read([0], short_side=224)
+    write_tar_of(tmp_path / "P01_01.tar", (tmp_path / "strip.png").read_bytes())
+    with pytest.raises(DecodeError, match="asks for frames of 3360000 x 224 pixels"):
+        FrameTar(str(tmp_path / "P01_01.tar"), fps=25).read([0], short_side=224)
+
+
 @pytest.mark.parametrize("indices", [[-1], [12], [0, 100]])
 def test_position_outside(tmp_path, make_video, indices):
     path = make_video(tmp_path / "v.mp4", 12)

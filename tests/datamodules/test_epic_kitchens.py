@@ -332,9 +332,9 @@ def test_mistakes_name_the_file(root, tmp_path):
     ("arguments", "sentence"),
     [
         ({"task": "guess"}, "task is 'guess'; choose one of recognition, anticipation"),
-        ({"num_crops": 2}, "num_crops 2"),
-        ({"gap_seconds": -1}, "gap_seconds -1"),
-        ({"neutral": 2.0}, "neutral 2.0"),
+        ({"num_crops": 2}, "num_crops is 2"),
+        ({"gap_seconds": -1}, "gap_seconds is -1"),
+        ({"neutral": 2.0}, "neutral is 2.0"),
         ({"questions": ["verb", "when"]}, "no questions about 'when'"),
     ],
 )

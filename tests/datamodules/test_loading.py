@@ -14,7 +14,7 @@ import torch
 
 from datamodules import VideoFolder
 from datamodules.errors import DataError
-from datamodules.loading import Draw, TrainSampler, seeded, worker_context, worker_death
+from datamodules.loading import Draw, TrainSampler, seeded, suitable_workers, worker_context, worker_death
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -269,3 +269,11 @@ def test_only_broken_pipes_are_deaths():
     assert "died (Killed), most often" in str(worker_death(killed))
     assert worker_death(ConnectionError("Caught ConnectionError in DataLoader worker process 0.\n...")) is None
     assert worker_death(RuntimeError("shapes differ")) is None
+
+
+@pytest.mark.parametrize(("cores", "processes", "expected"), [
+    (1, 1, 1), (2, 1, 1), (3, 1, 2), (5, 1, 4), (64, 1, 4), (8, 2, 3), (8, 4, 1), (2, 8, 1),
+])  # fmt: skip
+def test_workers_leave_a_core_for_training(monkeypatch, cores, processes, expected):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    assert suitable_workers(processes) == expected

@@ -281,3 +281,8 @@ def test_rows_that_cannot_be_understood(films, tmp_path):
     text = error(write(tmp_path, "scene", train="a.mp4,office\n"))
     assert "line 1: 'a.mp4,office' is not path,answer, and the file does not begin with 'class_id" in text
     assert math.isfinite(data_of(write(tmp_path, "view_count"), "view_count").listing("val")[0].answer)
+
+
+def test_windows_without_number_are_refused():
+    with pytest.raises(DataError, match="has more than 100000 windows"):
+        windows_of(1e300, 60.0, 16.0)

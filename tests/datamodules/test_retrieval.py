@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from datamodules.captions import Captions
 from datamodules.clips import ClipFormat
+from datamodules.decode import DecodeError
 from datamodules.errors import DataError
 from datamodules.loading import Draw
 from datamodules.retrieval import RetrievalDataModule, frame_positions
@@ -389,9 +390,9 @@ def test_too_many_broken_videos_stop_the_run(root, entries):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"fps": 0}, "fps is 0; it has to be above 0, or null"),
+        ({"fps": 0}, "fps is 0; it has to be above 0 and at most 1000, or null"),
         ({"num_frames": None}, "num_frames not set and no model attached"),
-        ({"batch_size": 0}, "have to be at least 1"),
+        ({"batch_size": 0}, "batch_size is 0; it has to be a whole number, at least 1"),
         ({"max_unreadable": 5}, "max_unreadable is 5"),
     ],
 )
@@ -456,3 +457,8 @@ def test_two_processes(root, entries):
     assert len(evaluated) == 8  # the first one twice
     texts = {index: tuple(text) for index, number, text in evaluated if index == number}
     assert texts == {number: entry.captions for number, entry in enumerate(entries)}
+
+
+def test_times_without_end_are_refused():
+    with pytest.raises(DecodeError, match=r"v\.mp4 claims to last 1e\+15 seconds"):
+        frame_positions(np.array([0.0, 1e15]), None, fps=1.0, path="v.mp4")

@@ -3,6 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
+from datamodules.errors import DataError
 from datamodules.sampling import clip_indices
 from datamodules.views import load_views
 
@@ -87,7 +88,19 @@ def test_bad_arguments(tmp_path, make_video):
     path = make_video(tmp_path / "v.mp4", 2)
     with pytest.raises(ValueError, match=r"cannot crop 48 pixels .* choose image_size <= short_side"):
         load_views(path, num_frames=2, **FORMAT | {"short_side": 40})
-    with pytest.raises(ValueError, match="num_crops has to be 1 or 3, got 2"):
+    with pytest.raises(ValueError, match="num_crops is 2; it has to be one of 1, 3"):
         load_views(path, num_frames=2, num_crops=2, **FORMAT)
     with pytest.raises(ValueError, match=r"interpolation has to be one of .*, bicubic-plain, got 'nearest'"):
         load_views(path, num_frames=2, **FORMAT | {"interpolation": "nearest"})
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"num_frames": 100_000}, "num_frames is 100000; it has to be a whole number, at least 1 and at most 10000"),
+    ({"num_frames": 0}, "num_frames is 0"), ({"num_frames": 8, "num_clips": 10**9}, "num_clips is 1000000000"),
+    ({"num_frames": 8, "image_size": 10**6}, "image_size is 1000000"),
+    ({"num_frames": 10_000, "num_clips": 10_000, "num_crops": 3}, "30000 views of 10000 frames take .* GB; take fewer"),
+    ({"num_frames": 64, "spans": [None] * 10**6}, "1000000 views of 64 frames take"),
+])  # fmt: skip
+def test_absurd_totals_are_refused_before_anything_is_read(tmp_path, options, message):
+    with pytest.raises(DataError, match=message):
+        load_views(tmp_path / "not-looked-for.mp4", **FORMAT | options)

@@ -326,7 +326,11 @@ def test_mistakes_are_one_sentence(workspace, made, tmp_path, capsys, arguments,
 
 
 def test_texts_that_say_nothing_are_refused(made, capsys):
-    for text, sentence in (("", "A text to search for is empty"), (" \n", "is empty"), ("\udcff", "is not valid UTF-8")):
+    for text, sentence in (
+        ("", "A text to search for is empty"),
+        (" \n", "is empty"),
+        ("\udcff", "is not valid UTF-8"),
+    ):
         with pytest.raises(SystemExit, match="1"):
             main(["search", str(made), "red", text])
         assert sentence in capsys.readouterr().err
