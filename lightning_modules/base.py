@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 
 from lightning_modules.callbacks.finite import FiniteLoss
+from lightning_modules.checks import check_constructor
 from lightning_modules.errors import ModelError
 from lightning_modules.optim import official_image_schedule, parameter_groups, warmup_cosine
 from lightning_modules.sharding import blocks, refuse_flat_parameters, shard
@@ -27,7 +28,8 @@ class BaseModule(LightningModule, ABC):
     A subclass declares what the network *is* as plain positional-or-keyword arguments and what matters only while
     training after ``*``. The first group is the model's config: it is saved in checkpoints, on the hub and in the
     registry. The second group is left out of all three. A subclass calls ``self.save_config()`` first thing in its
-    constructor and sets ``self.net``, a network with ``depth`` and ``layer_id``.
+    constructor and sets ``self.net``, a network with ``depth`` and ``layer_id``. Numbers under the names that
+    `lightning_modules.checks` knows, the optimiser's among them, are compared with their ranges there.
 
     Attributes:
         training_weights: what the names of weights begin with that matter only while training. Checkpoints have them;
@@ -49,9 +51,17 @@ class BaseModule(LightningModule, ABC):
         return names
 
     def save_config(self) -> None:
-        """Records the arguments of the constructor that calls it, which does so first thing."""
-        names, _, _, given = inspect.getargvalues(inspect.currentframe().f_back)
+        """Checks and records the arguments of the constructor that calls it, which does so first thing.
+
+        Raises:
+            ModelError: a number is out of its range; see `lightning_modules.checks`.
+        """
+        caller = inspect.currentframe().f_back
+        names, _, _, given = inspect.getargvalues(caller)
         arguments = {name: given[name] for name in names if name != "self"}
+        constructors = (base.__init__ for base in type(self).__mro__)
+        own = next(init for init in constructors if getattr(init, "__code__", None) is caller.f_code)
+        check_constructor(own, arguments)
         training_only = [name for name in self.training_only() if name in arguments]
         self.training_arguments = {name: arguments.pop(name) for name in training_only}
         self.save_hyperparameters({k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()})
@@ -88,7 +98,14 @@ class BaseModule(LightningModule, ABC):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1, 1), persistent=False)
 
     def normalise(self, video: Tensor) -> Tensor:
-        """uint8 0..255 or float 0..1 (not clipped), (..., 3, T, H, W) -> normalised float, on the module's device."""
+        """uint8 0..255 or float 0..1 (not clipped), (..., 3, T, H, W) -> normalised float, on the module's device.
+
+        Raises:
+            ModelError: another dtype, for which it is not known what white is.
+        """
+        if video.dtype != torch.uint8 and not video.is_floating_point():
+            raise ModelError(f"The video is {str(video.dtype).removeprefix('torch.')}; pass uint8 of 0 to 255 or float "
+                             "of 0 to 1: video.to(torch.uint8), or video / 255.")  # fmt: skip
         video = video.to(self.mean.device)
         video = video.to(self.mean.dtype) / 255 if video.dtype == torch.uint8 else video.to(self.mean.dtype)
         return (video - self.mean) / self.std
@@ -146,13 +163,11 @@ class BaseModule(LightningModule, ABC):
         """AdamW with layer-wise decay; a linear warm-up and a half cosine, as ``schedule`` says.
 
         Raises:
-            ModelError: ``lr`` is not above 0; no end of the training is set; ``lr_samples`` is given and the clips per
-                step are unknown; a strategy flattens the weights.
+            ModelError: no end of the training is set; ``lr_samples`` is given and the clips per step are unknown; a
+                strategy flattens the weights.
         """
         refuse_flat_parameters(self.trainer.strategy)
         args = self.training_arguments
-        if not args["lr"] > 0:
-            raise ModelError(f"lr is {args['lr']}; the schedule is a share of it, so it has to be above 0.")
         lr_scale = 1.0 if args["lr_samples"] is None else self._clips_per_step() / args["lr_samples"]
         lr = args["lr"] * lr_scale
         end_scale = lr_scale if args["scale_all_lr"] else 1.0

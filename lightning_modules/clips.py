@@ -36,11 +36,9 @@ class ClipModule(BaseModule):
             outputs: of the head.
 
         Raises:
-            ModelError: sizes that do not fit, or an unknown schedule.
+            ModelError: sizes that do not fit.
         """
         h, args = self.hparams, self.training_arguments
-        if args["schedule"] not in ("step", "epoch"):
-            raise ModelError(f"schedule is {args['schedule']!r}; choose 'step' or 'epoch'.")
         try:
             self.net = VideoMamba(
                 outputs, h.embed_dim, h.depth, h.num_frames, h.image_size, h.patch_size, h.tubelet_size,

@@ -320,6 +320,8 @@ class ActionRecognition(BaseModule):
         if video.ndim != 3:
             raise ModelError(f"This model sees features (batch, tokens, {self.hparams.feature_dim}), extracted "
                              "beforehand, and not clips; `zoo extract` makes them.")  # fmt: skip
+        if not video.is_floating_point():
+            raise ModelError(f"The features are {str(video.dtype).removeprefix('torch.')}; pass float.")
         return video.to(self.mean.device, self.mean.dtype)
 
     @torch.no_grad()

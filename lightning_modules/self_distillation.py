@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.base import BaseModule
+from lightning_modules.checks import check_arguments, check_choice
 from lightning_modules.classification import VideoClassifier
 from lightning_modules.errors import ModelError
 from lightning_modules.losses import alignment_loss
@@ -56,8 +57,8 @@ class SelfDistillation(VideoClassifier):
         **classifier: Any,
     ) -> None:
         super().__init__(**classifier)
-        if distill_loss not in _LOSSES:
-            raise ModelError(f"distill_loss is {distill_loss!r}; choose one of {', '.join(_LOSSES)}.")
+        check_choice("distill_loss", distill_loss, _LOSSES)
+        check_arguments({"distill_weight": distill_weight, "teacher_epochs": teacher_epochs}, ["teacher_epochs"])
         self.training_arguments |= {
             "teacher": teacher,
             "distill_weight": distill_weight,

@@ -170,9 +170,6 @@ class VideoTextPretraining(TaughtByClip):
                 num_visible(mask_type, ratio, frames, tower.grid_size)
         except ValueError as error:
             raise ModelError(str(error)) from error
-        if not 0 < word_ratio <= 1 or rerank < 0:
-            raise ModelError(f"word_ratio is {word_ratio} and rerank {rerank}; the first is a share above 0 and at "
-                             "most 1, the second 0 or more.")  # fmt: skip
         self.net = VideoTextNet(tower, bert, words, dim, checkpoint_text)
         self.set_normalisation(mean, std)
         self.adopt_teacher(teacher, target_dim)

@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 from transformers.models.bert.modeling_bert import BertLayer
 
+from lightning_modules.checks import check_sizes
 from lightning_modules.errors import ModelError
 from lightning_modules.nets.pretrained import checkpoint_folder
 
@@ -59,9 +60,7 @@ def build_bert(sizes: dict, fusion_layers: int, context_dim: int) -> BertForMask
     Raises:
         ModelError: an unknown key or a value that does not fit.
     """
-    unknown = [name for name in sizes if name not in _SIZES]
-    if unknown:
-        raise ModelError(f"text has no entry {unknown[0]!r}; it takes {', '.join(_SIZES)}.")
+    check_sizes("text", sizes, _SIZES)
     try:
         bert = BertForMaskedLM(BertConfig(**sizes, attn_implementation="sdpa"))
     except Exception as error:  # transformers' checks raise a type of their own for each kind of mistake

@@ -21,6 +21,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+from lightning_modules.checks import check_sizes
 from lightning_modules.errors import ModelError
 from lightning_modules.nets.pretrained import checkpoint_folder
 
@@ -84,19 +85,14 @@ def build_image_tower(sizes: dict) -> CLIPVisionModelWithProjection:
 
 def _check_sizes(sizes: dict) -> None:
     # transformers keeps whatever it is given, so a misspelt size would go unnoticed.
-    _refuse_unknown("clip", sizes, (*CLIP_SIZES, "projection_dim"))
-    for key, names in CLIP_SIZES.items():
-        _refuse_unknown(f"clip.{key}", sizes.get(key, {}), names)
+    parts = {key: sizes[key] for key in CLIP_SIZES if key in sizes}
+    check_sizes("clip", {k: v for k, v in sizes.items() if k not in parts}, (*CLIP_SIZES, "projection_dim"))
+    for key, part in parts.items():
+        check_sizes(f"clip.{key}", part, CLIP_SIZES[key])
 
 
 def _misfit(error: Exception) -> ModelError:
     return ModelError(f"The sizes in clip do not fit together: {' '.join(str(error).split())}")
-
-
-def _refuse_unknown(where: str, given: dict, known: Sequence[str]) -> None:
-    for name in given:
-        if name not in known:
-            raise ModelError(f"{where} has no entry {name!r}; it takes {', '.join(known)}.")
 
 
 def sizes_of(clip: CLIPModel) -> dict:

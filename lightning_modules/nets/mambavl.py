@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from lightning_modules.checks import check_arguments, check_choice, check_sizes
 from lightning_modules.errors import ModelError
 from lightning_modules.nets.bimamba import BiMamba
 from lightning_modules.nets.clip import CLIP_SIZES, ClipTokenizer
@@ -94,9 +95,14 @@ class MambaVL(nn.Module):
         drop: float = 0.0,
     ) -> None:
         super().__init__()
-        for name, value, allowed in (("fusion", fusion, FUSIONS), ("tokens", tokens, TOKENS)):
-            if value not in allowed:
-                raise ValueError(f"{name} is {value!r}; choose one of {', '.join(allowed)}.")
+        check_arguments(
+            {
+                "vision_dim": vision_dim, "dim": dim, "depth": depth, "num_verbs": num_verbs, "num_nouns": num_nouns,
+                "num_actions": num_actions, "drop": drop,
+            }
+        )  # fmt: skip
+        check_choice("fusion", fusion, FUSIONS)
+        check_choice("tokens", tokens, TOKENS)
         self.tokens = tokens
         self.vision = vision
         self.text = text
@@ -181,9 +187,7 @@ def build_text_tower(sizes: dict) -> CLIPTextModel:
         ModelError: an unknown key or a value that does not fit.
     """
     # transformers keeps whatever it is given, so a misspelt size would go unnoticed.
-    for name in sizes:
-        if name not in TEXT_SIZES:
-            raise ModelError(f"text has no entry {name!r}; it takes {', '.join(TEXT_SIZES)}.")
+    check_sizes("text", sizes, TEXT_SIZES)
     end = sizes.get("vocab_size", CLIPTextConfig.vocab_size) - 1
     try:
         special = {"bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from lightning_modules.checks import check_arguments, check_choice
 from lightning_modules.nets.videomamba import VideoMamba
 
 __all__ = ["VARIANTS", "MaskedVideoMamba", "sinusoids", "take"]
@@ -52,8 +53,8 @@ class MaskedVideoMamba(VideoMamba):
         init: str = "mamba",
         checkpoint_blocks: int = 0,
     ) -> None:
-        if variant not in VARIANTS:
-            raise ValueError(f"variant is {variant!r}; choose one of {', '.join(VARIANTS)}.")
+        check_choice("variant", variant, VARIANTS)
+        check_arguments({"target_dim": target_dim, "align_layers": align_layers, "align_interval": align_interval})
         super().__init__(
             0, embed_dim, depth, num_frames, image_size, patch_size, tubelet_size, drop_path=drop_path, init=init,
             checkpoint_blocks=checkpoint_blocks,

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_modules.checks import check_arguments, check_choice
 from lightning_modules.nets.bimamba import BiMamba
 from lightning_modules.ops import causal_conv1d, selective_scan
 
@@ -71,13 +72,10 @@ class Muse(nn.Module):
         init: str = "mamba",
     ) -> None:
         super().__init__()
-        for name, value, allowed in (
-            ("aggregation", aggregation, AGGREGATIONS),
-            ("learner", learner, LEARNERS),
-            ("init", init, ("mamba", "official")),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name} is {value!r}; choose one of {', '.join(allowed)}.")
+        check_arguments({"dim": dim, "scales": scales, "depth": depth, "dropout": dropout})
+        check_choice("aggregation", aggregation, AGGREGATIONS)
+        check_choice("learner", learner, LEARNERS)
+        check_choice("init", init, ("mamba", "official"))
         self.aggregation = aggregation
         self.pyramid = Pyramid(dim, scales)
         self.blocks = nn.ModuleList(

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertForMaskedLM
 
+from lightning_modules.checks import check_arguments
 from lightning_modules.nets.bert import BertWords, encode_words, fuse, predict_words
 from lightning_modules.nets.masked_videomamba import VARIANTS, Decoder, sinusoids, take
 from lightning_modules.nets.videomamba import VideoMamba
@@ -109,6 +110,7 @@ class VideoTower(VideoMamba):
         init: str = "mamba",
         checkpoint_blocks: int = 0,
     ) -> None:
+        check_arguments({"num_frames": num_frames, "depth": depth, "target_dim": target_dim}, ["target_dim"])
         if num_frames < 2:
             raise ValueError(f"num_frames is {num_frames}; a clip has 2 frames at least, one frame is an image.")
         if variant not in VARIANTS or (variant == "official" and depth < 2):
@@ -179,6 +181,7 @@ class VideoTextNet(nn.Module):
         self, vision: VideoTower, text: BertForMaskedLM, words: BertWords, dim: int = 512, checkpoint_text: bool = False
     ) -> None:
         super().__init__()
+        check_arguments({"dim": dim})
         width = text.config.hidden_size
         self.vision = vision
         self.text = text

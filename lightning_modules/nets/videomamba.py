@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import stochastic_depth
 
+from lightning_modules.checks import check_arguments
 from lightning_modules.nets.bimamba import BiMamba, Block
 from lightning_modules.nets.layers import PatchEmbed
 from lightning_modules.nets.scan_orders import CrossScan, block_orders, temporal_first
@@ -43,6 +44,9 @@ class VideoMamba(nn.Module):
         init: "mamba" or "official", see `BiMamba`.
         checkpoint_blocks: how many of the first blocks are recomputed in the backward pass to save memory.
         scan_order: one of `lightning_modules.nets.scan_orders.SCAN_ORDERS`; the weights fit all of them.
+
+    Raises:
+        ValueError: a number out of its range (`lightning_modules.checks`), sizes that do not fit, or an unknown option.
     """
 
     def __init__(
@@ -64,6 +68,17 @@ class VideoMamba(nn.Module):
         scan_order: str = "spatial_first",
     ) -> None:
         super().__init__()
+        check_arguments(
+            {
+                "embed_dim": embed_dim, "depth": depth, "num_frames": num_frames, "image_size": image_size,
+                "patch_size": patch_size, "tubelet_size": tubelet_size, "state_size": state_size,
+                "conv_width": conv_width, "expand": expand, "drop": drop, "drop_path": drop_path,
+                "checkpoint_blocks": checkpoint_blocks,
+            },
+            optional=["num_frames"],
+        )  # fmt: skip
+        if num_classes != 0:
+            check_arguments({"num_classes": num_classes})
         self.block_orders = block_orders(scan_order, depth)
         if num_frames is None and scan_order != "spatial_first":
             raise ValueError(f"scan_order {scan_order!r} needs frames, and this is an image model; leave it out.")
@@ -71,8 +86,8 @@ class VideoMamba(nn.Module):
             raise ValueError(
                 f"image_size {image_size} is not a multiple of patch_size {patch_size}; change one of them."
             )
-        if num_frames is not None and (num_frames < 1 or num_frames % tubelet_size):
-            raise ValueError(f"num_frames {num_frames} is not a positive multiple of tubelet_size {tubelet_size}.")
+        if num_frames is not None and num_frames % tubelet_size:
+            raise ValueError(f"num_frames {num_frames} is not a multiple of tubelet_size {tubelet_size}.")
         self.embed_dim = embed_dim
         self.depth = depth
         self.num_frames = num_frames

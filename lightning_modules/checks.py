@@ -1,0 +1,227 @@
+"""Allowed ranges of the numbers that modules and networks are built from, checked in one place by their names."""
+
+import math
+import numbers
+import sys
+import types
+import typing
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from lightning_modules.errors import ModelError
+
+__all__ = ["Range", "check_arguments", "check_choice", "check_constructor", "check_range", "check_sizes"]
+
+
+class Range(NamedTuple):
+    """Numbers from `low` to `high`.
+
+    Attributes:
+        whole: only whole numbers.
+        above: `low` itself is not allowed.
+        below: `high` itself is not allowed.
+        count: how many numbers there are; None is a single number, 0 a sequence of any length.
+    """
+
+    low: float
+    high: float = math.inf
+    whole: bool = False
+    above: bool = False
+    below: bool = False
+    count: int | None = None
+
+    def allows(self, value: object) -> bool:
+        kind = numbers.Integral if self.whole else numbers.Real
+        if isinstance(value, bool) or not isinstance(value, kind) or not abs(value) <= sys.float_info.max:
+            return False
+        low = value > self.low if self.above else value >= self.low
+        high = value < self.high if self.below else value <= self.high
+        return bool(low and high)
+
+    def __str__(self) -> str:
+        kind = "whole number" if self.whole else "finite number"
+        noun = f"a {kind}" if self.count is None else f"{self.count or 'a list of'} {kind}s"
+        bounds = []
+        if self.low > -math.inf:
+            bounds.append(f"above {self.low:,}" if self.above else f"of at least {self.low:,}")
+        if self.high < math.inf:
+            bounds.append(f"less than {self.high:,}" if self.below else f"at most {self.high:,}")
+        return " ".join([noun, " and ".join(bounds)]).rstrip()
+
+
+# Upper bounds are far above every published model: they keep a typing error or a stranger's config from asking for
+# terabytes.
+_WIDTH = Range(1, 65_536, whole=True)
+_BLOCKS = Range(1, 1_000, whole=True)
+_PIXELS = Range(1, 16_384, whole=True)
+_FRAMES = Range(1, 100_000, whole=True)
+_OUTPUTS = Range(1, 1_000_000, whole=True)
+_COUNT = Range(0, 1_000_000, whole=True)
+_SHARE = Range(0, 1, below=True)
+_POSITIVE = Range(0, above=True)
+_NOT_NEGATIVE = Range(0)
+
+_RANGES = {
+    # what the network is
+    "embed_dim": _WIDTH,
+    "depth": _BLOCKS,
+    "num_frames": _FRAMES,
+    "image_size": _PIXELS,
+    "patch_size": _PIXELS,
+    "tubelet_size": _FRAMES,
+    "state_size": Range(1, 4_096, whole=True),
+    "conv_width": Range(1, 64, whole=True),
+    "expand": Range(1, 64, whole=True),
+    "num_classes": _OUTPUTS,
+    "num_verbs": _OUTPUTS,
+    "num_nouns": _OUTPUTS,
+    "num_actions": _OUTPUTS,
+    "feature_dim": _WIDTH,
+    "vision_dim": _WIDTH,
+    "fusion_dim": _WIDTH,
+    "fusion_depth": _BLOCKS,
+    "fusion_layers": _BLOCKS,
+    "dim": _WIDTH,
+    "target_dim": _WIDTH,
+    "align_layers": _BLOCKS,
+    "align_interval": _BLOCKS,
+    "max_words": Range(3, 100_000, whole=True),
+    "scales": Range(0, 64, above=True, count=0),
+    "mean": Range(-1_000_000, 1_000_000, count=3),
+    "std": Range(1e-6, 1_000_000, count=3),
+    "value_mean": Range(-math.inf),
+    # how its input is prepared
+    "short_side": _PIXELS,
+    "frame_stride": _FRAMES,
+    # training
+    "drop": _SHARE,
+    "drop_path": _SHARE,
+    "dropout": _SHARE,
+    "label_smoothing": _SHARE,
+    "mask_ratio": _SHARE,
+    "image_mask_ratio": _SHARE,
+    "word_ratio": Range(0, 1, above=True),
+    "rerank": _COUNT,
+    "checkpoint_blocks": _COUNT,
+    "freeze_layers": _COUNT,
+    "teacher_interval": _BLOCKS,
+    "teacher_epochs": _COUNT,
+    "distill_weight": _NOT_NEGATIVE,
+    "question_weight": _NOT_NEGATIVE,
+    # optimiser
+    "lr": _POSITIVE,
+    "clip_lr": _NOT_NEGATIVE,
+    "min_lr": _NOT_NEGATIVE,
+    "warmup_lr": _NOT_NEGATIVE,
+    "warmup_epochs": _NOT_NEGATIVE,
+    "warmup": Range(0, 1),
+    "weight_decay": _NOT_NEGATIVE,
+    "betas": Range(0, 1, below=True, count=2),
+    "lr_samples": Range(1, 1_000_000_000, whole=True),
+    "layer_decay": Range(0, 1, above=True),
+}
+# Of towers from transformers, which keeps whatever it is given.
+_TOWER_SIZES = {
+    "num_hidden_layers": _BLOCKS,
+    "layer_norm_eps": _SHARE,
+    "hidden_dropout_prob": _SHARE,
+    "attention_probs_dropout_prob": _SHARE,
+    "image_size": _PIXELS,
+    "patch_size": _PIXELS,
+}
+_TOWER_SIZE = Range(1, 10_000_000, whole=True)
+_CHOICES = {"schedule": ("step", "epoch"), "layer_decay_scope": ("all", "embedding")}
+
+
+def check_range(name: str, value: object, allowed: Range) -> None:
+    """Compares one number, or one sequence of them, with what is allowed.
+
+    Raises:
+        ModelError: the sentence names the argument, its value and the range.
+    """
+    values = [value] if allowed.count is None else value
+    fits = isinstance(values, Sequence) and not isinstance(values, str)
+    if not (fits and (not allowed.count or len(values) == allowed.count) and all(map(allowed.allows, values))):
+        raise ModelError(f"{name} is {_shown(value)}; it has to be {allowed}.")
+
+
+def check_choice(name: str, value: object, allowed: Collection[str]) -> None:
+    """Raises `ModelError` where a value is none of the allowed words."""
+    if not isinstance(value, str) or value not in allowed:
+        raise ModelError(f"{name} is {_shown(value)}; choose one of {', '.join(allowed)}.")
+
+
+def check_arguments(arguments: Mapping[str, object], optional: Collection[str] = ()) -> None:
+    """Compares arguments with the ranges and words that are allowed under their names; other names are skipped.
+
+    Args:
+        arguments: names and values.
+        optional: names that may be None.
+
+    Raises:
+        ModelError: see `check_range`.
+    """
+    for name, value in arguments.items():
+        if value is None and name in optional:
+            continue
+        if name in _CHOICES:
+            check_choice(name, value, _CHOICES[name])
+        elif name in _RANGES:
+            check_range(name, value, _RANGES[name])
+
+
+def check_constructor(constructor: Any, arguments: Mapping[str, object]) -> None:
+    """`check_arguments` of a constructor's arguments; those annotated with None may be None.
+
+    An argument with an annotation of another kind, such as ``depth: list[int]``, means something else and passes.
+    """
+    try:
+        hints = typing.get_type_hints(constructor)
+    except (NameError, TypeError):  # types that exist for type checkers only
+        return
+    checked, optional = {}, set()
+    for name, value in arguments.items():
+        kinds = _kinds(hints.get(name))
+        several = name in _RANGES and _RANGES[name].count is not None
+        if kinds - {None} <= ({Sequence} if several else {int, float, str}):
+            checked[name] = value
+        if None in kinds:
+            optional.add(name)
+    check_arguments(checked, optional)
+
+
+def check_sizes(where: str, sizes: object, known: Collection[str]) -> None:
+    """Compares the sizes of a tower of transformers with what is allowed.
+
+    Args:
+        where: what the sizes are called.
+        sizes: a mapping, for example ``{"hidden_size": 512}``.
+        known: the names that it may have. Words, such as ``hidden_act``, are left to transformers.
+
+    Raises:
+        ModelError: no mapping, an unknown name, or a number out of its range.
+    """
+    if not isinstance(sizes, Mapping):
+        raise ModelError(f"{where} is {_shown(sizes)}; it has to map names to sizes, for example hidden_size to 512.")
+    for name, value in sizes.items():
+        if name not in known:
+            raise ModelError(f"{where} has no entry {_shown(name)}; it takes {', '.join(known)}.")
+        if name != "hidden_act":
+            check_range(f"{where}.{name}", value, _TOWER_SIZES.get(name, _TOWER_SIZE))
+
+
+def _kinds(hint: object) -> set[object]:
+    """The types that an annotation lets through: None for that of None, ``Sequence`` for lists of whatever."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return set().union(*map(_kinds, typing.get_args(hint)))
+    if typing.get_origin(hint) in (Sequence, list, tuple):
+        return {Sequence}
+    return {None if hint is type(None) else hint}
+
+
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:77]}..."
