@@ -180,8 +180,8 @@ def check_constructor(constructor: Any, arguments: Mapping[str, object]) -> None
     except (NameError, TypeError):  # types that exist for type checkers only
         return
     checked, optional = {}, set()
-    for name, value in arguments.items():
-        kinds = _kinds(hints.get(name))
+    for name in arguments.keys() & hints.keys():
+        value, kinds = arguments[name], _kinds(hints[name])
         several = name in _RANGES and _RANGES[name].count is not None
         if kinds - {None} <= ({Sequence} if several else {int, float, str}):
             checked[name] = value

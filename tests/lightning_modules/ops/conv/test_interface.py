@@ -27,6 +27,16 @@ def test_empty_batch(backend: str) -> None:
     assert causal_conv1d(torch.zeros(0, 9, 5), torch.randn(5, 4)).shape == (0, 9, 5)
 
 
+@pytest.mark.parametrize("shape", [(2, 0, 5), (0, 9, 5)])
+def test_of_nothing_all_gradients_are_zero(backend: str, shape: tuple[int, ...]) -> None:
+    inputs = [torch.randn(*s).requires_grad_() for s in (shape, (5, 4), (5,), (5, 4), (5,))]
+    for used, run in ((3, lambda *t: causal_conv1d(*t, "silu")), (5, lambda *t: sum(bidirectional_conv1d(*t)))):
+        y = run(*inputs[:used])
+        assert y.shape == shape
+        for tensor, gradient in zip(inputs, torch.autograd.grad(y.sum(), inputs[:used]), strict=False):
+            assert gradient.shape == tensor.shape and not gradient.any()
+
+
 def test_wrong_arguments_are_named() -> None:
     x, weight = torch.zeros(2, 9, 5), torch.zeros(5, 4)
     with pytest.raises(ValueError, match=r"x has shape \(9, 5\)"):

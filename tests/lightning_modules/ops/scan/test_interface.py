@@ -47,6 +47,24 @@ def test_empty_batch_and_empty_sequence(backend: str) -> None:
     assert selective_scan(**inputs).shape == (2, 0, 6)
 
 
+@pytest.mark.parametrize(("batch", "length"), [(2, 0), (0, 12), (0, 0)])
+def test_of_nothing_all_gradients_are_zero(backend: str, batch: int, length: int) -> None:
+    one, two = (
+        {k: (t[:batch, :length] if t.dim() == 3 else t).requires_grad_() for k, t in _inputs(seed=seed).items()}
+        for seed in (0, 1)
+    )
+    bare = {name: one[name] for name in ("u", "delta", "A", "B", "C")}
+    for inputs, run in (
+        (one, lambda: selective_scan(**one, delta_softplus=True)),
+        (bare, lambda: selective_scan(**bare, reverse=True)),
+        (one | {f"{k}_b": t for k, t in two.items() if k != "z"}, lambda: _both(one, two)),
+    ):
+        y = run()
+        assert y.shape == one["u"].shape
+        for name, gradient in zip(inputs, torch.autograd.grad(y.sum(), inputs.values()), strict=True):
+            assert gradient.shape == inputs[name].shape and not gradient.any(), name
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
