@@ -9,8 +9,10 @@ import json
 import os
 import re
 import shutil
+import threading
 import uuid
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
@@ -30,7 +32,11 @@ __all__ = [
     "RECIPE",
     "WEIGHTS",
     "Checkpoint",
+    "check_config",
+    "check_file",
+    "check_finite",
     "check_state_dict",
+    "check_tensors",
     "checkpoint_of",
     "is_state_dict",
     "load_pickle",
@@ -49,6 +55,13 @@ METRICS, CURVES, CARD = "metrics.csv", "curves.png", "README.md"
 FILES = (CONFIG, WEIGHTS, RECIPE, METRICS, CURVES, CARD)
 # What a file of torch.save begins with: a zip archive, or before torch 1.6 the pickle of a magic number.
 TORCH_HEADS = (b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")
+# Bounds of what a config may hold: the 21,841 class names of ImageNet-21k take a third of the values and a fifth of the
+# bytes. Without them a few megabytes of somebody else's file take minutes and gigabytes.
+MOST_VALUES, DEEPEST, MOST_TEXT = 65_536, 16, 4 << 20
+# Of a safetensors file: 200 bytes for each of 20,000 tensors.
+LONGEST_HEADER = 4 << 20
+
+_reading_pickle = threading.Lock()
 
 
 class Checkpoint(NamedTuple):
@@ -89,11 +102,16 @@ def checkpoint_of(model: Saveable) -> Checkpoint:
     return Checkpoint(model.config, weights)
 
 
-def write(checkpoint: Checkpoint, folder: str | os.PathLike) -> Path:
+def write(checkpoint: Checkpoint, folder: str | os.PathLike, check: Callable[[Path], object] | None = None) -> Path:
     """Writes a folder that `read` and ``zoo.load`` understand.
 
     The files are written to a folder beside it, which then takes its place: the folder is never half-written, and a
     failure leaves what was there before. A folder of this format is replaced.
+
+    Args:
+        checkpoint: what to write.
+        folder: where.
+        check: called with the folder beside; what it raises is passed on, and nothing is changed then.
 
     Raises:
         HubError: `folder` holds something else, the config is not plain values, or the disk refuses.
@@ -103,11 +121,7 @@ def write(checkpoint: Checkpoint, folder: str | os.PathLike) -> Path:
 
     target = Path(folder).resolve()
     _check_replaceable(target, folder)
-    try:
-        json.dumps(checkpoint.config)
-    except (TypeError, ValueError) as error:
-        raise HubError(f"The config of {folder} cannot be saved ({error}); what says what the network is has to be "
-                       "numbers, strings and lists.") from error  # fmt: skip
+    check_config(checkpoint.config, f"The config of {folder} cannot be saved")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.state_dict.items()}
     beside = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
     try:
@@ -121,6 +135,8 @@ def write(checkpoint: Checkpoint, folder: str | os.PathLike) -> Path:
             (beside / RECIPE).write_text(checkpoint.recipe, encoding="utf-8")
         for name, content in checkpoint.extras.items():
             (beside / name).write_bytes(content)
+        if check is not None:
+            check(beside)
         _take_place(beside, target)
     except (OSError, SafetensorError) as error:
         raise HubError(f"{folder} cannot be written ({error}); nothing was changed: "
@@ -184,8 +200,9 @@ def read(folder: str | os.PathLike) -> Checkpoint:
         if not (folder / name).is_file():
             raise HubError(f"{folder} has no {name}; a model folder holds {CONFIG} and {WEIGHTS} (see hub.save).")
     config, sha256 = _read_config_file(folder / CONFIG)
+    _check_header(folder / WEIGHTS)
     if sha256 is not None:
-        check_sha256(_checked_file(folder / WEIGHTS), sha256, f"save or fetch {folder} again")
+        check_sha256(folder / WEIGHTS, sha256, f"save or fetch {folder} again")
     recipe = folder / RECIPE
     text = read_text(recipe) if recipe.is_file() else None
     extras = {name: (folder / name).read_bytes() for name in (METRICS, CURVES, CARD) if (folder / name).is_file()}
@@ -211,21 +228,55 @@ def _read_config_file(path: Path) -> tuple[dict, str | None]:
         raise HubError(f"{path} does not exist; check the path.")
     try:
         content = json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # Python refuses numbers of more than 4,300 digits too
         raise HubError(f"{path} is not valid JSON ({error}); save the model again.") from error
     config = {key: value for key, value in content.items() if key != "sha256"} if isinstance(content, dict) else {}
     if set(config) != {"class_path", "init_args"}:
         raise HubError(f"{path} does not hold exactly class_path and init_args; save the model again.")
     if not isinstance(config["class_path"], str) or not isinstance(config["init_args"], dict):
         raise HubError(f"{path} should map class_path to a name and init_args to arguments; save the model again.")
+    check_config(config, f"{path} is not the config of a model")
     sha256 = content.get("sha256")
     if "sha256" in content and not (isinstance(sha256, str) and re.fullmatch(r"[0-9a-fA-F]{64}", sha256)):
         raise HubError(f"{path} records {sha256!r} as SHA-256 of the weights, which is none; save the model again.")
     return config, sha256
 
 
+def check_config(config: object, complaint: str) -> None:
+    """Lets through plain values that are neither too many nor too deep: numbers, strings, None, and lists and mappings.
+
+    Args:
+        config: of a model; lists may contain each other, as only a pickle's can.
+        complaint: how the sentence begins.
+
+    Raises:
+        HubError: it has something else, or more than `MOST_VALUES`, or deeper than `DEEPEST`.
+    """
+    open_parts: list[tuple[object, int]] = [(config, 1)]
+    count = 0
+    while open_parts:
+        value, depth = open_parts.pop()
+        parts = value.items() if isinstance(value, dict) else value if isinstance(value, list | tuple) else None
+        if parts is None:
+            if value is not None and not isinstance(value, str | int | float):
+                raise HubError(f"{complaint}: it holds a {type(value).__name__}; what says what the network is has to "
+                               "be numbers, strings and lists.")  # fmt: skip
+            continue
+        count += len(parts)
+        if count > MOST_VALUES or depth > DEEPEST:
+            raise HubError(f"{complaint}: it has more than {MOST_VALUES:,} values or {DEEPEST} levels; "
+                           "make it shorter.")  # fmt: skip
+        if isinstance(value, dict):
+            if not all(isinstance(key, str) for key in value):
+                raise HubError(f"{complaint}: it has a key that is not a string; name its arguments.")
+            parts = value.values()
+        open_parts += [(part, depth + 1) for part in parts]
+
+
 def read_text(path: Path) -> str:
-    """A UTF-8 file's text, or a `HubError`."""
+    """The text of a UTF-8 file of at most `MOST_TEXT` bytes, or a `HubError`."""
+    if path.stat().st_size > MOST_TEXT:
+        raise HubError(f"{path} has {path.stat().st_size:,} bytes; at most {MOST_TEXT:,} are read: shorten it.")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -233,7 +284,7 @@ def read_text(path: Path) -> str:
 
 
 def check_state_dict(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> None:
-    """Compares keys and shapes with what the model has.
+    """Compares keys, shapes and kinds with what the model has; `expected` may be on the meta device.
 
     Raises:
         HubError: one sentence with the keys missing and left over and the shapes that differ.
@@ -245,14 +296,58 @@ def check_state_dict(state_dict: Mapping[str, Tensor], expected: Mapping[str, Te
         for k, v in expected.items()
         if k in state_dict and state_dict[k].shape != v.shape
     ]
+    kinds = [
+        f"{k} {state_dict[k].dtype} instead of {v.dtype}"
+        for k, v in expected.items()
+        if k in state_dict and state_dict[k].is_floating_point() != v.is_floating_point()
+    ]
     parts = []
-    for title, items in (("missing", missing), ("not in the model", unexpected), ("of another shape", shapes)):
+    titles = ("missing", "not in the model", "of another shape", "of another type")
+    for title, items in zip(titles, (missing, unexpected, shapes, kinds), strict=True):
         if items:
             more = f" and {len(items) - 5} more" if len(items) > 5 else ""
             parts.append(f"{len(items)} {title}: {', '.join(items[:5])}{more}")
     if parts:
         raise HubError(f"The weights of {source} belong to another architecture ({'; '.join(parts)}); "
                        "name the model they were trained as.")  # fmt: skip
+
+
+def check_finite(state_dict: Mapping[str, Tensor], source: str) -> None:
+    """Looks for NaN and infinity among the weights: every answer of such a model would be NaN.
+
+    Raises:
+        HubError: the first tensor that has one.
+    """
+    for name, tensor in state_dict.items():
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        # One pass without a copy, which the types of eight bits do not have: NaN passes on to both ends.
+        ends = torch.stack((tensor if tensor.element_size() > 1 else tensor.float()).aminmax())
+        if not ends.isfinite().all():
+            raise HubError(f"{name} of {source} holds NaN or infinity, so the model can answer nothing; "
+                           "take an earlier checkpoint, or fetch it again.")  # fmt: skip
+
+
+def check_tensors(state_dict: Mapping[str, Tensor], path: str | os.PathLike) -> None:
+    """Compares the sizes that the tensors of a file claim with the file.
+
+    A tensor that `torch.Tensor.expand` made takes four bytes in a file and may ask for any memory where it is copied.
+
+    Raises:
+        HubError: a tensor is not stored number by number, or all together are much larger than the file.
+    """
+    total = 0
+    for name, tensor in state_dict.items():
+        size = tensor.numel() * tensor.element_size()
+        plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+        if not plain or size > tensor.untyped_storage().nbytes():
+            raise HubError(f"{name} of {path} is not stored number by number, so it is not read; "
+                           "save contiguous tensors on the CPU.")  # fmt: skip
+        total += size
+    # Tensors may share their numbers, as BERT's word embedding and its output do.
+    if total > 4 * os.stat(path).st_size:
+        raise HubError(f"The tensors of {path} claim {total:,} bytes, more than four times the file, so it is not "
+                       "read; save every tensor by itself.")  # fmt: skip
 
 
 def is_state_dict(value: object) -> bool:
@@ -271,29 +366,52 @@ def load_safetensors(path: str | os.PathLike) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = _checked_file(path)
+    path = _check_header(path)
     try:
         return load_file(path)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, MemoryError) as error:
         raise HubError(f"{path} is not a readable safetensors file ({error}); delete it and fetch it again.") from error
 
 
-def load_pickle(path: str | os.PathLike) -> object:
+def _check_header(path: str | os.PathLike) -> Path:
+    """Lets through a file whose first 8 bytes announce a header that fits into it; the library compares the rest."""
+    path = check_file(path)
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if not 2 <= length <= min(LONGEST_HEADER, path.stat().st_size - 8):
+        raise HubError(f"{path} is not a readable safetensors file (its header would have {length:,} bytes); "
+                       "delete it and fetch it again.")  # fmt: skip
+    return path
+
+
+def load_pickle(path: str | os.PathLike, mmap: bool = False) -> object:
     """Reads a ``.pth``, ``.pt`` or ``.ckpt`` file as data only: a pickle that wants to run code is refused.
+
+    Tensors may claim more memory than the file has; see `check_tensors`.
+
+    Args:
+        path: the file.
+        mmap: read tensors from the file when they are used, where its format allows that.
 
     Raises:
         HubError: missing, empty or damaged file, or one that holds more than tensors and plain values.
     """
-    path = _checked_file(path)
+    path = check_file(path)
     with path.open("rb") as file:
         head = file.read(24)
     if not head.startswith(TORCH_HEADS):
         raise HubError(f"{path} is not a checkpoint written by torch.save (it begins with {head!r}); "
                        "delete it and fetch the weights themselves.")  # fmt: skip
     try:
-        # Training scripts store their parsed command line beside the weights: attributes without behaviour.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        mmap = mmap and head.startswith(b"PK")
+        if head.startswith(b"PK"):
+            _check_archive(path)
+        # Training scripts store their parsed command line beside the weights: attributes without behaviour. What torch
+        # lets through is one list for all threads.
+        with _reading_pickle, torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except HubError:
+        raise
     except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError, ValueError and more
         reason = str(error)
         if foreign := re.search(r"GLOBAL ([\w.]+)", reason):
@@ -303,10 +421,26 @@ def load_pickle(path: str | os.PathLike) -> object:
         raise HubError(f"{path} is not a readable checkpoint ({first}); delete it and fetch it again.") from error
 
 
-def _checked_file(path: str | os.PathLike) -> Path:
+def _check_archive(path: Path) -> None:
+    """Refuses an archive that unpacks to more than its own size; torch.save compresses nothing."""
+    with zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > path.stat().st_size:
+        raise HubError(f"{path} unpacks to {size:,} bytes, more than it has, so it is not read; "
+                       "save the weights with torch.save.")  # fmt: skip
+
+
+def check_file(path: str | os.PathLike) -> Path:
+    """Lets through an ordinary file that is not empty: a device may have no end, and a pipe no beginning.
+
+    Raises:
+        HubError: it is something else, or is not there.
+    """
     path = Path(path)
     if path.is_dir():
         raise HubError(f"{path} is a folder; name the file of weights in it.")
+    if path.exists() and not path.is_file():
+        raise HubError(f"{path} is a device or a pipe; name an ordinary file.")
     if not path.is_file():
         raise HubError(f"{path} does not exist; check the path.")
     if path.stat().st_size == 0:

@@ -8,10 +8,19 @@ from pathlib import Path
 
 import yaml
 
-from hub.checkpoint import CURVES, METRICS, Checkpoint, is_state_dict, load_pickle, read_text
+from hub.checkpoint import (
+    CURVES,
+    METRICS,
+    Checkpoint,
+    check_config,
+    check_tensors,
+    is_state_dict,
+    load_pickle,
+    read_text,
+)
 from hub.errors import HubError
 
-__all__ = ["find_checkpoint", "read_lightning"]
+__all__ = ["find_checkpoint", "read_arguments", "read_lightning"]
 
 
 def find_checkpoint(run: Path) -> Path | None:
@@ -28,6 +37,19 @@ def find_checkpoint(run: Path) -> Path | None:
         raise HubError(f"{run} has {len(found)} checkpoints and none is called best.ckpt; name the file, "
                        f"for example {found[0]}.")  # fmt: skip
     return next(iter(best or found), None)
+
+
+def read_arguments(path: str | os.PathLike) -> dict:
+    """The arguments of the module that a ``.ckpt`` is of, without reading its weights; ``_class_path`` is its class.
+
+    Raises:
+        HubError: not a checkpoint of a module of the zoo.
+    """
+    content = load_pickle(path, mmap=True)
+    arguments = content.get("hyper_parameters") if isinstance(content, dict) else None
+    if not isinstance(arguments, dict) or not isinstance(arguments.get("_class_path"), str):
+        raise HubError(f"{path} is not a checkpoint of a module of the zoo; pass a .ckpt file of a run.")
+    return arguments
 
 
 def read_lightning(path: str | os.PathLike) -> Checkpoint:
@@ -52,13 +74,14 @@ def read_lightning(path: str | os.PathLike) -> Checkpoint:
     ):
         raise HubError(f"{path} is not a checkpoint of a module of the zoo; "
                        "pass its folder, or convert it by the name of its model.")  # fmt: skip
+    check_tensors(content["state_dict"], path)
+    check_config(arguments, f"The config of {path} is not that of a model")
     trained = {
         "class_path": arguments["_class_path"],
         "init_args": {name: value for name, value in arguments.items() if name != "_class_path"},
     }
-    shared = content.get("shared_as", {"class_path": trained["class_path"], "without": []})
-    config = {**trained, "class_path": shared["class_path"]}
-    without = tuple(shared["without"])
+    class_path, without = _shared_as(content, trained["class_path"], path)
+    config = {**trained, "class_path": class_path}
     state_dict = {name: tensor for name, tensor in content["state_dict"].items() if not name.startswith(without)}
     run = _find_run(path, trained)
     if run is None:
@@ -66,6 +89,22 @@ def read_lightning(path: str | os.PathLike) -> Checkpoint:
     extras = {name: (run / name).read_bytes() for name in (METRICS, CURVES) if (run / name).is_file()}
     scores = _scores(extras.get(METRICS, b""), content.get("epoch"), content.get("global_step"), path.stem == "best")
     return Checkpoint(config, state_dict, read_text(run / "config.yaml"), extras, scores)
+
+
+def _shared_as(content: dict, trained: str, path: Path) -> tuple[str, tuple[str, ...]]:
+    """The class that the trained model is of, and what the names of weights begin with that it is without."""
+    if "shared_as" not in content:
+        return trained, ()
+    shared = content["shared_as"]
+    class_path = shared.get("class_path") if isinstance(shared, dict) else None
+    without = shared.get("without") if isinstance(shared, dict) else None
+    if not isinstance(class_path, str) or not isinstance(without, list | tuple):
+        raise HubError(f"shared_as in {path} is not a class_path and a list of names, so nobody can tell what the "
+                       "model is without; take a checkpoint as the training wrote it.")  # fmt: skip
+    if not all(isinstance(name, str) and name for name in without):
+        raise HubError(f"shared_as in {path} leaves out something else than names of weights; take a checkpoint as "
+                       "the training wrote it.")  # fmt: skip
+    return class_path, tuple(without)
 
 
 def _find_run(path: Path, config: dict) -> Path | None:
@@ -91,7 +130,7 @@ def _describes(text: str, config: dict) -> bool:
         model = yaml.safe_load(text)["model"]
         class_path, given = model["class_path"], model.get("init_args") or {}
         described = {name: value for name, value in given.items() if name in config["init_args"] and value is not None}
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError):
+    except (yaml.YAMLError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return False
     same_class = str(class_path).rpartition(".")[2] == config["class_path"].rpartition(".")[2]
     return same_class and all(_plain(value) == _plain(config["init_args"][name]) for name, value in described.items())

@@ -159,6 +159,26 @@ class BaseModule(LightningModule, ABC):
             shared = {"class_path": self.config["class_path"], "without": list(self.training_weights)}
             checkpoint["shared_as"] = shared
 
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Compares a checkpoint with the module before Lightning loads it.
+
+        Raises:
+            ModelError: it has another number of classes, or weights of other shapes.
+        """
+        theirs = (checkpoint.get("hyper_parameters") or {}).get("num_classes")
+        ours = self.hparams.get("num_classes")
+        if None not in (ours, theirs) and ours != theirs:
+            raise ModelError(f"The checkpoint has {theirs} classes and the model {ours}; set model.num_classes to "
+                             f"{theirs}, or start from its weights with model.init_from.")  # fmt: skip
+        # The strategy fsdp2 has loaded the weights already.
+        expected, found = self.state_dict(), checkpoint.get("state_dict") or {}
+        wrong = [name for name in expected if name in found and found[name].shape != expected[name].shape]
+        if wrong:
+            name = wrong[0]
+            raise ModelError(f"The checkpoint is of another model: {name} has the shape {tuple(found[name].shape)} "
+                             f"there and {tuple(expected[name].shape)} here, and so on for {len(wrong)} weights; give "
+                             "the model the sizes it was trained with.")  # fmt: skip
+
     def configure_optimizers(self) -> dict:
         """AdamW with layer-wise decay; a linear warm-up and a half cosine, as ``schedule`` says.
 

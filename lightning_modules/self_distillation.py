@@ -111,6 +111,7 @@ class SelfDistillation(VideoClassifier):
         if not self._teacher:  # for testing nothing is projected
             state_dict = checkpoint["state_dict"]
             checkpoint["state_dict"] = {k: v for k, v in state_dict.items() if not k.startswith(self.training_weights)}
+        super().on_load_checkpoint(checkpoint)
 
     def parameter_groups(self) -> list[dict]:
         decay = self.training_arguments["weight_decay"]

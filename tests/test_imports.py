@@ -1,8 +1,8 @@
 """Which package may import which, read from the sources (docs/architecture.md): every arrow not drawn there fails here.
 
 zoo -> lightning_modules, datamodules, hub; those three know none of ours; nobody imports zoo. Inside lightning_modules:
-ops, checks <- nets <- losses, metrics, optim, sharding, callbacks <- base <- clips, clip_teaching <- one file per task <-
-self_distillation. Imports inside functions count, and so do the names given to importlib.
+ops, checks <- nets <- losses, metrics, optim, sharding, callbacks <- base <- clips, clip_teaching <- one file per task
+<- self_distillation. Imports inside functions count, and so do the names given to importlib.
 """
 
 import ast

@@ -3,7 +3,10 @@
 import inspect
 import os
 import threading
-from collections.abc import Mapping
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,8 @@ from hub.checkpoint import (
     FILES,
     WEIGHTS,
     Checkpoint,
+    check_file,
+    check_finite,
     check_state_dict,
     load_safetensors,
     read_config,
@@ -58,7 +63,8 @@ def create(name: str, **overrides: Any) -> BaseModule:
         ModelError: an argument the module does not have, or of a wrong type or value.
     """
     entry = info(name)
-    return _instantiate({"class_path": entry.class_path, "init_args": entry.init_args}, entry.parts | overrides)
+    config = {"class_path": entry.class_path, "init_args": entry.init_args}
+    return _construct(config, _arguments(config, entry.parts | overrides))
 
 
 def load(source: str | os.PathLike, *, checkpoint: str | os.PathLike | None = None, **overrides: Any) -> BaseModule:
@@ -76,25 +82,33 @@ def load(source: str | os.PathLike, *, checkpoint: str | os.PathLike | None = No
 
     Raises:
         UnknownModelError: no such name, folder or file.
-        HubError: the weights cannot be fetched or read, or belong to another architecture.
+        HubError: the weights cannot be fetched or read, belong to another architecture, or hold NaN.
         ModelError: an override does not fit the module.
+        ZooError: another number of classes than the weights have.
     """
     if checkpoint is not None:
         found, stored = _read_entry(info(str(source)), Path(checkpoint).expanduser())
     else:
         found, stored = _read_source(source)
     where = str(checkpoint or source)
-    module = _instantiate(found.config, overrides, empty=True)
-    state_dict, expected = found.state_dict, module.state_dict()
+    _refuse_another_head(found.config, overrides, where)
+    state_dict, arguments = found.state_dict, _arguments(found.config, overrides)
+    # The config and the file may come from anybody: they are compared before anything of the model's size is made.
+    outline = _outline(found, arguments, where)
     resized = stored or any(key in overrides for key in RESIZABLE)
-    if resized and not _same_shapes(state_dict, expected) and hasattr(module, "adapt_state_dict"):
+    if resized and not _same_shapes(state_dict, outline.state_dict()) and hasattr(outline, "adapt_state_dict"):
         # What the file lacks or has too much is told by comparing it with the model before resizing.
         others = {key: value for key, value in overrides.items() if key not in RESIZABLE}
-        as_stored = _instantiate(found.config, others | stored, empty=True)
+        as_stored = _outline(found, _arguments(found.config, others | stored), where)
         check_state_dict(state_dict, as_stored.state_dict(), where)
-        state_dict = module.adapt_state_dict(state_dict)
-    check_state_dict(state_dict, expected, where)
-    _allocate(module)
+        state_dict = outline.adapt_state_dict(state_dict)
+    check_state_dict(state_dict, outline.state_dict(), where)
+    check_finite(state_dict, where)
+    module = outline
+    if _is_ours(found.config):
+        with _without_values(len(state_dict)):
+            module = _construct(found.config, arguments)
+        _allocate(module)
     module.load_state_dict(state_dict)
     return module.eval()
 
@@ -116,9 +130,10 @@ def initialise(module: BaseModule, source: str | os.PathLike) -> bool:
 
     Raises:
         UnknownModelError: no such name, folder or file.
-        HubError: the weights cannot be fetched or read, or belong to another architecture.
+        HubError: the weights cannot be fetched or read, belong to another architecture, or hold NaN.
     """
     found, _ = _read_source(source)
+    check_finite(found.state_dict, os.fspath(source))
     donor = resolve(found.config["class_path"])
     if hasattr(donor, "classifier_weights"):
         found = found._replace(state_dict=donor.classifier_weights(found.state_dict, found.config["init_args"]))
@@ -187,6 +202,7 @@ def read_local(path: Path) -> Checkpoint:
     elif path.suffix == ".ckpt":
         found, where = read_lightning(path), path
     else:
+        check_file(path)
         raise ZooError(f"{path} does not say which model it is; name it: zoo.load(NAME, checkpoint={str(path)!r}).")
     return found._replace(config=_normalise_of(where, found.config))
 
@@ -198,11 +214,12 @@ def normalise(config: dict) -> dict:
         ModelError: a class that is not registered, an unknown argument, or a value of a wrong type.
     """
     if not isinstance(config, dict) or "class_path" not in config or set(config) - {"class_path", "init_args"}:
-        keys = ", ".join(sorted(map(str, config))) if isinstance(config, dict) else type(config).__name__
+        keys = ", ".join(sorted(map(str, config))[:9]) if isinstance(config, dict) else type(config).__name__
         raise ModelError(f"A model is class_path and init_args; this config has {keys or 'nothing'}.")
-    init_args = config.get("init_args") or {}
+    init_args = config.get("init_args")
+    init_args = {} if init_args is None else init_args
     if not isinstance(init_args, dict):
-        raise ModelError(f"init_args maps arguments to values; this config has {init_args!r}.")
+        raise ModelError(f"init_args maps arguments to values; this config has {str(init_args)[:80]!r}.")
     cls = resolve(config["class_path"])
     refuse_foreign_classes(cls, init_args)
     return {"class_path": config["class_path"], "init_args": _check_arguments(cls, init_args, include_training=False)}
@@ -225,18 +242,46 @@ def _check_arguments(cls: type, arguments: dict, include_training: bool) -> dict
         if name not in known:
             nearest = hint(name, known, f"it takes {', '.join(known)}.")
             raise ModelError(f"{cls.__name__} has no argument {name!r}: {nearest}")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(cls, skip=training_only - set(arguments))
+    arguments = {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()}
     try:
-        checked = parser.parse_object({k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()})
+        hints = typing.get_type_hints(cls.__init__)
+    except (NameError, TypeError):  # types that exist for type checkers only
+        hints = {}
+    # jsonargparse takes a millisecond for each entry of a list.
+    exact = {name: value for name, value in arguments.items() if name in hints and _is_exactly(value, hints[name])}
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls, skip=(training_only - set(arguments)) | set(exact))
+    try:
+        checked = parser.parse_object({k: v for k, v in arguments.items() if k not in exact}).as_dict()
     except Exception as error:
         reason = " ".join(str(error).split())
+        reason = reason if len(reason) <= 500 else f"{reason[:500]}..."
         raise ModelError(f"The arguments of {cls.__name__} do not fit: {reason}") from error
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in checked.as_dict().items()}
+    checked = {k: list(v) if isinstance(v, tuple) else v for k, v in checked.items()} | exact
+    return {name: checked[name] for name in parameters if name in checked}
 
 
-def _instantiate(config: dict, overrides: dict, empty: bool = False) -> BaseModule:
-    """Builds a module; with `empty`, its parameters take no memory and no time until `_allocate`."""
+def _is_exactly(value: object, hint: object) -> bool:
+    """Whether a value of numbers, strings, None and lists has the annotated type, with nothing to convert."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_is_exactly(value, part) for part in parts)
+    if origin in (list, Sequence):
+        return type(value) is list and all(_is_exactly(part, parts[0]) for part in value)
+    return hint in (str, int, float, bool, type(None)) and type(value) is hint
+
+
+def _refuse_another_head(config: dict, overrides: dict, where: str) -> None:
+    """Raises `ZooError` for another number of classes than the weights have: those of its head cannot be loaded."""
+    ours, theirs = overrides.get("num_classes"), config["init_args"].get("num_classes")
+    if "num_classes" in overrides and theirs is not None and ours != theirs:
+        raise ZooError(f"{where} has weights for {theirs} classes and num_classes is {ours}; build it with "
+                       f"zoo.create(NAME, num_classes={ours}) and give it the other weights with zoo.initialise, or "
+                       "train it with `lightning fit --model.init_from`.")  # fmt: skip
+
+
+def _arguments(config: dict, overrides: dict) -> dict:
+    """All arguments of the constructor, checked: those of a config with some of them replaced."""
     cls = resolve(config["class_path"])
     init_args = dict(config["init_args"])
     if overrides.get("num_classes", init_args.get("num_classes")) != init_args.get("num_classes"):
@@ -245,27 +290,100 @@ def _instantiate(config: dict, overrides: dict, empty: bool = False) -> BaseModu
     if init_args.get("short_side") and isinstance(size, int) and old_size:
         # The share that a centre crop leaves out belongs to how the model was trained.
         init_args["short_side"] = int(init_args["short_side"] * size / old_size)
-    arguments = _check_arguments(cls, init_args | overrides, include_training=True)
-    # Only our own constructors are known to do without the values of their parameters.
-    if not (empty and config["class_path"].startswith("lightning_modules.")):
-        return cls(**arguments)
-    thread = threading.get_ident()
+    return _check_arguments(cls, init_args | overrides, include_training=True)
 
-    def to_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
-        # The hook sees the modules of all threads. On the meta device, what initialises a parameter does nothing.
-        if parameter is None or parameter.is_meta or threading.get_ident() != thread:
-            return None
-        return nn.Parameter(parameter.to("meta"), parameter.requires_grad)
 
-    hook = register_module_parameter_registration_hook(to_meta)
+def _is_ours(config: dict) -> bool:
+    """Whether a class is the zoo's: its constructor does without the values of its parameters and buffers."""
+    return config["class_path"].startswith("lightning_modules.")
+
+
+def _construct(config: dict, arguments: dict) -> BaseModule:
+    """Calls the constructor.
+
+    Raises:
+        ModelError: a value that it does not take, or sizes that nothing can be made of.
+    """
+    cls = resolve(config["class_path"])
     try:
         return cls(**arguments)
+    except ModelError:
+        raise
+    except Exception as error:  # torch has a type of its own for each kind of size that does not fit
+        if not _is_ours(config):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"{cls.__name__} cannot be made with these arguments ({reason}); change them.") from error
+
+
+def _outline(found: Checkpoint, arguments: dict, where: str) -> BaseModule:
+    """A module whose tensors have shapes and no memory; one of the user's own classes as it is.
+
+    Raises:
+        ModelError: the constructor does not take a value, or makes far more tensors than the file has.
+    """
+    try:
+        if not _is_ours(found.config):
+            return _construct(found.config, arguments)
+        with _without_values(len(found.state_dict)), torch.device("meta"):
+            return _construct(found.config, arguments)
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from error
+
+
+class _Thread(threading.local):
+    """What the hook on the registration of parameters does in a thread: nothing, outside of `_without_values`.
+
+    Attributes:
+        left: how many more parameters may be registered; None leaves them as they are.
+        tensors: how many the file has.
+    """
+
+    left: int | None = None
+    tensors = 0
+
+
+_here = _Thread()
+_installing = threading.Lock()
+_installed = False
+
+
+def _to_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+    """Moves a parameter to the meta device, where what initialises it does nothing."""
+    if parameter is None or _here.left is None:
+        return None
+    _here.left -= 1
+    if _here.left < 0:
+        raise ModelError(f"The config asks for far more layers than the weights have, which are {_here.tensors} "
+                         "tensors; save the model again.")  # fmt: skip
+    return None if parameter.is_meta else nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+
+
+@contextmanager
+def _without_values(tensors: int) -> Iterator[None]:
+    """Inside the block parameters that this thread registers take no memory and no time until `_allocate`.
+
+    torch has one list of such hooks for all threads, and registering a parameter walks through it. So the hook is
+    installed once and stays.
+
+    Args:
+        tensors: of the file that the parameters are for. Constructors replace some of what they make, but not most.
+    """
+    global _installed
+    with _installing:
+        if not _installed:
+            register_module_parameter_registration_hook(_to_meta)
+            _installed = True
+    before = _here.left, _here.tensors
+    _here.left, _here.tensors = 2 * tensors + 200, tensors
+    try:
+        yield
     finally:
-        hook.remove()
+        _here.left, _here.tensors = before
 
 
 def _allocate(module: nn.Module) -> None:
-    """Gives the parameters of an `empty` module memory, without values; shared ones stay shared."""
+    """Gives the parameters of a module made `_without_values` memory, but no values; shared ones stay shared."""
     device = torch.get_default_device()
     made: dict[nn.Parameter, nn.Parameter] = {}
     for part in module.modules():
@@ -292,6 +410,8 @@ def _read_source(source: str | os.PathLike) -> tuple[Checkpoint, dict]:
     if path.exists():
         return read_local(path), {}
     repository = None if unknown is None else REPOSITORY.fullmatch(text)
+    if "://" in text and not text.startswith("hf://"):
+        raise ZooError(f"{text} is an address; download the file, or write hf://organisation/name for a repository.")
     if text.startswith("hf://") and repository is None:
         raise ZooError(f"{text} is not a repository; write hf://organisation/name, with @revision if wanted.")
     if repository is None and "/" not in text and not text.endswith(SUFFIXES) and unknown is not None:

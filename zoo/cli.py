@@ -33,6 +33,7 @@ import datamodules
 import lightning_modules
 import lightning_modules.callbacks
 from datamodules.loading import worker_death
+from hub.lightning_ckpt import read_arguments
 from lightning_modules.base import BaseModule
 from lightning_modules.callbacks.checkpoints import AtomicCheckpointIO
 from lightning_modules.self_distillation import SelfDistillation
@@ -98,6 +99,19 @@ class ZooCLI(LightningCLI):
                 raise concise(error) from error
         if "subcommand" in self.config:
             self._find_checkpoint(source)
+            self._compare_classes()
+
+    def _compare_classes(self) -> None:
+        """Refuses a checkpoint with another number of classes than the config: LightningCLI would take its number."""
+        config = self.config[self.config.subcommand]
+        path, arguments = config.get("ckpt_path"), config.get("model.init_args") or {}
+        ours = arguments.get("num_classes")
+        if ours is None or path is None or not Path(path).is_file():
+            return
+        theirs = read_arguments(path).get("num_classes")
+        if theirs not in (None, ours):
+            raise ZooError(f"{path} has {theirs} classes and model.num_classes is {ours}; set it to {theirs}, or start "
+                           "from the checkpoint's weights with model.init_from.")  # fmt: skip
 
     def _find_checkpoint(self, source: Path | None) -> None:
         """Replaces ``--ckpt_path last`` and ``best`` by the file they mean; see `zoo.runs`."""

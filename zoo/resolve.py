@@ -9,6 +9,8 @@ import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from torch import nn
+
 from lightning_modules.errors import ModelError
 from zoo.registry import registered_class_paths
 
@@ -25,13 +27,21 @@ def resolve(class_path: object) -> type:
         ModelError: not registered, or registered and not there.
     """
     if not isinstance(class_path, str) or class_path not in registered_class_paths():
-        raise ModelError(f"{class_path!r} is not a class of the zoo, so it is not imported; "
+        raise ModelError(f"{_shown(class_path)} is not a class of the zoo, so it is not imported; "
                          "register it first (zoo.register) if it is yours.")  # fmt: skip
     module, _, name = class_path.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
         raise ModelError(f"{class_path!r} is registered but cannot be imported: {error}.") from error
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise ModelError(f"{class_path!r} is registered and no class of a module; register a LightningModule.")
+    return found
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def refuse_foreign_classes(cls: type, init_args: dict) -> None:

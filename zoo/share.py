@@ -8,6 +8,7 @@ from pathlib import Path
 import hub
 from hub.card import About, Score, about_run, make_card, started_from
 from hub.checkpoint import CARD, CONFIG, Checkpoint, write
+from lightning_modules.errors import ModelError
 from zoo.build import load, read_local
 from zoo.errors import UnknownModelError, ZooError
 from zoo.fetch import REPOSITORY
@@ -27,8 +28,11 @@ def convert(path: str | os.PathLike, folder: str | os.PathLike, name: str | None
         folder: where to write; see `hub.save`.
         name: registered name of the model the weights belong to.
 
+    The folder is loaded before it gets its name, so what cannot be used leaves none.
+
     Raises:
         HubError: every tensor has to be used up; keys and shapes that do not fit are listed.
+        ModelError: the config does not fit the model's class.
         ZooError: `name` is needed and not given.
     """
     path = Path(path).expanduser()
@@ -45,7 +49,15 @@ def convert(path: str | os.PathLike, folder: str | os.PathLike, name: str | None
     if CARD not in checkpoint.extras:
         card = make_card(checkpoint, about, os.fspath(folder))
         checkpoint = checkpoint._replace(extras={**checkpoint.extras, CARD: card.encode()})
-    return write(checkpoint, folder)
+
+    def check(beside: Path) -> None:
+        try:
+            load(beside)
+        except (hub.HubError, ModelError, ZooError) as error:
+            reason = str(error).replace(str(beside / CONFIG), str(path)).replace(str(beside), str(path))
+            raise hub.HubError(f"{folder} is not written, since it could not be loaded: {reason}") from error
+
+    return write(checkpoint, folder, check)
 
 
 def push(source: str | os.PathLike, repo_id: str, *, private: bool = False, license: str | None = None) -> str:

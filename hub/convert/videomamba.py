@@ -4,7 +4,7 @@ import os
 
 from torch import Tensor
 
-from hub.checkpoint import is_state_dict, load_pickle, load_safetensors
+from hub.checkpoint import check_tensors, is_state_dict, load_pickle, load_safetensors
 from hub.errors import HubError
 
 __all__ = ["read_official", "to_zoo"]
@@ -27,6 +27,7 @@ def read_official(path: str | os.PathLike) -> dict[str, Tensor]:
     candidates = [content.get("model"), content.get("module"), content] if isinstance(content, dict) else []
     for candidate in candidates:
         if is_state_dict(candidate):
+            check_tensors(candidate, path)
             return dict(candidate)
     raise HubError(
         f'{path} holds no weights, neither flat nor under "model" or "module"; check that it is a checkpoint.'

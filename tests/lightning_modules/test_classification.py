@@ -160,6 +160,20 @@ def test_a_learning_rate_of_nothing_is_refused(tmp_path):
         trainer(tmp_path, max_epochs=1).fit(build(lr=0.0), datamodule=ClipData())
 
 
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    fitted = trainer(tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=0)
+    fitted.fit(build(), datamodule=ClipData())
+    fitted.save_checkpoint(tmp_path / "run.ckpt")
+    for changes, words in (
+        ({"num_classes": 5}, "checkpoint has 3 classes and the model 5; set model.num_classes to 3"),
+        ({"embed_dim": 16}, r"checkpoint is of another model: net\.cls_token has the shape \(1, 1, 32\) there"),
+    ):
+        run = trainer(tmp_path)
+        for call in (run.test, run.validate, run.predict):
+            with pytest.raises(ModelError, match=words):
+                call(build(**changes), DataLoader(Clips(2)), ckpt_path=tmp_path / "run.ckpt")
+
+
 def test_a_frozen_backbone_leaves_the_head_to_learn():
     model = build(freeze_backbone=True)
     assert [name for name, p in model.named_parameters() if p.requires_grad] == ["net.head.weight", "net.head.bias"]

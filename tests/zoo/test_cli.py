@@ -63,6 +63,21 @@ def test_test_averages_views_and_keeps_the_record_of_the_training(workspace):
     assert (workspace / "run" / "config.yaml").read_text() == before
 
 
+@pytest.mark.parametrize("command", ["test", "validate", "predict", "fit"])
+def test_another_number_of_classes_than_the_checkpoint_is_refused(workspace, monkeypatch, capsys, command):
+    path = checkpoint(workspace)
+    arguments = ["--config", CONF / "tiny.yaml", "--ckpt_path", path, "--model.class_names", "null"]
+    before = sorted(workspace.rglob("*"))
+    monkeypatch.chdir(workspace)
+    monkeypatch.setattr(sys, "argv", ["lightning", command, *map(str, arguments), "--model.num_classes", "5"])
+    with pytest.raises(SystemExit) as caught:
+        zoo.cli.main()
+    assert caught.value.code == 1
+    sentence = capsys.readouterr().err.splitlines()[-1]
+    assert f"{path} has 2 classes and model.num_classes is 5; set it to 2" in sentence
+    assert sorted(workspace.rglob("*")) == before
+
+
 def test_predict_writes_a_row_per_video(workspace):
     run("lightning", "predict", "--config", CONF / "tiny.yaml", "--ckpt_path", checkpoint(workspace), cwd=workspace)
     with (workspace / "run" / "predictions.csv").open() as file:

@@ -46,10 +46,8 @@ def _scan(u, delta, A, B, C, D, delta_bias, delta_softplus: bool, reverse: bool)
         dt = delta[:, t, :, None]
         state = torch.exp(dt * A) * state + dt * B[:, t, None, :] * u[:, t, :, None]
         steps.append((state * C[:, t, None, :]).sum(-1))
-    if length:
-        y = torch.stack(steps[::-1] if reverse else steps, dim=1)
-    else:  # empty, and still a result of all inputs, which then have gradients
-        y = u * delta * (A.sum() + B.sum() + C.sum())
+    # Where it is empty it is still a result of all inputs, which then have gradients.
+    y = torch.stack(steps[::-1] if reverse else steps, dim=1) if length else u * delta * (A.sum() + B.sum() + C.sum())
     return y if D is None else y + D.to(dtype) * u
 
 
