@@ -1,5 +1,5 @@
-"""Models from strangers: what is wrong with a config, file or folder is said in one sentence, before memory is taken and
-before anything is written."""
+"""Models from strangers: what is wrong with a config, file or folder is said in one sentence, before memory is taken or
+anything is written."""
 
 import json
 import os
