@@ -73,12 +73,13 @@ def push(source: str | os.PathLike, repo_id: str, *, private: bool = False, lice
         The address of the commit.
 
     Raises:
-        HubError: the source cannot be read, or the Hub refuses.
+        HubError: the source cannot be read or loaded, or the Hub refuses.
         ModelError: the model's class is not registered.
     """
     path = Path(source).expanduser()
     if not path.exists():
         raise ZooError(f"{path} does not exist; push a run's folder, a .ckpt file or a model folder.")
+    load(path)  # what cannot be loaded is not shared
     checkpoint = read_local(path)
     model = path if (path / CONFIG).is_file() else checkpoint
     return hub.push(model, repo_id, private=private, license=license, about=_about(checkpoint))
