@@ -91,7 +91,7 @@ def test_no_module_takes_a_number_out_of_its_range(name):
         if argument not in known and argument not in hparams:
             continue
         for value in WRONG[argument]:
-            with torch.device("meta"), pytest.raises(ModelError, match=rf"\b{argument}\b.* (is|has) ") as caught:
+            with torch.device("meta"), pytest.raises(ModelError, match=rf"\b{argument}\b.* (is|has|are) ") as caught:
                 cls(**{**good, argument: value})
             assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
 
