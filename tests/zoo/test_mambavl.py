@@ -88,6 +88,18 @@ def test_ask(workspace, capsys):
     assert [a["probability"] for a in answers] == sorted((a["probability"] for a in answers), reverse=True)
 
 
+def test_answers_that_are_no_numbers_are_refused(workspace, capsys, monkeypatch):
+    clip = str(next(workspace.glob("kitchen/P01/videos/*.MP4")))
+    model = zoo.load(workspace / "runs/mambavl-demo/version_0")
+    for parameter in model.parameters():
+        torch.nn.init.constant_(parameter, torch.nan)
+    monkeypatch.setattr("zoo.build.load", lambda *_, **__: model)  # loading refuses such weights by itself
+    with pytest.raises(SystemExit, match="1"):
+        zoo_main(["ask", "broken", clip, "what?"])
+    printed = capsys.readouterr()
+    assert printed.out == "" and "not finite" in printed.err and printed.err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
