@@ -34,7 +34,6 @@ The pieces: `sample_spec` draws a scene, `trajectory` and `render` turn it into 
 import argparse
 import csv
 import json
-import math
 import multiprocessing
 import os
 import shutil
@@ -696,10 +695,10 @@ def _check_clip_arguments(
             raise ValueError(f"Unknown motion class {name!r}: {hint}")
     if not classes or len(set(classes)) != len(classes):
         raise ValueError(f"The classes {list(classes)} must be at least one and all different.")
-    if len(size) != 2 or any(int(s) != s or s < 32 or s % 2 for s in size):
-        raise ValueError(f"The size {size} must be an even width and an even height of at least 32 px.")
-    if num_frames < 4 or not fps > 0 or not math.isfinite(fps):
-        raise ValueError(f"A clip needs at least 4 frames and a positive frame rate, not {num_frames} and {fps}.")
+    if len(size) != 2 or not all(32 <= s <= 4096 and int(s) == s and s % 2 == 0 for s in size):
+        raise ValueError(f"The size {size} must be an even width and an even height of 32 to 4096 px.")
+    if not 4 <= num_frames <= 10_000 or not 0 < fps <= 1000:
+        raise ValueError(f"A clip has 4 to 10000 frames at up to 1000 a second, not {num_frames} at {fps}.")
     if not 0 <= nuisance <= 1:
         raise ValueError(f"The nuisance {nuisance} must lie between 0 (the class's motion alone) and 1.")
 

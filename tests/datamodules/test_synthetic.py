@@ -407,7 +407,14 @@ def test_command_line_errors_are_one_sentence(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def runs(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_interrupted_generation_leaves_nothing(tmp_path: Path, number: int) -> None:
     heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
     process = run_command(tmp_path / "set", "--train", 4000, "--workers", 2, start_new_session=True, preexec_fn=heard)
@@ -416,10 +423,21 @@ def test_interrupted_generation_leaves_nothing(tmp_path: Path, number: int) -> N
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
     assert not (tmp_path / "set").exists()
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    helpers = children.read_text().split() if children.exists() else []
     if number == signal.SIGINT:
         os.killpg(process.pid, number)  # Ctrl-C reaches the helpers as well
     else:
         process.send_signal(number)
     process.communicate(timeout=600)
+    while any(map(runs, helpers)):
+        assert time.monotonic() < deadline, "helpers outlive the process that they work for"
+        time.sleep(0.05)
+    if number == signal.SIGKILL:  # the data set is not there, and can be made again
+        assert not (tmp_path / "set").exists()
+        assert (
+            len(list(generate(tmp_path / "set", num_train=2, num_val=0, num_test=0, num_workers=0).rglob("*.mp4"))) == 2
+        )
+        return
     assert process.returncode == (130 if number == signal.SIGINT else 143)
     assert not list(tmp_path.iterdir())

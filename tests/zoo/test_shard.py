@@ -119,6 +119,7 @@ def test_an_index_of_other_shards(root, tmp_path, capsys):
     assert VideoFolder(tmp_path, num_workers=0).class_names == ["grow", "move_left"]
     assert "exists; remove it first" in fails(capsys, pattern)
     assert "00099.tar does not exist" in fails(capsys, f"{tmp_path}/{{00000,00099}}.tar", "--split", "val")
+    assert "stands for more than 100000 names" in fails(capsys, f"{tmp_path}/{{0..99999999}}.tar")
 
 
 def test_other_data_sets_keep_their_listing(root, tmp_path, capsys):
