@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import math
 import os
 import re
 import signal
@@ -365,9 +366,12 @@ def test_a_folder_of_someone_else_is_never_replaced(tmp_path: Path) -> None:
         ({"classes": ["move_lefft"]}, "did you mean 'move_left'"),
         ({"classes": []}, "at least one"),
         ({"size": (95, 72)}, "even width"),
-        ({"size": (16, 16)}, "at least 32"),
-        ({"num_frames": 1}, "at least 4 frames"),
-        ({"fps": 0}, "positive frame rate"),
+        ({"size": (16, 16)}, "of 32 to 4096 px"),
+        ({"size": (32, 10**6)}, "of 32 to 4096 px"),
+        ({"num_frames": 1}, "4 to 10000 frames"),
+        ({"num_frames": 10**9}, "4 to 10000 frames"),
+        ({"fps": 0}, "up to 1000 a second, not 24 at 0"),
+        ({"fps": math.nan}, "up to 1000 a second"),
         ({"nuisance": 1.5}, "between 0"),
         ({"num_train": -1}, "not be negative"),
         ({"num_train": 0, "num_val": 0, "num_test": 0}, "not all zero"),
