@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
 
     check_range("--workers", args.workers or 0, WORKERS)
     if not 0 <= args.crf <= 51 or (args.short_side or 2) < 2:
-        raise ZooError("--crf is from 0 to 51, and --short-side at least 2.")
+        raise ZooError("Choose --crf from 0 to 51, and --short-side of at least 2.")
     max_bytes = parse_size(args.max_size)
     if args.check:
         _check(args)
