@@ -147,7 +147,7 @@ def test_other_data_sets_keep_their_listing(root, tmp_path, capsys):
     (["ROOT"], "Name a folder: zoo shard"),
     (["ROOT", "-o", "s3://bucket/x"], "is a URL"),
     (["ROOT", "-o", "x", "--max-size", "large"], "'large' is no size"),
-    (["ROOT", "-o", "x", "--crf", "99"], "--crf is from 0 to 51"),
+    (["ROOT", "-o", "x", "--crf", "99"], "--crf is 99; it has to be from 0 to 51"),
     (["a.tar", "-o", "x"], "leave --out out"),
     (["none.tar"], "none.tar does not exist"),
     (["ROOT", "--check"], "no index of shards"),

@@ -81,8 +81,9 @@ def run(args: argparse.Namespace) -> None:
     from datamodules.shard_writer import parse_size
 
     check_range("--workers", args.workers or 0, WORKERS)
-    if not 0 <= args.crf <= 51 or (args.short_side or 2) < 2:
-        raise ZooError("Choose --crf from 0 to 51, and --short-side of at least 2.")
+    check_range("--crf", args.crf, (0, 51))
+    if args.short_side is not None:
+        check_range("--short-side", args.short_side, (2, 65536))
     max_bytes = parse_size(args.max_size)
     if args.check:
         _check(args)
