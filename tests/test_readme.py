@@ -1,4 +1,4 @@
-"""README.md and docs/models.md: tables that are the registry's, commands and names that exist, a README that stays short."""
+"""README.md and docs/models.md: tables are the registry's, commands and names exist, and the README stays short."""
 
 import re
 from pathlib import Path
