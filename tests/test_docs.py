@@ -19,7 +19,7 @@ WIDTH = 100
 QUAINT = [
     r"\bmend(s|ed|ing)?\b",  # fix
     r"\bwhoever\b",
-    r"\bgo(es)? on (with|behind|from)\b",  # resume, continue
+    r"\bgo(es)? on\b",  # resume, continue
     r"\bone says\b",
     r"\bwhat \w+ makes of\b",
     r"\bis no (number|text|video|file)\b",
@@ -110,3 +110,14 @@ def test_lines_fit(page):
 def test_the_english_is_plain(page):
     text = " ".join(re.sub(r"`[^`]*`", "``", line).strip() for line in parts(page)[0])
     assert not [found[0] for pattern in QUAINT for found in re.finditer(pattern, text)]
+
+
+def test_cited_sections_of_the_protocol_exist():
+    """Sources cite "docs/protocol.md, section 5": the numbers stay, in order."""
+    headings = re.findall(r"^### (\d+)\. ", (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings == [str(number) for number in range(1, len(headings) + 1)]
+    sources = [file for folder in ("zoo", "lightning_modules", "datamodules", "hub", "tests", "benchmarks")
+               for suffix in ("py", "yaml") for file in (ROOT / folder).rglob(f"*.{suffix}")]  # fmt: skip
+    for file in sources:
+        for numbers in re.findall(r"protocol\.md, sections? ([\d, and]+)", file.read_text(encoding="utf-8")):
+            assert set(re.findall(r"\d+", numbers)) <= set(headings), f"{file.relative_to(ROOT)}: section {numbers}"
