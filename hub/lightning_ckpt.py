@@ -20,7 +20,7 @@ from hub.checkpoint import (
 )
 from hub.errors import HubError
 
-__all__ = ["find_checkpoint", "read_arguments", "read_lightning"]
+__all__ = ["find_checkpoint", "read_lightning"]
 
 
 def find_checkpoint(run: Path) -> Path | None:
@@ -37,19 +37,6 @@ def find_checkpoint(run: Path) -> Path | None:
         raise HubError(f"{run} has {len(found)} checkpoints and none is called best.ckpt; name the file, "
                        f"for example {found[0]}.")  # fmt: skip
     return next(iter(best or found), None)
-
-
-def read_arguments(path: str | os.PathLike) -> dict:
-    """The arguments of the module that a ``.ckpt`` is of, without reading its weights; ``_class_path`` is its class.
-
-    Raises:
-        HubError: not a checkpoint of a module of the zoo.
-    """
-    content = load_pickle(path, mmap=True)
-    arguments = content.get("hyper_parameters") if isinstance(content, dict) else None
-    if not isinstance(arguments, dict) or not isinstance(arguments.get("_class_path"), str):
-        raise HubError(f"{path} is not a checkpoint of a module of the zoo; pass a .ckpt file of a run.")
-    return arguments
 
 
 def read_lightning(path: str | os.PathLike) -> Checkpoint:

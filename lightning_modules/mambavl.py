@@ -231,8 +231,8 @@ class ActionRecognition(BaseModule):
         with torch.device("meta"):  # sizes without weights
             wanted = text_sizes_of(build_text_tower(text))
         if text_sizes_of(tower) != wanted:
-            raise ModelError(f"text and {text_weights!r} have different sizes; leave text out, and those of the "
-                             "checkpoint are taken.")  # fmt: skip
+            raise ModelError(f"text and {text_weights!r} have different sizes; set model.text to null to take "
+                             "those of the checkpoint.")  # fmt: skip
         return tower, merges
 
     @property

@@ -108,8 +108,8 @@ class TextVideoRetrieval(BaseModule):
             if clip is None:
                 self.hparams["clip"] = sizes_of(towers)
             elif sizes_of(towers) != sizes_of(build_clip(clip)):
-                raise ModelError(f"clip and {clip_weights!r} have different sizes; leave clip out, and those of the "
-                                 "checkpoint are taken.")  # fmt: skip
+                raise ModelError(f"clip and {clip_weights!r} have different sizes; set model.clip to null to take "
+                                 "those of the checkpoint.")  # fmt: skip
         elif clip is None:
             raise ModelError("clip and clip_weights are both missing; name a CLIP checkpoint in clip_weights, or give "
                              "the sizes of the towers in clip ({} is ViT-B/32).")  # fmt: skip

@@ -33,7 +33,7 @@ NAMES = {
         "_get_train_description", "train_progress_bar_id", "validation_description",
     ),
     "lightning.pytorch.callbacks.WeightAveraging": ("_average_model",),
-    "lightning.pytorch.cli.LightningCLI": ("_run_subcommand", "config_init"),
+    "lightning.pytorch.cli.LightningCLI": ("_parse_ckpt_path", "_run_subcommand", "config_init"),
     "lightning.pytorch.loggers.csv_logs.CSVLogger": ("_experiment",),
     "lightning.pytorch.loggers.csv_logs.ExperimentWriter": (
         "_check_log_dir_exists", "_rewrite_with_new_header", "metrics", "metrics_file_path", "metrics_keys",

@@ -3,8 +3,6 @@
 import csv
 import errno
 import functools
-import importlib
-import inspect
 import itertools
 import logging
 import os
@@ -15,17 +13,19 @@ import tempfile
 import warnings
 from argparse import ArgumentError
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import jsonargparse
 import torch
 import yaml
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
@@ -33,37 +33,85 @@ import datamodules
 import lightning_modules
 import lightning_modules.callbacks
 from datamodules.loading import worker_death
-from hub.lightning_ckpt import read_arguments
 from lightning_modules.base import BaseModule
 from lightning_modules.callbacks.checkpoints import AtomicCheckpointIO
+from lightning_modules.callbacks.last import LastCheckpoint
 from lightning_modules.self_distillation import SelfDistillation
 from zoo.build import initialise, load, read_config_of
-from zoo.commands.main import is_foreseen, report
-from zoo.errors import ZooError, hint
+from zoo.checks import (
+    argument_names,
+    check_built,
+    check_config,
+    check_keys,
+    check_processes,
+    concise,
+    explain,
+    import_class,
+)
+from zoo.commands.main import is_ours, report
+from zoo.errors import ZooError
+from zoo.plain_yaml import check_limits, load_yaml
+from zoo.printable import printable
 from zoo.recipe import RECIPES, change_callbacks, find_recipe, merge, read_recipe
-from zoo.runs import Metrics, Runs, loggers, new_folder, steps_done
+from zoo.resolve import refuse_foreign_classes, resolve
+from zoo.runs import Metrics, Runs, discard, is_finished, loggers, new_folder, read_checkpoint, steps_done
 
 __all__ = ["ZooCLI", "main"]
+
+_DESCRIPTION = """\
+{name} a model by a recipe, a config file or options. Arguments of the data and the model, such as --data.root and
+--model.lr, depend on their classes: `lightning {name} --data.help VideoFolder` and
+`lightning {name} --model.help VideoClassifier` list them. `zoo recipe` lists the recipes that --config takes."""
 
 
 class ZooCLI(LightningCLI):
     """LightningCLI whose ``--config`` also takes a recipe's name, understands includes and explains misspelled keys."""
 
     def __init__(self) -> None:
+        self.phase = "parsing"  # then "building", "starting" until the first batch, "running"
+        limit_jsonargparse()
         strict = {"exit_on_error": False}
-        super().__init__(
-            BaseModule,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_callback=_SaveConfig,
-            save_config_kwargs={"overwrite": True},
-            seed_everything_default=0,
-            parser_kwargs={**strict, **dict.fromkeys(self.subcommands(), strict)},
-        )
+        try:
+            super().__init__(
+                BaseModule,
+                LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                save_config_callback=_SaveConfig,
+                save_config_kwargs={"overwrite": True},
+                seed_everything_default=0,
+                parser_kwargs={
+                    **strict,
+                    **{name: {**strict, "description": _DESCRIPTION.format(name=name)} for name in self.subcommands()},
+                },
+            )
+        except Exception as error:
+            raise self._explained(error) from error
+
+    def _explained(self, error: Exception) -> Exception:
+        """An error as what `report` shows: others' complaints about the config in one sentence, bugs as they are."""
+        if isinstance(error, ArgumentError):
+            return error
+        # jsonargparse wraps what the constructor of an optional part, such as the data, raises.
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, Exception) and is_ours(cause):
+                return cause
+            cause = cause.__cause__
+        if isinstance(error, MisconfigurationException):
+            return explain(error)
+        if isinstance(error, RuntimeError):
+            # torch raises this wherever the main process happens to be when a loader process ends.
+            death = worker_death(error)
+            if death is not None:
+                return death
+        # Before the first batch values of the config are at work; these types are bugs there too.
+        bugs = (AttributeError, NameError, AssertionError) if self.phase == "starting" else ()
+        return error if self.phase == "running" or isinstance(error, bugs) else explain(error)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        arguments = sys.argv[1:]
+        arguments = [f"--config={a[2:].removeprefix('=')}" if re.match("-c.", a) else a for a in sys.argv[1:]]
+        arguments = list(whole_class_names(arguments))
         source = None
         with tempfile.TemporaryDirectory() as scratch:
             layers: dict[Path, dict] = {}
@@ -74,12 +122,14 @@ class ZooCLI(LightningCLI):
                 source = find_recipe(inline if joined else value)
                 merged = Path(scratch) / f"{i}.yaml"
                 layers[merged] = read_recipe(source)
+                check_config(layers[merged])
                 arguments[i] = f"--config={merged}" if joined else str(merged)
             if not layers and arguments[:1] and arguments[0] in self.subcommands():
                 merged = Path(scratch) / "default.yaml"
                 layers[merged] = {"trainer": read_recipe(RECIPES / "parts" / "trainer.yaml")}
                 arguments.insert(1, f"--config={merged}")
             config = functools.reduce(merge, layers.values(), {})
+            check_config(config)
             check_keys(config, arguments)
             changes, arguments = callback_changes(arguments)
             if changes:
@@ -95,23 +145,14 @@ class ZooCLI(LightningCLI):
                 path.write_text(yaml.safe_dump(layer, sort_keys=False), encoding="utf-8")
             try:
                 self.config = parser.parse_args(arguments)
-            except ArgumentError as error:
+            except ZooError:
+                raise
+            except Exception as error:
                 raise concise(error) from error
         if "subcommand" in self.config:
+            check_built(self.config[self.config.subcommand])
+            self.phase = "building"
             self._find_checkpoint(source)
-            self._compare_classes()
-
-    def _compare_classes(self) -> None:
-        """Refuses a checkpoint with another number of classes than the config: LightningCLI would take its number."""
-        config = self.config[self.config.subcommand]
-        path, arguments = config.get("ckpt_path"), config.get("model.init_args") or {}
-        ours = arguments.get("num_classes")
-        if ours is None or path is None or not Path(path).is_file():
-            return
-        theirs = read_arguments(path).get("num_classes")
-        if theirs not in (None, ours):
-            raise ZooError(f"{path} has {theirs} classes and model.num_classes is {ours}; set it to {theirs}, or start "
-                           "from the checkpoint's weights with model.init_from.")  # fmt: skip
 
     def _find_checkpoint(self, source: Path | None) -> None:
         """Replaces ``--ckpt_path last`` and ``best`` by the file they mean; see `zoo.runs`."""
@@ -122,10 +163,12 @@ class ZooCLI(LightningCLI):
         # Without loggers of its own choice a run gets ours, just before it starts: the saved config names no version.
         self.own_record = trainer.logger in (None, True) and not trainer.fast_dev_run and not trainer.barebones
         self.continued: Path | None = None
-        if not self.own_record and subcommand == "fit":
-            return
-        self.runs = Runs.of(source, model, trainer.default_root_dir)
+        self.finished = False
         which = config.get("ckpt_path")
+        if self.own_record or subcommand != "fit":
+            self.runs = Runs.of(source, model, trainer.default_root_dir)
+        elif which in ("last", "best"):
+            return
         if which not in ("last", "best"):
             return
         found = self.runs.find(which)
@@ -139,37 +182,97 @@ class ZooCLI(LightningCLI):
             rank_zero_info(f"Taking {found}.")
         config["ckpt_path"] = None if found is None else str(found)
 
+    def _parse_ckpt_path(self) -> None:
+        """Looks at the checkpoint before Lightning takes the model's arguments from it, or waits for a device."""
+        config = self.config.get(str(self.config.get("subcommand")))
+        path = None if config is None else config.get("ckpt_path")
+        if path is None or "://" in str(path) or str(path) in ("last", "best", "hpc", "registry"):
+            return
+        content = read_checkpoint(Path(path), config.get("weights_only"))
+        given = content.get("hyper_parameters")
+        if isinstance(given, dict) and "_class_path" in given:
+            # A checkpoint may come from anywhere: it names no classes but the zoo's, and the one that the user names.
+            named = given["_class_path"]
+            cls = import_class(named, "model") if named == config.get("model.class_path") else resolve(named)
+            refuse_foreign_classes(cls, {k: v for k, v in given.items() if k != "_class_path"})
+            # LightningCLI would take the checkpoint's number of classes in place of the one that was asked for.
+            ours, theirs = config.get("model.init_args.num_classes"), given.get("num_classes")
+            if None not in (ours, theirs) and ours != theirs:
+                raise ZooError(f"{path} has {theirs} classes and model.num_classes is {ours}; set it to {theirs}, or "
+                               "start from the checkpoint's weights with model.init_from.")  # fmt: skip
+        if self.continued is not None:
+            self.finished = is_finished(content, config.trainer.max_epochs, config.trainer.max_steps)
+        try:
+            super()._parse_ckpt_path()
+        except ArgumentError as error:
+            raise concise(error) from error
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand].trainer
         if self.own_record:
             kwargs["logger"] = False
         switched_off = [ProgressBar] if config.enable_progress_bar is False else []
         switched_off += [Checkpoint] if config.enable_checkpointing is False else []
+        switched_off += [LearningRateMonitor] if config.logger in (False, []) else []
         if switched_off and isinstance(config.callbacks, list):
             kwargs["callbacks"] = [c for c in config.callbacks if not isinstance(c, tuple(switched_off))]
         trainer = super().instantiate_trainer(**kwargs)
+        check_processes(trainer.num_devices, trainer.num_nodes)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        trainer.callbacks.append(_Running(self))
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Gives the run its folder only now that all of its parts exist: a wrong config leaves none behind."""
+        """Gives the run its folder only now that all of its parts exist, and takes it back if it does not start."""
+        if self.finished:
+            epochs = self.config[subcommand].trainer.max_epochs
+            rank_zero_info(f"The run in {self.continued.parents[1]} is finished; to train longer, raise "
+                           f"trainer.max_epochs, which is {epochs}, or trainer.max_steps.")  # fmt: skip
+            return
         if subcommand != "fit":
             # No checkpoint will be written.
             warnings.filterwarnings("ignore", message="The dirpath has changed from")
-        if self.own_record and subcommand != "fit":
-            self.trainer.loggers = [Metrics(new_folder(self.runs.folder, subcommand))]
-        elif self.own_record and self.continued is not None:
+        made: list[Path] = []
+        if self.own_record and self.continued is not None:
             step = steps_done(self.continued, self.config[subcommand].get("weights_only"))
             self.trainer.loggers = loggers(self.continued.parents[1], step)
         elif self.own_record:
-            self.trainer.loggers = loggers(new_folder(self.runs.folder, "version"))
+            made = [p for p in (self.runs.folder, *self.runs.folder.parents) if not p.exists()]
+            folder = new_folder(self.runs.folder, "version" if subcommand == "fit" else subcommand)
+            made.insert(0, folder)
+            self.trainer.loggers = loggers(folder) if subcommand == "fit" else [Metrics(folder)]
+        self.phase = "starting"
         try:
             super()._run_subcommand(subcommand)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             raise self._disk_is_full(error) from error
+        except SystemExit as stop:
+            if isinstance(stop, SIGTERMException):  # which says that all is well, or by its code that it was Ctrl-C
+                self._stop(stop.code if stop.code == 128 + signal.SIGINT else 128 + signal.SIGTERM)
+            if isinstance(stop.__context__, KeyboardInterrupt):
+                self._stop(128 + signal.SIGINT)
+            raise
+        finally:
+            if self.phase == "starting" and made and self.trainer.is_global_zero:
+                for logger in self.trainer.loggers:
+                    logger.finalize("success")  # closes its files
+                discard(made)
+
+    def _stop(self, status: int) -> NoReturn:
+        """Ends the process that was asked to end, and says how its training is resumed."""
+        how = "interrupted" if status == 128 + signal.SIGINT else "stopped by SIGTERM"
+        last = next((c for c in self.trainer.callbacks if isinstance(c, LastCheckpoint)), None)
+        file = Path(last.dirpath) / "last.ckpt" if last is not None and last.dirpath is not None else None
+        if self.subcommand == "fit" and file is not None and file.exists():
+            how += f"; --ckpt_path {'last' if self.own_record else file} continues from there"
+        elif self.subcommand == "fit":
+            how += " before the first checkpoint, so there is none to continue from"
+        if self.trainer.is_global_zero:
+            print(f"lightning: {printable(how)}", file=sys.stderr)
+        sys.exit(status)
 
     def _disk_is_full(self, error: OSError) -> ZooError:
         """The system names no file where a write fails; it is the run's, whoever writes it."""
@@ -186,21 +289,12 @@ class ZooCLI(LightningCLI):
         arguments = config.get("model.init_args")
         if config.get("data") is None or arguments is None or arguments.get("num_classes", 0) is not None:
             return
-        cls = _import(config.data.class_path, "data")
+        cls = import_class(config.data.class_path, "data")
         count = getattr(cls(**config.data.init_args.as_dict()), "num_classes", None)
         if count is None:
             raise ZooError(f"{cls.__name__} does not say how many classes there are; set model.num_classes, or train a "
                            "VideoRegressor if its videos have numbers.")  # fmt: skip
         arguments["num_classes"] = count
-
-    def instantiate_classes(self) -> None:
-        try:
-            super().instantiate_classes()
-        except ValueError as error:
-            # jsonargparse wraps what the constructor of an optional part, such as the data, complains of.
-            if error.__cause__ is not None and is_foreseen(error.__cause__):
-                raise error.__cause__ from None
-            raise
 
     def after_instantiate_classes(self) -> None:
         """Compares the classes of data and model before the trainer starts and its loggers clear an earlier run."""
@@ -286,8 +380,8 @@ def donor_arguments(config: dict, arguments: list[str]) -> dict | None:
     class_path = (model.get("class_path") if isinstance(model, dict) else None) or donor["class_path"]
     if class_path.rpartition(".")[2] != donor["class_path"].rpartition(".")[2]:
         # Another training has other arguments, as masked pretraining has for its decoder.
-        cls = getattr(lightning_modules, class_path, None) or _import(class_path, "model")
-        init_args = {name: value for name, value in init_args.items() if name in _argument_names(cls)}
+        cls = import_class(class_path, "model")
+        init_args = {name: value for name, value in init_args.items() if name in argument_names(cls)}
     return {"class_path": class_path, "init_args": init_args}
 
 
@@ -313,76 +407,51 @@ def callback_changes(arguments: list[str]) -> tuple[list[dict], list[str]]:
         if not flag.startswith("--trainer.callbacks.") or not name[:1].isupper():
             rest.append(word)
             continue
-        value = yaml.safe_load(value if joined else next(words, ""))
+        try:
+            value = load_yaml(value if joined else next(words, ""))
+        except yaml.YAMLError as error:
+            raise ZooError(f"The value of {flag:.80} is not valid YAML; write null, or a value.") from error
         changes.append({name: {argument.removeprefix("init_args."): value} if argument else value})
     return changes, rest
 
 
-def check_keys(config: dict, arguments: list[str]) -> None:
-    """Names misspelled keys of the model, data and trainer sections, which jsonargparse reports in terms of types.
-
-    Raises:
-        ZooError: an argument that the class does not have, with the nearest one it has.
-    """
-    for section, package in (("model", lightning_modules), ("data", datamodules), ("trainer", None)):
-        prefix = f"--{section}."
-        flags = [a[len(prefix) :].partition("=")[0] for a in arguments if a.startswith(prefix)]
-        value = config.get(section) or {}
-        if section == "trainer":
-            cls, given = Trainer, value
-        else:
-            given = value.get("init_args") or {} if isinstance(value, dict) else {}
-            class_path = value.get("class_path") if isinstance(value, dict) else value
-            flag = next((b for a, b in itertools.pairwise(arguments) if a == f"--{section}"), class_path)
-            if not flag:
-                continue
-            cls = getattr(package, flag, None) if "." not in flag else _import(flag, section)
-            if cls is None:
-                raise ZooError(
-                    f"There is no {section} class {flag!r}; {package.__name__} has {', '.join(dir(package))}."
-                )
-            flags = [f.removeprefix("init_args.") for f in flags]
-        known = _argument_names(cls)
-        for name in [*given, *(f.split(".")[0].rstrip("+") for f in flags)]:
-            if name in known or name in ("help", "class_path", "init_args"):
-                continue
-            nearest = hint(name, known, f"it takes {', '.join(known)}.")
-            raise ZooError(f"{section}.{name}: {cls.__name__} has no argument {name!r}: {nearest}")
+def whole_class_names(arguments: list[str]) -> Iterator[str]:
+    """Arguments in which ``--data.help CLASS`` and ``--model.help CLASS`` name a class of ours by its whole path."""
+    packages = {"--data.help": datamodules, "--model.help": lightning_modules}
+    for before, word in itertools.pairwise(["", *arguments]):
+        flag, joined, name = word.partition("=")
+        flag, name = (flag, name) if joined else (before, word)
+        if flag in packages and name in dir(packages[flag]):
+            word = f"{flag}=" * bool(joined) + f"{packages[flag].__name__}.{name}"
+        yield word
 
 
-def _argument_names(cls: type) -> list[str]:
-    """Names of the constructor's arguments; where it passes ``**kwargs`` on, those of its base classes too."""
-    names: list[str] = []
-    for base in cls.__mro__:
-        parameters = inspect.signature(base.__init__).parameters.values()
-        names += [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name != "self"]
-        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
-            break
-    return names
+def limit_jsonargparse() -> None:
+    """Keeps what jsonargparse reads by itself from a value of the command line small and on this machine."""
+    load = jsonargparse.get_loader("yaml")
+    if not hasattr(load, "limited"):
+
+        def limited(text: str) -> Any:
+            check_limits(text)
+            return load(text)
+
+        limited.limited = True
+        jsonargparse.set_loader("yaml", limited)
+    with suppress(TypeError, ImportError):  # releases before 4.41 and 4.50 lack these settings
+        jsonargparse.set_parsing_settings(config_read_mode_fsspec_enabled=False)
+        jsonargparse.set_parsing_settings(import_path_denylist=[])  # switches its own list on: os, subprocess, ...
 
 
-def _import(class_path: str, section: str) -> type:
-    module, _, name = class_path.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ZooError(f"{section}.class_path {class_path!r} cannot be imported: {error}.") from error
+class _Running(Callback):
+    """Tells the command that all has been set up."""
 
+    def __init__(self, cli: ZooCLI) -> None:
+        self.cli = cli
 
-def concise(error: ArgumentError) -> ArgumentError:
-    """jsonargparse's report on a value of a wrong type, which lists every type it tried, as one short sentence."""
-    text = " ".join(str(error).split())
-    keys = re.findall(r'Parser key "([^"]+)": ', text)
-    if not keys:
-        return error
-    reason = text.rpartition(f'Parser key "{keys[-1]}": ')[2]
-    reason = re.sub(r"^Does not validate .* - Problem with given class_path '[^']+': ", "", reason)
-    union = re.match(r"Does not validate .*?Subtypes: \[(.*?)\] Errors: .*?Given value: (.*?)(?= - |$)", reason)
-    if union is not None:
-        reason = f"expected {union[1].replace(', ', ' or ')}, got {union[2]}"
-    reason = re.split(r" - Expected a | Given value type: ", reason)[0]
-    reason = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", reason).replace("NoneType", "null")
-    return ArgumentError(None, f"{'.'.join(keys)}: {reason.rstrip('.')}.")
+    def _note(self, *_: Any) -> None:
+        self.cli.phase = "running"
+
+    on_sanity_check_start = on_train_start = on_validation_start = on_test_start = on_predict_start = _note
 
 
 class _SaveConfig(SaveConfigCallback):
@@ -407,27 +476,10 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")
 
 
-def _run() -> None:
-    try:
-        ZooCLI()
-    except RuntimeError as error:
-        # torch raises this wherever the main process happens to be when a loader process ends.
-        death = worker_death(error)
-        if death is None:
-            raise
-        raise death from error
-
-
 def main() -> None:
     """Console entry: a foreseen error is one sentence on stderr and status 1, or 2 where the command line is wrong."""
     quiet()
-    try:
-        report(_run, program="lightning", usage_errors=(ArgumentError,))
-    except SIGTERMException as stop:  # a SystemExit that says all is well; `LastCheckpoint` notes that it was Ctrl-C
-        interrupted = stop.code == 128 + signal.SIGINT
-        how = "interrupted" if interrupted else "stopped by SIGTERM"
-        print(f"lightning: {how}; --ckpt_path last continues from there", file=sys.stderr)
-        sys.exit(stop.code if interrupted else 128 + signal.SIGTERM)
+    report(ZooCLI, program="lightning", usage_errors=(ArgumentError,))
 
 
 if __name__ == "__main__":

@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from zoo.errors import ZooError, hint
+from zoo.plain_yaml import MAX_VALUES, count_values, read_yaml
 from zoo.registry import entries
 
 __all__ = ["change_callbacks", "find_recipe", "list_recipes", "merge", "read_recipe"]
 
 RECIPES = Path(__file__).parent / "recipes"
+MAX_INCLUDES = 20
 
 
 def list_recipes() -> dict[str, Path]:
@@ -58,7 +58,10 @@ def read_recipe(path: Path) -> dict:
         ZooError: not valid YAML, not a mapping, an included file is missing or includes itself, or a callback that is
             to be changed is not there.
     """
-    return _read(path, ())
+    merged = _read(path, (), {})
+    if count_values(merged) > MAX_VALUES:
+        raise ZooError(f"{path} has more than {MAX_VALUES:,} values with its includes; include fewer files.")
+    return merged
 
 
 def merge(below: dict, above: dict) -> dict:
@@ -84,16 +87,17 @@ def change_callbacks(callbacks: list[dict], changes: dict[str, dict | None]) -> 
     Raises:
         ZooError: no such callback, or a change that is neither arguments nor None.
     """
-    changed = copy.deepcopy(callbacks)
+    changed = [{"class_path": c} if isinstance(c, str) else copy.deepcopy(c) for c in callbacks]
     for name, arguments in changes.items():
-        found = {callback["class_path"].rpartition(".")[2]: callback for callback in reversed(changed)}
+        named = [c for c in reversed(changed) if isinstance(c, dict) and isinstance(c.get("class_path"), str)]
+        found = {callback["class_path"].rpartition(".")[2]: callback for callback in named}
         if name not in found:
-            nearest = hint(name, found, f"the config has {', '.join(found) or 'none'}.")
+            nearest = hint(str(name), found, f"the config has {', '.join(found) or 'none'}.")
             raise ZooError(f"trainer.callbacks has no {name}: {nearest}")
         if arguments is None:
             changed.remove(found[name])
         elif isinstance(arguments, dict):
-            found[name].setdefault("init_args", {}).update(arguments)
+            found[name]["init_args"] = (found[name].get("init_args") or {}) | arguments
         else:
             raise ZooError(
                 f"trainer.callbacks.{name} takes null, which leaves the callback out, or arguments by their names."
@@ -108,31 +112,34 @@ def _by_any_name() -> dict[str, Path]:
     return recipes | {alias: recipes[entry.name] for entry in trained for alias in entry.aliases}
 
 
-def _read(path: Path, readers: tuple[Path, ...]) -> dict:
-    """`read_recipe`; `readers` are the files whose includes led here."""
-    if path.resolve() in readers:
+def _read(path: Path, readers: tuple[Path, ...], known: dict[Path, dict]) -> dict:
+    """`read_recipe`; `readers` are the files whose includes led here, `known` what has been read."""
+    place = path.resolve()
+    if place in readers:
         raise ZooError(f"{path} includes itself, by way of {readers[-1]}; remove one of the includes.")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ZooError(f"{path} does not exist; check the path.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ZooError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    if place in known:
+        return known[place]
+    if len(readers) > MAX_INCLUDES:
+        raise ZooError(f"{path} is included by way of more than {MAX_INCLUDES} files; write fewer layers.")
+    content = read_yaml(path, quote=not readers)
     if not isinstance(content, dict):
         raise ZooError(f"{path} is not a config: it should map keys such as model, data and trainer to their values.")
     merged: dict = {}
-    for key, part in _layers(content.pop("include", []), path):
-        found = _read(_locate(part, path), (*readers, path.resolve()))
+    include = content.pop("include", None)
+    for key, part in _layers([] if include is None else include, path, quote=not readers):
+        found = _read(_locate(part, path), (*readers, place), known)
         merged = merge(merged, found if key is None else {key: found})
-    return merge(merged, content)
+    known[place] = merge(merged, content)
+    return known[place]
 
 
-def _layers(include: Any, path: Path) -> Iterator[tuple[str | None, str]]:
+def _layers(include: Any, path: Path, quote: bool) -> Iterator[tuple[str | None, str]]:
     """The included files with the key that each goes under, lowest first."""
     for layer in include if isinstance(include, list) else [include]:
         for key, part in layer.items() if isinstance(layer, dict) else [(None, layer)]:
-            if not isinstance(part, str):
-                raise ZooError(f"{path} includes {part!r}; include takes paths, or keys with a path each.")
+            if not isinstance(part, str) or not isinstance(key, str | None) or "\0" in part:
+                what = f"{layer!r:.80}" if quote else "something else"
+                raise ZooError(f"{path} includes {what}; include takes paths, or keys with a path each.")
             yield key, part
 
 

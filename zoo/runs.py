@@ -11,6 +11,7 @@ import csv
 import io
 import os
 import re
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -21,9 +22,10 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from hub.checkpoint import load_pickle
 from zoo.errors import ZooError
 
-__all__ = ["Metrics", "Runs", "loggers", "new_folder", "steps_done"]
+__all__ = ["Metrics", "Runs", "discard", "is_finished", "loggers", "new_folder", "read_checkpoint", "steps_done"]
 
 _VERSION = re.compile(r"version_(\d+)")
 
@@ -80,18 +82,72 @@ def new_folder(parent: Path, prefix: str) -> Path:
         return folder
 
 
+def discard(made: list[Path]) -> None:
+    """Removes the folder of a run that did not start, and the folders around it that were made for it.
+
+    A folder that holds a checkpoint, metrics or anything else than the record of a start stays.
+
+    Args:
+        made: the run's folder, then the folders around it, innermost first, that were not there before.
+    """
+    folder, *around = made
+    found = list(folder.rglob("*"))
+    files = [path for path in found if not path.is_dir()]
+    if any(not re.fullmatch(r"config\.yaml|hparams\.yaml|events\.out\.tfevents\..*", path.name) for path in files):
+        return
+    with suppress(OSError):  # another process has put something there
+        for file in files:
+            file.unlink()
+        for inner in sorted((path for path in found if path.is_dir()), reverse=True):
+            inner.rmdir()
+        for outer in (folder, *around):
+            outer.rmdir()
+
+
+def read_checkpoint(checkpoint: Path, weights_only: bool | None = None) -> dict:
+    """What a checkpoint of a run holds; tensors stay on the disk until they are used.
+
+    Raises:
+        ZooError: there is none, or the file is none.
+    """
+    file = checkpoint / "meta.pt" if checkpoint.is_dir() else checkpoint  # a folder: FSDP's sharded format
+    other = "pass the .ckpt of a run to --ckpt_path, and weights alone to --model.init_from"
+    if not file.exists():
+        what = "does not exist" if file is checkpoint else "is a folder and no checkpoint"
+        raise ZooError(f"{checkpoint} {what}; {other}.")
+    if not file.is_file():
+        raise ZooError(f"{checkpoint} is a device or a pipe; {other}.")
+    try:
+        if not zipfile.is_zipfile(file):
+            raise ZooError("it is cut off, or something else than a checkpoint")
+        if weights_only is False:
+            content = torch.load(file, map_location="cpu", mmap=True, weights_only=False)
+        else:
+            content = load_pickle(file, mmap=True)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ZooError(f"{checkpoint} cannot be read ({reason}); remove it, or pass another to --ckpt_path.") from error
+    if not isinstance(content, dict) or not isinstance(content.get("global_step"), int):
+        raise ZooError(f"{checkpoint} is not a checkpoint of a run; {other}.")
+    return content
+
+
 def steps_done(checkpoint: Path, weights_only: bool | None = None) -> int:
     """Optimiser steps behind a checkpoint, which is the number of the next row in the logs; no tensor is read.
 
     Raises:
         ZooError: the file cannot be read.
     """
-    file = checkpoint / "meta.pt" if checkpoint.is_dir() else checkpoint  # a folder: FSDP's sharded format
+    return read_checkpoint(checkpoint, weights_only)["global_step"]
+
+
+def is_finished(content: dict, max_epochs: int | None, max_steps: int) -> bool:
+    """Whether the run behind a checkpoint has reached its last epoch or step."""
     try:
-        return torch.load(file, map_location="cpu", mmap=True, weights_only=weights_only is not False)["global_step"]
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ZooError(f"{checkpoint} cannot be read ({reason}); remove it, or pass another to --ckpt_path.") from error
+        epochs = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    except (KeyError, TypeError):
+        return False
+    return (max_epochs is not None and 0 <= max_epochs <= epochs) or 0 <= max_steps <= content["global_step"]
 
 
 def loggers(folder: Path, first_step: int | None = None) -> list[Logger]:

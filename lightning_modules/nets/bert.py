@@ -125,8 +125,8 @@ def load_bert(bert: BertForMaskedLM, source: str) -> list[str]:
     own = bert.state_dict()
     weights |= {name: weight for name, weight in own.items() if ".crossattention." in name}
     if {name: w.shape for name, w in weights.items()} != {name: w.shape for name, w in own.items()}:
-        raise ModelError(f"text and {source!r} have different sizes; leave text out, and those of the checkpoint are "
-                         "taken.")  # fmt: skip
+        raise ModelError(f"text and {source!r} have different sizes; set model.text to null to take those of "
+                         "the checkpoint.")  # fmt: skip
     bert.load_state_dict(weights)
     return sorted(vocabulary, key=vocabulary.get)
 

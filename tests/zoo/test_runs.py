@@ -16,7 +16,7 @@ import yaml
 import zoo.cli
 from datamodules.synthetic import generate
 from zoo.errors import ZooError
-from zoo.runs import Metrics, Runs, new_folder, steps_done
+from zoo.runs import Metrics, Runs, discard, new_folder, steps_done
 
 CONFIG = {
     "include": [{"trainer": str(Path(zoo.cli.__file__).parent / "recipes" / "parts" / "trainer.yaml")}],
@@ -108,6 +108,19 @@ def test_a_broken_checkpoint_is_named(tmp_path):
         steps_done(tmp_path / "last.ckpt")
     torch.save({"global_step": 7, "state_dict": {"w": torch.zeros(3)}}, tmp_path / "last.ckpt")
     assert steps_done(tmp_path / "last.ckpt") == 7
+
+
+def test_only_the_record_of_a_start_is_discarded(tmp_path):
+    for kept in ("metrics.csv", "checkpoints/last.ckpt", "notes.txt"):
+        folder = tmp_path / "runs" / "demo" / "version_0"
+        (folder / "checkpoints").mkdir(parents=True)
+        for name in ("config.yaml", "hparams.yaml", "events.out.tfevents.1.host", kept):
+            (folder / name).touch()
+        discard([folder, folder.parent, folder.parent.parent])
+        assert (folder / "config.yaml").exists() and (folder / kept).exists()
+        (folder / kept).unlink()
+        discard([folder, folder.parent])
+        assert list((tmp_path / "runs").iterdir()) == []
 
 
 # metrics.csv --------------------------------------------------------------------------------------------------------
@@ -227,6 +240,14 @@ def test_a_killed_run_goes_on_in_its_folder(workspace, monkeypatch, caplog):
     events.Reload()
     assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 48, 2))
 
+    # It is finished now, whatever the number of workers.
+    cli = lightning("fit", "--config", "mine.yaml", "--ckpt_path", "last", "--data.num_workers", "1",
+                    "--trainer.default_root_dir", workspace / "kept", monkeypatch=monkeypatch)  # fmt: skip
+    (said,) = [message for message in caplog.messages if "is finished" in message]
+    assert said == (f"The run in {run} is finished; to train longer, raise trainer.max_epochs, which is 6, "
+                    "or trainer.max_steps.")  # fmt: skip
+    assert cli.trainer.global_step == 0 and rows_of(metrics) == after
+
     # The saved config names its own run, and can be run again.
     saved = run / "config.yaml"
     tested = lightning("test", "--config", saved, "--ckpt_path", "best", monkeypatch=monkeypatch)
@@ -260,7 +281,7 @@ def test_what_cannot_be_found_or_is_switched_off(workspace, monkeypatch):
         lightning("test", "--config", "mine.yaml", "--ckpt_path", "best", monkeypatch=monkeypatch)
     quick = ["--config", "mine.yaml", "--trainer.max_steps", "1", "--trainer.callbacks.Summary=null"]
     lightning("fit", *quick, "--trainer.logger", "false", "--trainer.enable_checkpointing", "false",
-              "--trainer.callbacks.LearningRateMonitor", "null", monkeypatch=monkeypatch)  # fmt: skip
+              monkeypatch=monkeypatch)  # fmt: skip
     lightning("fit", *quick, "--trainer.fast_dev_run", "true", monkeypatch=monkeypatch)
     # Lightning's own place for what has no logger.
     assert sorted(path.name for path in workspace.iterdir()) == ["config.yaml", "data", "mine.yaml"]

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from zoo.printable import printable, printable_warnings
 
-__all__ = ["COMMANDS", "is_foreseen", "main", "report"]
+__all__ = ["COMMANDS", "is_foreseen", "is_ours", "main", "report"]
 
 COMMANDS = {
     "list": "list the models, with their scores and sizes",
@@ -133,13 +133,18 @@ def is_foreseen(error: Exception) -> bool:
     Our packages raise subclasses of ValueError and the like for a caller's mistake, at some places the builtin itself.
     A ValueError or RuntimeError that comes out of somebody else's code is a bug to report, with its traceback.
     """
-    if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _PACKAGES:
+    if is_ours(error):
         return True
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     raised_in = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
     return isinstance(error, (ValueError, RuntimeError)) and raised_in.partition(".")[0] in _PACKAGES
+
+
+def is_ours(error: Exception) -> bool:
+    """Whether an error's type says that its message is for the user: a type of our packages, or one of the system."""
+    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _PACKAGES
 
 
 if __name__ == "__main__":

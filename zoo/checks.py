@@ -1,0 +1,292 @@
+"""What is checked of a config beside what jsonargparse checks, and what its and Lightning's complaints come down to.
+
+The types of sections and the classes they name are looked at before anything is called: parsing and building call
+whatever a ``class_path`` names.
+"""
+
+import importlib
+import inspect
+import itertools
+import math
+import os
+import re
+import typing
+from argparse import ArgumentError
+from collections.abc import Iterator
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
+
+import datamodules
+import lightning_modules
+from lightning_modules.base import BaseModule
+from zoo.errors import ZooError, hint
+
+__all__ = [
+    "argument_names",
+    "check_built",
+    "check_config",
+    "check_keys",
+    "check_processes",
+    "concise",
+    "explain",
+    "import_class",
+]
+
+_BASES = {"model": (BaseModule, lightning_modules), "data": (LightningDataModule, datamodules)}
+_CLASS_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+# Counts and rates of the trainer that Lightning takes as they are, with the least and the greatest that make sense.
+_TRAINER_RANGES = {
+    "max_epochs": (-1, 10**9),
+    "min_epochs": (0, 10**9),
+    "max_steps": (-1, 10**12),
+    "min_steps": (0, 10**12),
+    "num_nodes": (1, 10**5),
+    "accumulate_grad_batches": (1, 10**6),
+    "check_val_every_n_epoch": (1, 10**9),
+    "log_every_n_steps": (0, 10**9),
+    "num_sanity_val_steps": (-1, 10**9),
+    "gradient_clip_val": (0, math.inf),
+    "val_check_interval": (1e-6, 10**9),
+    "fast_dev_run": (0, 10**9),
+    "limit_train_batches": (0, 10**12),
+    "limit_val_batches": (0, 10**12),
+    "limit_test_batches": (0, 10**12),
+    "limit_predict_batches": (0, 10**12),
+    "reload_dataloaders_every_n_epochs": (0, 10**9),
+}
+_NAME_A_CLASS = "name a class with its package, such as lightning_modules.VideoClassifier or datamodules.VideoFolder"
+_MOST_PROCESSES = 1024  # of one machine
+
+
+def check_config(config: dict) -> None:
+    """Checks the types of what a config file says: sections, arguments and class paths.
+
+    Raises:
+        ZooError: one of them is of another type than it has to be.
+    """
+    if config.get("config") not in (None, []):
+        raise ZooError("config is set in a config file, which cannot name another one; use include.")
+    for section in ("model", "data"):
+        value = config.get(section)
+        if not isinstance(value, str | dict | None):
+            raise ZooError(f"{section} is {_shown(value)}; it takes class_path and init_args.")
+        unknown = [key for key in value or () if key not in ("class_path", "init_args", "dict_kwargs")]
+        if isinstance(value, dict) and unknown:
+            raise ZooError(f"{section} has no key {unknown[0]!r:.80}; it takes class_path and init_args.")
+        if isinstance(value, dict) and not isinstance(value.get("init_args"), dict | None):
+            raise ZooError(f"{section}.init_args is {_shown(value['init_args'])}; it maps arguments to values.")
+    if not isinstance(config.get("trainer", {}), dict):
+        raise ZooError(f"trainer is {_shown(config['trainer'])}; it maps arguments of the Trainer to values.")
+    for where, mapping in _mappings(config, ""):
+        if "class_path" not in mapping:
+            continue
+        path = mapping["class_path"]
+        if not isinstance(path, str) or not _CLASS_PATH.fullmatch(path):
+            raise ZooError(f"{where}class_path is {_shown(path)}; {_NAME_A_CLASS}.")
+
+
+def check_keys(config: dict, arguments: list[str]) -> None:
+    """Names misspelled keys of the model, data and trainer sections, which jsonargparse reports in terms of types.
+
+    Raises:
+        ZooError: a class that is not there or of another kind; an argument that it does not have, with the nearest one
+            it has.
+    """
+    for section in ("model", "data", "trainer"):
+        prefix = f"--{section}."
+        flags = [a[len(prefix) :].partition("=")[0] for a in arguments if a.startswith(prefix)]
+        value = config.get(section) or {}
+        if section == "trainer":
+            cls, given = Trainer, value
+        else:
+            given = value.get("init_args") or {} if isinstance(value, dict) else {}
+            class_path = value.get("class_path") if isinstance(value, dict) else value
+            flag = next(
+                (b for a, b in itertools.pairwise(arguments) if a in (f"--{section}", f"{prefix}class_path")), None
+            )
+            joined = next((a.partition("=")[2] for a in arguments if a.startswith(f"--{section}=")), None)
+            named = flag or joined or class_path
+            if not named:
+                continue
+            cls = import_class(named, section)
+            flags = [f.removeprefix("init_args.") for f in flags]
+        known = argument_names(cls)
+        for name in [*given, *(f.split(".")[0].rstrip("+") for f in flags)]:
+            if name in known or name in ("help", "class_path", "init_args", "dict_kwargs"):
+                continue
+            nearest = hint(str(name), known, f"it takes {', '.join(known)}.")
+            raise ZooError(f"{section}.{name}: {cls.__name__} has no argument {name!r}: {nearest}")
+
+
+def import_class(class_path: str, section: str) -> type:
+    """The model's or the DataModule's class of a path, or of a name in our package.
+
+    Raises:
+        ZooError: it is not there, or something else than such a class.
+    """
+    base, package = _BASES[section]
+    if "." not in class_path:
+        found = getattr(package, class_path, None) if class_path in dir(package) else None
+        if found is None:
+            known = [name for name in dir(package) if _fits(getattr(package, name), base)]
+            nearest = hint(class_path, known, f"{package.__name__} has {', '.join(known)}.")
+            raise ZooError(f"There is no {section} class {class_path!r:.80}: {nearest}")
+    else:
+        if not _CLASS_PATH.fullmatch(class_path):
+            raise ZooError(f"{section}.class_path is {_shown(class_path)}; {_NAME_A_CLASS}.")
+        module, _, name = class_path.rpartition(".")
+        try:
+            found = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise ZooError(f"{section}.class_path {class_path!r:.200} cannot be imported: {error}.") from error
+    if not _fits(found, base):
+        raise ZooError(f"{section}.class_path is {class_path!r:.200}, which is not a subclass of {base.__name__} that "
+                       f"can be used; {_NAME_A_CLASS}.")  # fmt: skip
+    return found
+
+
+def argument_names(cls: type) -> list[str]:
+    """Names of the constructor's arguments; where it passes ``**kwargs`` on, those of its base classes too."""
+    names: list[str] = []
+    for base in cls.__mro__:
+        parameters = inspect.signature(base.__init__).parameters.values()
+        names += [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name != "self"]
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            break
+    return names
+
+
+def check_built(config: Namespace) -> None:
+    """Checks a parsed config before anything in it is built: ranges that others take as they are, and what is called.
+
+    Raises:
+        ZooError: a number out of its range; a ``class_path`` that is not a class, nor a function that says that it
+            returns a module (``zoo.load``).
+    """
+    seed = config.get("seed_everything")
+    if isinstance(seed, int) and not 0 <= seed < 2**32:
+        raise ZooError(f"seed_everything is {_shown(seed)}; it has to be from 0 to {2**32 - 1}.")
+    for name, (least, greatest) in _TRAINER_RANGES.items():
+        value = config.trainer.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool) and not least <= value <= greatest:
+            allowed = f"from {least} to {greatest}" if greatest < math.inf else f"at least {least}"
+            raise ZooError(f"trainer.{name} is {_shown(value)}; it has to be {allowed}.")
+    devices = config.trainer.get("devices")
+    if str(devices).lstrip("+").isdecimal() and int(str(devices)[:20]) > _MOST_PROCESSES:
+        raise ZooError(f"trainer.devices is {_shown(devices)}; it has to be at most {_MOST_PROCESSES}.")
+    data = config.get("data.class_path") or ""
+    if data.endswith(".LightningDataModule"):
+        raise ZooError("data names no class; pass --data VideoFolder, or another class of datamodules.")
+    if config.trainer.get("overfit_batches") and data.startswith("datamodules."):
+        raise ZooError("trainer.overfit_batches needs a fixed order and the data has a new one in each epoch; "
+                       "train on a small folder, or set trainer.limit_train_batches.")  # fmt: skip
+    for where, mapping in _mappings(config.as_dict(), ""):
+        path = mapping.get("class_path")
+        if isinstance(path, str) and "." in path and not _may_be_called(path):
+            raise ZooError(f"{where}class_path is {path!r:.200}, which is not a class; only classes are made from a "
+                           "config.")  # fmt: skip
+
+
+def check_processes(devices: int, nodes: int) -> None:
+    """Compares what the trainer counts on with the processes that torchrun or SLURM started.
+
+    A trainer of one device takes no notice of the others: each process would train a model of its own.
+
+    Raises:
+        ZooError: the numbers differ.
+    """
+    if "LOCAL_RANK" in os.environ:
+        starter, names = "torchrun", ("WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    elif SLURMEnvironment.detect():
+        starter, names = "SLURM", ("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE")
+    else:
+        return
+    total, here = (os.environ.get(name, "") for name in names)
+    if not total.isdecimal() or int(total) == devices * nodes:
+        return
+    here = int(here) if here.isdecimal() and int(here) and int(total) % int(here) == 0 else int(total)
+    over = "" if here == int(total) else f" --trainer.num_nodes {int(total) // here}"
+    raise ZooError(f"{starter} started {total} processes and the trainer counts on {devices} x {nodes}, so they would "
+                   f"train apart; pass --trainer.devices {here}{over}.")  # fmt: skip
+
+
+def concise(error: Exception) -> ArgumentError:
+    """jsonargparse's report on a value of a wrong type, which lists every type it tried, as one short sentence."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    keys = re.findall(r'Parser key "([^"]+)": ', text)
+    if not keys:
+        return error if isinstance(error, ArgumentError) else ArgumentError(None, f"{_cut(text).rstrip('.')}.")
+    reason = text.rpartition(f'Parser key "{keys[-1]}": ')[2]
+    reason = re.sub(r"^- Expected a path but .*? either not accessible or invalid - ", "", reason)
+    reason = re.sub(r"^Does not validate .* - Problem with given class_path '[^']+': ", "", reason)
+    union = re.match(r"Does not validate .*?Subtypes: \[(.*?)\] Errors: .*?Given value: (.*?)(?= - |$)", reason)
+    if union is not None:
+        types = re.sub(r"\b(?:\w+\.)+(\w+)", r"\1", union[1]).replace(", ", " or ")
+        reason = f"expected {types}, got {_cut(union[2])}"
+    reason = re.split(r" - Expected a | Given value type: ", reason)[0]
+    reason = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", reason).replace("NoneType", "null")
+    return ArgumentError(None, f"{'.'.join(keys)}: {_cut(reason).rstrip('.')}.")
+
+
+def explain(error: Exception) -> ZooError:
+    """What others' code raised while a run was set up, as one sentence that says where."""
+    while isinstance(error.__cause__, Exception) and not isinstance(error, MisconfigurationException):
+        error = error.__cause__
+    reason = _cut(" ".join(str(error).split())) or "no reason given"
+    if isinstance(error, MisconfigurationException):
+        return ZooError(f"The config cannot be used: {reason}")
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = ""
+    if trace is not None:
+        place = f", in {trace.tb_frame.f_globals.get('__name__', '?')}, line {trace.tb_lineno}"
+    return ZooError(f"The config cannot be used ({type(error).__name__}{place}): {reason}")
+
+
+def _mappings(value: Any, where: str) -> Iterator[tuple[str, dict]]:
+    """All mappings in a config, with the place of each: "trainer.callbacks.0."."""
+    parts: Any = ()
+    if isinstance(value, dict):
+        yield where, value
+        parts = value.items()
+    elif isinstance(value, list | tuple):
+        parts = enumerate(value)
+    for key, part in parts:
+        yield from _mappings(part, f"{where}{key!s:.40}.")
+
+
+def _may_be_called(class_path: str) -> bool:
+    """Whether a path names a class, or a function that says that it returns a module."""
+    module, _, name = class_path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):  # a class within a class: jsonargparse has found it
+        return True
+    if inspect.isclass(found):
+        return True
+    try:
+        returned = typing.get_type_hints(found).get("return")
+    except (TypeError, NameError, AttributeError):
+        return False
+    return inspect.isclass(returned) and issubclass(returned, nn.Module)
+
+
+def _fits(found: object, base: type) -> bool:
+    return inspect.isclass(found) and issubclass(found, base) and not inspect.isabstract(found) and found is not base
+
+
+def _shown(value: object) -> str:
+    try:
+        return _cut(repr(value))
+    except ValueError:  # an integer of more digits than Python prints
+        return "a number of thousands of digits"
+
+
+def _cut(text: str, length: int = 300) -> str:
+    return text if len(text) <= length else f"{text[:length]} ..."
