@@ -82,7 +82,7 @@ except hub.HubError as error:
 """
     (tmp_path / "scratch").mkdir()
     env = server.environment(tmp_path / "hf", HF_TOKEN=TOKEN, TMPDIR=str(tmp_path / "scratch"))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, env=env)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, env=env)
     answer = done.stdout.strip()
     assert one_sentence(answer, f"cannot be written to {tmp_path / 'scratch'}", "nothing was pushed", "TMPDIR")
     assert not [path for path in (tmp_path / "scratch").rglob("*") if path.is_file()]
