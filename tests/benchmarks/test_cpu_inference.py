@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "cpu_inference.py"
 IMAGE_SIZE, PATCHES = 32, 4
@@ -31,6 +32,7 @@ def by_case(result) -> dict:
     return {(r["model"], r["frames"], r["backend"]): r for r in result["records"]}
 
 
+@pytest.mark.slow
 def test_every_case_has_one_record_and_only_the_slow_one_is_skipped(result):
     cases = by_case(result)
     assert len(result["records"]) == len(cases)
@@ -46,39 +48,47 @@ def test_every_case_has_one_record_and_only_the_slow_one_is_skipped(result):
     assert all(cases[case]["seconds_min"] is None for case in skipped)
 
 
+@pytest.mark.slow
 def test_tokens_are_those_of_the_architectures(result):
     for (model, frames, _), record in by_case(result).items():
         class_token = model == "videomamba-ti"  # VideoMAE averages its tokens instead
         assert record["tokens"] == frames * PATCHES + class_token
 
 
+@pytest.mark.slow
 def test_attention_is_fused(result):
     assert {r["attention"] for r in result["records"] if r["model"] == "joint-vit-ti"} == {"sdpa"}
 
 
-def test_matrix_work_of_videomamba_is_that_of_its_shapes(result):
+@torch.inference_mode()
+def case_of(load_benchmark, model, frames):
+    benchmark = load_benchmark("cpu_inference")
+    sizes = ["--frames", str(frames), "--image-size", str(IMAGE_SIZE)]
+    return benchmark.build_cases(benchmark.parse(["--models", model, *sizes]))[0]
+
+
+@torch.inference_mode()
+def test_matrix_work_of_videomamba_is_that_of_its_shapes(load_benchmark):
     width, depth, inner, rank, states, classes = 192, 24, 384, 12, 16, 400
-    for record in result["records"]:
-        if record["model"] != "videomamba-ti" or record["skipped"]:
-            continue
-        token = width * 2 * inner + 2 * (inner * (rank + 2 * states) + rank * inner) + inner * width
-        patches = (record["tokens"] - 1) * 3 * 16 * 16 * width
-        flop = 2 * (record["tokens"] * depth * token + patches + width * classes)
-        assert record["matrix_gflop"] == pytest.approx(flop / 1e9, rel=1e-6)
-        assert record["state_updates"] == 2 * record["tokens"] * inner * states * depth
+    case = case_of(load_benchmark, "videomamba-ti", 4)
+    token = width * 2 * inner + 2 * (inner * (rank + 2 * states) + rank * inner) + inner * width
+    patches = (case.tokens - 1) * 3 * 16 * 16 * width
+    flop = 2 * (case.tokens * depth * token + patches + width * classes)
+    assert case.tokens == 4 * PATCHES + 1 and case.matrix_gflop == pytest.approx(flop / 1e9, rel=1e-6)
 
 
-def test_matrix_work_of_joint_attention_is_that_of_its_shapes(result):
-    width, layers, hidden, classes = 192, 12, 768, 400
-    for frames in (4, 16):
-        record = by_case(result)["joint-vit-ti", frames, None]
-        tokens = record["tokens"]
-        linear = layers * (4 * width**2 + 2 * width * hidden) + 3 * 16 * 16 * width
-        attention = layers * 2 * tokens**2 * width  # queries times keys and weights times values
-        flop = 2 * (tokens * linear + attention + width * classes)
-        assert record["matrix_gflop"] == pytest.approx(flop / 1e9, rel=1e-6)
+@torch.inference_mode()
+@pytest.mark.parametrize("frames", [4, 16])
+def test_matrix_work_of_joint_attention_is_that_of_its_shapes(load_benchmark, frames):
+    width, layers, hidden, classes, tokens = 192, 12, 768, 400, frames * PATCHES
+    case = case_of(load_benchmark, "joint-vit-ti", frames)
+    linear = layers * (4 * width**2 + 2 * width * hidden) + 3 * 16 * 16 * width
+    attention = layers * 2 * tokens**2 * width  # queries times keys and weights times values
+    flop = 2 * (tokens * linear + attention + width * classes)
+    assert case.tokens == tokens and case.matrix_gflop == pytest.approx(flop / 1e9, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_summaries_follow_from_what_was_measured(result):
     for record in result["records"]:
         if record["skipped"]:
@@ -88,12 +98,14 @@ def test_summaries_follow_from_what_was_measured(result):
         assert record["seconds_median"] == statistics.median(record["seconds"])
         limit = record["matrix_gflop"] / max(record["mm_gflops"], record["onednn_gflops"] or 0)
         if record["backend"]:
+            assert record["state_updates"] == 2 * record["tokens"] * 384 * 16 * 24  # inner width, states, depth
             limit += record["state_updates"] / record["updates_per_second"]
         assert record["limit_seconds"] == pytest.approx(limit)
         assert record["peak_mib"] is None or record["peak_mib"] >= 0
         assert record["memory_method"] in ("VmHWM", "sampled", "unknown")
 
 
+@pytest.mark.slow
 def test_what_was_not_run_is_not_judged(result):
     unmeasured = [line for line in result["checks"] if "frames" in line["name"]]
     assert len(unmeasured) == 4
@@ -101,6 +113,7 @@ def test_what_was_not_run_is_not_judged(result):
     assert "PASS" not in result["printed"] and "FAIL" not in result["printed"]
 
 
+@pytest.mark.slow
 def test_the_machine_is_described(result):
     machine = result["machine"]
     assert machine["threads"] == 1

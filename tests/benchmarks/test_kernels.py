@@ -18,6 +18,7 @@ def result(tmp_path_factory):
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_every_backend_has_its_records_and_only_the_slow_one_is_skipped(result):
     found = {(r["kernel"], r["backend"], r["frames"]): r.get("skipped") for r in result["records"]}
     expected = {(kernel, backend, frames) for kernel in ("scan", "conv") for backend in ("numba", "reference")
@@ -27,6 +28,7 @@ def test_every_backend_has_its_records_and_only_the_slow_one_is_skipped(result):
     assert {"device", "commit", "date"} <= set(result["machine"])
 
 
+@pytest.mark.slow
 def test_the_floor_is_that_of_the_formula(result):
     speed = result["rates"]
     tokens, channels, states, size = 1 + 2 * 20, 2 * 192, 16, 4

@@ -59,6 +59,7 @@ def test_margins_are_taken_seed_by_seed(benchmark):
     assert mean["t2v_r1"] == pytest.approx(0.5) and "margin" not in mean
 
 
+@pytest.mark.slow
 def test_index_and_search(tmp_path):
     run("search", "--vectors", 3000, "--dims", 32, "--dtypes", "float16", "--queries", 1, 7, "--output",
         tmp_path / "search.json", "--folder", tmp_path)  # fmt: skip

@@ -17,6 +17,7 @@ def run(folder, *options):
     return json.loads((folder / "result.json").read_text())
 
 
+@pytest.mark.slow
 def test_order_is_what_the_model_goes_by(tmp_path):
     result = run(tmp_path, "--videos", "40", "--shuffles", "2", "--plot", tmp_path / "bars.png")
     orders = result["orders"]

@@ -15,6 +15,7 @@ def run(script: str, *options: object) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_whole_networks_and_their_picture(tmp_path):
     path, picture = tmp_path / "result.json", tmp_path / "picture.png"
     models = ("videomamba-ti", "joint-ti", "joint-ti-sdpa")

@@ -188,6 +188,7 @@ def test_other_classes_than_the_data_are_refused_before_training(tmp_path):
         build(class_names=["a", "b"])
 
 
+@pytest.mark.slow
 def test_two_processes_score_as_one(tmp_path):
     """7 videos over 2 processes: the sampler repeats one, the score must not count it twice."""
     model = build()

@@ -160,6 +160,7 @@ WORKER = """
 """
 
 
+@pytest.mark.slow
 def test_two_processes_count_every_segment_once(tmp_path):
     script = tmp_path / "worker.py"
     meet = f"file://{tmp_path}/meet"

@@ -161,6 +161,7 @@ def train(head, batch_size, **kwargs):
     return model, record, scores
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     """Loss and gradients over gathered negatives, and the scores, are those of one process with the whole batch."""
     script = tmp_path / "two.py"

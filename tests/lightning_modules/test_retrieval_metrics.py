@@ -144,6 +144,7 @@ def test_nothing_counted_is_nan_not_zero():
     assert result["videos"] == 0 and result["t2v_r1"].isnan() and result["v2t_mdr"].isnan()
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_one_does(tmp_path):
     script = tmp_path / "two.py"
     script.write_text(textwrap.dedent(f"""

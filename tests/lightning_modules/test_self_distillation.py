@@ -307,6 +307,7 @@ torch.distributed.destroy_process_group()
 TOGETHER = dict(teacher_epochs=1, lr=1e-2, warmup_epochs=0)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_with_and_without_the_teacher(tmp_path):
     (tmp_path / "two.py").write_text(TWO.format(file=__file__, folder=str(tmp_path)))
     done = subprocess.run([sys.executable, tmp_path / "two.py"], timeout=600, capture_output=True, text=True)

@@ -204,6 +204,7 @@ def test_an_averaged_run_goes_on_as_if_not_interrupted(averaged, tmp_path):
 # Compilation --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_compiled_blocks_train_alike_under_the_same_names(plain, tmp_path):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()  # of other tests

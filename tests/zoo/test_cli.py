@@ -284,6 +284,7 @@ def test_zoo_predict_names_bad_files(workspace, monkeypatch, capsys):
         assert not Path("never.png").exists()
 
 
+@pytest.mark.slow
 def test_training_goes_on_past_a_broken_video_and_names_it(workspace, tmp_path):
     generate(tmp_path / "data", **SMALL)
     broken = next((tmp_path / "data" / "train" / "grow").glob("*.mp4"))

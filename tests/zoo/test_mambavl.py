@@ -60,6 +60,7 @@ def test_a_run_of_the_demo(workspace):
     assert 0 < distance < 0.05 * sum(weight.square().sum() for weight in donor.values())
 
 
+@pytest.mark.slow
 def test_predictions_for_the_challenge(workspace):
     run("lightning", "predict", "--config", "mambavl-demo", "--ckpt_path", "best", *SMALL[:3],
         "--data.test=EPIC_100_test_timestamps.csv",
@@ -119,6 +120,7 @@ def test_mistakes_in_asking(workspace, capsys, arguments, sentence):
     assert stop.value.code == 1 and sentence in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_extract_and_train_on_features(workspace, monkeypatch, capsys):
     monkeypatch.chdir(workspace)
     command = ["extract", "videomamba-nano-motion", "kitchen", "-o", "features", "--stride", "0.5"]

@@ -174,6 +174,7 @@ def test_the_recipe_trains(workspace):
     assert features.shape == (16,)
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_from_the_run(workspace, tmp_path):
     """The official recipe after it, and `finetune`, which takes the network from what it starts from."""
     pretrained = zoo.load(workspace / RUN).net.state_dict()
@@ -199,6 +200,7 @@ def test_fine_tuning_starts_from_the_run(workspace, tmp_path):
         assert different == {"head.weight", "head.bias"} | resized
 
 
+@pytest.mark.slow
 def test_a_teacher_is_configured_as_an_object(workspace, tmp_path):
     config = {"model": {"init_args": {"teacher": {
         "class_path": "lightning_modules.nets.ClipTeacher", "init_args": {"sizes": {k: CLIP[k] for k in (

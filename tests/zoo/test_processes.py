@@ -49,6 +49,7 @@ def curve(rows, name):
     return {int(row["step"]): float(row[name]) for row in rows if row.get(name)}
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(workspace):
     rows = {name: lightning(workspace, "fit", name, *layout) for name, layout in LAYOUTS.items()}
     for name, points in (("train/loss", 8), ("val/loss", 2), ("val/top1", 2)):

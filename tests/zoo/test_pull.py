@@ -67,6 +67,7 @@ print(json.dumps([sum(p.double().sum().item() for p in zoo.load(name).parameters
 """
 
 
+@pytest.mark.slow
 def test_pull_then_everything_works_offline(server, tmp_path):
     home = tmp_path / "hf"
     names = ["videomamba-ti-ssv2*", "videomamba-ti-ssv2-f16-r224", "me/actions", "videomamba-nano-motion"]

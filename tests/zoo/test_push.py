@@ -67,6 +67,7 @@ with use_backend("reference"):
 """
 
 
+@pytest.mark.slow
 def test_fit_push_wipe_the_cache_load_elsewhere_equal_logits(workspace, server, tmp_path):
     done = run(server, tmp_path / "mine", "zoo", "push", "run", "me/actions", "--private", cwd=workspace)
     assert "me/actions/commit/" in done.stdout and 'zoo.load("me/actions")' in done.stdout

@@ -79,10 +79,11 @@ def differences(a, b, place=""):
 
 # Nine batches an epoch, a checkpoint at every second step of two batches and after each epoch.
 @pytest.mark.parametrize(("epoch", "batch", "writing", "signal_number"), [
-    (0, 6, False, signal.SIGKILL),  # in the middle of the first epoch, two batches after a checkpoint
-    (1, 0, False, signal.SIGKILL),  # between two epochs
+    # In the middle of the first epoch, two batches after a checkpoint; between two epochs.
+    pytest.param(0, 6, False, signal.SIGKILL, marks=pytest.mark.slow),
+    pytest.param(1, 0, False, signal.SIGKILL, marks=pytest.mark.slow),
     (2, 3, False, signal.SIGKILL),  # between two batches of one step
-    (1, 5, True, signal.SIGXFSZ),  # while a checkpoint is written
+    pytest.param(1, 5, True, signal.SIGXFSZ, marks=pytest.mark.slow),  # while a checkpoint is written
 ])  # fmt: skip
 def test_killed_run_goes_on_as_if_nothing_had_happened(
     workspace, fit, uninterrupted, epoch, batch, writing, signal_number

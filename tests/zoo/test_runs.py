@@ -195,6 +195,7 @@ def rows_until(file: Path, step: int) -> bool:
     return file.exists() and f",{step}," in file.read_text()
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_in_its_folder(workspace, monkeypatch, caplog):
     """Kill -9 in the second epoch of six, the folder moved; then last, best, and a new version beside it."""
     metrics = workspace / "runs" / "mine" / "version_0" / "metrics.csv"

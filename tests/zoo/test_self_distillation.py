@@ -77,6 +77,7 @@ def test_a_run_starts_from_image_weights_and_has_no_teacher_in_its_checkpoint(wo
         assert sum(bool(row["train/distill_loss"]) for row in csv.DictReader(file)) > 0
 
 
+@pytest.mark.slow
 def test_it_goes_on_is_tested_without_the_teacher_and_shared_as_a_classifier(workspace):
     teacher = ["--model.teacher", "teacher"]
     text = run("lightning", "fit", "--config", "student.yaml", *teacher, "--ckpt_path", "last", "--trainer.max_epochs",

@@ -250,6 +250,7 @@ def masked_run(workspace, tmp_path_factory):
     return folder / "runs" / name / "version_0"
 
 
+@pytest.mark.slow
 def test_from_the_masked_part_by_way_of_tuning_to_a_test_and_a_search(workspace, masked_run, tmp_path, monkeypatch):
     with (masked_run / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))

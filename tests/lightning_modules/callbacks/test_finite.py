@@ -70,6 +70,7 @@ def test_modules_of_the_zoo_have_it():
     assert [type(callback) for callback in module.configure_callbacks()] == [FiniteLoss]
 
 
+@pytest.mark.slow
 def test_both_processes_stop_and_name_the_file_of_one(tmp_path):
     """Without an agreement the other process would take the step with averaged NaN gradients, and save it."""
     script = tmp_path / "two.py"

@@ -72,6 +72,7 @@ def published() -> list[dict]:
     return [row for row in rows if row["name"] != "videomamba-s-k400-f64-r384"]
 
 
+@pytest.mark.slow
 def test_published_numbers_are_multiply_adds_of_projections_and_patches():
     """Which is the claim of docs/recipes.md."""
     assert len(published()) > 40

@@ -129,14 +129,20 @@ def test_maps_are_inverse_and_say_where_a_token_comes_from():
     assert to_temporal[to_spatial].tolist() == to_spatial[to_temporal].tolist() == SPATIAL
 
 
+QUICK = {("numba", "alternating"), ("numba", "spatiotemporal_v2")}
+
+
 def test_with_one_frame_both_orders_are_the_same():
     x = torch.randn(2, 3, 2, 16 * SIDE, 16 * SIDE)
     one, other = (tiny(order, num_frames=2).eval() for order in ("spatial_first", "temporal_first"))
     torch.testing.assert_close(one(x), other(x))
 
 
-@pytest.mark.parametrize("scan_order", ["alternating", "spatiotemporal_v1", "spatiotemporal_v2"])
-@pytest.mark.parametrize("backend", available_backends("cpu"))
+@pytest.mark.parametrize(("backend", "scan_order"), [
+    pytest.param(backend, order, marks=() if (backend, order) in QUICK else pytest.mark.slow)
+    for backend in available_backends("cpu")
+    for order in ("alternating", "spatiotemporal_v1", "spatiotemporal_v2")
+])  # fmt: skip
 def test_gradients_compilation_export_and_recomputation(scan_order, backend):
     net = tiny(scan_order, embed_dim=8)
     x = torch.randn(2, 3, 2 * FRAMES, 16 * SIDE, 16 * SIDE)

@@ -131,6 +131,7 @@ for fast, slow in zip(run("numba"), run("reference")):
 """
 
 
+@pytest.mark.slow
 def test_without_wide_vectors_and_without_a_cache_folder(tmp_path) -> None:
     """The code for a plain x86-64 or the like: the portable exponential, and no place to keep machine code."""
     (tmp_path / "file").touch()

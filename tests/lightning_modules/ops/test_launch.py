@@ -1,5 +1,6 @@
 """Every triton kernel, compiled for a Hopper GPU as the backends launch it; none is needed for that."""
 
+import itertools
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ from lightning_modules.ops.conv import triton as conv
 from lightning_modules.ops.launch import compile_only
 from lightning_modules.ops.norm import triton as norm
 from lightning_modules.ops.scan import triton as scan
+from lightning_modules.ops.scan.direction import Direction
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="compiles, does not interpret")
 
@@ -31,11 +33,11 @@ def _scan(dtype: torch.dtype, batch: int, states: int, save: bool = True) -> lis
     """Both directions at the inner width of VideoMamba-Ti, 8 frames; B and C as slices of a projection."""
     length, channels = 1569, 384
 
-    def direction() -> tuple[torch.Tensor, ...]:
+    def direction() -> Direction:
         projected = torch.empty(batch, length, channels // 32 + 2 * states, dtype=dtype)
         sequences = (torch.empty(batch, length, channels, dtype=dtype) for _ in range(2))
         A, D, bias = torch.empty(channels, states), torch.empty(channels), torch.empty(channels)
-        return *sequences, A, projected[..., -2 * states : -states], projected[..., -states:], D, bias
+        return Direction(*sequences, A, projected[..., -2 * states : -states], projected[..., -states:], D, bias)
 
     with torch.device("meta"):
         directions, z = [direction(), direction()], torch.empty(batch, length, 2 * channels, dtype=dtype)
@@ -72,15 +74,13 @@ def test_small_kernels_fit_into_registers(make, dtype: torch.dtype, tmp_path: Pa
         assert used["STACK"] == used["LOCAL"] == 0, (name, used)
 
 
-_STATES = [
-    pytest.param(16),
-    *(pytest.param(states, marks=pytest.mark.slow) for states in (8, 12, 32, 64)),
+_SCANS = [
+    pytest.param(*case, marks=() if case == (64, torch.bfloat16, 16) else pytest.mark.slow)
+    for case in itertools.product((1, 64), (torch.bfloat16, torch.float32), (16, 8, 12, 32, 64))
 ]
 
 
-@pytest.mark.parametrize("states", _STATES)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("batch", [1, 64])
+@pytest.mark.parametrize(("batch", "dtype", "states"), _SCANS)
 def test_scans_fit_into_registers(dtype: torch.dtype, states: int, batch: int, tmp_path: Path) -> None:
     kernels = _scan(dtype, batch, states)
     names = [name for name, _, _ in kernels]
@@ -114,8 +114,11 @@ def test_a_small_batch_fills_the_gpu() -> None:
     assert schedulers < grids["scan_forward"][0] <= 4 * schedulers
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize(("length", "channels", "states"), [(1, 5, 3), (70, 1, 4), (3, 33, 1)])
+@pytest.mark.parametrize(("length", "channels", "states", "reverse"), [
+    (1, 1, 1, False),
+    *(pytest.param(*sizes, reverse, marks=pytest.mark.slow)
+      for sizes in ((1, 5, 3), (70, 1, 4), (3, 33, 1)) for reverse in (False, True)),
+])  # fmt: skip
 def test_numbers_that_are_one_and_absent_tensors_compile(
     length: int, channels: int, states: int, reverse: bool
 ) -> None:
@@ -124,7 +127,7 @@ def test_numbers_that_are_one_and_absent_tensors_compile(
         u, delta = torch.empty(2, 1, length, channels, dtype=torch.float16)
         A, (B, C) = torch.empty(channels, states), torch.empty(2, 1, length, states)
         D, bias = (torch.empty(channels), None) if reverse else (None, torch.empty(channels))
-        one = [(u, delta, A, B, C, D, bias)]
+        one = [Direction(u, delta, A, B, C, D, bias)]
         scan._backward(*scan._forward(one, None, not reverse, reverse, True), one, None, not reverse, reverse)
         taps = (torch.empty(channels, 3), None)
         x = torch.empty(1, length, channels)

@@ -22,6 +22,18 @@ def _run(kernel: str, *options: str) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU runs them")
 @pytest.mark.parametrize("kernel", ["scan", "conv", "norm"])
+def test_a_part_in_the_interpreter(kernel: str) -> None:
+    pytest.importorskip("triton")
+    _run(
+        kernel,
+        "-k",
+        {"scan": "test_lengths and not of_videos", "conv": "test_lengths", "norm": "half_precision"}[kernel],
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU runs them")
+@pytest.mark.parametrize("kernel", ["scan", "conv", "norm"])
 def test_in_the_interpreter(kernel: str) -> None:
     pytest.importorskip("triton")
     _run(kernel)
