@@ -271,7 +271,7 @@ def test_zoo_predict_names_bad_files(workspace, monkeypatch, capsys):
     Path("cut.mp4").write_bytes(content[:200])
     for arguments, sentence in [
         (["nano", clip], "No model is named 'nano'"),
-        (["videomamba-nano-motion", "gone.mp4"], "There is no file gone.mp4"),
+        (["videomamba-nano-motion", "gone.mp4"], "There is no file or folder gone.mp4"),
         ([checkpoint(workspace), "empty.mp4"], "empty.mp4"),
         ([checkpoint(workspace), "text.mp4"], "text.mp4"),
         ([checkpoint(workspace), "cut.mp4"], "cut.mp4"),
