@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules import VideoFolder
-from datamodules.synthetic import CLASSES, generate
+from datamodules.synthetic.motion import CLASSES, generate
 from lightning_modules import SelfDistillation, VideoClassifier
 from lightning_modules.nets.scan_orders import SCAN_ORDERS
 

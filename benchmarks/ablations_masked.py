@@ -54,10 +54,10 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from datamodules.synthetic import CLASSES, MOTIONS, SHAPES, ClipSpec, clip_spec, render_clip, trajectory
+from datamodules.synthetic.motion import CLASSES, MOTIONS, SHAPES, ClipSpec, clip_spec, render_clip, trajectory
 from lightning_modules import MaskedPretraining, VideoClassifier
-from lightning_modules.losses import contrastive_loss
 from lightning_modules.nets import ClipTeacher
+from lightning_modules.training.losses import contrastive_loss
 
 SIZE = {"embed_dim": 64, "depth": 4, "patch_size": 12, "tubelet_size": 2}
 TIMES = CLIP["num_frames"] // SIZE["tubelet_size"]

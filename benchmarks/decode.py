@@ -19,7 +19,7 @@ HMDB-51 come, VP9 (up to 128 apart) in WebM. 3000 frames are the packets of 300 
 
 Readers, one thread each:
 
-    zoo          datamodules.decode.VideoReader
+    zoo          datamodules.video.decode.VideoReader
     zoo-cached   the same with the index of a former reading
     decord       its own resizing while it decodes; cropped afterwards
     torchcodec   the default, exact mode; resized by torchvision, without antialiasing as ours
@@ -54,9 +54,9 @@ import torch
 from common import RESULTS, machine, machine_slug, save
 from torch import Tensor
 
-from datamodules.decode import VideoReader, forget_indices
-from datamodules.sampling import clip_indices
-from datamodules.transforms import center_crop, resize_short_side, to_clip
+from datamodules.video.decode import VideoReader, forget_indices
+from datamodules.video.resize import center_crop, resize_short_side, to_clip
+from datamodules.video.sampling import clip_indices
 
 SHORT_SIDE, CROP = 256, 224
 SIZES = {"340x256": (340, 256, 500_000), "1920x1080": (1920, 1080, 5_000_000)}  # width, height, bits per second

@@ -3,7 +3,7 @@
     python benchmarks/mambavl.py [--seeds 3] [--epochs 20] [--variants NAME ...] [--task recognition]
                                  [--skip-cost | --skip-training] [--output FILE.json]
 
-**Training.** Videos in EPIC-KITCHENS format (datamodules/synthetic_kitchen.py): an action is one of 8 motions (verbs)
+**Training.** Videos in EPIC-KITCHENS format (datamodules/synthetic/kitchen.py): an action is one of 8 motions (verbs)
 of one of 8 shapes (nouns); 160 videos of 8 actions to train, 60 others to validate. The vision tokens are those of the
 shipped videomamba-nano-motion, frozen, which knows motions and was never asked about shapes; they are computed once (of
 each training segment --draws random clips). Text tower, fusion and heads start from scratch, as in the recipe
@@ -40,13 +40,13 @@ from rich.table import Table
 from torch.utils.data import DataLoader, default_collate
 
 import zoo
+from datamodules.annotations.questions import KINDS, QUESTIONS, answer_number, draw_question
 from datamodules.epic_kitchens import EpicKitchens100
 from datamodules.loading import Draw
-from datamodules.questions import KINDS, QUESTIONS, answer_number, draw_question
-from datamodules.synthetic_kitchen import generate_kitchen
+from datamodules.synthetic.kitchen import generate_kitchen
 from lightning_modules.base import BaseModule
-from lightning_modules.mambavl import ActionRecognition
 from lightning_modules.nets.mambavl import CrossAttentionBlock, FusionBlock
+from lightning_modules.tasks.mambavl import ActionRecognition
 from zoo.recipe import find_recipe, read_recipe
 
 VARIANTS = {

@@ -24,10 +24,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from lightning_modules.losses import alignment_loss
 from lightning_modules.nets import ClipTeacher, MaskedVideoMamba
 from lightning_modules.nets.masked_videomamba import take
 from lightning_modules.nets.masking import draw_visible
+from lightning_modules.training.losses import alignment_loss
 
 FRAMES, SIZE, GRID = 8, 224, 14
 RATIOS = (0.0, 0.5, 0.65, 0.8, 0.9)  # 0 and those of the paper's table 5

@@ -75,10 +75,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
 from datamodules import CaptionCSV
-from datamodules.synthetic import CLASSES, MOTIONS, ClipSpec, clip_spec, generate, render, write_video
+from datamodules.synthetic.motion import CLASSES, MOTIONS, ClipSpec, clip_spec, generate, render, write_video
 from lightning_modules import TextVideoRetrieval
 from lightning_modules.nets.muse import LEARNERS, Muse
-from zoo.vector_index import DTYPES, ROWS, Index, Record
+from zoo.retrieval.vector_index import DTYPES, ROWS, Index, Record
 
 HEADS = {"muse": "MUSE", "mean": "mean pooling", "sequential": "sequential"}
 SETS = {"random": 6, "twins": 7}  # with the seeds of their scenes

@@ -8,7 +8,7 @@ frames that the model picks from a clip are shown to it in order, backwards, shu
 order, --shuffles times) and as the middle frame over and over; all else is the demo's test: 3 clips of each video,
 softmax averaged. An answer is right, the opposite motion, or another one.
 
-What to expect of a model that ignores order, from how the clips are made (datamodules/synthetic.py):
+What to expect of a model that ignores order, from how the clips are made (datamodules/synthetic/motion.py):
 
 - A motion and its opposite have the same frames, in reverse order. Without order the two cannot be told apart: of the
   answers that name the right pair half are right, and so at most 50 % of all.
@@ -34,8 +34,8 @@ from rich.table import Table
 from torch import Tensor
 
 import zoo
-from datamodules.synthetic import MOTIONS, NUISANCE, generate
-from datamodules.views import load_views
+from datamodules.synthetic.motion import MOTIONS, NUISANCE, generate
+from datamodules.video.views import load_views
 
 MODEL = "videomamba-nano-motion"
 NUM_CLIPS = 3  # as the demo tests

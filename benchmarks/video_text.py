@@ -52,10 +52,10 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.loading import Draw, seeded
 from datamodules.pairs import PairSampler
 from datamodules.retrieval import collate_captions
-from datamodules.synthetic import CLASSES, COLOURS, PATTERNS, SHAPES, ClipSpec, clip_spec, render
+from datamodules.synthetic.motion import CLASSES, COLOURS, PATTERNS, SHAPES, ClipSpec, clip_spec, render
 from lightning_modules import VideoTextPretraining
 from lightning_modules.nets import ClipTeacher
-from lightning_modules.reranking import Reranker
+from lightning_modules.training.reranking import Reranker
 
 LAYERS = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4}
 SIZES = {

@@ -11,7 +11,7 @@ _HOME = {
     "ClipDataModule": "clips",
     "ClipDataset": "base",
     "DataError": "errors",
-    "DecodeError": "decode",
+    "DecodeError": "video.decode",
     "DiDeMo": "didemo",
     "EpicKitchens100": "epic_kitchens",
     "ImageNet": "imagenet",
@@ -26,8 +26,8 @@ _HOME = {
     "VideoCSV": "video_csv",
     "VideoDataModule": "base",
     "VideoFolder": "video_folder",
-    "VideoReader": "decode",
-    "load_views": "views",
+    "VideoReader": "video.decode",
+    "load_views": "video.views",
 }
 __all__ = sorted(_HOME)
 

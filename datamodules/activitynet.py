@@ -3,9 +3,8 @@
 import math
 import warnings
 
-from datamodules.captions import Captions, are_texts, captions_of, read_json, values_of
-from datamodules.clips import some
-from datamodules.errors import DataError
+from datamodules.annotations.captions import Captions, are_texts, captions_of, read_json, values_of
+from datamodules.errors import DataError, some
 from datamodules.retrieval import RetrievalDataModule
 
 __all__ = ["ActivityNet"]
@@ -28,7 +27,7 @@ class ActivityNet(RetrievalDataModule):
                                                                   and those without a caption are left out
 
     The caption of a video is one paragraph, its sentences, and the whole video counts. The test captions are not
-    public: validation and testing both take val_1, as published (reference muse.md, section 6).
+    public: validation and testing both take val_1, as published (docs/protocol.md, section 21).
 
     Args:
         root: folder of annotations and videos, a path or a URL.

@@ -16,15 +16,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from datamodules.augment import AUTO_AUGMENT_POLICIES, CROPS, TrainTransform
 from datamodules.checks import SHARE, Count, Number, OneOf, OrNone, Range, check
-from datamodules.clips import ClipDataModule, ClipFormat, FetchingAhead, UnreadableTally, some
-from datamodules.decode import DecodeError
-from datamodules.errors import DataError
+from datamodules.clips import ClipDataModule, ClipFormat, FetchingAhead, UnreadableTally
+from datamodules.errors import DataError, some
 from datamodules.loading import Draw, seeded
 from datamodules.mixing import BatchMixer
-from datamodules.sampling import MAX_FRAMES, clip_indices
-from datamodules.transforms import AUTO_AUGMENT_POLICIES, CROPS, TrainTransform, to_clip
-from datamodules.views import load_views
+from datamodules.video.decode import DecodeError
+from datamodules.video.resize import to_clip
+from datamodules.video.sampling import MAX_FRAMES, clip_indices
+from datamodules.video.views import load_views
 
 __all__ = ["REPEAT_MODES", "ClipDataset", "Sample", "VideoDataModule", "collate_clips"]
 
@@ -163,14 +164,14 @@ class VideoDataModule(ClipDataModule):
             batch, which then has batch_size * repeats clips; "sampler" draws the video `repeats` times, over all
             processes, while batches and epochs keep their sizes (`datamodules.loading`).
         crop: of training clips: "random_resized", or "multi_scale" as masked pretraining has it, see
-            `datamodules.transforms`.
+            `datamodules.augment`.
         crop_area: range of the share of the frame that a random resized crop covers.
         crop_ratio: range of its width / height.
         horizontal_flip: probability in training; set 0 where left and right matter.
         rand_augment_ops: operations of RandAugment per clip; 0 is off.
         rand_augment_magnitude: their magnitude, 0 .. 10.
         rand_augment_std: standard deviation of the magnitude.
-        auto_augment: policy of AutoAugment in place of RandAugment: "v0", see `datamodules.transforms.auto_augment`.
+        auto_augment: policy of AutoAugment in place of RandAugment: "v0", see `datamodules.augment.auto_augment`.
         mixup: alpha of mixup; 0 is off, the published recipes have 0.8.
         cutmix: alpha of cutmix; 0 is off, the published recipes have 1.
         random_erasing: probability of random erasing; the published recipes have 0.25.

@@ -5,18 +5,17 @@ import re
 from pathlib import Path
 from typing import Any
 
+from datamodules.annotations.lists import find_list, is_number, read_csv, read_numbered
 from datamodules.base import Sample, VideoDataModule
-from datamodules.clips import some
-from datamodules.errors import DataError
-from datamodules.files import join, read_text, resolve
-from datamodules.files import split as folder_and_name
-from datamodules.lists import find_list, is_number, read_csv, read_numbered
-from datamodules.video_folder import VIDEO_SUFFIXES
+from datamodules.errors import DataError, some
+from datamodules.storage.files import join, read_text, resolve
+from datamodules.storage.files import split as folder_and_name
+from datamodules.video.suffixes import VIDEO_SUFFIXES
 
 __all__ = ["ACTIVITIES", "Breakfast"]
 
 ACTIVITIES = ("cereals", "coffee", "tea", "pancake", "friedegg", "scrambledegg", "sandwich", "juice", "milk", "salat")
-"""In the order of ViS4mer's class_id, which the released weights have (reference datasets.md, section 9)."""
+"""In the order of ViS4mer's class_id, which the released weights have (docs/protocol.md, section 10)."""
 
 _SOURCE = "https://serre-lab.clps.brown.edu/resource/breakfast-actions-dataset"
 _VIDEOS = "BreakfastII_15fps_qvga_sync"
@@ -43,7 +42,7 @@ class Breakfast(VideoDataModule):
         P03/cam01/P03_cereals.avi,0                    path and number, VideoMamba's
 
     Without lists persons up to 46 are trained on, and 47 to 54 validated and tested, which is the split of both lists
-    and none of the four of the data set's authors (reference protocol, section 9). With lists, validation and testing
+    and none of the four of the data set's authors (docs/protocol.md, section 10). With lists, validation and testing
     stand in for each other.
 
     Args:
@@ -54,7 +53,7 @@ class Breakfast(VideoDataModule):
         delimiter: between path and number; None finds it out.
         published_test: test on one video per file name, that of the first camera, with both channels of stereo cameras.
             The published accuracies are multiples of 1/192, since the authors' code merges what has the same file name
-            (reference protocol, section 9): 80 recordings of the test persons, and two channels of the 56 that are in
+            (docs/protocol.md, section 10): 80 recordings of the test persons, and two channels of the 56 that are in
             stereo too, make 192 names. Otherwise all 355 videos count.
         common: see `datamodules.base.VideoDataModule`.
 

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datamodules.captions import Captions, read_captions
+from datamodules.annotations.captions import Captions, read_captions
 from datamodules.errors import DataError
-from datamodules.files import join
-from datamodules.files import split as folder_and_name
 from datamodules.retrieval import RetrievalDataModule
 from datamodules.splitting import check_fraction, set_aside
+from datamodules.storage.files import join
+from datamodules.storage.files import split as folder_and_name
 
 __all__ = ["CaptionCSV"]
 
@@ -18,7 +18,7 @@ _SPLITS = ("train", "val", "test")
 
 class CaptionCSV(RetrievalDataModule):
     """A table with the columns video and caption, a row for each caption; or the JSON of
-    `datamodules.captions.read_captions`:
+    `datamodules.annotations.captions.read_captions`:
 
         video,caption
         kitchen/0001.mp4,a woman cuts an onion

@@ -20,11 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from datamodules.checks import SHARE, Count, OneOf, OrNone, check, fits
-from datamodules.decode import DecodeError
-from datamodules.errors import DataError
-from datamodules.files import Folders, is_url, join
-from datamodules.files import split as split_path
-from datamodules.frames import DECODERS, check_decoder, open_video
+from datamodules.errors import DataError, some
 from datamodules.loading import (
     ClipLoader,
     Draw,
@@ -35,13 +31,17 @@ from datamodules.loading import (
     suitable_workers,
     worker_context,
 )
-from datamodules.members import as_member, fetched_ahead
 from datamodules.overview import SplitOverview, print_overview
-from datamodules.sampling import MAX_FRAMES, SAMPLINGS
-from datamodules.shards import ShardListings, ShardSampler, has_index
-from datamodules.transforms import INTERPOLATIONS, MAX_SIDE, RESIZES, Reader, read_resized
+from datamodules.shards.reading import ShardListings, ShardSampler, has_index
+from datamodules.storage.files import Folders, is_url, join
+from datamodules.storage.files import split as split_path
+from datamodules.storage.members import as_member, fetched_ahead
+from datamodules.video.decode import DecodeError
+from datamodules.video.frames import DECODERS, check_decoder, open_video
+from datamodules.video.resize import INTERPOLATIONS, MAX_SIDE, RESIZES, Reader, read_resized
+from datamodules.video.sampling import MAX_FRAMES, SAMPLINGS
 
-__all__ = ["CLIP_RULES", "ClipDataModule", "ClipFormat", "FetchingAhead", "UnreadableTally", "some", "warn_of_leaks"]
+__all__ = ["CLIP_RULES", "ClipDataModule", "ClipFormat", "FetchingAhead", "UnreadableTally", "warn_of_leaks"]
 
 T = TypeVar("T")
 
@@ -68,7 +68,7 @@ class Listed(Protocol):
 class ClipFormat:
     """What the model wants to see: num_frames x image_size x image_size pixels, and how they are taken.
 
-    Attributes are those of `datamodules.views.load_views`.
+    Attributes are those of `datamodules.video.views.load_views`.
     """
 
     num_frames: int
@@ -94,7 +94,7 @@ class ClipFormat:
         return open_video(path, decoder=self.decoder)
 
     def read(self, reader: Reader, indices: np.ndarray) -> Tensor:
-        """Frames for evaluation, to be cropped, see `datamodules.transforms.read_resized`."""
+        """Frames for evaluation, to be cropped, see `datamodules.video.resize.read_resized`."""
         size = {name: getattr(self, name) for name in ("image_size", "short_side", "interpolation", "resize")}
         return read_resized(reader, indices, **size)
 
@@ -190,11 +190,6 @@ def warn_of_leaks(listings: dict[str, Sequence[Listed]]) -> None:
             warnings.warn(f"{len(leaks)} of the {len(samples)} {split} videos are trained on too: {some(leaks)}.")
 
 
-def some(names: Sequence[str]) -> str:
-    """The first three, and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
 class FetchingAhead(ABC):
     """A data set whose loader processes fetch remote samples of a batch while they decode others of it."""
 
@@ -229,9 +224,9 @@ class ClipDataModule(L.LightningDataModule, ABC):
         num_frames: frames of a clip.
         image_size: side in pixels of the square that the model sees.
         short_side: length in pixels of the shorter side before evaluation crops.
-        sampling: "sparse", "dense", "ssv2" or "intervals", see `datamodules.sampling`.
+        sampling: "sparse", "dense", "ssv2" or "intervals", see `datamodules.video.sampling`.
         frame_stride: distance of frames where sampling is "dense".
-        interpolation: "bilinear", "bicubic" or "bicubic-plain", see `datamodules.transforms`.
+        interpolation: "bilinear", "bicubic" or "bicubic-plain", see `datamodules.augment`.
         resize: "crop" or "squeeze", what becomes of frames that are no squares in evaluation.
         batch_size: items per training and evaluation batch, per process.
         eval_batch_size: items per validation, test and prediction batch; None is `batch_size`.

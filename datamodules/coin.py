@@ -4,13 +4,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from datamodules.annotations.captions import read_json, values_of
+from datamodules.annotations.lists import find_list, read_numbered
+from datamodules.annotations.locate import locate_videos
 from datamodules.base import Sample, VideoDataModule
-from datamodules.captions import read_json, values_of
 from datamodules.checks import MAX_CLASSES, Count, check
 from datamodules.errors import DataError
-from datamodules.files import first_file, join, resolve
-from datamodules.lists import find_list, read_numbered
-from datamodules.retrieval import locate_videos
+from datamodules.storage.files import first_file, join, resolve
 
 __all__ = ["COIN"]
 
@@ -34,7 +34,7 @@ class COIN(VideoDataModule):
         train.csv    131/LtRSn-ntcLY.mp4,131         path and number, VideoMamba's
 
     Labels are the recipe_type, the class names those of COIN.json. A
-    label belongs to the whole file, not to the part between start and end (reference datasets.md, section 10).
+    label belongs to the whole file, not to the part between start and end (docs/protocol.md, section 10).
     Validation and testing have the same videos.
 
     Args:

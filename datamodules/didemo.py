@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from datamodules.captions import Captions, captions_of, read_json, read_lines, values_of
+from datamodules.annotations.captions import Captions, captions_of, read_json, read_lines, values_of
+from datamodules.annotations.locate import plain_name
 from datamodules.errors import DataError
-from datamodules.retrieval import RetrievalDataModule, plain_name
+from datamodules.retrieval import RetrievalDataModule
 
 __all__ = ["DiDeMo"]
 
@@ -29,7 +30,7 @@ class DiDeMo(RetrievalDataModule):
 
     Args:
         root: folder of annotations and videos, a path or a URL.
-        seconds: of each video that count; CLIP4Clip has 31, VideoMamba 30 (reference muse.md, section 6, and
+        seconds: of each video that count; CLIP4Clip has 31, VideoMamba 30 (docs/protocol.md, section 21, and
             videomamba_multimodal.md, section 5).
         common: see `datamodules.retrieval.RetrievalDataModule`.
 

@@ -1,4 +1,4 @@
-"""EPIC-KITCHENS-100: short actions in long videos of kitchens, each a verb and a noun (reference datasets.md, 8).
+"""EPIC-KITCHENS-100: short actions in long videos of kitchens, each a verb and a noun (docs/protocol.md, section 23).
 
 Annotations are the official CSV files. What is seen of a segment is cut out by time: the frame numbers of the
 annotations suppose 60 (or 50) frames per second, which the video files do not have.
@@ -20,20 +20,21 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from datamodules.annotations.lists import is_number, read_csv
+from datamodules.annotations.locate import find_videos
+from datamodules.annotations.questions import KINDS, QUESTIONS, Question, answer_number, draw_question
+from datamodules.augment import TrainTransform
 from datamodules.checks import SHARE, Count, Number, OneOf, Range, check
-from datamodules.clips import ClipDataModule, ClipFormat, UnreadableTally, some
-from datamodules.decode import DecodeError, check_size, open_container
-from datamodules.errors import DataError
-from datamodules.files import RemoteFile, first_file, is_url, join, resolve
-from datamodules.frames import FrameFolder, gather_pictures, open_video
-from datamodules.lists import is_number, read_csv
+from datamodules.clips import ClipDataModule, ClipFormat, UnreadableTally
+from datamodules.errors import DataError, some
 from datamodules.loading import Draw
-from datamodules.members import open_tar
-from datamodules.pixels import Painter
-from datamodules.questions import KINDS, QUESTIONS, Question, answer_number, draw_question
-from datamodules.retrieval import find_videos
-from datamodules.sampling import MAX_FRAMES, clip_indices
-from datamodules.transforms import Reader, TrainTransform, crop_views, to_clip
+from datamodules.storage.files import RemoteFile, first_file, is_url, join, resolve
+from datamodules.storage.members import open_tar
+from datamodules.video.decode import DecodeError, check_size, open_container
+from datamodules.video.frames import FrameFolder, gather_pictures, open_video
+from datamodules.video.pixels import Painter
+from datamodules.video.resize import Reader, crop_views, to_clip
+from datamodules.video.sampling import MAX_FRAMES, clip_indices
 
 __all__ = [
     "EpicKitchens100",
@@ -195,7 +196,7 @@ def _tar_index(path: str) -> np.ndarray:
 
 
 def open_frames(path: str, *, decoder: str = "pyav") -> Reader:
-    """The reader of a video's frames, with their times; `decoder` as for `datamodules.frames.open_video`."""
+    """The reader of a video's frames, with their times; `decoder` as for `datamodules.video.frames.open_video`."""
     video_id, suffix = Path(path).stem, Path(path).suffix
     if suffix.lower() == ".tar":
         reader = FrameTar(path, fps=frame_rate(video_id))
@@ -392,7 +393,7 @@ class EpicKitchens100(ClipDataModule):
         val: of the validation list.
         test: of the test list; None tests on the validation list.
         actions: file with the list of actions; None looks for actions.csv.
-        questions: kinds of questions in training, see `datamodules.questions`; empty asks none.
+        questions: kinds of questions in training, see `datamodules.annotations.questions`; empty asks none.
         neutral: share of training segments with the neutral question.
         num_clips: clips of a test segment.
         num_crops: crops of each, 1 or 3. Validation has one clip and one crop.

@@ -4,15 +4,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from datamodules.annotations.lists import is_number, read_rows
 from datamodules.base import Sample, VideoDataModule
 from datamodules.checks import MAX_CLASSES, Count, check
 from datamodules.errors import DataError
-from datamodules.files import first_file, join, resolve
-from datamodules.lists import is_number, read_rows
+from datamodules.storage.files import first_file, join, resolve
+from datamodules.video.suffixes import IMAGE_SUFFIXES
 
-__all__ = ["IMAGE_SUFFIXES", "ImageNet"]
+__all__ = ["ImageNet"]
 
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
 _SOURCE = "https://image-net.org/download.php"
 
 

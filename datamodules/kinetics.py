@@ -6,12 +6,12 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from datamodules.annotations.lists import is_number, read_csv, read_names, read_rows
 from datamodules.base import Sample, VideoDataModule
 from datamodules.checks import MAX_CLASSES, Count, check
 from datamodules.errors import DataError
-from datamodules.files import first_file, is_url, join, read_text, resolve
-from datamodules.lists import is_number, read_csv, read_names, read_rows
-from datamodules.video_folder import VIDEO_SUFFIXES
+from datamodules.storage.files import first_file, is_url, join, read_text, resolve
+from datamodules.video.suffixes import VIDEO_SUFFIXES
 
 __all__ = ["Kinetics"]
 

@@ -1,9 +1,9 @@
 """LSMDC: clips of films with what their audio description says."""
 
-from datamodules.captions import Captions
+from datamodules.annotations.captions import Captions
 from datamodules.errors import DataError
-from datamodules.files import read_text
 from datamodules.retrieval import RetrievalDataModule
+from datamodules.storage.files import read_text
 
 __all__ = ["LSMDC"]
 

@@ -10,22 +10,22 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from datamodules.annotations.captions import read_lines, read_table
+from datamodules.annotations.lists import is_number, read_rows
+from datamodules.annotations.locate import locate_videos
 from datamodules.base import ClipDataset, Sample, VideoDataModule
-from datamodules.captions import read_lines, read_table
 from datamodules.checks import Number, OrNone, check
-from datamodules.clips import ClipFormat, some
-from datamodules.errors import DataError
-from datamodules.files import first_file, join, resolve
-from datamodules.lists import is_number, read_rows
+from datamodules.clips import ClipFormat
+from datamodules.errors import DataError, some
 from datamodules.loading import Draw
-from datamodules.retrieval import locate_videos
-from datamodules.sampling import frames_of
-from datamodules.transforms import to_clip
+from datamodules.storage.files import first_file, join, resolve
+from datamodules.video.resize import to_clip
+from datamodules.video.sampling import frames_of
 
 __all__ = ["CLASSES", "LVU", "VALUES", "Film", "FilmDataset", "windows_of"]
 
 CLASSES = {"relationship": 4, "way_speaking": 5, "scene": 6, "director": 10, "genre": 4, "writer": 10, "year": 9}
-"""How many classes a task has (reference datasets.md, section 11)."""
+"""How many classes a task has (docs/protocol.md, section 10)."""
 VALUES = {"like_ratio": ("like_ratio", 9.138220535629456), "view_count": ("log_view_count", 11.76425435683139)}
 """Names and means of 10 * likes / (likes + dislikes), and of the natural logarithm of the views (same place)."""
 
@@ -67,8 +67,8 @@ def windows_of(duration: float, length: float = 60.0, stride: float = 16.0) -> l
                                         |48 ---------- 100|
                                              |64 ----- 100|        (80 .. 100 is less than half a window)
 
-    Windows of less than half the length are left out, and a film shorter than one window is one (reference protocol,
-    section 1, for 60 s and 16 s).
+    Windows of less than half the length are left out, and a film shorter than one window is one (docs/protocol.md,
+    section 2, for 60 s and 16 s).
     """
     if duration < length:
         return [(0.0, duration)]

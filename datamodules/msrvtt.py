@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from datamodules.captions import Captions, captions_of, read_json, read_table, values_of
+from datamodules.annotations.captions import Captions, captions_of, read_json, read_table, values_of
 from datamodules.errors import DataError
 from datamodules.retrieval import RetrievalDataModule
 
@@ -33,7 +33,7 @@ class MSRVTT(RetrievalDataModule):
     | 7k     | those of the 7k list         | the test videos         | 1k-A: 1,000 pairs        |
     | full   | split "train" of the JSON    | split "validate"        | split "test", all captions |
 
-    Choosing the epoch on the test videos is how the published 9k numbers were made (reference muse.md, section 3).
+    Choosing the epoch on the test videos is how the published 9k numbers were made (docs/protocol.md, section 18).
 
     Args:
         root: folder of annotations and videos, a path or a URL.

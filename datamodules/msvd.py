@@ -1,8 +1,8 @@
 """MSVD: short web videos, each described by some 40 people."""
 
-from datamodules.captions import Captions, are_texts, captions_of, read_lines
+from datamodules.annotations.captions import Captions, are_texts, captions_of, read_lines
+from datamodules.annotations.pickles import read_pickle
 from datamodules.errors import DataError
-from datamodules.pickles import read_pickle
 from datamodules.retrieval import RetrievalDataModule
 
 __all__ = ["MSVD"]

@@ -14,16 +14,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
-from datamodules.captions import Captions, are_texts, read_json, values_of
+from datamodules.annotations.captions import Captions, are_texts, read_json, values_of
+from datamodules.annotations.lists import parse_json
+from datamodules.augment import TrainTransform
 from datamodules.checks import SHARE, Number, check
 from datamodules.clips import ClipFormat, FetchingAhead, UnreadableTally
 from datamodules.errors import DataError
-from datamodules.files import join, read_text
-from datamodules.lists import parse_json
 from datamodules.loading import Draw
 from datamodules.retrieval import CaptionDataset, RetrievalDataModule, frame_positions
-from datamodules.shards import open_shards, shard_order
-from datamodules.transforms import TrainTransform, to_clip
+from datamodules.shards.reading import open_shards, shard_order
+from datamodules.storage.files import join, read_text
+from datamodules.video.resize import to_clip
 
 __all__ = ["Pair", "PairCorpora", "PairDataset", "PairList", "PairSampler", "read_pairs"]
 
@@ -225,7 +226,7 @@ class PairSampler(DistributedSampler):
         rank: this process, from 0.
         seed: an epoch depends on seed + epoch (`set_epoch`) and nothing else.
         shards: of each corpus, the pairs of each of its shards, or None where it lies in files. Pairs of a shard then
-            stay near each other, see `datamodules.shards.shard_order`.
+            stay near each other, see `datamodules.shards.reading.shard_order`.
         buffer: see there.
 
     Raises:
@@ -333,7 +334,7 @@ class PairCorpora(RetrievalDataModule):
             default root); or with ``shards`` (a folder of tar shards, or shards by name, or a list of these, see
             docs/shards.md); and with ``ratio`` (how often each pair comes in an epoch, default 1).
         videos: folder of the evaluated videos; None is root/videos, or root without such a folder.
-        val: captions of the videos to validate on, see `datamodules.captions.read_captions`.
+        val: captions of the videos to validate on, see `datamodules.annotations.captions.read_captions`.
         test: the same for testing; None tests on those of validation.
         random_frames: draw the frames of training clips at random.
         crop_area: range of the share of the frame that a training crop covers.

@@ -4,10 +4,9 @@ A DataModule says which captions which video has (`entries`), this module finds 
 docs/batches.md describes.
 """
 
-import os
 import warnings
 from abc import abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,22 +15,19 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import Dataset, default_collate
 
-from datamodules.captions import Captions, read_captions
+from datamodules.annotations.captions import Captions, read_captions
+from datamodules.annotations.locate import locate_videos, plain_name
+from datamodules.augment import TrainTransform
 from datamodules.checks import Number, OrNone, Range, check
-from datamodules.clips import ClipDataModule, ClipFormat, FetchingAhead, UnreadableTally, some
-from datamodules.decode import DecodeError
-from datamodules.errors import DataError
-from datamodules.files import Folders, first_file, join, resolve
+from datamodules.clips import ClipDataModule, ClipFormat, FetchingAhead, UnreadableTally
+from datamodules.errors import DataError, some
 from datamodules.loading import Draw
-from datamodules.sampling import clip_indices
-from datamodules.transforms import TrainTransform, center_crop, to_clip
-from datamodules.video_folder import VIDEO_SUFFIXES
+from datamodules.storage.files import first_file, join, resolve
+from datamodules.video.decode import DecodeError
+from datamodules.video.resize import center_crop, to_clip
+from datamodules.video.sampling import clip_indices
 
-__all__ = ["CaptionDataset", "CaptionedVideo", "RetrievalDataModule", "collate_captions", "find_videos",
-           "frame_positions", "locate_videos", "plain_name"]  # fmt: skip
-
-_DEPTH = 3
-"""Folders below the one of the videos that are searched: LSMDC has one per film, the original MSR-VTT one per split."""
+__all__ = ["CaptionDataset", "CaptionedVideo", "RetrievalDataModule", "collate_captions", "frame_positions"]
 
 _MOST_TIMES = 10**7
 """Frames to choose from in a video of any length; at one a second, four months."""
@@ -65,9 +61,9 @@ def frame_positions(
 ) -> np.ndarray:
     """Which frames stand for a video.
 
-    Without `fps` they are those of `datamodules.sampling`, taken from the frames of the span. With it, one frame is
-    kept every 1 / fps seconds, and of these, where they are more than T, T in equal steps with the first and the last
-    among them: CLIP4Clip's rule with fps 1 (reference muse.md, sections 3 and 4).
+    Without `fps` they are those of `datamodules.video.sampling`, taken from the frames of the span. With it, one frame
+    is kept every 1 / fps seconds, and of these, where they are more than T, T in equal steps with the first and the
+    last among them: CLIP4Clip's rule with fps 1 (docs/protocol.md, sections 18 and 19).
 
         fps 1, T = 4, a video of 7 seconds     0 1 2 3 4 5 6  ->  0 2 4 6
         a video of 3 seconds                   0 1 2          ->  0 1 2, and one frame of padding
@@ -214,88 +210,6 @@ def collate_captions(items: Sequence[dict]) -> dict:
     return {**batch, "text": [item["text"] for item in items]}
 
 
-def plain_name(name: str) -> str:
-    """The name without the suffix of a video, if it has one; ids may contain dots."""
-    stem, suffix = os.path.splitext(name)
-    return stem if suffix.lower() in VIDEO_SUFFIXES else name
-
-
-def find_videos(folders: Folders, top: str, names: Collection[str]) -> dict[str, list[str]]:
-    """Where under `top` there are videos of these names, which may lack the suffix; folders of frames have none.
-
-    The nearest to `top` come first, up to three folders deep.
-    """
-    wanted = set(names)
-    found: dict[str, list[str]] = {}
-    level = [top]
-    for _ in range(_DEPTH + 1):
-        below = []
-        for folder in level:
-            for name, is_folder in sorted(folders.entries(folder).items()):
-                plain = name if is_folder else plain_name(name)
-                if name in wanted:
-                    found.setdefault(name, []).append(join(folder, name))
-                elif is_folder and not name.startswith("."):
-                    below.append(join(folder, name))
-                elif plain in wanted and plain != name:
-                    found.setdefault(plain, []).append(join(folder, name))
-        level = below
-    return found
-
-
-def locate_videos(
-    folders: Folders,
-    root: str,
-    names: Sequence[str],
-    candidates: Sequence[Sequence[str]],
-    *,
-    videos: str | None = None,
-    suffix: str = ".mp4",
-    search: bool = True,
-    what: str,
-    source: str,
-) -> list[str]:
-    """Paths of videos; of those that are nowhere, where they would be.
-
-    Args:
-        folders: the file system.
-        root: folder of the data set.
-        names: one for each video, with or without suffix.
-        candidates: what the file of each video may be called, with or without suffix, the likeliest first.
-        videos: folder that is searched, see `find_videos`; None is root/videos, or root without such a folder.
-        suffix: of files that are not there.
-        search: False takes the files to be right in that folder, None being root.
-        what: the videos, for errors.
-        source: where to get them, for errors.
-
-    Raises:
-        DataError: there is none of them.
-    """
-    top = join(root, "videos" if videos is None else videos)
-    if videos is None and not (search and folders.is_folder(top)):
-        top = root
-    expected = [join(top, name if plain_name(name) != name else f"{name}{suffix}") for name in names]
-    if not search:
-        return expected
-    found = find_videos(folders, top, {name for group in candidates for name in group})
-    places = [next((found[name] for name in group if name in found), []) for group in candidates]
-    for number, path in enumerate(expected):
-        if not places[number] and folders.has(path):  # given with folders
-            places[number] = [path]
-    doubles = [" and ".join(paths) for paths in places if len(paths) > 1]
-    if doubles:
-        warnings.warn(
-            f"{len(doubles)} of the {len(names)} {what} are in several places, of which the first is taken: "
-            f"{some(doubles)}; name the right folder with data.videos."
-        )
-    if not any(places):
-        raise DataError(
-            f"None of the {len(names)} {what} is in {top} or up to {_DEPTH} folders below it ({some(expected)}); name "
-            f"their folder with data.videos, or get them from {source}."
-        )
-    return [paths[0] if paths else path for paths, path in zip(places, expected, strict=True)]
-
-
 class RetrievalDataModule(ClipDataModule):
     """Abstract base of DataModules of captioned videos. A subclass has `entries`.
 
@@ -304,7 +218,7 @@ class RetrievalDataModule(ClipDataModule):
         videos: folder of the videos, searched three folders deep; None is root/videos, or root without such a folder.
             With `check_files` off nothing is searched: the files are right in this folder, None being root.
         train: captions of the training videos in place of the official files: a table with the columns video and
-            caption, or JSON, see `datamodules.captions.read_captions`.
+            caption, or JSON, see `datamodules.annotations.captions.read_captions`.
         val: the same for validation.
         test: the same for testing.
         every_caption: an epoch has every caption of every video; otherwise every video with one of its captions, drawn

@@ -6,8 +6,7 @@ from collections.abc import Hashable, Sequence
 
 import torch
 
-from datamodules.clips import some
-from datamodules.errors import DataError
+from datamodules.errors import DataError, some
 
 __all__ = ["check_fraction", "check_groups", "group_pattern", "groups_of", "origin_of", "set_aside"]
 

@@ -8,13 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from datamodules.annotations.captions import read_json
+from datamodules.annotations.lists import Row, is_number, read_rows
 from datamodules.base import Sample, VideoDataModule
-from datamodules.captions import read_json
 from datamodules.checks import MAX_CLASSES, Count, check
 from datamodules.errors import DataError
-from datamodules.files import first_file, join, resolve
-from datamodules.lists import Row, is_number, read_rows
-from datamodules.video_folder import VIDEO_SUFFIXES
+from datamodules.storage.files import first_file, join, resolve
+from datamodules.video.suffixes import VIDEO_SUFFIXES
 
 __all__ = ["SomethingSomethingV2"]
 
@@ -57,7 +57,7 @@ class SomethingSomethingV2(VideoDataModule):
         videos: folder of the videos; None looks where the files are.
         delimiter: of lists; None finds it out.
         horizontal_flip: left and right are classes, so 0.
-        sampling: see `datamodules.sampling`; None is the model's.
+        sampling: see `datamodules.video.sampling`; None is the model's.
         common: see `datamodules.base.VideoDataModule`.
 
     Raises:

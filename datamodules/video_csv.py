@@ -4,13 +4,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from datamodules.annotations.lists import Row, is_number, read_csv, read_names, read_rows
 from datamodules.base import Sample, VideoDataModule
 from datamodules.checks import MAX_CLASSES
 from datamodules.errors import DataError
-from datamodules.files import join, resolve
-from datamodules.files import split as folder_and_name
-from datamodules.lists import Row, is_number, read_csv, read_names, read_rows
 from datamodules.splitting import check_fraction, check_groups, origin_of, set_aside
+from datamodules.storage.files import join, resolve
+from datamodules.storage.files import split as folder_and_name
 
 __all__ = ["VideoCSV"]
 

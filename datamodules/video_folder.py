@@ -6,13 +6,11 @@ from typing import Any
 
 from datamodules.base import Sample, VideoDataModule
 from datamodules.errors import DataError
-from datamodules.files import join, resolve
 from datamodules.splitting import check_fraction, check_groups, group_pattern, groups_of, origin_of, set_aside
+from datamodules.storage.files import join, resolve
+from datamodules.video.suffixes import VIDEO_SUFFIXES
 
-__all__ = ["VIDEO_SUFFIXES", "VideoFolder"]
-
-VIDEO_SUFFIXES = (".3gp", ".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv",
-                  ".ts", ".webm", ".wmv")  # fmt: skip
+__all__ = ["VideoFolder"]
 
 
 class VideoFolder(VideoDataModule):

@@ -3,14 +3,14 @@
 import importlib
 
 _HOME = {
-    "ActionRecognition": "mambavl",
+    "ActionRecognition": "tasks.mambavl",
     "BaseModule": "base",
-    "MaskedPretraining": "masked_pretraining",
-    "SelfDistillation": "self_distillation",
-    "TextVideoRetrieval": "retrieval",
-    "VideoClassifier": "classification",
-    "VideoRegressor": "regression",
-    "VideoTextPretraining": "video_text",
+    "MaskedPretraining": "tasks.masked_pretraining",
+    "SelfDistillation": "tasks.self_distillation",
+    "TextVideoRetrieval": "tasks.retrieval",
+    "VideoClassifier": "tasks.classification",
+    "VideoRegressor": "tasks.regression",
+    "VideoTextPretraining": "tasks.video_text",
 }
 __all__ = list(_HOME)
 

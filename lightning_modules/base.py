@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from lightning_modules.callbacks.finite import FiniteLoss
 from lightning_modules.checks import check_constructor
 from lightning_modules.errors import ModelError
-from lightning_modules.optim import official_image_schedule, parameter_groups, warmup_cosine
-from lightning_modules.sharding import blocks, refuse_flat_parameters, shard
+from lightning_modules.training.optim import official_image_schedule, parameter_groups, warmup_cosine
+from lightning_modules.training.sharding import blocks, refuse_flat_parameters, shard
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "BaseModule"]
 
@@ -82,7 +82,7 @@ class BaseModule(LightningModule, ABC):
 
     @property
     def preprocessing(self) -> dict:
-        """How input is prepared: the keyword arguments that `datamodules.views.load_views` takes (docs/batches.md)."""
+        """How input is prepared: the keyword arguments that `datamodules.load_views` takes (docs/batches.md)."""
         h = self.hparams
         return {
             "num_frames": h.num_frames or 1,
@@ -211,7 +211,7 @@ class BaseModule(LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": args["schedule"]}}
 
     def parameter_groups(self) -> list[dict]:
-        """The optimiser's groups, with ``lr_scale``; see `lightning_modules.optim.parameter_groups`."""
+        """The optimiser's groups, with ``lr_scale``; see `lightning_modules.training.optim.parameter_groups`."""
         args = self.training_arguments
         return parameter_groups(
             self.net, args["weight_decay"], args["layer_decay"], args["layer_decay_scope"], args["decay_state_matrix"]

@@ -28,8 +28,8 @@ from datamodules import (
     VideoFolder,
     VideoReader,
 )
-from datamodules.synthetic import generate
-from datamodules.synthetic_kitchen import generate_kitchen
+from datamodules.synthetic.kitchen import generate_kitchen
+from datamodules.synthetic.motion import generate
 from lightning_modules import (
     ActionRecognition,
     MaskedPretraining,
@@ -39,7 +39,7 @@ from lightning_modules import (
     VideoTextPretraining,
 )
 from lightning_modules.nets import ClipTeacher
-from lightning_modules.retrieval import TextVideoRetrieval
+from lightning_modules.tasks.retrieval import TextVideoRetrieval
 from zoo.commands.main import main
 
 CLASSES = ("grow", "move_left")

@@ -13,8 +13,6 @@ from zoo.commands.main import COMMANDS
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), README]
-# docs/architecture.md follows the sources it describes, and is wrapped as they are.
-PROSE = [page for page in PAGES if page.name != "architecture.md"]
 WIDTH = 100
 QUAINT = [
     r"\bmend(s|ed|ing)?\b",  # fix
@@ -98,7 +96,7 @@ def test_commands_parse(page):
                 pytest.fail(f"{page.name}: `{line}` is no command of this zoo")
 
 
-@pytest.mark.parametrize("page", PROSE, ids=page_id)
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_lines_fit(page):
     """Outside tables and code; a line that is one long link or picture cannot be broken."""
     width = 120 if page == README else WIDTH
@@ -106,7 +104,7 @@ def test_lines_fit(page):
     assert not [line for line in long if not re.match(r"\s*\||!\[|\s*\S+$", line)]
 
 
-@pytest.mark.parametrize("page", PROSE, ids=page_id)
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_the_english_is_plain(page):
     text = " ".join(re.sub(r"`[^`]*`", "``", line).strip() for line in parts(page)[0])
     assert not [found[0] for pattern in QUAINT for found in re.finditer(pattern, text)]

@@ -1,46 +1,38 @@
 """From a name or a config to a module, with or without weights."""
 
-import inspect
 import os
 import threading
-import types
-import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 import hub
 from hub.checkpoint import (
     CONFIG,
-    FILES,
     WEIGHTS,
     Checkpoint,
     check_file,
     check_finite,
     check_state_dict,
     load_safetensors,
-    read_config,
-    read_recorded_hash,
 )
 from hub.convert import videomamba_text
 from hub.convert.videomamba import read_official, to_zoo
 from hub.hashes import check_sha256
 from hub.lightning_ckpt import find_checkpoint, read_lightning
-from hub.remote import commit_of, list_files
 from lightning_modules.base import BaseModule
 from lightning_modules.errors import ModelError
-from zoo.errors import UnknownModelError, ZooError, hint
-from zoo.fetch import REPOSITORY, fetch_vocabulary, weights_of
+from zoo.configs import check_arguments, normalise_of, resolve
+from zoo.errors import UnknownModelError, ZooError
+from zoo.fetch import REPOSITORY, fetch_folder, fetch_vocabulary, weights_of
 from zoo.registry import Entry, info
-from zoo.resolve import refuse_foreign_classes, resolve
 
-__all__ = ["create", "fetch_folder", "initialise", "load", "normalise", "read_config_of", "read_local"]
+__all__ = ["create", "initialise", "load", "read_config_of", "read_local"]
 
 # Arguments that change the length of the position embeddings and nothing else: loading interpolates.
 RESIZABLE = ("num_frames", "image_size")
@@ -160,33 +152,6 @@ def read_config_of(source: str | os.PathLike) -> dict:
     return {"class_path": entry.class_path, "init_args": entry.init_args}
 
 
-def fetch_folder(
-    repo_id: str, revision: str | None, sha256: str | None = None, complete: bool = False
-) -> tuple[dict, list[Path]]:
-    """Config and files of a folder of the hub format on the Hub, the weights first.
-
-    The weights come from the commit that the config was found in, and after a class that is not ours was refused.
-
-    Args:
-        repo_id: the repository.
-        revision: branch, tag or commit.
-        sha256: of the weights; None takes what the config records.
-        complete: fetch what lies beside config and weights too.
-
-    Raises:
-        HubError: the files cannot be fetched.
-        ModelError: the repository holds something else than a model of the zoo.
-    """
-    config_file = hub.pull(repo_id, CONFIG, revision)
-    config = _normalise_of(f"{CONFIG} of {repo_id}", read_config(config_file))
-    commit = commit_of(config_file, CONFIG)
-    files = [hub.pull(repo_id, WEIGHTS, commit, sha256=sha256 or read_recorded_hash(config_file)), config_file]
-    if complete:
-        there = set(list_files(repo_id, commit)) - {CONFIG, WEIGHTS}
-        files += [hub.pull(repo_id, name, commit) for name in FILES if name in there]
-    return config, files
-
-
 def read_local(path: Path) -> Checkpoint:
     """What a model folder, a run's folder or a ``.ckpt`` holds, with its config normalised.
 
@@ -204,71 +169,7 @@ def read_local(path: Path) -> Checkpoint:
     else:
         check_file(path)
         raise ZooError(f"{path} does not say which model it is; name it: zoo.load(NAME, checkpoint={str(path)!r}).")
-    return found._replace(config=_normalise_of(where, found.config))
-
-
-def normalise(config: dict) -> dict:
-    """Checks a config and fills in the defaults of arguments it leaves out, so that two configs can be compared.
-
-    Raises:
-        ModelError: a class that is not registered, an unknown argument, or a value of a wrong type.
-    """
-    if not isinstance(config, dict) or "class_path" not in config or set(config) - {"class_path", "init_args"}:
-        keys = ", ".join(sorted(map(str, config))[:9]) if isinstance(config, dict) else type(config).__name__
-        raise ModelError(f"A model is class_path and init_args; this config has {keys or 'nothing'}.")
-    init_args = config.get("init_args")
-    init_args = {} if init_args is None else init_args
-    if not isinstance(init_args, dict):
-        raise ModelError(f"init_args maps arguments to values; this config has {str(init_args)[:80]!r}.")
-    cls = resolve(config["class_path"])
-    refuse_foreign_classes(cls, init_args)
-    return {"class_path": config["class_path"], "init_args": _check_arguments(cls, init_args, include_training=False)}
-
-
-def _normalise_of(where: object, config: dict) -> dict:
-    """`normalise`, with the file at fault in the message."""
-    try:
-        return normalise(config)
-    except ModelError as error:
-        raise ModelError(f"{where}: {error}") from error
-
-
-def _check_arguments(cls: type, arguments: dict, include_training: bool) -> dict:
-    """Arguments with their types checked and the defaults filled in."""
-    parameters = inspect.signature(cls).parameters
-    training_only = {n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
-    known = [n for n in parameters if include_training or n not in training_only]
-    for name in arguments:
-        if name not in known:
-            nearest = hint(name, known, f"it takes {', '.join(known)}.")
-            raise ModelError(f"{cls.__name__} has no argument {name!r}: {nearest}")
-    arguments = {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()}
-    try:
-        hints = typing.get_type_hints(cls.__init__)
-    except (NameError, TypeError):  # types that exist for type checkers only
-        hints = {}
-    # jsonargparse takes a millisecond for each entry of a list.
-    exact = {name: value for name, value in arguments.items() if name in hints and _is_exactly(value, hints[name])}
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(cls, skip=(training_only - set(arguments)) | set(exact))
-    try:
-        checked = parser.parse_object({k: v for k, v in arguments.items() if k not in exact}).as_dict()
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        reason = reason if len(reason) <= 500 else f"{reason[:500]}..."
-        raise ModelError(f"The arguments of {cls.__name__} do not fit: {reason}") from error
-    checked = {k: list(v) if isinstance(v, tuple) else v for k, v in checked.items()} | exact
-    return {name: checked[name] for name in parameters if name in checked}
-
-
-def _is_exactly(value: object, hint: object) -> bool:
-    """Whether a value of numbers, strings, None and lists has the annotated type, with nothing to convert."""
-    origin, parts = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_is_exactly(value, part) for part in parts)
-    if origin in (list, Sequence):
-        return type(value) is list and all(_is_exactly(part, parts[0]) for part in value)
-    return hint in (str, int, float, bool, type(None)) and type(value) is hint
+    return found._replace(config=normalise_of(where, found.config))
 
 
 def _refuse_another_head(config: dict, overrides: dict, where: str) -> None:
@@ -290,7 +191,7 @@ def _arguments(config: dict, overrides: dict) -> dict:
     if init_args.get("short_side") and isinstance(size, int) and old_size:
         # The share that a centre crop leaves out belongs to how the model was trained.
         init_args["short_side"] = int(init_args["short_side"] * size / old_size)
-    return _check_arguments(cls, init_args | overrides, include_training=True)
+    return check_arguments(cls, init_args | overrides, include_training=True)
 
 
 def _is_ours(config: dict) -> bool:

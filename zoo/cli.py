@@ -36,7 +36,7 @@ from datamodules.loading import worker_death
 from lightning_modules.base import BaseModule
 from lightning_modules.callbacks.checkpoints import AtomicCheckpointIO
 from lightning_modules.callbacks.last import LastCheckpoint
-from lightning_modules.self_distillation import SelfDistillation
+from lightning_modules.tasks.self_distillation import SelfDistillation
 from zoo.build import initialise, load, read_config_of
 from zoo.checks import (
     argument_names,
@@ -49,11 +49,11 @@ from zoo.checks import (
     import_class,
 )
 from zoo.commands.main import is_ours, report
+from zoo.configs import refuse_foreign_classes, resolve
 from zoo.errors import ZooError
 from zoo.plain_yaml import check_limits, load_yaml
 from zoo.printable import printable
 from zoo.recipe import RECIPES, change_callbacks, find_recipe, merge, read_recipe
-from zoo.resolve import refuse_foreign_classes, resolve
 from zoo.runs import Metrics, Runs, discard, is_finished, loggers, new_folder, read_checkpoint, steps_done
 
 __all__ = ["ZooCLI", "main"]

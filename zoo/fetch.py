@@ -8,7 +8,7 @@ from zoo.errors import UnknownModelError, ZooError
 from zoo.recipe import list_recipes
 from zoo.registry import Entry, Weights, info
 
-__all__ = ["REPOSITORY", "fetch", "fetch_vocabulary", "started_from", "weights_of"]
+__all__ = ["REPOSITORY", "fetch", "fetch_folder", "fetch_vocabulary", "started_from", "weights_of"]
 
 REPOSITORY = re.compile(r"(?:hf://)?(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 
@@ -43,9 +43,38 @@ def fetch(source: str) -> list[Path]:
     if weights.filename is not None:
         file = hub.pull(weights.repo_id, weights.filename, weights.revision, sha256=weights.sha256)
         return [file, fetch_vocabulary(entry)] if entry and entry.task == "video-text-pretraining" else [file]
-    from zoo.build import fetch_folder
-
     return fetch_folder(weights.repo_id, weights.revision, weights.sha256, complete=True)[1]
+
+
+def fetch_folder(
+    repo_id: str, revision: str | None, sha256: str | None = None, complete: bool = False
+) -> tuple[dict, list[Path]]:
+    """Config and files of a folder of the hub format on the Hub, the weights first.
+
+    The weights come from the commit that the config was found in, and after a class that is not ours was refused.
+
+    Args:
+        repo_id: the repository.
+        revision: branch, tag or commit.
+        sha256: of the weights; None takes what the config records.
+        complete: fetch what lies beside config and weights too.
+
+    Raises:
+        HubError: the files cannot be fetched.
+        ModelError: the repository holds something else than a model of the zoo.
+    """
+    from hub.checkpoint import CONFIG, FILES, WEIGHTS, read_config, read_recorded_hash
+    from hub.remote import commit_of, list_files
+    from zoo.configs import normalise_of  # torch takes a second
+
+    config_file = hub.pull(repo_id, CONFIG, revision)
+    config = normalise_of(f"{CONFIG} of {repo_id}", read_config(config_file))
+    commit = commit_of(config_file, CONFIG)
+    files = [hub.pull(repo_id, WEIGHTS, commit, sha256=sha256 or read_recorded_hash(config_file)), config_file]
+    if complete:
+        there = set(list_files(repo_id, commit)) - {CONFIG, WEIGHTS}
+        files += [hub.pull(repo_id, name, commit) for name in FILES if name in there]
+    return config, files
 
 
 def fetch_vocabulary(entry: Entry) -> Path:

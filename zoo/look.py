@@ -9,7 +9,8 @@ from hub.card import about_run, started_from
 from hub.checkpoint import CONFIG, WEIGHTS, Checkpoint, read_config, read_recorded_hash
 from hub.lightning_ckpt import find_checkpoint
 from hub.remote import commit_of
-from zoo.build import normalise, read_config_of, read_local
+from zoo.build import read_config_of, read_local
+from zoo.configs import normalise
 from zoo.fetch import REPOSITORY
 from zoo.registry import Entry, Weights, entries
 

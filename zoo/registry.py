@@ -32,7 +32,7 @@ class _Dataset(NamedTuple):
 
     title: str
     default_frames: int | None  # frames of a model whose name does not say them; None: still images
-    sampling: str | None  # frame sampling of the authors' protocol (reference protocol, section 1); None: still images
+    sampling: str | None  # frame sampling of the authors' protocol (docs/protocol.md, section 2); None: still images
     labels_source: str | None  # None: pairs with text
 
 
@@ -65,7 +65,7 @@ _DATASETS = {
     "25m": _Dataset("WebVid-10M and five corpora of images, 25M pairs", 8, "sparse", None),
 }
 
-# Of models without released weights: the data set's full name, and what it asks for (reference muse.md, section 3).
+# Of models without released weights: the data set's full name, and what it asks for (docs/protocol.md, section 18).
 _UNRELEASED = {
     "msrvtt": ("MSR-VTT", {"max_words": 32}),
     "didemo": ("DiDeMo", {"max_words": 64}),
@@ -269,7 +269,7 @@ def _checkpoint_entry(row: dict[str, str]) -> Entry:
     args["image_size"] = resolution
     if dataset.sampling is None:
         # The authors resize images to crop / 0.875, bicubic, before the centre crop; videos to the crop size, bilinear,
-        # which is the default (reference protocol, section 2).
+        # which is the default (docs/protocol.md, section 3).
         args |= {"short_side": int(resolution / 0.875), "interpolation": "bicubic"}
     else:
         args.setdefault("sampling", dataset.sampling)

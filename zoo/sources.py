@@ -29,7 +29,7 @@ def find_videos(paths: Sequence[str]) -> list[str]:
     Raises:
         ZooError: a path does not exist or is no file, or there is no video in any of the folders.
     """
-    from datamodules.video_folder import VIDEO_SUFFIXES  # imports torch
+    from datamodules.video.suffixes import VIDEO_SUFFIXES
 
     found: dict[str, None] = {}
     for path in paths:

@@ -1,4 +1,4 @@
-"""Official VideoMamba files: the same parameter names as ours, below ``net.`` (reference: protocol, section 5)."""
+"""Official VideoMamba files: the same parameter names as ours, below ``net.`` (docs/protocol.md, section 6)."""
 
 import os
 

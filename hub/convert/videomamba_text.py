@@ -1,5 +1,5 @@
-"""Official VideoMamba files with language: names of their own around the same parameters (reference:
-videomamba_multimodal.md, section 1)."""
+"""Official VideoMamba files with language: names of their own around the same parameters (docs/protocol.md,
+section 11)."""
 
 from collections.abc import Mapping
 

@@ -16,7 +16,7 @@ _LOWEST = 1e-30  # of a probability, whose logarithm is a number then
 
 
 class EpicSubmission(Callback):
-    """Writes what `lightning predict` found as a challenge's JSON (version 0.2; reference datasets.md, section 8).
+    """Writes what `lightning predict` found as a challenge's JSON (version 0.2; docs/protocol.md, section 23).
 
     Scores of verbs, nouns and of the hundred best actions are logarithms of probabilities. Beside the JSON lies a zip
     with it under the name test.json, which is what the challenge's server takes.

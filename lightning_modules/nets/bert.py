@@ -186,8 +186,8 @@ def _attention_mask(mask: Tensor) -> Tensor:
 
 
 def clean_text(text: str) -> str:
-    """A caption as the published models were trained on: lower case, without punctuation (reference
-    videomamba_multimodal.md, section 4).
+    """A caption as the published models were trained on: lower case, without punctuation (docs/protocol.md,
+    section 14).
 
     >>> clean_text("<person> re-opens  the door (slowly)!")
     'person re opens the door slowly'

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import CLIPModel
 from transformers.models.clip.modeling_clip import CLIPTextModel
 
-from lightning_modules.nets.clip import ClipTokenizer, encode_frames, encode_text
+from lightning_modules.nets.clip_tower import ClipTokenizer, encode_frames, encode_text
 
 __all__ = ["FirstTokens", "FrameTransformer", "TextVideoNet", "pool_frames"]
 

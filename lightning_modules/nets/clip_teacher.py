@@ -1,4 +1,4 @@
-"""CLIP's image tower as a frozen teacher of video tokens (VideoMamba, section 3.3; reference protocol, section 8)."""
+"""CLIP's image tower as a frozen teacher of video tokens (VideoMamba, section 3.3; docs/protocol.md, section 9)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Self
@@ -11,7 +11,7 @@ from lightning_modules.errors import ModelError
 
 __all__ = ["CLIP_MEAN", "CLIP_STD", "ClipTeacher", "TeacherOutput"]
 
-# Of OpenAI's CLIP (reference muse.md, section 4).
+# Of OpenAI's CLIP (docs/protocol.md, section 19).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -37,7 +37,7 @@ class ClipTeacher(nn.Module):
         source: repository of a CLIP checkpoint on the Hugging Face Hub (``openai/clip-vit-base-patch16``), or a folder
             that transformers wrote; None makes a tower with random weights.
         sizes: of the random tower: ``projection_dim`` and a dict ``vision_config`` as in
-            `lightning_modules.nets.clip.build_clip`; what is left out is ViT-B/32's.
+            `lightning_modules.nets.clip_tower.build_clip`; what is left out is ViT-B/32's.
 
     Raises:
         ModelError: the checkpoint cannot be read, or sizes that do not exist or do not fit.
@@ -50,7 +50,7 @@ class ClipTeacher(nn.Module):
                 "A CLIP teacher takes either the name of a checkpoint (source) or the sizes of random weights (sizes)."
             )
         # Here because transformers takes seconds to import.
-        from lightning_modules.nets.clip import build_image_tower, load_image_tower
+        from lightning_modules.nets.clip_tower import build_image_tower, load_image_tower
 
         self.clip = build_image_tower(sizes) if source is None else load_image_tower(source)
         self.requires_grad_(False)

@@ -1,6 +1,6 @@
 """MambaVL: video and a question about it, fused by selective state spaces that share their state transition matrix.
 
-What is published ("MambaVL: learning actions through questioning"; the abstract only, reference muse.md, section 7): a
+What is published ("MambaVL: learning actions through questioning"; the abstract only, docs/protocol.md, section 22): a
 fusion of video and text by selective state-space models, one state transition matrix shared by both modalities, and
 question answering about action, object and scene as guidance. Everything else here is this zoo's choice; `FusionBlock`
 and `MambaVL` say which.
@@ -20,7 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from lightning_modules.checks import check_arguments, check_choice, check_sizes
 from lightning_modules.errors import ModelError
 from lightning_modules.nets.bimamba import BiMamba
-from lightning_modules.nets.clip import CLIP_SIZES, ClipTokenizer
+from lightning_modules.nets.clip_tower import CLIP_SIZES, ClipTokenizer
 from lightning_modules.nets.videomamba import VideoMamba
 from lightning_modules.ops import bidirectional_conv1d, bidirectional_scan
 

@@ -1,4 +1,4 @@
-"""Which patches a masked model sees (VideoMamba, section 3.3 and Table 5; reference protocol, section 8).
+"""Which patches a masked model sees (VideoMamba, section 3.3 and Table 5; docs/protocol.md, section 9).
 
 A clip has T frames of side x side patches, numbered frame by frame in raster order. ``#`` is masked; two frames:
 

@@ -86,7 +86,7 @@ class VideoTower(VideoMamba):
     An image is a clip of one frame. It has no place in time: the temporal embedding is for clips.
 
     A frame's vector is the class token plus the mean of the frame's patches; of a masked clip there is one vector, the
-    class token plus the mean of all visible patches (reference videomamba_multimodal.md, section 1). Parameter names
+    class token plus the mean of all visible patches (docs/protocol.md, section 11). Parameter names
     are those of the official checkpoints but for the final norm, which is called `norm` there.
 
     Args:

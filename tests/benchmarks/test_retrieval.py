@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.synthetic import clip_spec
+from datamodules.synthetic.motion import clip_spec
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 

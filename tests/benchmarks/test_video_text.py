@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.synthetic import COLOURS, SHAPES
+from datamodules.synthetic.motion import COLOURS, SHAPES
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules import synthetic
+from datamodules.synthetic import motion as synthetic
 
 BITS = 10
 

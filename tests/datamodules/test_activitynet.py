@@ -5,7 +5,7 @@ import pytest
 
 from datamodules.activitynet import ActivityNet
 from datamodules.errors import DataError
-from datamodules.views import load_views
+from datamodules.video.views import load_views
 
 FORMAT = {
     "num_frames": 3,

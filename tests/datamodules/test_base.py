@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from datamodules.augment import TrainTransform
 from datamodules.base import ClipDataset, ClipFormat, DataError, Sample, VideoDataModule
 from datamodules.loading import suitable_workers
-from datamodules.transforms import TrainTransform
 
 FORMAT = {
     "num_frames": 4,

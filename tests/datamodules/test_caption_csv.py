@@ -7,8 +7,8 @@ import torch
 
 from datamodules.caption_csv import CaptionCSV
 from datamodules.errors import DataError
-from datamodules.synthetic import generate
-from datamodules.views import load_views
+from datamodules.synthetic.motion import generate
+from datamodules.video.views import load_views
 
 FORMAT = {
     "num_frames": 3,

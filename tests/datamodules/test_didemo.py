@@ -5,7 +5,7 @@ import pytest
 
 from datamodules.didemo import DiDeMo
 from datamodules.errors import DataError
-from datamodules.views import load_views
+from datamodules.video.views import load_views
 
 FORMAT = {
     "num_frames": 3,

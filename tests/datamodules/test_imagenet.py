@@ -9,7 +9,7 @@ from torchvision.transforms.v2 import functional as F
 from datamodules.base import DataError
 from datamodules.imagenet import ImageNet
 from datamodules.loading import TrainSampler
-from datamodules.synthetic import render_clip
+from datamodules.synthetic.motion import render_clip
 
 FORMAT = {
     "num_frames": 1,

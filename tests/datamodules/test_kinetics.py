@@ -8,8 +8,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from datamodules.base import DataError
 from datamodules.kinetics import Kinetics
-from datamodules.synthetic import render_clip, write_video
-from datamodules.views import load_views
+from datamodules.synthetic.motion import render_clip, write_video
+from datamodules.video.views import load_views
 
 FORMAT = {
     "num_frames": 4,

@@ -6,7 +6,7 @@ import pytest
 
 from datamodules.errors import DataError
 from datamodules.msrvtt import MSRVTT
-from datamodules.views import load_views
+from datamodules.video.views import load_views
 
 FORMAT = {
     "num_frames": 3,

@@ -13,14 +13,14 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from torch.utils.data import DataLoader, DistributedSampler
 
-from datamodules.captions import Captions
+from datamodules.annotations.captions import Captions
 from datamodules.clips import ClipFormat
-from datamodules.decode import DecodeError
 from datamodules.errors import DataError
 from datamodules.loading import Draw
 from datamodules.retrieval import RetrievalDataModule, frame_positions
-from datamodules.sampling import clip_indices
-from datamodules.views import load_views
+from datamodules.video.decode import DecodeError
+from datamodules.video.sampling import clip_indices
+from datamodules.video.views import load_views
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FORMAT = {

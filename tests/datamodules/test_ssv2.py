@@ -8,8 +8,8 @@ from torchvision.io import write_jpeg
 
 from datamodules.base import DataError
 from datamodules.ssv2 import SomethingSomethingV2
-from datamodules.synthetic import render_clip
-from datamodules.views import load_views
+from datamodules.synthetic.motion import render_clip
+from datamodules.video.views import load_views
 
 FORMAT = {"num_frames": 4, "image_size": 32, "short_side": 32, "frame_stride": 2, "interpolation": "bilinear"}
 LABELS = {

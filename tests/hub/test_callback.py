@@ -22,7 +22,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 import hub
-from lightning_modules.classification import VideoClassifier
+from lightning_modules.tasks.classification import VideoClassifier
 from lightning_modules.ops import use_backend
 
 class Clips(LightningDataModule):

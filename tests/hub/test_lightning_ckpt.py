@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 import hub
 from hub.lightning_ckpt import find_checkpoint, read_lightning
 from lightning_modules.base import BaseModule
-from lightning_modules.classification import VideoClassifier
 from lightning_modules.ops import use_backend
+from lightning_modules.tasks.classification import VideoClassifier
 
 MODEL = {
     "class_path": "lightning_modules.VideoClassifier",

@@ -18,10 +18,11 @@ from safetensors.torch import save_file
 import hub
 import zoo
 import zoo.registry
-from lightning_modules.classification import VideoClassifier
 from lightning_modules.errors import ModelError
 from lightning_modules.ops import use_backend
-from zoo.build import _arguments, _check_arguments, _construct, _without_values, normalise
+from lightning_modules.tasks.classification import VideoClassifier
+from zoo.build import _arguments, _construct, _without_values
+from zoo.configs import check_arguments, normalise
 from zoo.errors import UnknownModelError, ZooError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -339,7 +340,7 @@ def test_a_class_from_outside_among_the_arguments_is_refused_before_it_is_import
     assert plain.items() <= found["init_args"].items() and "trap" not in sys.modules
     assert found["init_args"]["inner"]["class_path"].rpartition(".")[2] == "VideoClassifier"
     # The trap is a real one: without the look at the names, checking the arguments imports it.
-    _check_arguments(sys.modules["outer_module"].Outer, {"inner": trap | {"init_args": {"inner": inner}}}, False)
+    check_arguments(sys.modules["outer_module"].Outer, {"inner": trap | {"init_args": {"inner": inner}}}, False)
     assert (tmp_path / "imported").exists()
 
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import zoo.cli
-from datamodules.synthetic import generate
+from datamodules.synthetic.motion import generate
 from zoo.commands.main import main as zoo_main
 from zoo.recipe import find_recipe, list_recipes, read_recipe
 
@@ -112,7 +112,7 @@ def test_features_are_the_class_token_or_all_tokens(workspace):
     import torch
 
     import zoo as package
-    from datamodules.views import load_views
+    from datamodules.video.views import load_views
 
     model = package.load(checkpoint(workspace))
     clip = next((workspace / "data" / "val" / "grow").glob("*.mp4"))
@@ -144,7 +144,7 @@ def official_file(tmp_path_factory):
 @pytest.mark.parametrize("clip", CLIPS)
 def test_shipped_model_and_official_file_on_real_clips(shared, official_file, capsys, clip):
     """The command's probabilities are those of the network on views read independently of it."""
-    from datamodules.views import load_views
+    from datamodules.video.views import load_views
 
     path, source = official_file
     video = shared / "videos" / clip

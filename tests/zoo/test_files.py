@@ -14,12 +14,12 @@ from safetensors import safe_open
 
 import hub
 import zoo
-from datamodules.synthetic import generate
-from lightning_modules.retrieval import TextVideoRetrieval
+from datamodules.synthetic.motion import generate
+from lightning_modules.tasks.retrieval import TextVideoRetrieval
 from zoo.commands.main import main
 from zoo.errors import ZooError
 from zoo.files import PICTURES, check_folder, check_target, written
-from zoo.vector_index import Index
+from zoo.retrieval.vector_index import Index
 
 NANO = "videomamba-nano-motion"
 

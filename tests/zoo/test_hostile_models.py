@@ -23,8 +23,8 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 import hub
 import zoo
 import zoo.registry
-from lightning_modules.classification import VideoClassifier
 from lightning_modules.errors import ModelError
+from lightning_modules.tasks.classification import VideoClassifier
 from zoo.commands.main import main
 from zoo.errors import ZooError
 
@@ -118,7 +118,7 @@ def test_a_class_path_that_is_none(folder, module, tmp_path, class_path):
     arguments = {**TINY, "_class_path": class_path}
     torch.save(content(module, hyper_parameters=arguments), tmp_path / "a.ckpt")
     refused(lambda: zoo.load(tmp_path / "a.ckpt"), "is not a class of the zoo|not a checkpoint of a module")
-    refused(lambda: zoo.build.normalise({"class_path": class_path, "init_args": {}}), "is not a class of the zoo")
+    refused(lambda: zoo.configs.normalise({"class_path": class_path, "init_args": {}}), "is not a class of the zoo")
 
 
 def test_a_registered_path_that_is_no_class(monkeypatch):

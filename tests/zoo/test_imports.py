@@ -43,7 +43,7 @@ def test_public_names_are_listed_and_unknown_ones_refused():
 @pytest.mark.parametrize("name", zoo.__all__)
 def test_every_public_name_resolves_and_stays(name):
     # The import system binds a submodule on its package: a module zoo/predict.py would hide the function of that name.
-    importlib.import_module("zoo.inference")
+    importlib.import_module("zoo.inference.predict")
     assert getattr(zoo, name).__module__.startswith("zoo.")
     assert getattr(zoo, name) is getattr(zoo, name)
     assert callable(getattr(zoo, name))

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import hub
-from datamodules.synthetic import generate
-from lightning_modules.classification import VideoClassifier
-from lightning_modules.regression import VideoRegressor
+from datamodules.synthetic.motion import generate
+from lightning_modules.tasks.classification import VideoClassifier
+from lightning_modules.tasks.regression import VideoRegressor
 from zoo.commands.main import main
 
 ZOO = Path(sys.executable).with_name("zoo")

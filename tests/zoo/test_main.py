@@ -37,7 +37,7 @@ def test_a_foreseen_error_is_one_sentence_and_status_1(command, sentence, capsys
 
 
 def test_a_builtin_error_is_foreseen_only_where_our_code_raises_it(capsys):
-    namespace = {"__name__": "datamodules.decode"}
+    namespace = {"__name__": "datamodules.video.decode"}
     exec("def ours():\n    raise ValueError('clip.mp4 is empty; record it again')", namespace)
     with pytest.raises(SystemExit):
         report(namespace["ours"], program="zoo")

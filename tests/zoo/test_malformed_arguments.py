@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 import hub
 import zoo
-from datamodules.synthetic import generate
-from lightning_modules.classification import VideoClassifier
-from lightning_modules.retrieval import TextVideoRetrieval
+from datamodules.synthetic.motion import generate
+from lightning_modules.tasks.classification import VideoClassifier
+from lightning_modules.tasks.retrieval import TextVideoRetrieval
 from zoo.commands.main import COMMANDS, main
 
 NANO = "videomamba-nano-motion"

@@ -13,10 +13,10 @@ import torch
 
 import zoo
 from datamodules import EpicKitchens100
-from datamodules.synthetic_kitchen import generate_kitchen
+from datamodules.synthetic.kitchen import generate_kitchen
 from lightning_modules import ActionRecognition
-from zoo.build import normalise
 from zoo.commands.main import main as zoo_main
+from zoo.configs import normalise
 from zoo.recipe import list_recipes, read_recipe
 from zoo.registry import entries
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import zoo
-from datamodules.synthetic import generate
+from datamodules.synthetic.motion import generate
 from lightning_modules import MaskedPretraining
-from lightning_modules.nets.clip import build_clip
-from zoo.build import normalise
+from lightning_modules.nets.clip_tower import build_clip
+from zoo.configs import normalise
 from zoo.recipe import list_recipes, read_recipe
 from zoo.share import _about_entry
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.synthetic import generate
-from lightning_modules.nets.clip import build_clip
+from datamodules.synthetic.motion import generate
+from lightning_modules.nets.clip_tower import build_clip
 from lightning_modules.nets.masking import MASK_TYPES
 from zoo.commands.main import main
 from zoo.commands.masks import TYPES

@@ -5,9 +5,9 @@ import torch
 
 import zoo
 from datamodules import Breakfast
-from lightning_modules.classification import VideoClassifier
 from lightning_modules.ops import use_backend
-from zoo.build import normalise
+from lightning_modules.tasks.classification import VideoClassifier
+from zoo.configs import normalise
 from zoo.registry import entries
 
 ENTRIES = {entry.name: entry for entry in entries()}

@@ -1,5 +1,5 @@
 """The official model of videos and language written out in float64, weight by weight under its official names, against
-the model that takes over its file (reference videomamba_multimodal.md, section 1)."""
+the model that takes over its file (docs/protocol.md, section 11)."""
 
 import math
 

@@ -15,8 +15,8 @@ import torch
 from rich.cells import cell_len
 
 import hub
-from datamodules.synthetic import generate
-from lightning_modules.classification import VideoClassifier
+from datamodules.synthetic.motion import generate
+from lightning_modules.tasks.classification import VideoClassifier
 from zoo.commands.console import show
 from zoo.commands.main import main, report
 from zoo.printable import printable, printable_warnings

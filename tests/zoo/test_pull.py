@@ -10,7 +10,7 @@ import torch
 
 import hub
 import zoo
-from lightning_modules.classification import VideoClassifier
+from lightning_modules.tasks.classification import VideoClassifier
 from zoo.commands.main import main as zoo_main
 
 BIN = Path(sys.executable).parent

@@ -12,9 +12,9 @@ import yaml
 from huggingface_hub import ModelCard
 
 import zoo
-from datamodules.synthetic import generate
-from lightning_modules.classification import VideoClassifier
+from datamodules.synthetic.motion import generate
 from lightning_modules.ops import use_backend
+from lightning_modules.tasks.classification import VideoClassifier
 from zoo.commands.main import main as zoo_main
 
 CONF = Path(__file__).parents[1] / "conf"

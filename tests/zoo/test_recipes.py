@@ -17,10 +17,10 @@ from PIL import Image
 import hub
 import zoo
 from datamodules import LVU
-from datamodules.synthetic import generate
-from lightning_modules.classification import VideoClassifier
-from zoo.build import normalise
+from datamodules.synthetic.motion import generate
+from lightning_modules.tasks.classification import VideoClassifier
 from zoo.cli import ZooCLI
+from zoo.configs import normalise
 from zoo.errors import ZooError
 from zoo.recipe import find_recipe, list_recipes, read_recipe
 from zoo.registry import entries

@@ -11,8 +11,8 @@ import torch
 
 import hub
 import zoo
-from datamodules.synthetic import generate
-from datamodules.views import load_views
+from datamodules.synthetic.motion import generate
+from datamodules.video.views import load_views
 from hub.card import About, about_run, make_card
 from lightning_modules import VideoClassifier, VideoRegressor
 from zoo.build import initialise

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import zoo
-from datamodules.synthetic import generate
+from datamodules.synthetic.motion import generate
 from lightning_modules import TextVideoRetrieval
-from zoo.build import normalise
 from zoo.commands.main import main as zoo_main
+from zoo.configs import normalise
 from zoo.recipe import list_recipes, read_recipe
 from zoo.registry import entries
 

@@ -9,7 +9,7 @@ import webdataset
 import yaml
 
 from datamodules import Kinetics, PairCorpora, VideoFolder, VideoReader
-from datamodules.synthetic import generate
+from datamodules.synthetic.motion import generate
 from zoo.commands.main import main
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from datamodules.synthetic import generate
+from datamodules.synthetic.motion import generate
 from zoo.commands.main import main
 
-pytestmark = pytest.mark.slow  # the loader's part is in tests/datamodules/test_shards.py
+pytestmark = pytest.mark.slow  # the loader's part is in tests/datamodules/shards/test_reading.py
 
 RUN = Path("resume/version_0")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}

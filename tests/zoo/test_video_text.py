@@ -18,13 +18,13 @@ from transformers import BertConfig, BertForMaskedLM
 import hub
 import zoo
 from datamodules import VideoReader
-from datamodules.synthetic import generate
+from datamodules.synthetic.motion import generate
 from lightning_modules import MaskedPretraining, VideoTextPretraining
 from lightning_modules.nets.bert import BertWords
-from lightning_modules.nets.clip import build_clip
+from lightning_modules.nets.clip_tower import build_clip
 from lightning_modules.nets.pretrained import PINNED
-from zoo.build import normalise
 from zoo.cli import ZooCLI
+from zoo.configs import normalise
 from zoo.recipe import find_recipe, list_recipes, read_recipe
 from zoo.share import _about_entry
 

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from zoo.build import load
-    from zoo.inference import check_finite, read_views, to_device
+    from zoo.inference.predict import check_finite, read_views, to_device
 
     model = load(args.model, checkpoint=args.checkpoint)
     if not hasattr(model, "answer"):

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     check_folder(args.out)
     with progress_bar("videos", args.json) as progress, warnings.catch_warnings():
         task = progress.add_task("reading the model", total=None)
-        from zoo.features import extract
+        from zoo.inference.features import extract
 
         warnings.showwarning = lambda message, *_: progress.console.print(f"zoo: {message}", soft_wrap=True)
         done = extract(

@@ -54,8 +54,8 @@ def run(args: argparse.Namespace) -> None:
     check_folder(args.out)
     with progress_bar("files", args.json) as progress, warnings.catch_warnings():
         task = progress.add_task("reading the model", total=None)
-        from zoo.inference import UnreadableVideo
-        from zoo.video_search import index
+        from zoo.inference.predict import UnreadableVideo
+        from zoo.retrieval.search import index
 
         others = warnings.showwarning
 

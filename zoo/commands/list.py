@@ -19,7 +19,7 @@ examples:
   zoo list 'videomamba-m-*-f64*'    a shell pattern (quote it)
   zoo list --task image             image models; --task video, --task retrieval
   zoo list --dataset ssv2 --json    for programs
-  zoo list --markdown               the table of the README
+  zoo list --markdown               the table of docs/models.md
 """
 
 

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
 
     import torch
 
-    from datamodules.views import load_views
+    from datamodules.video.views import load_views
     from lightning_modules.nets.masking import draw_visible, num_visible
 
     side = args.size // args.patch
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
     shown[visible[0]] = True
     shown = shown[1:].view(args.frames, side, side)
     if args.plot is not None:
-        from zoo.plot import plot_masks
+        from zoo.inference.plot import plot_masks
 
         plot_masks(views, shown, None if attention is None else attention[0].view_as(shown), args.plot)
     if args.json:

@@ -88,9 +88,9 @@ def run(args: argparse.Namespace) -> None:
     if pictured and len(videos) > PICTURED:
         raise ZooError(f"There are {len(videos)} videos and a picture shows {PICTURED} at most; leave the picture out.")
 
-    from datamodules.decode import DecodeError
+    from datamodules.video.decode import DecodeError
     from zoo.build import load
-    from zoo.inference import to_device
+    from zoo.inference.predict import to_device
 
     if sliding:
         _check_lengths(videos, args.step or args.window)
@@ -141,8 +141,8 @@ def _check(args: argparse.Namespace, sliding: bool) -> None:
 
 def _check_lengths(videos: list[str], step: float | None) -> None:
     """Compare the length that each file claims with the distance of the windows, where it was given."""
-    from datamodules.decode import DecodeError
-    from datamodules.streaming import FrameStream
+    from datamodules.video.decode import DecodeError
+    from datamodules.video.streaming import FrameStream
 
     for video in videos if step is not None else ():
         with suppress(DecodeError, OSError), FrameStream(video) as stream:  # named when its turn comes
@@ -150,7 +150,7 @@ def _check_lengths(videos: list[str], step: float | None) -> None:
 
 
 def _as_a_whole(args: argparse.Namespace, model, video: str, progress, task) -> "_Answer":
-    from zoo.inference import rank, read_views, score_views, value_of_views
+    from zoo.inference.predict import rank, read_views, score_views, value_of_views
 
     clips, crops = (args.clips, args.crops) if args.frames is None else (args.clips or 1, args.crops or 1)
     views = read_views(model, video, clips, crops)
@@ -171,7 +171,7 @@ def _as_a_whole(args: argparse.Namespace, model, video: str, progress, task) -> 
 
 
 def _over_time(args: argparse.Namespace, model, video: str, progress, task) -> tuple:
-    from zoo.long_videos import timeline
+    from zoo.inference.long_videos import timeline
 
     def report(done: float, expected: float | None) -> None:
         progress.update(task, completed=int(done), total=expected and max(int(expected), int(done)))
@@ -181,7 +181,7 @@ def _over_time(args: argparse.Namespace, model, video: str, progress, task) -> t
 
 def _show(args: argparse.Namespace, model, results: "list[_Answer]") -> None:
     if args.plot is not None:
-        from zoo.plot import plot_predictions
+        from zoo.inference.plot import plot_predictions
 
         rows = [(_title(r.video, results), r.shown, r.seconds[r.num_clips // 2], r.answer) for r in results]
         plot_predictions(rows, args.plot)
@@ -198,7 +198,7 @@ def _show(args: argparse.Namespace, model, results: "list[_Answer]") -> None:
 
 def _show_timelines(args: argparse.Namespace, model, results: list[tuple]) -> None:
     if args.timeline is not None:
-        from zoo.plot import plot_timelines
+        from zoo.inference.plot import plot_timelines
 
         plot_timelines([(_title(video, results), found) for video, found in results], args.timeline)
     if args.json:

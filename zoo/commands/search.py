@@ -35,15 +35,15 @@ def run(args: argparse.Namespace) -> None:
     check_range("--topk", args.topk, TOPK)
     if args.html is not None:
         check_target(args.html, PAGES)
-    from zoo.vector_index import Index
-    from zoo.video_search import check_queries, search
+    from zoo.retrieval.search import check_queries, search
+    from zoo.retrieval.vector_index import Index
 
     check_queries(args.queries)
     index = Index.open(args.index)  # before the model, which takes seconds
 
     results = search(index, args.queries, topk=args.topk, model=args.model, device=args.device)
     if args.html:
-        from zoo.gallery import write_gallery
+        from zoo.retrieval.gallery import write_gallery
 
         write_gallery(args.html, list(zip(args.queries, results, strict=True)))
     if args.json:
@@ -59,7 +59,7 @@ def _table(query: str, hits: list):
     from rich import box
     from rich.table import Table
 
-    from zoo.gallery import clock
+    from zoo.retrieval.gallery import clock
 
     table = Table(title=query, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("", justify="right", style="dim")

@@ -10,7 +10,7 @@ from zoo.errors import ZooError
 from zoo.limits import WORKERS, check_range
 
 if TYPE_CHECKING:
-    from datamodules.shard_writer import Written
+    from datamodules.shards.writing import Written
 
 __all__ = ["add_arguments", "run"]
 
@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write shards, or an index of shards, or check some; and say what was done."""
-    from datamodules.shard_writer import parse_size
+    from datamodules.shards.writing import parse_size
 
     check_range("--workers", args.workers or 0, WORKERS)
     check_range("--crf", args.crf, (0, 51))
@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    from datamodules.shard_writer import check_shards
+    from datamodules.shards.writing import check_shards
 
     good, bad = check_shards(args.data)
     if args.json:
@@ -130,9 +130,9 @@ def _check(args: argparse.Namespace) -> None:
 def _index(args: argparse.Namespace, report: Any) -> "dict[str, Written]":
     import glob
 
-    from datamodules.files import expand_braces
-    from datamodules.lists import read_names
-    from datamodules.shard_writer import index_shards
+    from datamodules.annotations.lists import read_names
+    from datamodules.shards.writing import index_shards
+    from datamodules.storage.files import expand_braces
 
     if len(args.split or ()) > 1:
         raise ZooError("An index is of one split; give one --split.")
@@ -146,7 +146,7 @@ def _index(args: argparse.Namespace, report: Any) -> "dict[str, Written]":
 
 
 def _write(args: argparse.Namespace, max_bytes: int, report: Any) -> "dict[str, Written]":
-    from datamodules.shard_writer import write_shards
+    from datamodules.shards.writing import write_shards
 
     workers = args.workers
     if workers is None:
@@ -165,7 +165,7 @@ def _samples(args: argparse.Namespace) -> list[tuple[str, list, dict[str, Any]]]
     """(split, sources, what the index says of all) of each split to write, in the order of `_SPLITS`."""
     from datamodules.clips import warn_of_leaks
     from datamodules.pairs import PairCorpora
-    from zoo.shard_sources import data_module, is_list, listings, sources_of_pairs, sources_of_split
+    from zoo.commands.shard_sources import data_module, is_list, listings, sources_of_pairs, sources_of_split
 
     if args.data.lower().endswith((".json", ".jsonl", ".ndjson")) and os.path.isfile(args.data):
         return [("train", *sources_of_pairs(args.data, args.root))]

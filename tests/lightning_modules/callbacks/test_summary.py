@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from lightning_modules.callbacks.summary import readable, summary_table
-from lightning_modules.classification import VideoClassifier
+from lightning_modules.tasks.classification import VideoClassifier
 
 
 def rows(module) -> dict[str, list[str]]:

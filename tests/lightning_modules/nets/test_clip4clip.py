@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_modules.nets.clip import ClipTokenizer, build_clip
 from lightning_modules.nets.clip4clip import FirstTokens, FrameTransformer, TextVideoNet, pool_frames
+from lightning_modules.nets.clip_tower import ClipTokenizer, build_clip
 
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 SIZES = {

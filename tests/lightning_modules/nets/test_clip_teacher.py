@@ -31,7 +31,7 @@ def test_teacher_equals_the_official_one(golden, official_teacher):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A checkpoint as transformers writes it, of towers for images and texts."""
-    from lightning_modules.nets.clip import build_clip
+    from lightning_modules.nets.clip_tower import build_clip
 
     torch.manual_seed(0)
     text = {"vocab_size": 514, "max_position_embeddings": 8, **TOWER}

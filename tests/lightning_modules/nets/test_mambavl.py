@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_modules.nets import MambaVL
-from lightning_modules.nets.clip import ClipTokenizer
+from lightning_modules.nets.clip_tower import ClipTokenizer
 from lightning_modules.nets.flops import count_flops
 from lightning_modules.nets.mambavl import FUSIONS, CrossAttentionBlock, FusionBlock, build_text_tower, pool_tokens
 from lightning_modules.nets.videomamba import VideoMamba

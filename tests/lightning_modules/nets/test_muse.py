@@ -72,7 +72,7 @@ def test_parts_equal_the_official_ones(official):
 @pytest.mark.parametrize(
     ("side", "scales", "length"),
     [
-        (7, (0.5, 1, 2), 3060),  # ViT-B/32 and B/16, reference muse.md, section 2
+        (7, (0.5, 1, 2), 3060),  # ViT-B/32 and B/16, docs/protocol.md, section 17
         (14, (0.5, 1, 2), 12360),
         (4, (0.25, 0.5, 1, 2, 4), 12 + 12 * (1 + 4 + 16 + 64 + 256)),
         (1, (1, 4), 12 + 12 * (1 + 16)),

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM, CLIPConfig, CLIPModel, CLIPTokenizer
 
-from lightning_modules.nets.clip import ClipTokenizer
+from lightning_modules.nets.clip_tower import ClipTokenizer
 from lightning_modules.nets.pretrained import PINNED
 
 TOWER = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -24,7 +24,8 @@ B32, BERT = "openai/clip-vit-base-patch32", "google-bert/bert-base-uncased"
 LOAD = """
 import json, sys
 from lightning_modules.errors import ModelError
-from lightning_modules.nets import bert, clip
+from lightning_modules.nets import bert
+from lightning_modules.nets import clip_tower as clip
 from lightning_modules.nets.pretrained import PINNED
 for repository, files in json.loads(sys.argv[1]).items():
     PINNED[repository] = {name: tuple(pin) for name, pin in files.items()}

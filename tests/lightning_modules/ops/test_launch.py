@@ -37,10 +37,11 @@ def _scan(dtype: torch.dtype, batch: int, states: int, save: bool = True) -> lis
         projected = torch.empty(batch, length, channels // 32 + 2 * states, dtype=dtype)
         sequences = (torch.empty(batch, length, channels, dtype=dtype) for _ in range(2))
         A, D, bias = torch.empty(channels, states), torch.empty(channels), torch.empty(channels)
-        return Direction(*sequences, A, projected[..., -2 * states : -states], projected[..., -states:], D, bias)
+        B, C = projected[..., -2 * states : -states], projected[..., -states:]
+        return Direction(*sequences, A, B, C, D, bias)
 
     with torch.device("meta"):
-        directions, z = [direction(), direction()], torch.empty(batch, length, 2 * channels, dtype=dtype)
+        directions, z = (direction(), direction()), torch.empty(batch, length, 2 * channels, dtype=dtype)
         with compile_only() as kernels:
             results = scan._forward(directions, z[..., channels:], True, False, save)
             if save:
@@ -127,7 +128,7 @@ def test_numbers_that_are_one_and_absent_tensors_compile(
         u, delta = torch.empty(2, 1, length, channels, dtype=torch.float16)
         A, (B, C) = torch.empty(channels, states), torch.empty(2, 1, length, states)
         D, bias = (torch.empty(channels), None) if reverse else (None, torch.empty(channels))
-        one = [Direction(u, delta, A, B, C, D, bias)]
+        one = (Direction(u, delta, A, B, C, D, bias),)
         scan._backward(*scan._forward(one, None, not reverse, reverse, True), one, None, not reverse, reverse)
         taps = (torch.empty(channels, 3), None)
         x = torch.empty(1, length, channels)

@@ -1,0 +1,574 @@
+"""Writing tar shards in the WebDataset format, and the index that `datamodules.shards.reading` reads.
+
+A sample is a few members of one key, which any reader of the format takes:
+
+    000000042.mp4    the file, byte by byte, or coded anew
+    000000042.cls    its class, or
+    000000042.txt    its captions, one on each line
+    000000042.json   all that the listing says of it, and the file's name
+
+A shard has its name only when it is whole, and a folder its index only when all shards are. An interrupted writing goes
+on behind the last whole shard, which a journal beside them remembers.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import itertools
+import json
+import os
+import re
+import tarfile
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import torch
+
+from datamodules.annotations.captions import are_texts
+from datamodules.annotations.lists import is_number, parse_json
+from datamodules.errors import DataError
+from datamodules.shards.reading import FORMAT, INDEX_SUFFIX, read_index
+from datamodules.storage.files import read_bytes
+from datamodules.storage.members import as_member, open_member, open_tar
+from datamodules.storage.processes import ProcessPool
+from datamodules.video.decode import DecodeError
+from datamodules.video.encoding import reencode
+from datamodules.video.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+
+__all__ = ["Source", "Written", "check_shards", "index_shards", "parse_size", "write_shards"]
+
+_MEDIA = (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)
+
+_LONGEST_TEXT = 2**24
+"""Bytes of a sample's class or captions."""
+
+
+class Source(NamedTuple):
+    """A sample to be written.
+
+    Attributes:
+        path: its file, a path, a URL or a member of another shard.
+        name: what to call it.
+        fields: what the listing says of it, in values that JSON has.
+    """
+
+    path: str
+    name: str
+    fields: dict[str, Any]
+
+
+class Written(NamedTuple):
+    """What was done for a split.
+
+    Attributes:
+        samples: in all shards.
+        shards: how many there are.
+        bytes: of all shards.
+        left_out: files that could not be read.
+        kept: shards that an earlier run had written.
+    """
+
+    samples: int
+    shards: int
+    bytes: int
+    left_out: int
+    kept: int
+
+
+class _File(NamedTuple):
+    """What a sample's file became: its bytes and suffix, or why there is none."""
+
+    data: bytes
+    suffix: str
+    error: str | None = None
+
+
+def write_shards(
+    sources: Sequence[Source],
+    out: str | os.PathLike[str],
+    split: str,
+    *,
+    about: dict[str, Any],
+    max_bytes: int = 10**9,
+    shuffle_seed: int | None = None,
+    short_side: int | None = None,
+    crf: int = 23,
+    num_workers: int = 0,
+    on_files: Callable[[int, int], None] | None = None,
+) -> Written:
+    """Writes ``<split>-000000.tar``, ... and ``<split>.index.jsonl`` into a folder, or goes on with doing so.
+
+    Files that cannot be read are left out, with a warning each.
+
+    Args:
+        sources: the samples; all have the same fields.
+        out: the folder, made where it does not exist.
+        split: "train", "val" or "test".
+        about: what the index says of all samples, such as the names of the classes.
+        max_bytes: a shard that has reached as many bytes is the last one's; single samples may be longer.
+        shuffle_seed: write the samples in a random order; None keeps theirs.
+        short_side: code videos with a longer shorter side anew, at this one, in pixels; None copies all files.
+        crf: quality of that, lower is better, see `datamodules.video.encoding.reencode`.
+        num_workers: processes that read and code files; 0 does it in this one.
+        on_files: called with the number of finished samples and of all.
+
+    Raises:
+        DataError: there are shards of this split already, made of other samples or with other settings; no sample can
+            be read; or another process is writing there.
+    """
+    if not sources:
+        raise DataError(f"There are no samples of the {split} split to write.")
+    order = list(range(len(sources)))
+    if shuffle_seed is not None:
+        order = torch.randperm(len(sources), generator=torch.Generator().manual_seed(shuffle_seed)).tolist()
+    fields = list(sources[0].fields)
+    settings = {"max_bytes": max_bytes, "shuffle_seed": shuffle_seed, "short_side": short_side,
+                "crf": crf if short_side else None}  # fmt: skip
+    made_of = {**FORMAT, "split": split, "fields": fields, **about, "settings": settings, "sources": _digest(sources)}
+    folder = Path(out)
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    index = folder / f"{split}{INDEX_SUFFIX}"
+    with _journal(folder / f".{split}.journal.jsonl", index, made_of) as journal:
+        if journal is None:
+            return _summary(index, kept=None)
+        kept, done = journal.shards, journal.samples
+        report = on_files or (lambda done, total: None)
+        report(done, len(sources))
+        wanted = (sources[number] for number in order[done:])
+        with contextlib.ExitStack() as stack:
+            pool = None
+            if num_workers:
+                pool = stack.enter_context(ProcessPool(num_workers))
+            files = _files(wanted, short_side, crf, pool, num_workers)
+            while done < len(sources):
+                name = f"{split}-{journal.shards:06d}.tar"
+                shard, taken = _write_shard(folder / name, files, fields, done, max_bytes,
+                                            lambda done: report(done, len(sources)))  # fmt: skip
+                done += taken
+                journal.add(shard, taken)
+        if not journal.written:
+            journal.drop()
+            raise DataError(f"Not one of the {len(sources)} {split} files can be read; nothing was written.")
+        journal.finish()
+    return _summary(index, kept=kept)
+
+
+def _digest(sources: Sequence[Source]) -> str:
+    digest = hashlib.sha256()
+    for source in sources:
+        digest.update(json.dumps(source).encode())
+    return digest.hexdigest()
+
+
+def _summary(index: Path, kept: int | None) -> Written:
+    header = json.loads(index.read_text(encoding="utf-8").partition("\n")[0])
+    return Written(header["samples"], header["shards"], header["bytes"], header["left_out"],
+                   header["shards"] if kept is None else kept)  # fmt: skip
+
+
+class _Journal:
+    """The finished shards of an unfinished folder: settings in the first line, then a line for each shard."""
+
+    def __init__(self, file: BinaryIO, index: Path, made_of: dict[str, Any]) -> None:
+        self._file, self._index, self._made_of = file, index, made_of
+        lines = _whole_lines(file)
+        if lines and lines[0] != made_of:
+            split, other = made_of["split"], _other(lines[0], made_of)
+            raise DataError(f"{index.parent} holds the beginning of other {split} shards ({other}); repeat the command "
+                            f"that began them, or remove {split}-*.tar and {Path(file.name).name} there.")  # fmt: skip
+        if not all(isinstance(line, dict) and {"taken", "shard"} <= line.keys() for line in lines[1:]):
+            raise DataError(f"{file.name} is damaged; remove it and the shards beside it to begin anew.")
+        if not lines:
+            self._append(made_of)
+        self._lines = lines[1:]
+
+    @property
+    def shards(self) -> int:
+        return sum(line["shard"] is not None for line in self._lines)
+
+    @property
+    def samples(self) -> int:
+        """Samples that were taken, those left out included."""
+        return sum(line["taken"] for line in self._lines)
+
+    @property
+    def written(self) -> int:
+        return sum(len(line["shard"]["offset"]) for line in self._lines if line["shard"] is not None)
+
+    def add(self, shard: dict[str, Any] | None, taken: int) -> None:
+        self._lines.append({"taken": taken, "shard": shard})
+        self._append(self._lines[-1])
+
+    def finish(self) -> None:
+        """Writes the index, and removes the journal."""
+        shards = [line["shard"] for line in self._lines if line["shard"] is not None]
+        _write_index(self._index, {**self._made_of, "left_out": self.samples - self.written}, shards)
+        self.drop()
+
+    def drop(self) -> None:
+        """Removes the journal."""
+        os.unlink(self._file.name)
+
+    def _append(self, value: dict[str, Any]) -> None:
+        self._file.write(json.dumps(value).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+@contextlib.contextmanager
+def _journal(path: Path, index: Path, made_of: dict[str, Any]) -> Iterator[_Journal | None]:
+    """The journal of a writing that only this process does; None where there is nothing left to do."""
+    with _writing(path), open(path, "a+b") as file, _held_here(file.fileno()):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"Another process is writing {made_of['split']} shards to {path.parent}; let it "
+                            "finish.") from None  # fmt: skip
+        if index.exists():
+            path.unlink(missing_ok=True)
+            there = read_index(str(index)).header
+            if any(there.get(key) != value for key, value in made_of.items()):
+                raise DataError(f"{index} exists, made of something else ({_other(there, made_of)}); remove it and its "
+                                "shards, or choose another folder.")  # fmt: skip
+            yield None
+            return
+        yield _Journal(file, index, made_of)
+
+
+_held: set[int] = set()
+"""Descriptors of the files that this process has locked."""
+
+
+@contextlib.contextmanager
+def _held_here(descriptor: int) -> Iterator[None]:
+    """A forked process shares the lock, and would keep it when this one is killed; so it gives its share up."""
+    _held.add(descriptor)
+    try:
+        yield
+    finally:
+        _held.discard(descriptor)
+
+
+def _let_go() -> None:
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in _held:
+        os.dup2(nothing, descriptor)
+    os.close(nothing)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Says which file cannot be written, whatever the system does not allow."""
+    try:
+        yield
+    except BrokenPipeError:  # of whoever reads what is printed
+        raise
+    except OSError as error:
+        raise DataError(f"{path} cannot be written ({error.strerror or error}); make room on that disk or check its "
+                        "permissions, and repeat the command to go on.") from error  # fmt: skip
+
+
+def _other(there: dict[str, Any], here: dict[str, Any]) -> str:
+    """Which settings differ."""
+    settings = [key for key, value in here["settings"].items() if there.get("settings", {}).get(key) != value]
+    others = [key for key, value in here.items() if key != "settings" and there.get(key) != value]
+    names = {"sources": "files or labels", "class_names": "class names"}
+    return "other " + ", ".join(names.get(key, key) for key in [*settings, *others])
+
+
+def _whole_lines(file: BinaryIO) -> list[dict[str, Any]]:
+    """What the journal says, without a line that was being written when the process died, which is cut off."""
+    file.seek(0)
+    text = file.read()
+    end = text.rfind(b"\n") + 1
+    file.truncate(end)
+    remedy = "remove it and the shards beside it to begin anew"
+    return [parse_json(line.decode(errors="replace"), file.name, number, remedy=remedy)
+            for number, line in enumerate(text[:end].splitlines(), 1)]  # fmt: skip
+
+
+def _write_index(path: Path, header: dict[str, Any], shards: Sequence[dict[str, Any]]) -> None:
+    totals = {"samples": sum(len(shard["offset"]) for shard in shards), "shards": len(shards),
+              "bytes": sum(shard["bytes"] for shard in shards)}  # fmt: skip
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        with _writing(path), open(beside, "wb") as file:
+            for line in ({**header, **totals}, *shards):
+                file.write(_json(line) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+            beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _json(value: Any) -> bytes:
+    """In UTF-8, which has no halves of characters; file names that are not in UTF-8 come with such."""
+    return json.dumps(value, ensure_ascii=False).encode(errors="replace")
+
+
+def _files(
+    sources: Iterator[Source], short_side: int | None, crf: int, pool: Executor | None, num_workers: int
+) -> Iterator[tuple[Source, _File]]:
+    """What each sample's file becomes, in their order."""
+    if pool is None:
+        yield from ((source, _converted(source.path, short_side, crf)) for source in sources)
+        return
+    waiting: deque = deque()
+    for source in itertools.chain(sources, itertools.repeat(None)):
+        if source is not None:
+            try:
+                waiting.append((source, pool.submit(_converted, source.path, short_side, crf)))
+            except OSError as error:
+                raise DataError(f"No process can be started ({error.strerror}); take fewer workers.") from error
+        elif not waiting:
+            return
+        if source is None or len(waiting) > 2 * num_workers:
+            first, future = waiting.popleft()
+            try:
+                yield first, future.result()
+            except BrokenProcessPool as error:
+                raise DataError(f"A process that reads files died, at {first.path} or one of the next (was memory "
+                                "short?); repeat the command to go on, with fewer workers.") from error  # fmt: skip
+
+
+def _converted(path: str, short_side: int | None, crf: int) -> _File:
+    member = as_member(path)
+    suffix = os.path.splitext(member.name if member else path)[1].lower()
+    try:
+        if os.path.isdir(path) and short_side is None:
+            return _File(b"", "", f"{path} is a folder of frames, which becomes a video where a short side is given.")
+        if short_side is not None and suffix not in IMAGE_SUFFIXES:
+            coded = reencode(path, short_side, crf=crf)
+            if coded is not None:
+                return _File(coded, ".mp4")
+        if member is None:
+            return _File(read_bytes(path), suffix)
+        with contextlib.closing(open_member(member)) as file:
+            return _File(file.read(), suffix)
+    except (DataError, DecodeError, OSError) as error:
+        return _File(b"", "", str(error))
+
+
+class _Hashing:
+    """A file for writing that knows the digest of what was written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.digest = file, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return self._file.write(data)
+
+
+def _write_shard(
+    path: Path,
+    files: Iterator[tuple[Source, _File]],
+    fields: Sequence[str],
+    first: int,
+    max_bytes: int,
+    report: Callable[[int], None],
+) -> tuple[dict[str, Any] | None, int]:
+    """A shard's line of the index (None where no file of it could be read), and how many samples it took."""
+    from webdataset import TarWriter
+
+    beside, size, taken, written = path.with_name(f".{path.name}.part"), 0, 0, []
+    try:
+        with _writing(path), open(beside, "wb") as raw:
+            hashing = _Hashing(raw)
+            with TarWriter(hashing, encoder=False, mtime=0) as tar:
+                for source, file in files:
+                    taken += 1
+                    if file.error is None and not file.data:
+                        file = file._replace(error=f"{source.path} is empty (0 bytes); copy or download it again.")
+                    if file.error is not None:
+                        warnings.warn(f"{file.error.rstrip('.')} (left out).", stacklevel=2)
+                    else:
+                        size += tar.write(_sample(source, file, first + taken - 1))
+                        written.append(source)
+                    report(first + taken)
+                    if size >= max_bytes:
+                        break
+            raw.flush()
+            os.fsync(raw.fileno())
+        if not written:
+            return None, taken
+        line = _line(beside, path.name, hashing.digest.hexdigest())
+        line |= {"name": [source.name for source in written]}
+        line |= {field: [source.fields[field] for source in written] for field in fields}
+        with _writing(path):
+            beside.replace(path)
+        return line, taken
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _sample(source: Source, file: _File, number: int) -> dict[str, Any]:
+    sample = {"__key__": f"{number:09d}", (file.suffix or ".bin")[1:]: file.data}
+    sample["json"] = _json({"name": source.name, **source.fields})
+    if "label" in source.fields:
+        sample["cls"] = str(source.fields["label"]).encode()
+    if "captions" in source.fields:
+        sample["txt"] = "\n".join(source.fields["captions"]).encode(errors="replace")
+    return sample
+
+
+def _line(path: Path, name: str, sha256: str) -> dict[str, Any]:
+    """The line of the index for a shard of ours, without names and fields."""
+    with tarfile.open(path, "r:") as tar:
+        media = [info for info in tar if os.path.splitext(info.name)[1] not in (".cls", ".json", ".txt")]
+    return {"shard": name, "bytes": path.stat().st_size, "sha256": sha256,
+            "offset": [info.offset_data for info in media], "size": [info.size for info in media]}  # fmt: skip
+
+
+# Shards that are there ---------------------------------------------------------------------------------------------
+
+
+def index_shards(
+    paths: Sequence[str | os.PathLike[str]],
+    split: str,
+    *,
+    class_names: list[str] | None = None,
+    on_files: Callable[[int, int], None] | None = None,
+) -> Written:
+    """Writes the index of shards that others made, in their folder. A sample's class is its member .cls, its captions
+    are its .txt, or else "caption" or "captions" in its .json.
+
+    Args:
+        paths: the tars, local and in one folder.
+        split: the split that they are.
+        class_names: where they have classes.
+        on_files: called with the number of finished shards and of all.
+
+    Raises:
+        DataError: a tar cannot be read or has no samples, or samples with neither class nor captions, or both pictures
+            and videos; or there is an index already.
+    """
+    folders = {Path(path).parent for path in paths}
+    if len(folders) != 1:
+        raise DataError("An index is for the shards of one folder; name some, and all in the same.")
+    index = folders.pop() / f"{split}{INDEX_SUFFIX}"
+    if index.exists():
+        raise DataError(f"{index} exists; remove it first to make it anew.")
+    shards, left_out, kinds = [], 0, set()
+    for number, path in enumerate(map(Path, paths)):
+        if on_files is not None:
+            on_files(number, len(paths))
+        line, strange, found = _line_of(path)
+        shards.append(line)
+        left_out += strange
+        kinds |= found
+    fields = [{key for key in ("label", "captions") if key in shard} for shard in shards]
+    if any(found != fields[0] for found in fields) or not fields[0]:
+        raise DataError(f"{paths[0]}: the samples need a class each (.cls), or captions (.txt, or caption in .json).")
+    if len(kinds) != 1:
+        raise DataError(f"{paths[0]}: the shards hold both pictures and videos; make an index for each kind.")
+    about = {"fields": sorted(fields[0]), "media": kinds.pop(), "class_names": class_names}
+    _write_index(index, {**FORMAT, "split": split, **about, "left_out": left_out}, shards)
+    if on_files is not None:
+        on_files(len(paths), len(paths))
+    return _summary(index, kept=0)
+
+
+def _line_of(path: Path) -> tuple[dict[str, Any], int, set[str]]:
+    """A shard's line, how many of its samples had nothing to see or nothing said of them, and the kinds of the rest."""
+    from webdataset.tariterators import base_plus_ext
+
+    line: dict[str, Any] = {"shard": path.name, "bytes": path.stat().st_size, "sha256": _sha256(path),
+                            "offset": [], "size": [], "name": []}  # fmt: skip
+    strange, kinds = 0, set()
+    try:
+        with open(path, "rb") as file, open_tar(file) as tar:
+            # Links and devices hold nothing, and the parts of a sparse file are not as long as it.
+            plain = (info for info in tar if info.isreg() and not info.issparse())
+            infos = (info for info in plain if base_plus_ext(info.name)[0] is not None)
+            for key, members in itertools.groupby(infos, lambda info: base_plus_ext(info.name)[0]):
+                parts = {base_plus_ext(info.name)[1].lower(): info for info in members}
+                media = next((info for part, info in parts.items() if f".{part}" in _MEDIA), None)
+                said = _said(path, tar, parts)
+                if media is None or not said:
+                    strange += 1
+                    continue
+                suffix = os.path.splitext(media.name)[1].lower()
+                kinds.add("image" if suffix in IMAGE_SUFFIXES else "video")
+                values = {"offset": media.offset_data, "size": media.size, "name": f"{key}{suffix}", **said}
+                for field, value in values.items():
+                    line.setdefault(field, []).append(value)
+    except (tarfile.TarError, OSError) as error:
+        raise DataError(f"{path} cannot be read as a tar shard ({error}); copy or download it again.") from error
+    lengths = {len(value) for value in line.values() if isinstance(value, list)}
+    if lengths == {0} or len(lengths) != 1:
+        raise DataError(f"{path}: its samples do not all have a class, or all captions; write it again.")
+    return line, strange, kinds
+
+
+def _said(path: Path, tar: tarfile.TarFile, parts: dict[str, tarfile.TarInfo]) -> dict[str, Any]:
+    """The class or the captions of a sample."""
+    text = {}
+    for part in ("cls", "txt", "json"):
+        if part in parts:
+            if parts[part].size > _LONGEST_TEXT:
+                raise tarfile.ReadError(f"{parts[part].name} is {parts[part].size} bytes long")
+            text[part] = tar.extractfile(parts[part]).read().decode()
+    if "cls" in text:
+        if not is_number(text["cls"].strip()):
+            raise tarfile.ReadError(f"{parts['cls'].name} is {text['cls'][:80]!r}, not a number")
+        return {"label": int(text["cls"])}
+    if "txt" in text:
+        return {"captions": [line for line in text["txt"].splitlines() if line.strip()] or [""]}
+    values = parse_json(text["json"], f"{path}: {parts['json'].name}") if "json" in text else None
+    captions = values.get("captions", values.get("caption")) if isinstance(values, dict) else None
+    captions = [captions] if isinstance(captions, str) else captions
+    return {"captions": captions} if are_texts(captions) else {}
+
+
+def check_shards(folder: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
+    """Reads all shards of a folder, and compares them with the digests in its indices.
+
+    Returns:
+        Names of the shards that are as they should be, and of those that are missing or damaged.
+
+    Raises:
+        DataError: there is no index.
+    """
+    indices = sorted(Path(folder).glob(f"*{INDEX_SUFFIX}"))
+    if not indices:
+        raise DataError(f"{folder} has no index of shards; is it the folder that zoo shard wrote?")
+    good, bad = [], []
+    for index in indices:
+        read_index(str(index))  # says what is wrong with it
+        for line in index.read_text(encoding="utf-8-sig").split("\n")[1:]:
+            if not line.strip():
+                continue
+            shard = json.loads(line)
+            path = index.parent / shard["shard"]
+            (good if path.is_file() and _sha256(path) == shard["sha256"] else bad).append(path.name)
+    return good, bad
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as 500MB, 1.5GB, 2GiB or 1000000.
+
+    Raises:
+        DataError: it is none, or not above 0.
+    """
+    found = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([kmgt]?)(i?)b?\s*", text.lower())
+    size = found and int(float(found[1]) * (1024 if found[3] else 1000) ** " kmgt".index(found[2] or " "))
+    if not size:
+        raise DataError(f"{text!r} is no size; write for example 500MB or 1GB.")
+    return size

@@ -1,0 +1,133 @@
+"""Videos that were taken apart into numbered pictures, and the choice of the reader for a path."""
+
+import os
+import re
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datamodules.errors import DataError
+from datamodules.storage.files import Folders, is_url, join
+from datamodules.video.decode import DecodeError, VideoReader
+
+if TYPE_CHECKING:
+    from datamodules.video.torchcodec_reader import TorchCodecReader
+
+__all__ = ["DECODERS", "FrameFolder", "check_decoder", "gather_pictures", "open_video"]
+
+_FRAME = re.compile(r"\D*(\d+)\.(?:jpe?g|png)", re.IGNORECASE)
+
+
+DECODERS = ("pyav", "torchcodec", "torchcodec-cuda")
+"""What decodes video files; still images and folders of them are always read with PyAV."""
+
+_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+
+
+def check_decoder(decoder: str) -> None:
+    """Raises `DataError` for one that does not exist, or cannot be used here."""
+    if decoder not in DECODERS:
+        raise DataError(f"decoder is {decoder!r}; it has to be one of {', '.join(DECODERS)}.")
+    if decoder != "pyav":
+        from datamodules.video.torchcodec_reader import check_torchcodec
+
+        check_torchcodec("cuda" if decoder == "torchcodec-cuda" else "cpu")
+
+
+def open_video(
+    path: str | os.PathLike[str], *, decoder: str = "pyav"
+) -> "VideoReader | FrameFolder | TorchCodecReader":
+    """The reader of a video file or still image, or of a folder of frames. Behind a URL, no suffix means a folder.
+
+    Args:
+        path: local, a URL, or an address in a shard.
+        decoder: one of `DECODERS`.
+
+    Raises:
+        DataError: the decoder does not exist or is not installed.
+        DecodeError: there is nothing at the path, or nothing that can be read.
+    """
+    path = os.fspath(path)
+    is_folder = not os.path.splitext(path)[1] if is_url(path) else os.path.isdir(path)
+    if is_folder:
+        return FrameFolder(path)
+    if decoder == "pyav" or path.lower().endswith(_IMAGES):
+        return VideoReader(path)
+    check_decoder(decoder)
+    from datamodules.video.torchcodec_reader import TorchCodecReader  # an extra
+
+    return TorchCodecReader(path, device="cuda" if decoder == "torchcodec-cuda" else "cpu")
+
+
+class FrameFolder:
+    """Frames of one video as pictures `img_00001.jpg`, `img_00002.jpg`, ... in a folder; `VideoReader`'s interface.
+
+    Position i is the picture with the i-th smallest number, wherever the numbers start.
+
+    Args:
+        path: the folder, local or a URL.
+        fps: frames per second, which the pictures do not tell.
+
+    Raises:
+        DecodeError: the folder is missing or has no such pictures.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, fps: float = 25.0) -> None:
+        self.path = os.fspath(path)
+        found = [(match, name) for name in Folders().entries(self.path) if (match := _FRAME.fullmatch(name))]
+        self._names = [name for _, name in sorted((int(match[1]), name) for match, name in found)]
+        if not self._names:
+            raise DecodeError(
+                f"{self.path} is not a video file, and no folder of numbered frames (img_00001.jpg, ...); "
+                "check the path."
+            )
+        self.num_frames = len(self._names)
+        self.fps = fps
+        self.pts_seconds = np.arange(self.num_frames) / fps
+
+    def __enter__(self) -> "FrameFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __len__(self) -> int:
+        return self.num_frames
+
+    def read(
+        self, indices: "list[int] | np.ndarray", *, short_side: int | None = None, interpolation: str = "bilinear"
+    ) -> Tensor:
+        """Frames at the given positions, uint8 (T, 3, H, W), as `VideoReader.read` gives them.
+
+        Raises:
+            IndexError: a position is outside the video.
+            DecodeError: a picture cannot be read, or has another size than the others.
+        """
+        indices = np.asarray(indices, dtype=np.int64)
+        if indices.min() < 0 or indices.max() >= self.num_frames:
+            raise IndexError(
+                f"{self.path} has {self.num_frames} frames: positions have to be in 0 .. {self.num_frames - 1}, "
+                f"got {indices.min()} .. {indices.max()}."
+            )
+        wanted, inverse = np.unique(indices, return_inverse=True)
+        pictures = []
+        for position in wanted.tolist():
+            with VideoReader(join(self.path, self._names[position])) as reader:
+                pictures.append(reader.read([0], short_side=short_side, interpolation=interpolation)[0])
+            if pictures[-1].shape != pictures[0].shape:
+                sizes = [f"{picture.shape[2]} x {picture.shape[1]}" for picture in (pictures[0], pictures[-1])]
+                raise DecodeError(
+                    f"{self.path} has frames of different sizes ({' and '.join(sizes)}); take the video apart again."
+                )
+        return gather_pictures(pictures, inverse)
+
+
+def gather_pictures(pictures: list[Tensor], numbers: np.ndarray) -> Tensor:
+    """Some of the pictures, uint8 (3, H, W) each, in an order in which they may repeat: uint8 (T, 3, H, W).
+
+    The colours of a pixel stand together in memory, as `VideoReader.read` gives them.
+    """
+    stacked = torch.stack([picture.permute(1, 2, 0) for picture in pictures])
+    return stacked.index_select(0, torch.from_numpy(numbers)).permute(0, 3, 1, 2)

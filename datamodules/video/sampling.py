@@ -1,0 +1,169 @@
+"""Which frames make a clip: positions in a video of n frames, as plain numpy functions.
+
+The rules are those of the published VideoMamba protocol, rounding included: `numpy.round` sends ties to the even
+neighbour. All positions are in 0 .. n - 1; files shorter than the clip repeat frames. Drawing of T = 4 frames, n = 16:
+
+    sparse   |  . x . .  |  x . . .  |  . . . x  |  . x . .  |    one frame per interval, the whole video is covered
+    dense    |  . . x . x . x . x . . . . . . .  |                 T frames at a fixed stride around one place
+"""
+
+from typing import Literal
+
+import numpy as np
+import torch
+
+__all__ = ["MAX_FRAMES", "SAMPLINGS", "clip_indices", "frames_of"]
+
+MAX_FRAMES = 10_000
+"""Frames of a clip, and clips of a video: what is above asks for all memory and not for a result."""
+
+SAMPLINGS = ("sparse", "dense", "ssv2", "intervals")
+
+
+def clip_indices(
+    num_video_frames: int,
+    num_frames: int,
+    *,
+    sampling: str,
+    mode: Literal["train", "val", "test"],
+    clip: int = 0,
+    num_clips: int = 1,
+    frame_stride: int = 4,
+    generator: torch.Generator | None = None,
+) -> np.ndarray:
+    """Positions of the frames of one clip.
+
+    `train` draws at random, `val` is the fixed middle clip, `test` is clip number `clip` of `num_clips`:
+
+    | sampling | train                         | val                     | test, clip k of S                   |
+    |----------|-------------------------------|-------------------------|-------------------------------------|
+    | sparse   | one at random per interval    | middle of each interval | (k + 1) / (S + 1) of each interval  |
+    | intervals | the same                     | the same                | the same                            |
+    | ssv2     | one at random per segment     | middle of each segment  | k = 0: segment starts, k = 1: middles |
+    | dense    | random start, then the stride | centred                 | S starts spread evenly over the file |
+
+    `sparse` is the rule of Kinetics, Breakfast and COIN, whose intervals lie between frame 0 and frame n - 1; `ssv2` is
+    that of Something-Something V2 with segments of n / T frames and exactly two test clips. With one test clip, `ssv2`
+    and `dense` give the `val` clip. `intervals` is the rule of VideoMamba with language: all n frames are shared out,
+    and a file shorter than the clip repeats its last frame (docs/protocol.md, section 14).
+
+    Args:
+        num_video_frames: n >= 1, frames in the file.
+        num_frames: T >= 1, frames in the clip.
+        clip: number of the test clip, 0 .. num_clips - 1.
+        frame_stride: distance between frames of a dense clip.
+        generator: source of randomness for `train`; None is torch's own.
+
+    Returns:
+        int64 (T,), sorted.
+
+    Raises:
+        ValueError: an argument is out of range, or `ssv2` is asked for a number of test clips other than 1 or 2.
+    """
+    if num_video_frames < 1 or num_frames < 1 or frame_stride < 1:
+        raise ValueError(
+            f"num_video_frames, num_frames and frame_stride have to be at least 1, got {num_video_frames}, "
+            f"{num_frames} and {frame_stride}."
+        )
+    if mode not in ("train", "val", "test"):
+        raise ValueError(f"mode has to be 'train', 'val' or 'test', got {mode!r}.")
+    if not 0 <= clip < num_clips:
+        raise ValueError(f"clip has to be in 0 .. num_clips - 1 = {num_clips - 1}, got {clip}.")
+    if sampling == "sparse":
+        indices = _sparse(num_video_frames, num_frames, mode, clip, num_clips, generator)
+    elif sampling == "ssv2":
+        indices = _ssv2(num_video_frames, num_frames, mode, clip, num_clips, generator)
+    elif sampling == "intervals":
+        indices = _intervals(num_video_frames, num_frames, mode, clip, num_clips, generator)
+    elif sampling == "dense":
+        indices = _dense(num_video_frames, num_frames, mode, clip, num_clips, frame_stride, generator)
+    else:
+        raise ValueError(f"sampling has to be one of {', '.join(SAMPLINGS)}, got {sampling!r}.")
+    return np.clip(indices, 0, num_video_frames - 1).astype(np.int64)
+
+
+def frames_of(span: tuple[float, float] | None, num_video_frames: int, fps: float) -> range:
+    """Positions of the frames of a stretch of a video, one at least; those of the published windows (docs/protocol.md,
+    section 2): the frame that is shown at its first second up to that shown at its last.
+
+    Args:
+        span: first and last second; None is the whole video.
+        num_video_frames: frames in the file.
+        fps: frames per second.
+    """
+    if span is None:
+        return range(num_video_frames)
+    # Times are sums and quotients of decimals; a whole frame must not be lost to the last binary digit.
+    first, last = (min(int(second * fps + 1e-6), num_video_frames - 1) for second in span)
+    return range(first, last + 1)
+
+
+def _sparse(
+    n: int, num_frames: int, mode: str, clip: int, num_clips: int, generator: torch.Generator | None
+) -> np.ndarray:
+    interval = (n - 1) / num_frames
+    edges = np.round(interval * np.arange(num_frames + 1)).astype(np.int64)
+    if mode == "train":
+        return _draw(edges[:-1], edges[1:], generator)  # both ends included
+    offset = int(interval / 2) if mode == "val" else int(interval / (num_clips + 1) * (clip + 1))
+    return edges[:-1] + offset
+
+
+def _intervals(
+    n: int, num_frames: int, mode: str, clip: int, num_clips: int, generator: torch.Generator | None
+) -> np.ndarray:
+    count = min(num_frames, n)
+    edges = np.linspace(0, n, count + 1).astype(np.int64)
+    first, last = edges[:-1], edges[1:] - 1
+    if mode == "train":
+        indices = _draw(first, last, generator)  # the published rule never draws the last one
+    else:
+        number, of = (0, 1) if mode == "val" else (clip, num_clips)
+        indices = first + (last - first) * (number + 1) // (of + 1)
+    return np.pad(indices, (0, num_frames - count), mode="edge")
+
+
+def _ssv2(
+    n: int, num_frames: int, mode: str, clip: int, num_clips: int, generator: torch.Generator | None
+) -> np.ndarray:
+    if mode == "train":
+        segment = n // num_frames
+        if segment:
+            starts = np.arange(num_frames) * segment
+            return _draw(starts, starts + segment - 1, generator)
+        # The published rule has a branch for n > T here, which segment == 0 excludes: short files give frame 0 only.
+        return np.zeros(num_frames, dtype=np.int64)
+    if num_clips > 2:
+        raise ValueError(f"sampling 'ssv2' defines one or two test clips, got num_clips={num_clips}; use 2.")
+    tick = n / num_frames
+    starts = (tick * np.arange(num_frames)).astype(np.int64)
+    middles = (tick / 2 + tick * np.arange(num_frames)).astype(np.int64)
+    if mode == "val" or num_clips == 1:
+        return middles
+    # Every second of the sorted union: starts and middles where they alternate, which short files do not grant.
+    return np.sort(np.concatenate([starts, middles]))[clip::2]
+
+
+def _dense(
+    n: int,
+    num_frames: int,
+    mode: str,
+    clip: int,
+    num_clips: int,
+    frame_stride: int,
+    generator: torch.Generator | None,
+) -> np.ndarray:
+    last_start = max(n - ((num_frames - 1) * frame_stride + 1), 0)
+    if mode == "train":
+        start = int(_draw(np.zeros(1), np.full(1, last_start), generator)[0])
+    elif mode == "val" or num_clips == 1:
+        start = last_start // 2
+    else:
+        start = int(clip * last_start / (num_clips - 1))
+    return start + np.arange(num_frames) * frame_stride
+
+
+def _draw(low: np.ndarray, high: np.ndarray, generator: torch.Generator | None) -> np.ndarray:
+    """Uniform integers in [low, high], both ends included, one per element."""
+    uniform = torch.rand(len(low), generator=generator, dtype=torch.float64).numpy()
+    return (low + np.floor(uniform * (high - low + 1))).astype(np.int64)

@@ -1,0 +1,327 @@
+"""CLIP's two towers (arXiv 2103.00020), from transformers, and a tokenizer that is saved with the weights.
+
+A model of the zoo is rebuilt from plain values and its weights alone, without a download: the towers' sizes are a dict
+(`build_clip`), and the tokenizer's word pieces are a buffer (`ClipTokenizer`).
+"""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
+
+from lightning_modules.checks import check_sizes
+from lightning_modules.errors import ModelError
+from lightning_modules.nets.pretrained import checkpoint_folder
+
+__all__ = [
+    "CLIP_SIZES",
+    "ClipTokenizer",
+    "build_clip",
+    "build_image_tower",
+    "encode_frames",
+    "encode_text",
+    "freeze_clip",
+    "load_clip",
+    "load_image_tower",
+    "sizes_of",
+]
+
+_COMMON = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "hidden_act",
+    "layer_norm_eps",
+)
+CLIP_SIZES = {
+    "text_config": ("vocab_size", "max_position_embeddings", *_COMMON),
+    "vision_config": ("image_size", "patch_size", *_COMMON),
+}
+
+
+def build_clip(sizes: dict) -> CLIPModel:
+    """Towers with random weights.
+
+    Args:
+        sizes: arguments of `transformers.CLIPConfig`: ``projection_dim``, and dicts ``text_config`` and
+            ``vision_config``; what is left out is ViT-B/32's, so ``{}`` is ViT-B/32 and
+            ``{"vision_config": {"patch_size": 16}}`` is ViT-B/16.
+
+    Raises:
+        ModelError: an unknown key or a value that does not fit.
+    """
+    _check_sizes(sizes)
+    text = sizes.get("text_config", {})
+    end = text.get("vocab_size", CLIPTextConfig.vocab_size) - 1
+    special = {"bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}
+    try:
+        return CLIPModel(CLIPConfig(**{**sizes, "text_config": {**text, **special}}))
+    except Exception as error:  # transformers' checks raise a type of their own for each kind of mistake
+        raise _misfit(error) from error
+
+
+def build_image_tower(sizes: dict) -> CLIPVisionModelWithProjection:
+    """The image tower and its projection alone, with random weights; `sizes` and errors as for `build_clip`."""
+    _check_sizes(sizes)
+    shared = {"projection_dim": sizes.get("projection_dim", CLIPConfig.projection_dim)}
+    try:
+        return CLIPVisionModelWithProjection(CLIPVisionConfig(**sizes.get("vision_config", {}), **shared))
+    except Exception as error:
+        raise _misfit(error) from error
+
+
+def _check_sizes(sizes: dict) -> None:
+    # transformers keeps whatever it is given, so a misspelt size would go unnoticed.
+    parts = {key: sizes[key] for key in CLIP_SIZES if key in sizes}
+    check_sizes("clip", {k: v for k, v in sizes.items() if k not in parts}, (*CLIP_SIZES, "projection_dim"))
+    for key, part in parts.items():
+        check_sizes(f"clip.{key}", part, CLIP_SIZES[key])
+
+
+def _misfit(error: Exception) -> ModelError:
+    return ModelError(f"The sizes in clip do not fit together: {' '.join(str(error).split())}")
+
+
+def sizes_of(clip: CLIPModel) -> dict:
+    """The sizes of towers, written out in full, as `build_clip` takes them."""
+    config = clip.config
+    sizes = {key: {name: getattr(getattr(config, key), name) for name in names} for key, names in CLIP_SIZES.items()}
+    return {**sizes, "projection_dim": config.projection_dim}
+
+
+def load_clip(source: str) -> tuple[CLIPModel, Tensor]:
+    """Pretrained towers and tokenizer.
+
+    Args:
+        source: repository of a CLIP model on the Hugging Face Hub (``openai/clip-vit-base-patch32``), or a folder that
+            transformers wrote; see `lightning_modules.nets.pretrained`.
+
+    Returns:
+        the towers in float32 and the word pieces as `ClipTokenizer` keeps them.
+
+    Raises:
+        ModelError: it cannot be fetched, or holds something else.
+    """
+    try:
+        with checkpoint_folder(source) as folder:
+            clip = CLIPModel.from_pretrained(folder, dtype=torch.float32)
+            tokenizer = CLIPTokenizer.from_pretrained(folder)
+    except ModelError:
+        raise
+    except Exception as error:  # transformers passes on what safetensors and JSON raise
+        raise _unreadable(source, error) from error
+    return clip.train(), merges_of(tokenizer, source)  # from_pretrained leaves it in eval mode
+
+
+def load_image_tower(source: str) -> CLIPVisionModelWithProjection:
+    """The pretrained image tower and its projection alone, in float32; `source` and errors as for `load_clip`."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # it would list the text tower's weights as left over
+    try:
+        # Some checkpoints note the width of the projection for both towers together only.
+        with checkpoint_folder(source) as folder:
+            width = AutoConfig.from_pretrained(folder, trust_remote_code=False).projection_dim
+            tower, found = CLIPVisionModelWithProjection.from_pretrained(
+                folder, dtype=torch.float32, projection_dim=width, output_loading_info=True
+            )
+        if found["missing_keys"]:
+            raise KeyError(f"it has no {min(found['missing_keys'])}")
+    except ModelError:
+        raise
+    except Exception as error:
+        raise _unreadable(source, error) from error
+    finally:
+        logging.set_verbosity(level)
+    return tower
+
+
+def _unreadable(source: str, error: Exception) -> ModelError:
+    reason = " ".join(str(error).split()).partition(". ")[0]
+    return ModelError(f"The CLIP checkpoint {source!r} cannot be read ({reason}); name a CLIP model of the Hugging "
+                      "Face Hub or a folder that holds one.")  # fmt: skip
+
+
+def encode_frames(clip: CLIPModel, images: Tensor, patches: bool) -> Tensor:
+    """Normalised images (M, 3, H, W) -> projected tokens (M, 1 + h * w, D), class token first, patches in raster order.
+
+    As CLIP does for the class token alone, every token goes through the last norm and the projection (docs/protocol.md,
+    section 16). Without `patches` it is only the class token (M, 1, D).
+    """
+    hidden = clip.vision_model(pixel_values=images).last_hidden_state
+    hidden = hidden if patches else hidden[:, :1]
+    return clip.visual_projection(clip.vision_model.post_layernorm(hidden))
+
+
+def encode_text(clip: CLIPModel, ids: Tensor) -> Tensor:
+    """Token ids (M, L) as `ClipTokenizer` makes them -> projected features of the end token (M, D)."""
+    hidden = clip.text_model(input_ids=ids).last_hidden_state
+    # The end token has the largest id and padding repeats it: the first one ends the text.
+    return clip.text_projection(hidden[torch.arange(len(ids), device=ids.device), ids.argmax(dim=1)])
+
+
+def freeze_clip(clip: CLIPModel, layers: int) -> None:
+    """Freezes the embeddings and the first `layers` blocks of both towers, as CLIP4Clip's freeze_layer_num.
+
+    The final norms, the projections and the temperature stay trainable (docs/protocol.md, section 16).
+
+    Raises:
+        ModelError: fewer than 0 or more layers than the deeper tower has.
+    """
+    towers = (clip.text_model, clip.vision_model)
+    most = max(len(tower.encoder.layers) for tower in towers)
+    if not 0 <= layers <= most:
+        raise ModelError(f"freeze_layers is {layers}; choose 0 to {most}, or null to train everything.")
+    for tower in towers:
+        tower.embeddings.requires_grad_(False)
+        tower.encoder.layers[:layers].requires_grad_(False)
+    clip.vision_model.pre_layrnorm.requires_grad_(False)
+
+
+class ClipTokenizer(nn.Module):
+    """CLIP's byte-pair tokenizer with its word pieces in a buffer, so that they are saved and loaded with the weights.
+
+    Ids are CLIP's: 256 bytes, the same 256 at the end of a word, one per word piece in the order in which pieces are
+    joined, start, end. The buffer ``merges`` (int32, (pieces, 2)) has the ids of the two parts of each piece; its
+    length follows from the vocabulary. A vocabulary of 514 has no pieces: each byte is a token. Otherwise the pieces
+    come with loaded weights, or from `learn`; unused ones are -1.
+
+    Args:
+        vocab_size: of the text tower; at least 514.
+        max_words: tokens that a text is cut to, start and end included.
+
+    Raises:
+        ModelError: a vocabulary too small for bytes.
+    """
+
+    BYTES = 256
+
+    def __init__(self, vocab_size: int, max_words: int) -> None:
+        super().__init__()
+        pieces = vocab_size - 2 * self.BYTES - 2
+        if pieces < 0 or max_words < 3:
+            raise ModelError(f"vocab_size {vocab_size} and max_words {max_words} have to be at least "
+                             f"{2 * self.BYTES + 2} and 3: bytes, start and end.")  # fmt: skip
+        self.vocab_size = vocab_size
+        self.max_words = max_words
+        self.register_buffer("merges", torch.full((pieces, 2), -1, dtype=torch.int32))
+        self._tokenizer: CLIPTokenizer | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is room for word pieces and there are none yet."""
+        return len(self.merges) > 0 and bool((self.merges < 0).all())
+
+    def forward(self, texts: Sequence[str]) -> Tensor:
+        """Texts -> ids int64 (len(texts), L), L at most ``max_words``: start, words, end, padded with end.
+
+        Raises:
+            ModelError: the tokenizer has no word pieces.
+        """
+        if self._tokenizer is None:
+            self._tokenizer = self._build()
+        ids = self._tokenizer(
+            list(texts), padding=True, truncation=True, max_length=self.max_words, return_tensors="pt"
+        ).input_ids
+        return ids.to(self.merges.device)
+
+    @torch.no_grad()
+    def learn(self, texts: Iterable[str]) -> None:
+        """Takes the most frequent word pieces of `texts` (byte-pair encoding); the same texts give the same ones."""
+        from tokenizers import Tokenizer
+        from tokenizers.models import BPE
+        from tokenizers.trainers import BpeTrainer
+
+        clip = CLIPTokenizer().backend_tokenizer
+        tokenizer = Tokenizer(BPE(end_of_word_suffix="</w>", continuing_subword_prefix=""))
+        tokenizer.normalizer, tokenizer.pre_tokenizer = clip.normalizer, clip.pre_tokenizer
+        trainer = BpeTrainer(
+            vocab_size=self.vocab_size, initial_alphabet=_alphabet(), end_of_word_suffix="</w>", show_progress=False
+        )
+        tokenizer.train_from_iterator(texts, trainer)
+        pairs = json.loads(tokenizer.to_str())["model"]["merges"]
+        self.set_merges(_pair_ids(pairs[: len(self.merges)]))
+
+    @torch.no_grad()
+    def set_merges(self, merges: Tensor) -> None:
+        """Takes word pieces (n, 2), n at most the number there is room for."""
+        self.merges.fill_(-1)
+        self.merges[: len(merges)] = merges.to(self.merges)
+        self._tokenizer = None
+
+    def _build(self) -> CLIPTokenizer:
+        if self.is_empty:
+            raise ModelError("The tokenizer has no word pieces yet; load weights, start from a CLIP checkpoint "
+                             "(clip_weights), or let it learn them from captions.")  # fmt: skip
+        # Loader processes are forked after the first text, and tokenizers warns at each if it had threads.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        tokens = _byte_tokens()
+        vocab = {token: i for i, token in enumerate(tokens)}
+        pairs = []
+        for left, right in self.merges.tolist():
+            if left < 0:
+                break
+            pairs.append((tokens[left], tokens[right]))
+            tokens.append(tokens[left] + tokens[right])
+            vocab.setdefault(tokens[-1], len(tokens) - 1)
+        vocab |= {"<|startoftext|>": self.vocab_size - 2, "<|endoftext|>": self.vocab_size - 1}
+        return CLIPTokenizer(vocab=vocab, merges=pairs)
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._tokenizer = None
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_tokenizer": None}
+
+
+def merges_of(tokenizer: CLIPTokenizer, source: str | Path) -> Tensor:
+    """Word pieces (n, 2) of a tokenizer in transformers' form.
+
+    Raises:
+        ModelError: its ids are not in CLIP's order.
+    """
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    vocab = dict(model["vocab"])
+    pairs = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
+    expected = [*_byte_tokens(), *(left + right for left, right in pairs), "<|startoftext|>", "<|endoftext|>"]
+    if [token for token, _ in sorted(vocab.items(), key=lambda item: item[1])] != expected:
+        raise ModelError(f"The tokenizer of {str(source)!r} does not number its word pieces as CLIP's; take a "
+                         "checkpoint with CLIP's own tokenizer.")  # fmt: skip
+    return _pair_ids(pairs)
+
+
+def _pair_ids(pairs: Sequence[Sequence[str]]) -> Tensor:
+    """Pairs of tokens -> pairs of ids (n, 2)."""
+    ids = {token: i for i, token in enumerate(_byte_tokens())}
+    found = []
+    for left, right in pairs:
+        found.append((ids[left], ids[right]))
+        ids.setdefault(left + right, 2 * ClipTokenizer.BYTES + len(found) - 1)
+    return torch.tensor(found, dtype=torch.int32).reshape(-1, 2)
+
+
+def _alphabet() -> list[str]:
+    """The 256 characters that stand for bytes, in CLIP's order, which is that of their code points."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    return sorted(ByteLevel.alphabet())
+
+
+def _byte_tokens() -> list[str]:
+    alphabet = _alphabet()
+    return [*alphabet, *(f"{character}</w>" for character in alphabet)]

@@ -1,0 +1,280 @@
+"""Text-video retrieval: MUSE and the CLIP4Clip baselines."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lightning_modules.base import BaseModule
+from lightning_modules.errors import ModelError
+from lightning_modules.nets.clip4clip import FirstTokens, FrameTransformer, TextVideoNet
+from lightning_modules.nets.clip_teacher import CLIP_MEAN, CLIP_STD
+from lightning_modules.nets.clip_tower import ClipTokenizer, build_clip, freeze_clip, load_clip, sizes_of
+from lightning_modules.nets.muse import Muse
+from lightning_modules.training.losses import contrastive_loss
+from lightning_modules.training.metrics import RetrievalRanks
+
+__all__ = ["TextVideoRetrieval"]
+
+HEADS = ("muse", "mean", "sequential")
+MAX_LOGIT_SCALE = math.log(100)
+TEXTS_AT_ONCE = 256
+
+
+class TextVideoRetrieval(BaseModule):
+    """Videos and texts as unit vectors of one space, on CLIP's towers; near means that they belong together.
+
+    Training pulls the two of a pair together and pushes them apart from all others in the batches of all processes.
+    Validation and testing rank all videos of the split for each caption and the other way round.
+
+    The towers are told by their sizes (``clip``, random weights) or by a checkpoint (``clip_weights``), whose sizes
+    then become part of the config: what was trained is loaded again without the checkpoint. The tokenizer's word pieces
+    are saved with the weights; without a checkpoint they are learned from the DataModule's ``captions``.
+
+    Args:
+        clip: sizes of the towers, see `nets.clip_tower.build_clip`; None takes those of ``clip_weights``.
+        head: "muse", or CLIP4Clip's "mean" (pooling) and "sequential" (transformer over the frames).
+        num_frames: frames of a video.
+        max_words: tokens that a text is cut to, start and end included.
+        scales: of MUSE's pyramid.
+        aggregation: order of MUSE's sequence, see `lightning_modules.nets.muse.Muse`.
+        learner: what mixes MUSE's sequence: "bimamba", "mamba", "attention" or "none".
+        depth: blocks of the head.
+        mean: per channel, of inputs in [0, 1].
+        std: per channel, of inputs in [0, 1].
+        short_side: pixels of the short side before cropping; None means the image tower's size.
+        sampling: how frames are picked, see `datamodules.video.sampling`.
+        frame_stride: frames between two picked ones where ``sampling`` is "dense".
+        interpolation: "bicubic", as CLIP was trained, or "bilinear".
+        clip_weights: CLIP checkpoint to start from, ``openai/clip-vit-base-patch32`` or a folder.
+        dropout: of MUSE's last block; grows linearly from 0 at the first.
+        frozen_pyramid: leave MUSE's pyramid random, as the published code does by accident.
+        init: "mamba" or "official", see `lightning_modules.nets.muse.Muse`.
+        freeze_layers: freeze the towers' embeddings and so many first blocks; None trains everything.
+        same_video_negatives: push apart two captions of the same video in a batch too, as the published code does.
+        dual_softmax: rank by the product of the softmax over the videos and that over the captions, which uses
+            the other queries of the split.
+        lr: peak learning rate of the head.
+        clip_lr: peak learning rate of the towers and the temperature.
+        weight_decay: AdamW's; not applied to vectors (norms, biases) and Mamba's state matrix.
+        official_decay: apply it to everything but biases, as the published code does: to norms, Mamba's state matrix
+            and skip weights, and the temperature too.
+        betas: AdamW's.
+        warmup: share of the steps in which the learning rate rises from 0.
+
+    Raises:
+        ModelError: sizes, heads or options that do not exist or do not fit.
+    """
+
+    def __init__(
+        self,
+        clip: dict | None = None,
+        head: str = "muse",
+        num_frames: int = 12,
+        max_words: int = 32,
+        scales: Sequence[float] = (0.5, 1, 2),
+        aggregation: str = "scale_wise",
+        learner: str = "bimamba",
+        depth: int = 4,
+        mean: Sequence[float] = CLIP_MEAN,
+        std: Sequence[float] = CLIP_STD,
+        short_side: int | None = None,
+        sampling: str = "sparse",
+        frame_stride: int = 4,
+        interpolation: str = "bicubic",
+        *,
+        clip_weights: str | None = None,
+        dropout: float = 0.1,
+        frozen_pyramid: bool = False,
+        init: str = "mamba",
+        freeze_layers: int | None = None,
+        same_video_negatives: bool = False,
+        dual_softmax: bool = False,
+        lr: float = 1e-3,
+        clip_lr: float = 1e-7,
+        weight_decay: float = 0.2,
+        official_decay: bool = False,
+        betas: Sequence[float] = (0.9, 0.98),
+        warmup: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.save_config()
+        if head not in HEADS:
+            raise ModelError(f"head is {head!r}; choose one of {', '.join(HEADS)}.")
+        merges = None
+        if clip_weights is not None:
+            towers, merges = load_clip(clip_weights)
+            if clip is None:
+                self.hparams["clip"] = sizes_of(towers)
+            elif sizes_of(towers) != sizes_of(build_clip(clip)):
+                raise ModelError(f"clip and {clip_weights!r} have different sizes; set model.clip to null to take "
+                                 "those of the checkpoint.")  # fmt: skip
+        elif clip is None:
+            raise ModelError("clip and clip_weights are both missing; name a CLIP checkpoint in clip_weights, or give "
+                             "the sizes of the towers in clip ({} is ViT-B/32).")  # fmt: skip
+        else:
+            towers = build_clip(clip)
+        text = towers.config.text_config
+        if max(max_words, num_frames if head == "sequential" else 0) > text.max_position_embeddings:
+            raise ModelError(f"The text tower has {text.max_position_embeddings} positions; max_words {max_words} (and "
+                             f"for the sequential head num_frames {num_frames}) may not exceed them.")  # fmt: skip
+        tokenizer = ClipTokenizer(text.vocab_size, max_words)
+        if merges is not None:
+            tokenizer.set_merges(merges)
+        width = towers.config.projection_dim
+        try:
+            if head == "muse":
+                part: nn.Module = Muse(width, scales, aggregation, learner, depth, dropout, frozen_pyramid, init)
+            elif head == "sequential":
+                part = FrameTransformer(towers.text_model, width, depth)
+            else:
+                part = FirstTokens()
+        except ValueError as error:
+            raise ModelError(str(error)) from error
+        if freeze_layers is not None:
+            freeze_clip(towers, freeze_layers)
+        self.net = TextVideoNet(towers, tokenizer, part)
+        self.set_normalisation(mean, std)
+        self.ranks = RetrievalRanks(dual_softmax)
+
+    @property
+    def image_size(self) -> int:
+        return self.net.clip.config.vision_config.image_size
+
+    def setup(self, stage: str) -> None:
+        """Learns word pieces from the data's captions where there is no pretrained tokenizer."""
+        tokenizer = self.net.tokenizer
+        if stage == "fit" and tokenizer.is_empty:
+            captions = getattr(self.trainer.datamodule, "captions", None)
+            if captions is None:
+                raise ModelError(
+                    "The tokenizer has no word pieces and the data no captions to learn them from; name a CLIP "
+                    "checkpoint in clip_weights, or set clip.text_config.vocab_size to 514 (bytes)."
+                )
+            tokenizer.learn(captions)
+
+    def forward(self, video: Tensor, frame_mask: Tensor | None = None) -> Tensor:
+        """Videos -> unit vectors (B, D), float32.
+
+        Args:
+            video: (B, 3, T, H, W), uint8 0..255 or float 0..1 (not clipped).
+            frame_mask: bool (B, T), False for frames that only pad; None counts all.
+        """
+        video = self.normalise(video)
+        if frame_mask is not None:
+            # Padding is 0 after the normalisation, as published; MUSE's blocks see it (docs/protocol.md, section 16).
+            video = video * frame_mask[:, None, :, None, None]
+        return self.net(video, frame_mask)
+
+    def encode_text(self, texts: str | Sequence[str]) -> Tensor:
+        """Texts -> unit vectors (M, D), float32; one text gives (1, D)."""
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        parts = [self.net.encode_text(texts[i : i + TEXTS_AT_ONCE]) for i in range(0, len(texts), TEXTS_AT_ONCE)]
+        return torch.cat(parts) if parts else torch.empty(0, self.net.clip.config.projection_dim, device=self.device)
+
+    def similarity(self, texts: Sequence[str], video: Tensor) -> Tensor:
+        """Cosines (M, B) of texts and videos; videos as in `forward`."""
+        return self.encode_text(texts) @ self(video).T
+
+    def forward_features(self, video: Tensor, pool: str | None = "cls") -> Tensor:
+        """Videos as in `forward` -> their vectors (B, D), or with ``pool=None`` the frames' (B, T, D)."""
+        return self(video) if pool is not None else self.net.encode_frames(self.normalise(video))
+
+    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+        text = self.encode_text(batch["text"])
+        video = self(batch["video"], batch.get("frame_mask"))
+        group = None if self.training_arguments["same_video_negatives"] else self.gather(batch["video_index"])
+        # Every process computes the whole loss; averaging the gradients over processes makes up for what gathering
+        # sums, so the step is that of one process with all samples.
+        loss = contrastive_loss(self.gather(text), self.gather(video), self.net.logit_scale.exp(), group)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(text), sync_dist=True)
+        return loss
+
+    def on_train_batch_end(self, outputs: Tensor, batch: dict, batch_idx: int) -> None:
+        with torch.no_grad():
+            self.net.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+
+    def _evaluate(self, batch: dict) -> None:
+        counts = torch.tensor([len(texts) for texts in batch["text"]], device=self.device)
+        text = self.encode_text([text for texts in batch["text"] for text in texts])
+        video = self(batch["video"], batch.get("frame_mask"))
+        # With the temperature, the products of the two are the logits, which the dual softmax needs.
+        self.ranks.update(video, batch["video_index"], self.net.logit_scale.exp() * text, counts)
+
+    def _log_ranks(self, stage: str) -> None:
+        result = self.ranks.compute()
+        self.ranks.reset()
+        shown = {f"{stage}/{k}": v for k, v in result.items() if k not in ("videos", "captions")}
+        # compute() has already joined the processes, so the mean over them changes nothing.
+        for name, value in shown.items():
+            self.log(name, value, prog_bar=name.endswith("_r1"), sync_dist=True)
+
+    def validation_step(self, batch: dict, batch_idx: int) -> None:
+        self._evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_ranks("val")
+
+    def test_step(self, batch: dict, batch_idx: int) -> None:
+        self._evaluate(batch)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_ranks("test")
+
+    def predict_step(self, batch: dict, batch_idx: int) -> dict:
+        """Vectors (B', D) on the CPU with the paths they belong to; unreadable videos are left out."""
+        kept = [i for i, index in enumerate(batch["video_index"].tolist()) if index >= 0]
+        embedding = self(batch["video"], batch.get("frame_mask")).cpu()
+        return {"path": [batch["path"][i] for i in kept], "embedding": embedding[kept]}
+
+    def refuse_sharding(self) -> None:
+        raise ModelError("TextVideoRetrieval keeps its temperature as a number of its own, which fsdp2 cannot "
+                         "share out; set trainer.strategy to ddp.")  # fmt: skip
+
+    def configure_optimizers(self) -> dict:
+        """AdamW with a learning rate for CLIP and one for the head; linear warm-up, then half a cosine.
+
+        As published (docs/protocol.md, section 18) but for the bias correction, which AdamW has and BERT's Adam has
+        not, and without ``official_decay`` for what is decayed.
+
+        Raises:
+            ModelError: no end of the training is set, or nothing is left to train.
+        """
+        args = self.training_arguments
+        total = self.trainer.estimated_stepping_batches
+        if not 1 <= total < float("inf"):
+            raise ModelError("The cosine schedule needs an end: set trainer.max_epochs or trainer.max_steps.")
+        is_decayed = _is_decayed_as_published if args["official_decay"] else _is_decayed
+        groups = []
+        for title, part, lr in (("clip", self.net.clip, args["clip_lr"]), ("head", self.net.head, args["lr"])):
+            for decayed in (True, False):
+                params = [p for n, p in part.named_parameters() if p.requires_grad and is_decayed(n, p) == decayed]
+                decay = args["weight_decay"] if decayed else 0.0
+                name = f"{title}_{'decay' if decayed else 'no_decay'}"
+                if params:
+                    groups.append({"params": params, "lr": lr, "weight_decay": decay, "name": name})
+        optimizer = torch.optim.AdamW(groups, betas=tuple(args["betas"]), eps=1e-6)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, absolute_cosine(int(total), args["warmup"]))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def absolute_cosine(total_steps: int, warmup: float) -> Callable[[int], float]:
+    """Linear from 0 in the first share `warmup` of the steps, then half a cosine over all steps (muse.md, section 3).
+
+    The cosine counts from the first step, so the factor drops from 1 to 0.976 where a warm-up of 0.1 ends.
+    """
+
+    def factor(step: int) -> float:
+        progress = min(step / total_steps, 1.0)
+        return progress / warmup if progress < warmup else 0.5 * (1 + math.cos(math.pi * progress))
+
+    return factor
+
+
+def _is_decayed_as_published(name: str, parameter: Tensor) -> bool:
+    return "bias" not in name
+
+
+def _is_decayed(name: str, parameter: Tensor) -> bool:
+    return parameter.ndim > 1 and not name.endswith(("A_log", "A_b_log"))

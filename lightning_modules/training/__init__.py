@@ -1,0 +1,1 @@
+"""What the tasks train with: losses, optimiser, metrics, re-ranking, sharding."""

@@ -1,0 +1,346 @@
+"""ActionRecognition: what it computes, what it learns from questions, what is saved, and what starts it."""
+
+import json
+import zipfile
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningDataModule, Trainer, seed_everything
+from torch.utils.data import DataLoader, Dataset
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+import hub
+import zoo
+from lightning_modules import ActionRecognition, VideoClassifier
+from lightning_modules.callbacks import EpicSubmission
+from lightning_modules.errors import ModelError
+from lightning_modules.nets.clip_tower import ClipTokenizer
+from zoo.inference.predict import rank
+
+TEXT = {"vocab_size": 514, "max_position_embeddings": 24, "hidden_size": 16, "intermediate_size": 32,
+        "num_hidden_layers": 1, "num_attention_heads": 2}  # fmt: skip
+QUIET = dict(logger=False, enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False,
+             accelerator="cpu", num_sanity_val_steps=0)  # fmt: skip
+VERBS, NOUNS = ["brighten", "darken"], ["red", "green", "blue"]
+ACTIONS = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 2)]
+ASKED = {"verb": "what happens?", "noun": "which colour?"}
+
+
+def tiny(**kwargs):
+    sizes = dict(embed_dim=16, depth=1, num_frames=4, image_size=32, patch_size=16, tubelet_size=2, fusion_dim=16,
+                 fusion_depth=1, text=TEXT, max_words=16)  # fmt: skip
+    training = dict(label_smoothing=0.0, lr=1e-2, warmup_epochs=0, mean=[0.5] * 3, std=[0.5] * 3)
+    return ActionRecognition(5, 2, 3, **{**sizes, **training, **kwargs})
+
+
+class Segments(Dataset):
+    """A colour that becomes brighter or darker: verb, noun, and a question about one of them."""
+
+    def __init__(self, training, count=40, labelled=True):
+        self.training = training
+        self.count = count
+        self.labelled = labelled
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, i):
+        generator = torch.Generator().manual_seed(i + 1000 * self.training)
+        verb, noun = ACTIONS[i % 5]
+        levels = torch.linspace(60, 200, 4).flip(0) if verb else torch.linspace(60, 200, 4)
+        video = torch.randint(0, 40, (3, 4, 32, 32), generator=generator, dtype=torch.uint8)
+        video[noun] += levels[:, None, None].to(torch.uint8)
+        item = {"video": video, "verb": verb, "noun": noun, "action": i % 5, "unseen": i % 4 == 0,
+                "tail": torch.tensor([verb == 1, noun == 2]), "index": i, "path": f"{i}.mp4",
+                "narration_id": f"P01_{i}"}  # fmt: skip
+        if not self.labelled:
+            item |= {"verb": -1, "noun": -1, "action": -1}
+        if self.training:
+            kind = ("verb", "noun", "")[int(torch.randint(3, (), generator=generator))]
+            item |= {"question": ASKED.get(kind, ""), "answer": {"verb": verb, "noun": 2 + noun, "": -1}[kind]}
+        return item
+
+
+class Data(LightningDataModule):
+    verb_names, noun_names, actions = VERBS, NOUNS, ACTIONS
+    class_names = [f"{VERBS[v]} {NOUNS[n]}" for v, n in ACTIONS]
+    captions = [*ASKED.values(), "brighten red", "darken blue"]
+
+    def train_dataloader(self):
+        return DataLoader(Segments(True, 160), batch_size=16, shuffle=True)
+
+    def val_dataloader(self):
+        return DataLoader(Segments(False), batch_size=16)
+
+    test_dataloader = predict_dataloader = val_dataloader
+
+
+@pytest.fixture(scope="module")
+def trained():
+    seed_everything(0, verbose=False)
+    model = tiny(embed_dim=32, fusion_dim=32, lr=5e-3, betas=[0.9, 0.95])
+    trainer = Trainer(max_epochs=8, **QUIET)
+    trainer.fit(model, datamodule=Data())
+    return model, trainer
+
+
+# What it learns ------------------------------------------------------------------------------------------------------
+
+
+def test_it_learns_actions_and_to_answer_what_is_asked(trained):
+    model, trainer = trained
+    scores = {name.removeprefix("val/"): value.item() for name, value in trainer.callback_metrics.items()}
+    assert scores["verb_top1"] > 0.9 and scores["noun_top1"] > 0.9
+    assert scores["score"] == scores["action_top1"] > 0.8 and scores["pair_top1"] > 0.8
+    assert {"unseen_verb_top1", "tail_action_top1", "verb_top5"} <= set(scores)
+    model.eval()
+    for i in range(5):
+        item = Segments(False)[i]
+        verb, noun = ACTIONS[i]
+        for question, expected, kind in ((ASKED["verb"], VERBS[verb], "verb"), (ASKED["noun"], NOUNS[noun], "noun")):
+            answers = model.answer(item["video"][None], question, topk=3)
+            assert (answers[0].text, answers[0].kind) == (expected, kind)
+            assert len(answers) == 3 and answers[0].probability > answers[1].probability
+        everything = model.answer(item["video"][None], "", topk=100)
+        assert len(everything) == 10 and sum(answer.probability for answer in everything) == pytest.approx(1)
+
+
+def test_the_validation_loss_is_that_of_verb_noun_and_action(trained):
+    model, trainer = trained
+    model.eval()
+    expected = []
+    for item in (Segments(False)[i] for i in range(len(Segments(False)))):
+        with torch.no_grad():
+            scores = model.predict_scores({"video": item["video"][None]})
+        names = [name for name in ("verb", "noun", "action") if item[name] >= 0]
+        expected.append(-sum(scores[name][0, item[name]].log() for name in names))
+    torch.testing.assert_close(trainer.callback_metrics["val/loss"], torch.stack(expected).mean(), rtol=1e-3, atol=1e-5)
+
+
+def test_the_vocabulary_comes_from_the_data(trained):
+    model, _ = trained
+    assert model.class_names == Data.class_names
+    assert model.answer_names[:3] == [("brighten", "verb"), ("darken", "verb"), ("red", "noun")]
+    assert model.answer_names[-1] == ("darken blue", "action")
+    assert model.action_numbers.tolist() == [0, 1, 2, 1000, 1002]
+    fresh = tiny()
+    assert fresh.class_names is None and fresh.answer_names[-1] == ("action 4", "action")
+    with pytest.raises(ModelError, match="does not know which verb and noun"):
+        _ = fresh.action_numbers
+
+
+# The loss ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_is_that_of_verb_noun_action_and_weighted_answer():
+    torch.manual_seed(0)
+    model = tiny(question_weight=0.7, label_smoothing=0.1).eval()
+    model.log = lambda *args, **kwargs: None
+    items = [Segments(True)[i] for i in range(6)]
+    batch = {k: torch.stack([torch.as_tensor(item[k]) for item in items]) for k in ("video", "verb", "noun", "action")}
+    batch |= {"question": [item["question"] for item in items], "answer": torch.tensor([i["answer"] for i in items])}
+    batch["action"][2] = -1  # a pair that is not in the list
+    logits = model.net(model.normalise(batch["video"]), [q or "what is happening?" for q in batch["question"]])
+    expected = 0
+    for name, weight in (("verb", 1), ("noun", 1), ("action", 1), ("answer", 0.7)):
+        rows = [
+            F.cross_entropy(logits[name][i : i + 1], batch[name][i : i + 1], label_smoothing=0.1)
+            for i in range(6)
+            if batch[name][i] >= 0
+        ]
+        expected = expected + weight * sum(rows) / len(rows)
+    torch.testing.assert_close(model.training_step(batch, 0), expected)
+    # Without any answer, as without questions, the loss is that of recognition; no weight is left without a gradient.
+    batch["answer"] = torch.full_like(batch["answer"], -1)
+    loss = model.training_step(batch, 0)
+    loss.backward()
+    assert loss < expected
+    head = model.net.heads["answer"].weight.grad
+    assert head is not None and not head.any()
+
+
+def test_evaluation_asks_the_neutral_question_and_averages_views(trained):
+    model, _ = trained
+    model.eval()
+    video = torch.stack([Segments(False)[i]["video"] for i in range(6)]).unflatten(0, (2, 3))
+    with torch.no_grad():
+        found = model.predict_scores({"video": video, "question": [ASKED["verb"]] * 2})
+        views = [model.forward_heads(view, ["what is happening?"] * 2) for view in video.unbind(1)]
+        for name in ("verb", "noun", "action"):
+            torch.testing.assert_close(found[name], sum(view[name].softmax(1) for view in views) / 3)
+        torch.testing.assert_close(model(video[:, 0]), views[0]["action"])
+        torch.testing.assert_close(model(video[:, 0].float() / 255, [""] * 2), views[0]["action"], rtol=1e-4, atol=1e-5)
+        assert model.forward_features(video[:, 0]).shape == (2, 32)
+        assert model.forward_features(video[:, 0], pool=None).shape == (2, 1 + 2 * 4, 32)
+
+
+# Saved and started from ----------------------------------------------------------------------------------------------
+
+
+def test_saved_and_loaded_without_anything_else(trained, tmp_path):
+    model, trainer = trained
+    model.eval()
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    folder = hub.save(model, tmp_path / "folder")
+    video = Segments(False)[3]["video"][None]
+    config = json.loads((folder / "config.json").read_text())
+    assert config["class_path"] == "lightning_modules.ActionRecognition"
+    assert config["init_args"]["actions"] == [list(pair) for pair in ACTIONS]
+    assert "text_weights" not in config["init_args"] and "lr" not in config["init_args"]
+    assert sum(name.endswith("blocks.0.A_log") for name in hub.read(folder).state_dict) == 1
+    for source in (folder, tmp_path / "run.ckpt"):
+        loaded = zoo.load(source)
+        assert loaded.class_names == Data.class_names
+        assert loaded.answer(video, ASKED["noun"]) == model.answer(video, ASKED["noun"])
+    assert zoo.load(folder, num_frames=8, image_size=48).forward(torch.zeros(1, 3, 8, 48, 48)).shape == (1, 5)
+    label, *_ = rank(loaded, loaded(video).softmax(1)[0], 1)[0]
+    assert label in Data.class_names
+
+
+def test_the_towers_words_are_learned_and_saved(tmp_path):
+    seed_everything(0, verbose=False)
+    model = tiny(text={**TEXT, "vocab_size": 540})
+    with pytest.raises(ModelError, match="tokenizer has no word pieces yet"):
+        model.forward(torch.zeros(1, 3, 4, 32, 32))
+    Trainer(max_steps=1, limit_val_batches=0, **QUIET).fit(model, datamodule=Data())
+    assert not model.net.tokenizer.is_empty
+    loaded = zoo.load(hub.save(model, tmp_path / "folder"))
+    assert torch.equal(loaded.net.tokenizer.merges, model.net.tokenizer.merges)
+    assert torch.equal(loaded.net.tokenizer(["which colour?"]), model.net.tokenizer(["which colour?"]))
+
+
+def test_a_classifiers_tower_is_taken_and_frozen(tmp_path):
+    torch.manual_seed(0)
+    donor = VideoClassifier(3, embed_dim=16, depth=1, num_frames=8, image_size=48, patch_size=16, tubelet_size=2)
+    folder = hub.save(donor, tmp_path / "donor")
+    model = tiny(freeze_backbone=True, freeze_text=True)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    zoo.initialise(model, folder)
+    for name, tensor in donor.net.layers.state_dict().items():
+        assert torch.equal(model.net.vision.layers.state_dict()[name], tensor)
+    assert model.net.vision.pos_embed.shape[1] == 1 + 4  # 9 patches of the donor
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(before[name], tensor)}
+    assert changed and all(name.startswith("net.vision.") for name in changed)
+    moved = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    Trainer(max_steps=2, limit_val_batches=0, **QUIET).fit(model, datamodule=Data())
+    trained = {name for name, tensor in model.state_dict().items() if not torch.equal(moved[name], tensor)}
+    assert trained and not any(name.startswith(("net.vision.", "net.text.")) for name in trained)
+    again = tiny()
+    zoo.initialise(again, hub.save(model, tmp_path / "own"))  # a model of this kind, head and all
+    assert torch.equal(again.net.heads["verb"].weight, model.net.heads["verb"].weight)
+    with pytest.raises(ModelError, match="sees features and has no VideoMamba"):
+        zoo.initialise(tiny(feature_dim=8), folder)
+
+
+def test_clip_checkpoints_give_text_tower_and_tokenizer(tmp_path):
+    torch.manual_seed(0)
+    vocabulary = ClipTokenizer(520, 16)
+    vocabulary.learn(Data.captions)
+    tokenizer: CLIPTokenizer = vocabulary._build()
+    text = {**TEXT, "vocab_size": 520, "bos_token_id": 518, "eos_token_id": 519, "pad_token_id": 519}
+    vision = {"image_size": 32, "patch_size": 16, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+              "num_attention_heads": 1}  # fmt: skip
+    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16))
+    clip.save_pretrained(tmp_path / "clip")
+    tokenizer.save_pretrained(tmp_path / "clip")
+    model = tiny(text=None, text_weights=str(tmp_path / "clip"))
+    assert model.hparams.text["vocab_size"] == 520 and model.hparams.text["hidden_size"] == 16
+    for name, tensor in clip.text_model.state_dict().items():
+        assert torch.equal(model.net.text.state_dict()[name], tensor)
+    assert torch.equal(model.net.tokenizer.merges, vocabulary.merges)
+    rebuilt = zoo.load(hub.save(model.eval(), tmp_path / "folder"))
+    video = Segments(False)[0]["video"][None]
+    torch.testing.assert_close(rebuilt(video, ["which colour?"]), model(video, ["which colour?"]))
+    with pytest.raises(ModelError, match=r"have different sizes; set model\.text to null"):
+        tiny(text_weights=str(tmp_path / "clip"))
+
+
+# Features, prediction, mistakes --------------------------------------------------------------------------------------
+
+
+def test_features_in_place_of_clips():
+    model = tiny(feature_dim=8).eval()
+    assert model.net.vision is None
+    assert model(torch.randn(2, 6, 8)).shape == (2, 5)
+    with pytest.raises(ModelError, match=r"sees features .* `zoo extract` makes them"):
+        model(torch.zeros(2, 3, 4, 32, 32))
+
+
+def test_the_submission_is_the_challenges_json(trained, tmp_path):
+    model, _ = trained
+    trainer = Trainer(callbacks=[EpicSubmission(sls_pt=2)], default_root_dir=tmp_path, **QUIET)
+    found = trainer.predict(model, datamodule=Data())
+    text = (tmp_path / "submission.json").read_text()
+    submission = json.loads(text)
+    assert {key: submission[key] for key in ("version", "challenge", "sls_pt", "sls_tl", "sls_td")} == {
+        "version": "0.2", "challenge": "action_recognition", "sls_pt": 2, "sls_tl": -1, "sls_td": -1}  # fmt: skip
+    with zipfile.ZipFile(tmp_path / "submission.zip") as archive:
+        assert archive.namelist() == ["test.json"] and archive.read("test.json").decode() == text
+    assert set(submission["results"]) == {f"P01_{i}" for i in range(40)}
+    verb, noun = (torch.cat([batch[name] for batch in found]) for name in ("verb", "noun"))
+    names = [name for batch in found for name in batch["narration_id"]]
+    for row, name in enumerate(names):
+        result = submission["results"][name]
+        assert list(result["verb"]) == ["0", "1"] and list(result["noun"]) == ["0", "1", "2"]
+        assert result["verb"]["1"] == pytest.approx(verb[row, 1].clamp_min(1e-30).log().item(), abs=1e-4)
+        # Fewer than a hundred actions: all pairs, by the product of their probabilities.
+        assert len(result["action"]) == 6
+        for pair, score in result["action"].items():
+            v, n = map(int, pair.split(","))
+            product = (verb[row, v] * noun[row, n]).clamp_min(1e-30).log().item()
+            assert score == pytest.approx(product, abs=1e-3)
+
+
+def test_a_large_list_of_actions_submits_its_own_hundred():
+    pairs = [[v, n] for v in range(15) for n in range(10)]
+    sizes = dict(embed_dim=16, depth=1, num_frames=2, image_size=32, fusion_dim=16, fusion_depth=1, text=TEXT)
+    model = ActionRecognition(150, 15, 10, actions=pairs, **sizes).eval()
+    batch = {"video": torch.zeros(2, 3, 2, 32, 32), "index": torch.tensor([4, -1]), "path": ["a", "b"],
+             "narration_id": ["x", "y"]}  # fmt: skip
+    with torch.no_grad():
+        found = model.predict_step(batch, 0)
+    assert found["path"] == ["a"] and found["best"].shape == (1, 100)
+    best = found["scores"][0].topk(100)
+    assert found["best"][0].tolist() == [pairs[i][0] * 1000 + pairs[i][1] for i in best.indices.tolist()]
+    torch.testing.assert_close(found["best_scores"][0], best.values)
+
+
+def test_anticipation_is_scored_by_recall():
+    model = tiny(task="anticipation")
+    trainer = Trainer(**QUIET)
+    (scores,) = trainer.validate(model, datamodule=Data(), verbose=False)
+    assert scores["val/score"] == scores["val/action_recall5"] and "val/verb_top1" not in scores
+    assert scores["val/verb_recall5"] == 1  # two verbs
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"task": "guess"}, "task is 'guess'; choose one of recognition, anticipation"),
+        ({"fusion": "early"}, "fusion is 'early'; choose one of shared"),
+        ({"text": None}, "text and text_weights are both missing"),
+        ({"text": {"vocab": 3}}, "text has no entry 'vocab'"),
+        ({"max_words": 40}, "24 positions; max_words 40"),
+        ({"verb_names": ["a"]}, "verb_names has 1 entries for 2 outputs"),
+        ({"patch_size": 20}, "image_size 32 is not a multiple of patch_size 20"),
+    ],
+)
+def test_mistaken_arguments(arguments, sentence):
+    with pytest.raises(ModelError, match=sentence):
+        tiny(**arguments)
+    with pytest.raises(ModelError, match="num_classes is None"):
+        ActionRecognition(text=TEXT)
+
+
+def test_other_data_than_the_models_is_refused(trained):
+    model, _ = trained
+    other = Data()
+    other.noun_names = ["red", "blue", "green"]
+    with pytest.raises(ModelError, match="Number 1 of noun_names is 'green' in the model and 'blue' in the data"):
+        Trainer(**QUIET).validate(model, datamodule=other, verbose=False)
+    other.noun_names = ["red"]
+    with pytest.raises(ModelError, match="The data has 1 noun_names and the model 3"):
+        Trainer(**QUIET).validate(model, datamodule=other, verbose=False)
+    with pytest.raises(ModelError, match=r"The data has 4 actions and the model 5; set model\.num_classes to 4"):
+        model.adopt_classes(["a", "b", "c", "d"])

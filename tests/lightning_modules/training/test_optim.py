@@ -1,0 +1,163 @@
+"""Parameter groups against the reference's table, schedule against its formula."""
+
+import math
+
+import pytest
+import torch
+
+from lightning_modules.nets.videomamba import VideoMamba
+from lightning_modules.training.optim import official_image_schedule, parameter_groups, warmup_cosine
+
+
+@pytest.fixture(scope="module")
+def net():
+    return VideoMamba(num_classes=7, embed_dim=32, depth=3, num_frames=2, image_size=32)
+
+
+def scales_and_decay(net, **kwargs):
+    names = {id(p): n for n, p in net.named_parameters()}
+    groups = parameter_groups(net, 0.1, **kwargs)
+    found = {names[id(p)]: (g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert len(found) == sum(len(g["params"]) for g in groups) == len(list(net.parameters()))
+    return found
+
+
+def test_layer_decay_reaches_every_depth(net):
+    found = scales_and_decay(net, layer_decay=0.5)
+    assert found["patch_embed.proj.weight"][0] == found["pos_embed"][0] == 0.5**4
+    assert found["layers.0.mixer.in_proj.weight"][0] == 0.5**3
+    assert found["layers.2.norm.weight"][0] == 0.5
+    assert found["norm_f.weight"][0] == found["head.weight"][0] == 1.0
+
+
+def test_official_layer_decay_reaches_only_the_embedding(net):
+    found = scales_and_decay(net, layer_decay=0.5, layer_decay_scope="embedding")
+    scaled = {n for n, (scale, _) in found.items() if scale != 1.0}
+    assert scaled == {"patch_embed.proj.weight", "patch_embed.proj.bias", "pos_embed", "cls_token"}
+    assert {found[n][0] for n in scaled} == {0.5**4}
+
+
+def test_weight_decay_spares_biases_norms_positions_and_state_matrices(net):
+    correct, official = scales_and_decay(net), scales_and_decay(net, decay_state_matrix=True)
+    decayed = {n for n, (_, decay) in correct.items() if decay}
+    assert decayed == {
+        n for n in correct
+        if n.endswith(("proj.weight", "proj_b.weight", "conv1d.weight", "conv1d_b.weight", "head.weight"))
+    }  # fmt: skip
+    assert {n for n in official if official[n] != correct[n]} == {
+        f"layers.{i}.mixer.{a}" for i in range(3) for a in ("A_log", "A_b_log")
+    }
+
+
+# The official code's assignment at the paper's sizes (docs/protocol.md, section 5), from what a block holds --------
+
+SIZES = {"Ti": (192, 24), "M": (576, 32)}
+
+
+def official_table(width, depth, frames, classes):
+    """(id, decayed) -> number of tensors and of values, reckoned from the shapes of the architecture (section 0)."""
+    inner, rank, states, taps, patches = 2 * width, -(-width // 16), 16, 4, 14 * 14
+    matrices = [2 * inner * width, inner * width]  # in_proj, out_proj
+    for _ in range(2):  # conv1d, x_proj, dt_proj, A_log in both directions
+        matrices += [inner * taps, (rank + 2 * states) * inner, inner * rank, inner * states]
+    vectors = [inner] * 6 + [width]  # two biases and D in both directions, norm
+    last = depth + 1
+    return {
+        (0, True): [width * 3 * 16 * 16],  # patch_embed.proj.weight
+        (0, False): [width, width, (patches + 1) * width],  # its bias, cls_token, pos_embed
+        (last, True): matrices * depth + [classes * width],
+        (last, False): vectors * depth + [width, classes, frames * width],  # norm_f, head.bias, temporal embedding
+    }
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("layer_decay", [0.75, 0.8])
+def test_groups_at_the_papers_sizes_are_the_official_ones(size, layer_decay):
+    (width, depth), frames, classes = SIZES[size], 16, 400
+    with torch.device("meta"):
+        net = VideoMamba(classes, width, depth, frames, 224)
+    groups = parameter_groups(net, 0.05, layer_decay, "embedding", decay_state_matrix=True)
+    expected = official_table(width, depth, frames, classes)
+    assert [g["name"] for g in groups] == [f"layer_{i}_{'decay' if d else 'no_decay'}" for i, d in sorted(expected)]
+    for group, ((layer, decayed), sizes) in zip(groups, sorted(expected.items()), strict=True):
+        assert sorted(p.numel() for p in group["params"]) == sorted(sizes)
+        assert group["weight_decay"] == (0.05 if decayed else 0.0)
+        assert group["lr_scale"] == pytest.approx(1.0 if layer else layer_decay ** (depth + 1))
+    published = {("Ti", 0.75): 7.5e-4, ("M", 0.75): 7.5e-5, ("M", 0.8): 6.3e-4}.get((size, layer_decay))
+    assert published is None or groups[0]["lr_scale"] == pytest.approx(published, rel=0.01)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_groups_at_the_papers_sizes_with_true_layer_decay(size):
+    """One group of matrices and one of the rest per depth; A_log is spared as the mixer marks it."""
+    (width, depth), names = SIZES[size], {}
+    with torch.device("meta"):
+        net = VideoMamba(400, width, depth, 16, 224)
+    for group in parameter_groups(net, 0.05, 0.75):
+        held = {id(p) for p in group["params"]}
+        names[group["name"]] = {n for n, p in net.named_parameters() if id(p) in held}
+        layer = int(group["name"].split("_")[1])
+        assert group["lr_scale"] == pytest.approx(0.75 ** (depth + 1 - layer))
+    matrices = ["in_proj", "out_proj", "conv1d", "conv1d_b", "x_proj", "x_proj_b", "dt_proj", "dt_proj_b"]
+    rest = ["conv1d.bias", "conv1d_b.bias", "dt_proj.bias", "dt_proj_b.bias", "A_log", "A_b_log", "D", "D_b"]
+    expected = {
+        "layer_0_decay": {"patch_embed.proj.weight"},
+        "layer_0_no_decay": {"patch_embed.proj.bias", "cls_token", "pos_embed", "temporal_pos_embedding"},
+        f"layer_{depth + 1}_decay": {"head.weight"},
+        f"layer_{depth + 1}_no_decay": {"head.bias", "norm_f.weight"},
+    }
+    for i in range(depth):
+        mixer = f"layers.{i}.mixer"
+        expected[f"layer_{i + 1}_decay"] = {f"{mixer}.{name}.weight" for name in matrices}
+        expected[f"layer_{i + 1}_no_decay"] = {f"{mixer}.{name}" for name in rest} | {f"layers.{i}.norm.weight"}
+    assert names == expected
+
+
+def test_the_image_models_have_two_groups():
+    with torch.device("meta"):
+        net = VideoMamba(1000, 192, 24, None, 224)
+    groups = parameter_groups(net, 0.1, decay_state_matrix=True)
+    assert [(g["name"], g["lr_scale"], g["weight_decay"]) for g in groups] == [
+        ("layer_25_no_decay", 1.0, 0.0), ("layer_25_decay", 1.0, 0.1)
+    ]  # fmt: skip
+    assert [len(g["params"]) for g in groups] == [7 * 24 + 5, 10 * 24 + 2]
+
+
+def test_frozen_parameters_are_left_out(net):
+    net.pos_embed.requires_grad_(False)
+    try:
+        groups = parameter_groups(net, 0.1)
+        assert all(p is not net.pos_embed for g in groups for p in g["params"])
+    finally:
+        net.pos_embed.requires_grad_(True)
+
+
+def test_schedule_warms_up_linearly_and_falls_as_half_a_cosine():
+    factor = warmup_cosine(total_steps=110, warmup_steps=10, peak=2.0, start=0.2, end=0.1)
+    assert 2.0 * factor(0) == pytest.approx(0.2)
+    assert 2.0 * factor(5) == pytest.approx(1.1)
+    assert 2.0 * factor(10) == pytest.approx(2.0)
+    assert 2.0 * factor(60) == pytest.approx(0.1 + 1.9 * 0.5)
+    assert 2.0 * factor(85) == pytest.approx(0.1 + 1.9 * 0.5 * (1 + math.cos(math.pi * 0.75)))
+    assert 2.0 * factor(110) == 2.0 * factor(500) == pytest.approx(0.1)
+
+
+def test_layer_scales_multiply_the_schedule(net):
+    groups = parameter_groups(net, 0.1, layer_decay=0.5)
+    for group in groups:
+        group["lr"] = 2.0 * group.pop("lr_scale")
+    optimizer = torch.optim.AdamW(groups, lr=2.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(10, 2, peak=2.0))
+    optimizer.step()
+    scheduler.step()
+    assert {round(g["lr"], 6) for g in optimizer.param_groups} == {1.0, 0.5, 0.25, 0.125, 0.0625}
+
+
+def test_official_image_schedule_runs_two_epochs_at_the_start_and_spans_all_epochs():
+    factor = official_image_schedule(total_epochs=300, warmup_epochs=5, peak=4e-3, start=1e-6, end=1e-5)
+    rates = [4e-3 * factor(epoch) for epoch in range(300)]
+    assert rates[0] == rates[1] == pytest.approx(1e-6)
+    assert rates[3] == pytest.approx(1e-6 + (4e-3 - 1e-6) * 2 / 5)
+    # timm's cosine at epoch 150 of 300 is half way although five epochs went to the warm-up; it runs one epoch late.
+    assert rates[151] == pytest.approx(1e-5 + (4e-3 - 1e-5) / 2)
+    assert rates[299] == pytest.approx(1e-5 + (4e-3 - 1e-5) * 0.5 * (1 + math.cos(math.pi * 298 / 300)))

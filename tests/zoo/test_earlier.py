@@ -1,0 +1,36 @@
+"""What earlier releases wrote still loads: tests/golden/earlier was made by release 0.1, from a run of six steps."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import zoo
+from datamodules.synthetic.motion import generate
+
+EARLIER = Path(__file__).parents[1] / "golden" / "earlier"
+
+
+@pytest.mark.parametrize("source", ["folder", "last.ckpt"])
+def test_weights_and_config(source):
+    model = zoo.load(EARLIER / source)
+    assert model.class_names == ["grow", "move_left"]
+    video = (torch.arange(3 * 4 * 32 * 32).view(1, 3, 4, 32, 32) * 37 % 256).to(torch.uint8)
+    with torch.no_grad():
+        logits = model(video)
+    torch.testing.assert_close(logits, torch.tensor([[0.04371256, 0.03404781]]), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_run_continues_from_its_checkpoint(tmp_path):
+    generate(tmp_path / "data", num_train=12, num_val=4, num_test=0, classes=("grow", "move_left"), size=(48, 40),
+             num_frames=8, num_workers=0, progress=False)  # fmt: skip
+    lightning = Path(sys.executable).with_name("lightning")
+    command = [lightning, "fit", "--config", EARLIER / "folder" / "recipe.yaml", "--ckpt_path", EARLIER / "last.ckpt",
+               "--trainer.max_epochs", "3", "--trainer.default_root_dir", "runs"]  # fmt: skip
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr[-3000:]
+    (last,) = tmp_path.rglob("last.ckpt")
+    assert torch.load(last, weights_only=True)["global_step"] == 9

@@ -1,0 +1,1 @@
+"""Answers about a video: classes, values, features, timelines, pictures of results."""

@@ -1,0 +1,1 @@
+"""Search in your own videos: index, search, page of results."""
