@@ -48,7 +48,7 @@ FLOORS = {
         ("build",),
         ("inference", "look", "share"),
         ("retrieval",),
-        ("commands",),
+        ("arguments", "commands"),
         ("cli",),
     ),
     "hub": (

@@ -2,8 +2,6 @@
 
 import csv
 import errno
-import functools
-import itertools
 import logging
 import os
 import re
@@ -29,20 +27,15 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
-import datamodules
-import lightning_modules
-import lightning_modules.callbacks
 from datamodules.loading import worker_death
 from lightning_modules.base import BaseModule
 from lightning_modules.callbacks.checkpoints import AtomicCheckpointIO
 from lightning_modules.callbacks.last import LastCheckpoint
 from lightning_modules.tasks.self_distillation import SelfDistillation
-from zoo.build import initialise, load, read_config_of
+from zoo.arguments import rewrite
+from zoo.build import initialise, load
 from zoo.checks import (
-    argument_names,
     check_built,
-    check_config,
-    check_keys,
     check_processes,
     concise,
     explain,
@@ -51,9 +44,8 @@ from zoo.checks import (
 from zoo.commands.main import is_ours, report
 from zoo.configs import refuse_foreign_classes, resolve
 from zoo.errors import ZooError
-from zoo.plain_yaml import check_limits, load_yaml
+from zoo.plain_yaml import check_limits
 from zoo.printable import printable
-from zoo.recipe import RECIPES, change_callbacks, find_recipe, merge, read_recipe
 from zoo.runs import Metrics, Runs, discard, is_finished, loggers, new_folder, read_checkpoint, steps_done
 
 __all__ = ["ZooCLI", "main"]
@@ -110,41 +102,12 @@ class ZooCLI(LightningCLI):
         return error if self.phase == "running" or isinstance(error, bugs) else explain(error)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        arguments = [f"--config={a[2:].removeprefix('=')}" if re.match("-c.", a) else a for a in sys.argv[1:]]
-        arguments = list(whole_class_names(arguments))
-        source = None
         with tempfile.TemporaryDirectory() as scratch:
-            layers: dict[Path, dict] = {}
-            for i, (flag, value) in enumerate(zip(["", *arguments], [*arguments, ""], strict=True)):
-                flag, joined, inline = (value if value.startswith("--config=") else flag).partition("=")
-                if flag not in ("--config", "-c"):
-                    continue
-                source = find_recipe(inline if joined else value)
-                merged = Path(scratch) / f"{i}.yaml"
-                layers[merged] = read_recipe(source)
-                check_config(layers[merged])
-                arguments[i] = f"--config={merged}" if joined else str(merged)
-            if not layers and arguments[:1] and arguments[0] in self.subcommands():
-                merged = Path(scratch) / "default.yaml"
-                layers[merged] = {"trainer": read_recipe(RECIPES / "parts" / "trainer.yaml")}
-                arguments.insert(1, f"--config={merged}")
-            config = functools.reduce(merge, layers.values(), {})
-            check_config(config)
-            check_keys(config, arguments)
-            changes, arguments = callback_changes(arguments)
-            if changes:
-                callbacks = (config.get("trainer") or {}).get("callbacks") or []
-                callbacks = functools.reduce(change_callbacks, changes, callbacks)
-                layers[merged].setdefault("trainer", {})["callbacks"] = callbacks
-            donor = donor_arguments(config, arguments)
-            if donor is not None:
-                below = Path(scratch) / "donor.yaml"
-                layers[below] = {"model": donor}
-                arguments.insert(1, f"--config={below}")
-            for path, layer in layers.items():
+            rewritten = rewrite(sys.argv[1:], self.subcommands(), Path(scratch))
+            for path, layer in rewritten.layers.items():
                 path.write_text(yaml.safe_dump(layer, sort_keys=False), encoding="utf-8")
             try:
-                self.config = parser.parse_args(arguments)
+                self.config = parser.parse_args(rewritten.arguments)
             except ZooError:
                 raise
             except Exception as error:
@@ -152,7 +115,7 @@ class ZooCLI(LightningCLI):
         if "subcommand" in self.config:
             check_built(self.config[self.config.subcommand])
             self.phase = "building"
-            self._find_checkpoint(source)
+            self._find_checkpoint(rewritten.source)
 
     def _find_checkpoint(self, source: Path | None) -> None:
         """Replaces ``--ckpt_path last`` and ``best`` by the file they mean; see `zoo.runs`."""
@@ -358,72 +321,6 @@ def _predictions(model: BaseModule, batches: list[dict]) -> Iterator[list[str]]:
         best = batch["scores"].max(dim=1)
         for path, probability, index in zip(batch["path"], *map(Tensor.tolist, best), strict=True):
             yield [path, names[index], f"{probability:.6f}"]
-
-
-def donor_arguments(config: dict, arguments: list[str]) -> dict | None:
-    """What the network is, from the model it starts from (``init_from``), where the config does not say."""
-    model = config.get("model")
-    given = dict(model.get("init_args") or {}) if isinstance(model, dict) else {}
-    for flag, value in itertools.pairwise([*arguments, ""]):
-        name, joined, inline = flag.removeprefix("--model.").removeprefix("init_args.").partition("=")
-        if flag.startswith("--model."):
-            given[name] = inline if joined else value
-    if given.get("init_from") is None or "embed_dim" in given:
-        return None
-    donor = read_config_of(given["init_from"])
-    of_the_data = ("num_classes", "class_names", "value_name", "value_mean")
-    init_args = {k: v for k, v in donor["init_args"].items() if k not in of_the_data}
-    if init_args["num_frames"] is None and given.get("num_frames") is not None:
-        # An image model's way of cropping is not a video model's.
-        for name in ("short_side", "interpolation"):
-            init_args.pop(name, None)
-    class_path = (model.get("class_path") if isinstance(model, dict) else None) or donor["class_path"]
-    if class_path.rpartition(".")[2] != donor["class_path"].rpartition(".")[2]:
-        # Another training has other arguments, as masked pretraining has for its decoder.
-        cls = import_class(class_path, "model")
-        init_args = {name: value for name, value in init_args.items() if name in argument_names(cls)}
-    return {"class_path": class_path, "init_args": init_args}
-
-
-def callback_changes(arguments: list[str]) -> tuple[list[dict], list[str]]:
-    """Takes ``--trainer.callbacks.CLASS null`` and ``--trainer.callbacks.CLASS.ARGUMENT VALUE`` out of the arguments.
-
-    In ``--trainer.callbacks+=CLASS`` a callback of ours gets its whole path.
-
-    Returns:
-        The changes in their order, as `zoo.recipe.change_callbacks` takes them; the arguments without those.
-    """
-    changes, rest = [], []
-    words = iter(arguments)
-    for word in words:
-        flag, joined, value = word.partition("=")
-        if flag == "--trainer.callbacks+":
-            value = value if joined else next(words, "")
-            # Some of ours have the names of Lightning's, which jsonargparse would call ambiguous.
-            ours = value in lightning_modules.callbacks.__all__
-            rest.append(f"{flag}={'lightning_modules.callbacks.' if ours else ''}{value}")
-            continue
-        name, _, argument = flag.removeprefix("--trainer.callbacks.").partition(".")
-        if not flag.startswith("--trainer.callbacks.") or not name[:1].isupper():
-            rest.append(word)
-            continue
-        try:
-            value = load_yaml(value if joined else next(words, ""))
-        except yaml.YAMLError as error:
-            raise ZooError(f"The value of {flag:.80} is not valid YAML; write null, or a value.") from error
-        changes.append({name: {argument.removeprefix("init_args."): value} if argument else value})
-    return changes, rest
-
-
-def whole_class_names(arguments: list[str]) -> Iterator[str]:
-    """Arguments in which ``--data.help CLASS`` and ``--model.help CLASS`` name a class of ours by its whole path."""
-    packages = {"--data.help": datamodules, "--model.help": lightning_modules}
-    for before, word in itertools.pairwise(["", *arguments]):
-        flag, joined, name = word.partition("=")
-        flag, name = (flag, name) if joined else (before, word)
-        if flag in packages and name in dir(packages[flag]):
-            word = f"{flag}=" * bool(joined) + f"{packages[flag].__name__}.{name}"
-        yield word
 
 
 def limit_jsonargparse() -> None:
