@@ -22,7 +22,7 @@ from datamodules.shards.reading import open_shards
 from datamodules.shards.writing import Source, check_shards, index_shards, parse_size, write_shards
 from datamodules.storage.members import as_member, open_member
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 ABOUT = {"class_names": ["a", "b"], "media": "video"}
 
 
@@ -262,7 +262,7 @@ def test_names_that_are_not_utf_8(tmp_path, sources):
 
 TROUBLE = """
 import json, os, resource, sys, time
-from datamodules.shards.reading import writing as shard_writer
+from datamodules.shards import writing as shard_writer
 from datamodules.errors import DataError
 from datamodules.shards.writing import Source, write_shards
 
