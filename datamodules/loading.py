@@ -7,7 +7,6 @@ interrupted.
 
 import ctypes
 import multiprocessing
-import os
 import re
 import signal
 import time
@@ -23,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from datamodules.errors import DataError
+from datamodules.storage.processes import usable_cores
 
 __all__ = ["ClipLoader", "Draw", "EvaluationLoader", "TrainSampler", "ignore_interrupts", "seeded", "worker_context",
            "worker_death"]  # fmt: skip
@@ -165,8 +165,7 @@ class _Flag:
 def suitable_workers(num_processes: int = 1) -> int:
     """Loader processes for each of the training processes of a machine: its share of the cores that this process may
     use, without one for itself; 1 to 4."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max(cores // num_processes - 1, 1), 4)
+    return min(max(usable_cores() // num_processes - 1, 1), 4)
 
 
 def worker_context(start_method: str | None) -> BaseContext:

@@ -25,8 +25,8 @@ MAY_IMPORT = {
 FLOORS = {
     "datamodules": (
         ("errors",),
-        ("checks", "storage", "loading", "mixing", "splitting", "overview"),
-        ("video", "synthetic"),
+        ("checks", "storage", "mixing", "splitting", "overview"),
+        ("loading", "video", "synthetic"),
         ("annotations", "augment"),
         ("shards",),
         ("clips",),

@@ -12,7 +12,6 @@ on behind the last whole shard, which a journal beside them remembers.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import itertools
 import json
@@ -35,7 +34,7 @@ from datamodules.errors import DataError
 from datamodules.shards.reading import FORMAT, INDEX_SUFFIX, read_index
 from datamodules.storage.files import read_bytes
 from datamodules.storage.members import as_member, open_member, open_tar
-from datamodules.storage.processes import ProcessPool
+from datamodules.storage.processes import ProcessPool, after_fork, lock
 from datamodules.video.decode import DecodeError
 from datamodules.video.encoding import reencode
 from datamodules.video.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
@@ -225,11 +224,8 @@ class _Journal:
 def _journal(path: Path, index: Path, made_of: dict[str, Any]) -> Iterator[_Journal | None]:
     """The journal of a writing that only this process does; None where there is nothing left to do."""
     with _writing(path), open(path, "a+b") as file, _held_here(file.fileno()):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"Another process is writing {made_of['split']} shards to {path.parent}; let it "
-                            "finish.") from None  # fmt: skip
+        if not lock(file, wait=False):
+            raise DataError(f"Another process is writing {made_of['split']} shards to {path.parent}; let it finish.")
         if index.exists():
             path.unlink(missing_ok=True)
             there = read_index(str(index)).header
@@ -263,7 +259,7 @@ def _let_go() -> None:
     _held.clear()
 
 
-os.register_at_fork(after_in_child=_let_go)
+after_fork(_let_go)
 
 
 @contextlib.contextmanager

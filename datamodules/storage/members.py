@@ -27,6 +27,7 @@ from typing import BinaryIO, NamedTuple, TypeVar
 
 from datamodules.errors import DataError
 from datamodules.storage.files import download, is_url, read_range
+from datamodules.storage.processes import after_fork, lock
 
 __all__ = ["AHEAD", "RANGE_ATTEMPTS", "Member", "as_member", "fetched_ahead", "open_member", "open_tar"]
 
@@ -108,7 +109,7 @@ def _pool() -> ThreadPoolExecutor:
 
 
 # Threads do not live on in a forked loader worker.
-os.register_at_fork(after_in_child=lambda: (_coming.clear(), _pool.cache_clear()))
+after_fork(lambda: (_coming.clear(), _pool.cache_clear()))
 
 
 def _open_remote(member: Member) -> "io.BytesIO | _Slice":
@@ -144,7 +145,7 @@ class _Slice:
         self._start, self._size, self._position = member.offset, member.size, 0
         self._file = open(member.shard, "rb", buffering=0)  # noqa: SIM115  (closed by the reader)
         try:
-            _check_header(member, os.pread(self._file.fileno(), _BLOCK, member.offset - _BLOCK))
+            _check_header(member, self._read_at(member.offset - _BLOCK, _BLOCK))
             if os.fstat(self._file.fileno()).st_size < member.offset + member.size:
                 raise OSError(errno.EIO, "the shard is cut off")
         except BaseException:
@@ -153,9 +154,15 @@ class _Slice:
 
     def read(self, size: int = -1) -> bytes:
         left = max(self._size - self._position, 0)
-        data = os.pread(self._file.fileno(), left if size < 0 else min(size, left), self._start + self._position)
+        data = self._read_at(self._start + self._position, left if size < 0 else min(size, left))
         self._position += len(data)
         return data
+
+    def _read_at(self, place: int, size: int) -> bytes:
+        if hasattr(os, "pread"):
+            return os.pread(self._file.fileno(), size, place)
+        self._file.seek(place)  # Windows, where no forked process shares the file's position
+        return self._file.read(size)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         self._position = max(offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence], 0)
@@ -192,15 +199,13 @@ def _read_range(url: str, start: int, end: int) -> bytes:
 
 def _fetched(url: str, folder: str) -> str:
     """The local copy of a shard; one process fetches it while the others that want it wait."""
-    import fcntl
-
     from webdataset.cache import LRUCleanup
 
     path = os.path.join(folder, f"{hashlib.sha256(url.encode()).hexdigest()[:16]}.tar")
     if not os.path.exists(path):
         os.makedirs(folder, exist_ok=True)
-        with open(f"{path}.lock", "wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with open(f"{path}.lock", "wb") as file:
+            lock(file)
             if not os.path.exists(path):
                 LRUCleanup(folder, _cache_bytes(), interval=None).cleanup()
                 _download(url, path)

@@ -1,14 +1,50 @@
-"""Helper processes that leave Ctrl-C to the process that started them, and do not outlive it."""
+"""Helper processes that leave Ctrl-C to the process that started them, and do not outlive it; and what differs between
+systems: how many there should be, what a forked one has to forget, locks on files."""
 
 import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing.context import BaseContext
-from typing import Any
+from typing import Any, BinaryIO
 
-__all__ = ["ProcessPool"]
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+__all__ = ["ProcessPool", "after_fork", "lock", "usable_cores"]
+
+
+def usable_cores() -> int:
+    """Cores that this process may use; all of the machine's where the system does not tell (macOS, Windows)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def after_fork(forget: Callable[[], object]) -> None:
+    """Calls `forget` in every forked process; Windows forks none."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=forget)
+
+
+def lock(file: BinaryIO, *, wait: bool = True) -> bool:
+    """Locks an open file against other processes until it is closed, and tells whether that succeeded.
+
+    On Windows nothing is locked: there, one process at a time may write to a folder.
+
+    Args:
+        file: open for writing.
+        wait: for another process that has it locked.
+    """
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
 
 
 class ProcessPool(ProcessPoolExecutor):

@@ -1,6 +1,7 @@
 """`zoo shard`: what a user types, and what is then in the folder."""
 
 import json
+import os
 import shutil
 import tarfile
 
@@ -104,6 +105,13 @@ def test_coded_anew(root, tmp_path, capsys):
         with VideoReader(sample.path) as reader, VideoReader(plain.path) as before:
             assert (reader.width, reader.height) == (48, 40) and reader.num_frames == before.num_frames == 6
             assert sample.label == plain.label
+
+
+def test_where_the_system_does_not_tell_its_cores(root, tmp_path, monkeypatch, capsys):
+    """macOS, for one; the number of processes that code is then that of the machine's cores."""
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    report = shard(capsys, root, "-o", tmp_path / "out", "--split", "val", "--short-side", 64)
+    assert report["val"]["samples"] == 4
 
 
 def test_an_index_of_other_shards(root, tmp_path, capsys):

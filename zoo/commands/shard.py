@@ -147,10 +147,11 @@ def _index(args: argparse.Namespace, report: Any) -> "dict[str, Written]":
 
 def _write(args: argparse.Namespace, max_bytes: int, report: Any) -> "dict[str, Written]":
     from datamodules.shards.writing import write_shards
+    from datamodules.storage.processes import usable_cores
 
     workers = args.workers
     if workers is None:
-        workers = len(os.sched_getaffinity(0)) if args.short_side else 0
+        workers = usable_cores() if args.short_side else 0
     written = {}
     for split, sources, about in _samples(args):
         seed = args.shuffle_seed if split == "train" and not args.in_order else None
