@@ -30,7 +30,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules import VideoFolder
-from datamodules.synthetic.motion import CLASSES, generate
+from datamodules.synthetic.motion import CLASSES
+from datamodules.synthetic.writing import generate
 from lightning_modules import SelfDistillation, VideoClassifier
 from lightning_modules.nets.scan_orders import SCAN_ORDERS
 

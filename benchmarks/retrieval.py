@@ -75,7 +75,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
 from datamodules import CaptionCSV
-from datamodules.synthetic.motion import CLASSES, MOTIONS, ClipSpec, clip_spec, generate, render, write_video
+from datamodules.synthetic.motion import CLASSES, MOTIONS, ClipSpec, clip_spec, render
+from datamodules.synthetic.writing import generate, write_video
 from lightning_modules import TextVideoRetrieval
 from lightning_modules.nets.muse import LEARNERS, Muse
 from zoo.retrieval.vector_index import DTYPES, ROWS, Index, Record

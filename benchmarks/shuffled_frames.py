@@ -34,7 +34,8 @@ from rich.table import Table
 from torch import Tensor
 
 import zoo
-from datamodules.synthetic.motion import MOTIONS, NUISANCE, generate
+from datamodules.synthetic.motion import MOTIONS, NUISANCE
+from datamodules.synthetic.writing import generate
 from datamodules.video.views import load_views
 
 MODEL = "videomamba-nano-motion"

@@ -29,7 +29,7 @@ from datamodules import (
     VideoReader,
 )
 from datamodules.synthetic.kitchen import generate_kitchen
-from datamodules.synthetic.motion import generate
+from datamodules.synthetic.writing import generate
 from lightning_modules import (
     ActionRecognition,
     MaskedPretraining,

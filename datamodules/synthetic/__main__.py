@@ -1,8 +1,8 @@
-"""``python -m datamodules.synthetic``: see `datamodules.synthetic.motion`."""
+"""``python -m datamodules.synthetic``: see `datamodules.synthetic.writing`."""
 
 import sys
 
-from datamodules.synthetic.motion import main
+from datamodules.synthetic.writing import main
 
 if __name__ == "__main__":  # helper processes import this file too
     sys.exit(main())

@@ -28,20 +28,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from datamodules.synthetic.motion import (
-    CLASSES,
-    COLOURS,
-    PATTERNS,
-    SHAPES,
-    ClipSpec,
-    _bar,
-    _run,
-    _timestamp,
-    _write_csv,
-    render,
-    sample_spec,
-    write_video,
-)
+from datamodules.synthetic.motion import CLASSES, COLOURS, PATTERNS, SHAPES, ClipSpec, render, sample_spec
+from datamodules.synthetic.writing import _bar, _run, _timestamp, _write_csv, write_video
 
 __all__ = ["NOUNS", "VERBS", "generate_kitchen"]
 

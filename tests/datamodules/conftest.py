@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from datamodules.synthetic import motion as synthetic
+from datamodules.synthetic import writing
 
 BITS = 10
 
@@ -132,6 +133,6 @@ def captioned_clips(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path
     for number, motion in enumerate(synthetic.CLASSES):
         frames, spec = synthetic.render_clip(motion, np.random.default_rng(number))
         path = folder / f"{number}.mp4"
-        synthetic.write_video(path, frames[: 8 + number], 4)
+        writing.write_video(path, frames[: 8 + number], 4)
         clips.append((path, spec.captions))
     return clips

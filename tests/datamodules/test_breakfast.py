@@ -8,7 +8,8 @@ import torch
 
 from datamodules.base import DataError
 from datamodules.breakfast import Breakfast
-from datamodules.synthetic.motion import render_clip, write_video
+from datamodules.synthetic.motion import render_clip
+from datamodules.synthetic.writing import write_video
 from datamodules.video.views import load_views
 
 FORMAT = {"num_frames": 4, "image_size": 32, "short_side": 32, "sampling": "sparse", "frame_stride": 2,

@@ -7,7 +7,7 @@ import torch
 
 from datamodules.caption_csv import CaptionCSV
 from datamodules.errors import DataError
-from datamodules.synthetic.motion import generate
+from datamodules.synthetic.writing import generate
 from datamodules.video.views import load_views
 
 FORMAT = {

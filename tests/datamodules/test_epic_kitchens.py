@@ -22,7 +22,7 @@ from datamodules.epic_kitchens import (
     open_frames,
     range_in,
 )
-from datamodules.synthetic.motion import write_video
+from datamodules.synthetic.writing import write_video
 
 CLIP = dict(num_frames=4, image_size=32, short_side=32, sampling="sparse", frame_stride=2, interpolation="bilinear",
             num_workers=0, batch_size=4)  # fmt: skip

@@ -8,7 +8,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from datamodules.base import DataError
 from datamodules.kinetics import Kinetics
-from datamodules.synthetic.motion import render_clip, write_video
+from datamodules.synthetic.motion import render_clip
+from datamodules.synthetic.writing import write_video
 from datamodules.video.views import load_views
 
 FORMAT = {

@@ -17,7 +17,7 @@ from datamodules.errors import DataError
 from datamodules.loading import Draw
 from datamodules.pairs import Pair, PairList, PairSampler, read_pairs
 from datamodules.shards.writing import Source, write_shards
-from datamodules.synthetic.motion import generate
+from datamodules.synthetic.writing import generate
 
 CLIP = {"num_frames": 4, "image_size": 32, "short_side": 32, "sampling": "sparse", "frame_stride": 4,
         "interpolation": "bicubic"}  # fmt: skip

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from datamodules.synthetic.motion import generate
+from datamodules.synthetic.writing import generate
 
 # Removed before anything of ours is imported; libraries may take them for granted on a system that calls itself Linux.
 WITHOUT = """

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import hub
 import zoo
-from datamodules.synthetic.motion import generate
+from datamodules.synthetic.writing import generate
 from hub.lightning_ckpt import read_lightning
 from lightning_modules import VideoClassifier
 from lightning_modules.callbacks import EMA

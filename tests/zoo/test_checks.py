@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import zoo.cli
-from datamodules.synthetic.motion import generate
+from datamodules.synthetic.writing import generate
 
 CONFIG = {
     "model": {

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import zoo.cli
-from datamodules.synthetic.motion import generate
+from datamodules.synthetic.writing import generate
 from zoo.commands.main import main as zoo_main
 from zoo.recipe import find_recipe, list_recipes, read_recipe
 

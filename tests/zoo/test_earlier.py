@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import zoo
-from datamodules.synthetic.motion import generate
+from datamodules.synthetic.writing import generate
 
 EARLIER = Path(__file__).parents[1] / "golden" / "earlier"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from datamodules.synthetic.motion import generate
+from datamodules.synthetic.writing import generate
 
 LAST = Path("resume/version_0/checkpoints/last.ckpt")
 

@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 import hub
 import zoo
-from datamodules.synthetic.motion import generate
+from datamodules.synthetic.writing import generate
 from lightning_modules.tasks.retrieval import TextVideoRetrieval
 from zoo.commands.main import main
 from zoo.errors import ZooError

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import hub
-from datamodules.synthetic.motion import generate
+from datamodules.synthetic.writing import generate
 from lightning_modules.tasks.classification import VideoClassifier
 from lightning_modules.tasks.regression import VideoRegressor
 from zoo.commands.main import main

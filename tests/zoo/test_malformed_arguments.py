@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import hub
 import zoo
-from datamodules.synthetic.motion import generate
+from datamodules.synthetic.writing import generate
 from lightning_modules.tasks.classification import VideoClassifier
 from lightning_modules.tasks.retrieval import TextVideoRetrieval
 from zoo.commands.main import COMMANDS, main

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import zoo
-from datamodules.synthetic.motion import generate
+from datamodules.synthetic.writing import generate
 from lightning_modules import MaskedPretraining
 from lightning_modules.nets.clip_tower import build_clip
 from zoo.configs import normalise

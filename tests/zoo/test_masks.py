@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.synthetic.motion import generate
+from datamodules.synthetic.writing import generate
 from lightning_modules.nets.clip_tower import build_clip
 from lightning_modules.nets.masking import MASK_TYPES
 from zoo.commands.main import main

@@ -15,7 +15,7 @@ import torch
 from rich.cells import cell_len
 
 import hub
-from datamodules.synthetic.motion import generate
+from datamodules.synthetic.writing import generate
 from lightning_modules.tasks.classification import VideoClassifier
 from zoo.commands.console import show
 from zoo.commands.main import main, report

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from datamodules.synthetic.motion import generate
+from datamodules.synthetic.writing import generate
 
 CONFIG = Path(__file__).parents[1] / "conf" / "resume.yaml"
 # What each process draws for itself is off: mixing and dropout. Augmentation of single videos is on.

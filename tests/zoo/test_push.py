@@ -12,7 +12,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 import zoo
-from datamodules.synthetic.motion import generate
+from datamodules.synthetic.writing import generate
 from lightning_modules.ops import use_backend
 from lightning_modules.tasks.classification import VideoClassifier
 from zoo.commands.main import main as zoo_main

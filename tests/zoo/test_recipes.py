@@ -17,7 +17,7 @@ from PIL import Image
 import hub
 import zoo
 from datamodules import LVU
-from datamodules.synthetic.motion import generate
+from datamodules.synthetic.writing import generate
 from lightning_modules.tasks.classification import VideoClassifier
 from zoo.cli import ZooCLI
 from zoo.configs import normalise

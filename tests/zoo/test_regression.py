@@ -11,7 +11,7 @@ import torch
 
 import hub
 import zoo
-from datamodules.synthetic.motion import generate
+from datamodules.synthetic.writing import generate
 from datamodules.video.views import load_views
 from hub.card import About, about_run, make_card
 from lightning_modules import VideoClassifier, VideoRegressor

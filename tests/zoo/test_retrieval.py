@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import zoo
-from datamodules.synthetic.motion import generate
+from datamodules.synthetic.writing import generate
 from lightning_modules import TextVideoRetrieval
 from zoo.commands.main import main as zoo_main
 from zoo.configs import normalise

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 import zoo.cli
-from datamodules.synthetic.motion import generate
+from datamodules.synthetic.writing import generate
 from zoo.errors import ZooError
 from zoo.runs import Metrics, Runs, discard, new_folder, steps_done
 

@@ -14,7 +14,7 @@ from safetensors.torch import load
 
 import hub
 import zoo
-from datamodules.synthetic.motion import generate
+from datamodules.synthetic.writing import generate
 from lightning_modules import SelfDistillation, VideoClassifier
 from lightning_modules.nets.scan_orders import SCAN_ORDERS
 from zoo.cli import ZooCLI

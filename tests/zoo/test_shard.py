@@ -10,7 +10,7 @@ import webdataset
 import yaml
 
 from datamodules import Kinetics, PairCorpora, VideoFolder, VideoReader
-from datamodules.synthetic.motion import generate
+from datamodules.synthetic.writing import generate
 from zoo.commands.main import main
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from datamodules.synthetic.motion import generate
+from datamodules.synthetic.writing import generate
 from zoo.commands.main import main
 
 pytestmark = pytest.mark.slow  # the loader's part is in tests/datamodules/shards/test_reading.py

@@ -18,7 +18,7 @@ from transformers import BertConfig, BertForMaskedLM
 import hub
 import zoo
 from datamodules import VideoReader
-from datamodules.synthetic.motion import generate
+from datamodules.synthetic.writing import generate
 from lightning_modules import MaskedPretraining, VideoTextPretraining
 from lightning_modules.nets.bert import BertWords
 from lightning_modules.nets.clip_tower import build_clip

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from datamodules import DecodeError, VideoReader
-from datamodules.synthetic.motion import generate
+from datamodules.synthetic.writing import generate
 from datamodules.video.encoding import reencode
 from datamodules.video.frames import open_video
 

@@ -16,6 +16,7 @@ import torch
 
 import zoo
 from datamodules.synthetic import motion as synthetic
+from datamodules.synthetic.writing import write_video
 from datamodules.video import streaming
 from datamodules.video.decode import VideoReader
 from datamodules.video.views import load_views
@@ -41,7 +42,7 @@ def write_scenes(path, scenes, fps=FPS, size=(64, 64), seed=0):
         travels = [t * frames / spec.num_frames if i == axis else t for i, t in enumerate(spec.travels)]
         spec = replace(spec, num_frames=frames, travels=tuple(travels), turns=(0, 0, 0, 0))
         parts.append(synthetic.render(spec))
-    synthetic.write_video(path, np.concatenate(parts), fps)
+    write_video(path, np.concatenate(parts), fps)
     return path
 
 

@@ -10,7 +10,7 @@ import torch
 
 import hub
 import zoo
-from datamodules.synthetic.motion import generate
+from datamodules.synthetic.writing import generate
 from datamodules.video.decode import DecodeError
 from lightning_modules.tasks.classification import VideoClassifier
 from lightning_modules.tasks.regression import VideoRegressor

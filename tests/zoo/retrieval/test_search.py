@@ -22,7 +22,7 @@ from PIL import Image
 
 import hub
 import zoo
-from datamodules.synthetic.motion import generate, write_video
+from datamodules.synthetic.writing import generate, write_video
 from datamodules.video.decode import VideoReader
 from datamodules.video.views import load_views
 from lightning_modules.tasks.retrieval import TextVideoRetrieval
