@@ -30,7 +30,7 @@ FLOORS = {
         ("annotations", "augment"),
         ("shards",),
         ("clips",),
-        ("base", "retrieval"),
+        ("base", "retrieval", "segments"),
     ),
     "lightning_modules": (
         ("errors",),

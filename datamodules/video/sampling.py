@@ -12,12 +12,13 @@ from typing import Literal
 import numpy as np
 import torch
 
-__all__ = ["MAX_FRAMES", "SAMPLINGS", "clip_indices", "frames_of"]
+__all__ = ["MAX_FRAMES", "SAMPLINGS", "clip_indices", "frames_of", "range_in"]
 
 MAX_FRAMES = 10_000
 """Frames of a clip, and clips of a video: what is above asks for all memory and not for a result."""
 
 SAMPLINGS = ("sparse", "dense", "ssv2", "intervals")
+_SLACK_SECONDS = 1e-6
 
 
 def clip_indices(
@@ -167,3 +168,25 @@ def _draw(low: np.ndarray, high: np.ndarray, generator: torch.Generator | None) 
     """Uniform integers in [low, high], both ends included, one per element."""
     uniform = torch.rand(len(low), generator=generator, dtype=torch.float64).numpy()
     return (low + np.floor(uniform * (high - low + 1))).astype(np.int64)
+
+
+def range_in(seconds: np.ndarray, span: tuple[float, float], displayed: bool = True) -> tuple[int, int] | None:
+    """First and last of what lies in a span; never anything that comes after its end.
+
+    Args:
+        seconds: (n,), ascending times.
+        span: first and last second, both included; without anything in between it is the last one before.
+        displayed: whether the frame that is on display where the span begins counts, as in the annotations' frame
+            numbers.
+
+    Returns:
+        None where everything comes after the span.
+    """
+    last = int(np.searchsorted(seconds, span[1] + _SLACK_SECONDS)) - 1
+    if last < 0:
+        return None
+    if displayed:
+        first = max(int(np.searchsorted(seconds, span[0] + _SLACK_SECONDS)) - 1, 0)
+    else:
+        first = int(np.searchsorted(seconds, span[0] - _SLACK_SECONDS))
+    return min(first, last), last

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 import datamodules
+from datamodules.annotations.epic_kitchens import Segment
 from datamodules.base import Sample
 from datamodules.checks import Count, Number, OneOf, OrNone, Range, check, fits
-from datamodules.epic_kitchens import Segment
 from datamodules.errors import DataError
 from datamodules.lvu import Film
 from datamodules.retrieval import CaptionedVideo

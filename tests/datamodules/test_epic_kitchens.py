@@ -11,17 +11,10 @@ from lightning.pytorch import seed_everything
 from safetensors.torch import save_file
 from torchvision.io import write_jpeg
 
-from datamodules import DataError, DecodeError, EpicKitchens100
+from datamodules import DataError, EpicKitchens100
+from datamodules.annotations.epic_kitchens import Segment
 from datamodules.clips import ClipFormat
-from datamodules.epic_kitchens import (
-    FrameTar,
-    Segment,
-    SegmentDataset,
-    frame_rate,
-    observed_span,
-    open_frames,
-    range_in,
-)
+from datamodules.segments import SegmentDataset
 from datamodules.synthetic.writing import write_video
 
 CLIP = dict(num_frames=4, image_size=32, short_side=32, sampling="sparse", frame_stride=2, interpolation="bilinear",
@@ -138,29 +131,6 @@ def test_a_list_of_actions_and_the_challenges_test_list(root, tmp_path):
     assert [s.unseen for s in module.listing("val")] == [False, True]  # P18 has no training videos
 
 
-def test_frame_numbers_of_the_annotations():
-    """At 60 frames a second (50 of later videos), floor(t * rate) and at least 1, they are the pictures of the span."""
-    assert [frame_rate(name) for name in ("P01_11", "P37_101", "P01_01", "P10_100")] == [60, 50, 60, 50]
-    for rate, start, stop, first, last in ((60, 0.0, 1.89, 1, 113), (60, 1.56, 2.45, 93, 147), (50, 1.2, 2.8, 60, 140)):
-        shown = (np.arange(400) + 1) / rate  # picture k at k / rate
-        found = range_in(shown, (start, stop))
-        assert (found[0] + 1, found[1] + 1) == (first, last)
-
-
-def test_what_may_be_seen_of_an_action():
-    assert observed_span(20, 23, "recognition", 5, 1) == (20, 23)
-    assert observed_span(20, 23, "anticipation", 5, 1) == (14, 19)  # the example of the challenge's README
-    shown = np.arange(100) / 10
-    for stop in (3.0, 3.04, 3.0999):
-        assert range_in(shown, (1.0, stop)) == (10, 30)  # never later than allowed
-    assert range_in(shown, (-2.0, 0.25)) == (0, 2)
-    assert range_in(shown, (-2.0, -0.1)) is None
-    assert range_in(shown, (50, 60)) == (99, 99)
-    assert range_in(shown, (1.04, 1.06)) == range_in(shown, (1.04, 1.06), displayed=False) == (10, 10)
-    assert range_in(shown, (1.05, 1.3)) == (10, 13)
-    assert range_in(shown, (1.05, 1.3), displayed=False) == (11, 13)
-
-
 # Clips ---------------------------------------------------------------------------------------------------------------
 
 
@@ -233,23 +203,6 @@ def test_questions_follow_the_seed_and_not_the_action(root):
     silent = data(root, questions=())
     silent.setup("fit")
     assert {silent.datasets["train"][i]["question"] for i in range(3)} == {""}
-
-
-def test_frames_of_a_tar_are_those_of_the_folder(root, tmp_path):
-    tar = root / "EPIC-KITCHENS/P02/rgb_frames/P02_101.tar"
-    with tarfile.open(tar) as archive:
-        archive.extractall(tmp_path / "P02_101", filter="data")
-    with FrameTar(str(tar), fps=50) as packed, open_frames(str(tmp_path / "P02_101")) as loose:
-        assert packed.num_frames == loose.num_frames == 125
-        wanted = [7, 3, 3, 124]
-        a, b = (reader.read(wanted, short_side=40) for reader in (packed, loose))
-        assert a.shape == b.shape == (4, 3, 40, 40) and torch.equal(a[1], a[2])
-        assert torch.equal(a, b)
-        assert loose.pts_seconds[0] == pytest.approx(0.02)  # picture 1 at 1 / 50
-    broken = tmp_path / "P03_01.tar"
-    broken.write_bytes(b"x" * 2000)
-    with pytest.raises(DecodeError, match=r"P03_01\.tar is not a tar of frames"):
-        FrameTar(str(broken), fps=60)
 
 
 def test_broken_videos_are_replaced_or_left_out(root, tmp_path):

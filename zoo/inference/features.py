@@ -25,10 +25,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from datamodules.clips import ClipFormat
-from datamodules.epic_kitchens import open_frames, range_in
 from datamodules.video.decode import DecodeError
+from datamodules.video.frame_tar import open_frames
 from datamodules.video.resize import center_crop, to_clip
-from datamodules.video.sampling import clip_indices
+from datamodules.video.sampling import clip_indices, range_in
 from datamodules.video.suffixes import VIDEO_SUFFIXES
 from lightning_modules.base import BaseModule
 from lightning_modules.nets.mambavl import pool_tokens

@@ -16,11 +16,11 @@ import pytest
 import webdataset
 
 from datamodules import DecodeError, PairCorpora, VideoFolder
-from datamodules.epic_kitchens import FrameTar
 from datamodules.errors import DataError
 from datamodules.shards.reading import open_shards
 from datamodules.shards.writing import Source, check_shards, index_shards, parse_size, write_shards
 from datamodules.storage.members import as_member, open_member
+from datamodules.video.frame_tar import FrameTar
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 ABOUT = {"class_names": ["a", "b"], "media": "video"}

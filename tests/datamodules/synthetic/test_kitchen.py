@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from datamodules import EpicKitchens100, VideoReader
-from datamodules.epic_kitchens import frame_rate
 from datamodules.synthetic.kitchen import NOUNS, VERBS, generate_kitchen, main
 from datamodules.synthetic.motion import COLOURS, SHAPES
+from datamodules.video.frame_tar import frame_rate
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,10 @@ from fsspec import AbstractFileSystem, register_implementation
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
-from datamodules.epic_kitchens import FrameTar
 from datamodules.video import decode
 from datamodules.video.decode import CONTAINERS, DecodeError, VideoReader
 from datamodules.video.encoding import reencode
+from datamodules.video.frame_tar import FrameTar
 from datamodules.video.frames import FrameFolder
 from datamodules.video.streaming import FrameStream
 

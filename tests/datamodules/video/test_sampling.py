@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datamodules.video.sampling import clip_indices
+from datamodules.video.sampling import clip_indices, range_in
 
 LENGTHS = st.integers(1, 400)
 CLIPS = st.integers(1, 40)
@@ -172,3 +172,15 @@ def test_bad_arguments(change, message):
     arguments = {"num_video_frames": 100, "num_frames": 8, "sampling": "sparse", "mode": "test", **change}
     with pytest.raises(ValueError, match=message):
         clip_indices(**arguments)
+
+
+def test_what_lies_in_a_span():
+    shown = np.arange(100) / 10
+    for stop in (3.0, 3.04, 3.0999):
+        assert range_in(shown, (1.0, stop)) == (10, 30)  # never later than allowed
+    assert range_in(shown, (-2.0, 0.25)) == (0, 2)
+    assert range_in(shown, (-2.0, -0.1)) is None
+    assert range_in(shown, (50, 60)) == (99, 99)
+    assert range_in(shown, (1.04, 1.06)) == range_in(shown, (1.04, 1.06), displayed=False) == (10, 10)
+    assert range_in(shown, (1.05, 1.3)) == (10, 13)
+    assert range_in(shown, (1.05, 1.3), displayed=False) == (11, 13)

@@ -1,0 +1,173 @@
+"""Short actions in long videos: what an item of a listed segment is, as a clip or as extracted features."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules.annotations.epic_kitchens import Segment
+from datamodules.annotations.questions import KINDS, Question, answer_number, draw_question
+from datamodules.augment import TrainTransform
+from datamodules.clips import ClipFormat, UnreadableTally
+from datamodules.loading import Draw
+from datamodules.video.decode import DecodeError
+from datamodules.video.frame_tar import open_frames
+from datamodules.video.resize import crop_views, to_clip
+from datamodules.video.sampling import clip_indices, range_in
+
+__all__ = ["SegmentDataset"]
+
+
+class SegmentDataset(Dataset):
+    """One item per action: `video` or `features`, labels, and in training a question.
+
+    An unreadable one is replaced in training by another one, drawn at random; elsewhere by zeros with index -1. Of an
+    action that begins so early that there is nothing to see before it, zeros are seen.
+
+    Args:
+        samples: the listing.
+        clip: frames and pixels.
+        features: take `num_features` vectors out of files of features, in place of clips.
+        ends: a feature counts where its window ends within the span, and not where its middle lies: nothing of what
+            comes behind the span may be seen.
+        transform: of training clips; None makes items for evaluation.
+        kinds: of questions in training.
+        neutral: share of training items with the neutral question.
+        num_verbs: size of the vocabulary of verbs.
+        num_nouns: of nouns.
+        num_clips: clips of a segment in evaluation.
+        num_crops: crops of each.
+        max_unreadable: see `datamodules.clips.UnreadableTally`.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Segment],
+        clip: ClipFormat | None,
+        *,
+        features: int | None = None,
+        ends: bool = False,
+        training: bool = False,
+        transform: TrainTransform | None = None,
+        kinds: Sequence[str] = KINDS,
+        neutral: float = 0.5,
+        num_verbs: int = 97,
+        num_nouns: int = 300,
+        num_clips: int = 1,
+        num_crops: int = 1,
+        max_unreadable: float = 0.1,
+    ) -> None:
+        self.samples = samples
+        self.clip = clip
+        self.features = features
+        self.ends = ends
+        self.training = training
+        self.transform = transform
+        self.kinds, self.neutral = tuple(kinds), neutral
+        self.num_verbs, self.num_nouns = num_verbs, num_nouns
+        self.num_clips, self.num_crops = num_clips, num_crops
+        self.tally = UnreadableTally(samples, max_unreadable)
+        self._width: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, item: int | Draw) -> dict:
+        if not self.training:
+            try:
+                return self._item(item)
+            except DecodeError as error:
+                self.tally.report(item, error, "left out of the evaluation")
+                return self._placeholder(item)
+        draw = item if isinstance(item, Draw) else Draw(item, int(torch.randint(2**32, ())))
+        found = self.tally.read_or_replace(draw, self._item)
+        return {**(found or self._placeholder(draw.index)), "seed": draw.seed}
+
+    def _item(self, index: int) -> dict:
+        sample = self.samples[index]
+        # First of all, so that the random numbers of a question do not depend on what it is about.
+        question = draw_question(self.kinds, self.neutral) if self.training else None
+        seen = {"video": self._clips(sample)} if self.features is None else {"features": self._features(sample)}
+        return self._labelled(seen, sample, index, question)
+
+    def _labelled(self, seen: dict, sample: Segment, index: int, question: Question | None) -> dict:
+        item = {
+            **seen,
+            "verb": sample.verb,
+            "noun": sample.nouns[0] if sample.nouns else -1,
+            "action": sample.action,
+            "unseen": sample.unseen,
+            "tail": torch.tensor(sample.tail),
+            "index": index,
+            "path": sample.path,
+            "narration_id": sample.narration_id,
+        }
+        if question is None:
+            return item
+        labels = (sample.verb, sample.nouns, sample.action, self.num_verbs, self.num_nouns)
+        return {**item, "question": question.text, "answer": answer_number(question.kind, *labels)}
+
+    def _clips(self, sample: Segment) -> Tensor:
+        """uint8 (3, T, H, W), or (V, 3, T, H, W) for several views."""
+        clip, count = self.clip, 1 if self.training else self.num_clips
+        with open_frames(sample.path, decoder=clip.decoder) as reader:
+            seen = range_in(reader.pts_seconds, sample.span)
+            if seen is None:
+                return self._zeros()
+            options = {"sampling": clip.sampling, "frame_stride": clip.frame_stride, "num_clips": count,
+                       "mode": "train" if self.training else "test"}  # fmt: skip
+            length = seen[1] - seen[0] + 1
+            found = [seen[0] + clip_indices(length, clip.num_frames, clip=number, **options) for number in range(count)]
+            positions = np.concatenate(found)
+            frames = reader.read(positions) if self.training else clip.read(reader, positions)
+        if self.training:
+            return to_clip(self.transform(frames))
+        # (crops, clips, T, 3, H, W)
+        crops = crop_views(frames.unflatten(0, (count, clip.num_frames)), clip.image_size, self.num_crops)
+        views = crops.permute(1, 0, 3, 2, 4, 5).flatten(0, 1)
+        return views if len(views) > 1 else views[0]
+
+    def _features(self, sample: Segment) -> Tensor:
+        """float32 (features, width)."""
+        try:
+            with safe_open(sample.path, "pt") as file:
+                seconds, rows = file.get_tensor("seconds").double().numpy(), file.get_slice("features")
+                self._width = rows.get_shape()[1]
+                times = seconds[:, 1] if self.ends else seconds.mean(axis=1)
+                seen = range_in(times, sample.span, displayed=False)
+                if seen is None:
+                    return self._zeros()
+                found = rows[seen[0] : seen[1] + 1].float()
+                # One of each of so many equal parts: at random, or in its middle.
+                place = torch.rand(self.features) if self.training else 0.5
+                return found[((torch.arange(self.features) + place) / self.features * len(found)).long()]
+        except (SafetensorError, OSError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise DecodeError(f"{sample.path} cannot be read as features ({reason}); extract them again.") from error
+
+    def _zeros(self) -> Tensor:
+        if self.features is not None:
+            return torch.zeros(self.features, self._feature_width())
+        views = 1 if self.training else self.num_clips * self.num_crops
+        shape = (3, self.clip.num_frames, self.clip.image_size, self.clip.image_size)
+        return torch.zeros((views, *shape) if views > 1 else shape, dtype=torch.uint8)
+
+    def _feature_width(self) -> int:
+        """Of the first file that can be read, where no other was read before."""
+        for path in dict.fromkeys(sample.path for sample in self.samples):
+            if self._width is not None:
+                break
+            try:
+                with safe_open(path, "pt") as file:
+                    self._width = file.get_slice("features").get_shape()[1]
+            except (SafetensorError, OSError, KeyError):
+                continue
+        return self._width or 1
+
+    def _placeholder(self, index: int) -> dict:
+        kind = "video" if self.features is None else "features"
+        question = Question("", "") if self.training else None
+        return self._labelled({kind: self._zeros()}, self.samples[index], -1, question)
