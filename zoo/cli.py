@@ -41,7 +41,7 @@ from zoo.checks import (
     explain,
     import_class,
 )
-from zoo.commands.main import is_ours, report
+from zoo.commands.main import is_foreseen, report
 from zoo.configs import refuse_foreign_classes, resolve
 from zoo.errors import ZooError
 from zoo.plain_yaml import check_limits
@@ -87,7 +87,7 @@ class ZooCLI(LightningCLI):
         # jsonargparse wraps what the constructor of an optional part, such as the data, raises.
         cause: BaseException | None = error
         while cause is not None:
-            if isinstance(cause, Exception) and is_ours(cause):
+            if isinstance(cause, Exception) and is_foreseen(cause):
                 return cause
             cause = cause.__cause__
         if isinstance(error, MisconfigurationException):

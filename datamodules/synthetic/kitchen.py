@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from datamodules.errors import DataError
 from datamodules.synthetic.motion import CLASSES, COLOURS, PATTERNS, SHAPES, ClipSpec, render, sample_spec
 from datamodules.synthetic.writing import _bar, _run, _timestamp, _write_csv, write_video
 
@@ -89,7 +90,7 @@ def generate_kitchen(
 
     Raises:
         FileExistsError: `root` holds something else.
-        ValueError: an argument is out of range.
+        DataError: an argument is out of range.
     """
     root = Path(root)
     counts = dict(zip(_SPLITS, (num_train, num_val, num_test), strict=True))
@@ -97,7 +98,7 @@ def generate_kitchen(
     rules = {"actions": actions, "pause_seconds": pause_seconds, "surprise": surprise,
              "typical": typical, "seed": seed}  # fmt: skip
     if actions < 1 or pause_seconds < 0 or not 0 <= surprise <= 1 or not 0 <= typical <= 1:
-        raise ValueError(f"actions {actions}, pause_seconds {pause_seconds}, surprise {surprise} and typical {typical} "
+        raise DataError(f"actions {actions}, pause_seconds {pause_seconds}, surprise {surprise} and typical {typical} "
                          "have to be at least 1, at least 0, and between 0 and 1.")  # fmt: skip
     arguments = {**{f"num_{split}": n for split, n in counts.items()}, **look, **rules}
     metadata = {"generator": "datamodules.synthetic_kitchen", "version": VERSION, "arguments": arguments}

@@ -39,6 +39,8 @@ from typing import Any
 
 import numpy as np
 
+from datamodules.errors import DataError
+
 __all__ = [
     "CLASSES",
     "COLOURS",
@@ -188,7 +190,7 @@ def sample_spec(
             the class's; scales the background's drift too.
 
     Raises:
-        ValueError: For an unknown motion or a number out of range.
+        DataError: For an unknown motion or a number out of range.
     """
     check_clip_arguments([motion], size, num_frames, fps, nuisance)
     colour, background_colour = (list(COLOURS)[i] for i in rng.permutation(len(COLOURS))[:2])
@@ -451,12 +453,12 @@ def check_clip_arguments(
         if name not in MOTIONS:
             near = get_close_matches(str(name), CLASSES, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(CLASSES)}."
-            raise ValueError(f"Unknown motion class {name!r}: {hint}")
+            raise DataError(f"Unknown motion class {name!r}: {hint}")
     if not classes or len(set(classes)) != len(classes):
-        raise ValueError(f"The classes {list(classes)} must be at least one and all different.")
+        raise DataError(f"The classes {list(classes)} must be at least one and all different.")
     if len(size) != 2 or not all(32 <= s <= 4096 and int(s) == s and s % 2 == 0 for s in size):
-        raise ValueError(f"The size {size} must be an even width and an even height of 32 to 4096 px.")
+        raise DataError(f"The size {size} must be an even width and an even height of 32 to 4096 px.")
     if not 4 <= num_frames <= 10_000 or not 0 < fps <= 1000:
-        raise ValueError(f"A clip has 4 to 10000 frames at up to 1000 a second, not {num_frames} at {fps}.")
+        raise DataError(f"A clip has 4 to 10000 frames at up to 1000 a second, not {num_frames} at {fps}.")
     if not 0 <= nuisance <= 1:
-        raise ValueError(f"The nuisance {nuisance} must lie between 0 (the class's motion alone) and 1.")
+        raise DataError(f"The nuisance {nuisance} must lie between 0 (the class's motion alone) and 1.")

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from datamodules.errors import DataError
 from datamodules.storage.processes import ProcessPool
 from datamodules.synthetic.motion import (
     CLASSES,
@@ -150,14 +151,14 @@ def generate(
         overwrite: Replace a data set of this generator that has other arguments or lacks files.
 
     Raises:
-        ValueError: An argument is out of range.
+        DataError: An argument is out of range.
         FileExistsError: `root` holds something else.
     """
     root = Path(root)
     check_clip_arguments(classes, size, num_frames, fps, nuisance)
     counts = dict(zip(SPLITS, (num_train, num_val, num_test), strict=True))
     if min(counts.values()) < 0 or sum(counts.values()) == 0:
-        raise ValueError(f"The numbers of clips {counts} must not be negative and not all zero.")
+        raise DataError(f"The numbers of clips {counts} must not be negative and not all zero.")
     look = {"size": (int(size[0]), int(size[1])), "num_frames": num_frames, "fps": fps, "nuisance": nuisance}
     arguments = {"seed": seed, **{f"num_{s}": n for s, n in counts.items()}, "classes": list(classes), **look}
     metadata = {"generator": "datamodules.synthetic", "version": VERSION, "arguments": arguments}

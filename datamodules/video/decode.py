@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.errors import DataError
 from datamodules.storage.files import RemoteFile, is_url
 from datamodules.storage.members import Member, as_member, open_member
 from datamodules.video.pixels import Painter
@@ -226,7 +227,7 @@ class VideoReader:
         """
         indices = np.asarray(indices, dtype=np.int64)
         if indices.ndim != 1 or len(indices) == 0:
-            raise ValueError(f"indices have to be a non-empty list of frame positions, got shape {indices.shape}.")
+            raise DataError(f"indices have to be a non-empty list of frame positions, got shape {indices.shape}.")
         places: dict[int, list[int]] = {}
         for place, position in enumerate(indices.tolist()):
             places.setdefault(position, []).append(place)

@@ -8,6 +8,8 @@ import torchvision.transforms.v2.functional as F
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
+from datamodules.errors import DataError
+
 __all__ = [
     "MAX_SIDE",
     "INTERPOLATIONS",
@@ -38,7 +40,7 @@ RESIZES = ("crop", "squeeze")
 def resize_options(interpolation: str) -> dict:
     """What torchvision's resizing is told for one of `INTERPOLATIONS`; `ValueError` for others."""
     if interpolation not in INTERPOLATIONS:
-        raise ValueError(f"interpolation has to be one of {', '.join(INTERPOLATIONS)}, got {interpolation!r}.")
+        raise DataError(f"interpolation has to be one of {', '.join(INTERPOLATIONS)}, got {interpolation!r}.")
     mode = InterpolationMode(interpolation.removesuffix("-plain"))
     return {"interpolation": mode, "antialias": interpolation == "bicubic"}
 
@@ -98,7 +100,7 @@ def read_resized(
         uint8 (T, 3, H, W).
     """
     if resize not in RESIZES:
-        raise ValueError(f"resize has to be one of {', '.join(RESIZES)}, got {resize!r}.")
+        raise DataError(f"resize has to be one of {', '.join(RESIZES)}, got {resize!r}.")
     if resize == "squeeze":
         return squeeze(reader.read(indices), image_size, interpolation)
     return reader.read(indices, short_side=short_side, interpolation=interpolation)
@@ -108,7 +110,7 @@ def center_crop(video: Tensor, size: int) -> Tensor:
     """The square of `size` pixels in the middle, uint8 (T, 3, size, size), in the memory of the video.
 
     Raises:
-        ValueError: a side is shorter than `size`.
+        DataError: a side is shorter than `size`.
     """
     ((y, x),) = _corners(video, size, 1)
     return video[..., y : y + size, x : x + size]
@@ -133,7 +135,7 @@ def crop_views(video: Tensor, size: int, num_crops: int) -> Tensor:
         follow each other and frames come after colours, as models take them.
 
     Raises:
-        ValueError: a side is shorter than `size`, or `num_crops` is another number.
+        DataError: a side is shorter than `size`, or `num_crops` is another number.
     """
     corners = _corners(video, size, num_crops)
     video = _contiguous(video)  # once, as the squares overlap
@@ -148,7 +150,7 @@ def _corners(video: Tensor, size: int, num_crops: int) -> list[tuple[int, int]]:
     """Rows and columns where the squares of `crop_views` begin."""
     height, width = video.shape[-2:]
     if min(height, width) < size:
-        raise ValueError(
+        raise DataError(
             f"cannot crop {size} pixels from a video of {width} x {height}; choose image_size <= short_side."
         )
     top, left = round((height - size) / 2), round((width - size) / 2)
@@ -159,7 +161,7 @@ def _corners(video: Tensor, size: int, num_crops: int) -> list[tuple[int, int]]:
     elif num_crops == 3:
         corners = [(top, int(c * (width - size) / 2)) for c in range(3)]
     else:
-        raise ValueError(f"num_crops has to be 1 or 3, got {num_crops}.")
+        raise DataError(f"num_crops has to be 1 or 3, got {num_crops}.")
     return corners
 
 

@@ -12,6 +12,8 @@ from typing import Literal
 import numpy as np
 import torch
 
+from datamodules.errors import DataError
+
 __all__ = ["MAX_FRAMES", "SAMPLINGS", "clip_indices", "frames_of", "range_in"]
 
 MAX_FRAMES = 10_000
@@ -59,17 +61,17 @@ def clip_indices(
         int64 (T,), sorted.
 
     Raises:
-        ValueError: an argument is out of range, or `ssv2` is asked for a number of test clips other than 1 or 2.
+        DataError: an argument is out of range, or `ssv2` is asked for a number of test clips other than 1 or 2.
     """
     if num_video_frames < 1 or num_frames < 1 or frame_stride < 1:
-        raise ValueError(
+        raise DataError(
             f"num_video_frames, num_frames and frame_stride have to be at least 1, got {num_video_frames}, "
             f"{num_frames} and {frame_stride}."
         )
     if mode not in ("train", "val", "test"):
-        raise ValueError(f"mode has to be 'train', 'val' or 'test', got {mode!r}.")
+        raise DataError(f"mode has to be 'train', 'val' or 'test', got {mode!r}.")
     if not 0 <= clip < num_clips:
-        raise ValueError(f"clip has to be in 0 .. num_clips - 1 = {num_clips - 1}, got {clip}.")
+        raise DataError(f"clip has to be in 0 .. num_clips - 1 = {num_clips - 1}, got {clip}.")
     if sampling == "sparse":
         indices = _sparse(num_video_frames, num_frames, mode, clip, num_clips, generator)
     elif sampling == "ssv2":
@@ -79,7 +81,7 @@ def clip_indices(
     elif sampling == "dense":
         indices = _dense(num_video_frames, num_frames, mode, clip, num_clips, frame_stride, generator)
     else:
-        raise ValueError(f"sampling has to be one of {', '.join(SAMPLINGS)}, got {sampling!r}.")
+        raise DataError(f"sampling has to be one of {', '.join(SAMPLINGS)}, got {sampling!r}.")
     return np.clip(indices, 0, num_video_frames - 1).astype(np.int64)
 
 
@@ -135,7 +137,7 @@ def _ssv2(
         # The published rule has a branch for n > T here, which segment == 0 excludes: short files give frame 0 only.
         return np.zeros(num_frames, dtype=np.int64)
     if num_clips > 2:
-        raise ValueError(f"sampling 'ssv2' defines one or two test clips, got num_clips={num_clips}; use 2.")
+        raise DataError(f"sampling 'ssv2' defines one or two test clips, got num_clips={num_clips}; use 2.")
     tick = n / num_frames
     starts = (tick * np.arange(num_frames)).astype(np.int64)
     middles = (tick / 2 + tick * np.arange(num_frames)).astype(np.int64)

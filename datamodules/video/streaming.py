@@ -25,6 +25,7 @@ import av
 import torch
 from torch import Tensor
 
+from datamodules.errors import DataError
 from datamodules.video.decode import VideoReader
 from datamodules.video.frames import FrameFolder
 from datamodules.video.resize import center_crop, to_clip
@@ -72,10 +73,10 @@ def stream_windows(
 
     Raises:
         DecodeError: not one frame can be decoded.
-        ValueError: period or step is out of range.
+        DataError: period or step is out of range.
     """
     if not period > 0 or not 1 <= step <= num_frames:
-        raise ValueError(f"period {period} has to be above 0 and step {step} in 1 .. num_frames = {num_frames}.")
+        raise DataError(f"period {period} has to be above 0 and step {step} in 1 .. num_frames = {num_frames}.")
     kept: deque[Tensor] = deque(maxlen=num_frames)
     count = complete = 0
     for frame in stream.samples(period, short_side, interpolation):

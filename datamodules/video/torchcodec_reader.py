@@ -107,7 +107,7 @@ class TorchCodecReader:
         """
         indices = np.asarray(indices, dtype=np.int64)
         if indices.ndim != 1 or len(indices) == 0:
-            raise ValueError(f"indices have to be a non-empty list of frame positions, got shape {indices.shape}.")
+            raise DataError(f"indices have to be a non-empty list of frame positions, got shape {indices.shape}.")
         if indices.min() < 0 or indices.max() >= self.num_frames:
             raise IndexError(
                 f"{self.path} has {self.num_frames} frames: positions have to be in 0 .. {self.num_frames - 1}, "

@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from lightning_modules.errors import ModelError
 from lightning_modules.ops import Linear, add_rms_norm, bidirectional_conv1d, bidirectional_scan, linear
 
 __all__ = ["BiMamba", "Block"]
@@ -40,7 +41,7 @@ class BiMamba(nn.Module):
     ) -> None:
         super().__init__()
         if init not in ("mamba", "official"):
-            raise ValueError(f"init is {init!r}; choose 'mamba' or 'official'.")
+            raise ModelError(f"init is {init!r}; choose 'mamba' or 'official'.")
         inner = expand * dim
         self.state_size = state_size
         self.dt_rank = math.ceil(dim / 16)

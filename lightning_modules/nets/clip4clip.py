@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import CLIPModel
 from transformers.models.clip.modeling_clip import CLIPTextModel
 
+from lightning_modules.errors import ModelError
 from lightning_modules.nets.clip_tower import ClipTokenizer, encode_frames, encode_text
 
 __all__ = ["FirstTokens", "FrameTransformer", "TextVideoNet", "pool_frames"]
@@ -98,7 +99,7 @@ class FrameTransformer(nn.Module):
         depth: number of blocks, at most the tower's.
 
     Raises:
-        ValueError: a text tower of another width, or with fewer blocks.
+        ModelError: a text tower of another width, or with fewer blocks.
     """
 
     uses_patches = False
@@ -107,10 +108,10 @@ class FrameTransformer(nn.Module):
         super().__init__()
         layers = text_model.encoder.layers
         if text_model.config.hidden_size != dim:
-            raise ValueError(f"The text tower is {text_model.config.hidden_size} wide and the shared space {dim}; "
+            raise ModelError(f"The text tower is {text_model.config.hidden_size} wide and the shared space {dim}; "
                              "the frame transformer, a copy of the first, needs them equal.")  # fmt: skip
         if depth > len(layers):
-            raise ValueError(f"depth is {depth} and the text tower to copy from has {len(layers)} blocks; take fewer.")
+            raise ModelError(f"depth is {depth} and the text tower to copy from has {len(layers)} blocks; take fewer.")
         self.position_embedding = copy.deepcopy(text_model.embeddings.position_embedding)
         self.layers = copy.deepcopy(layers[:depth])
 

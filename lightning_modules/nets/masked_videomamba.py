@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.checks import check_arguments, check_choice
+from lightning_modules.errors import ModelError
 from lightning_modules.nets.videomamba import VideoMamba
 
 __all__ = ["VARIANTS", "MaskedVideoMamba", "sinusoids", "take"]
@@ -63,7 +64,7 @@ class MaskedVideoMamba(VideoMamba):
         self.variant = variant
         self.aligned = aligned_blocks(depth, align_layers, align_interval)
         if variant == "official" and depth < 2:
-            raise ValueError(f"variant 'official' aligns the block before the last, and depth is {depth}; deepen it.")
+            raise ModelError(f"variant 'official' aligns the block before the last, and depth is {depth}; deepen it.")
         self.clip_decoder = nn.ModuleList(Decoder(embed_dim, target_dim) for _ in range(align_layers))
         places = sinusoids(1 + self.frames * self.grid_size**2, embed_dim)
         self.register_buffer("places", places, persistent=False)
@@ -118,11 +119,11 @@ def aligned_blocks(depth: int, count: int, interval: int) -> list[int]:
     """Numbers of `count` blocks, `interval` apart, the last of them the last of `depth` blocks; rising.
 
     Raises:
-        ValueError: there are not so many blocks.
+        ModelError: there are not so many blocks.
     """
     blocks = [depth - 1 - i * interval for i in reversed(range(count))]
     if count < 1 or interval < 1 or blocks[0] < 0:
-        raise ValueError(f"{count} blocks, {interval} apart, cannot be aligned in a network of {depth} blocks; "
+        raise ModelError(f"{count} blocks, {interval} apart, cannot be aligned in a network of {depth} blocks; "
                          "take fewer, or closer ones.")  # fmt: skip
     return blocks
 

@@ -17,6 +17,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_modules.errors import ModelError
+
 __all__ = ["MASK_TYPES", "Generators", "draw_visible", "num_visible", "pick_first", "weighted_order"]
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -38,12 +40,12 @@ def num_visible(mask_type: str, mask_ratio: float, frames: int, side: int) -> in
         side: patches along a side of a frame.
 
     Raises:
-        ValueError: another mask type or ratio.
+        ModelError: another mask type or ratio.
     """
     if mask_type not in MASK_TYPES:
-        raise ValueError(f"mask_type is {mask_type!r}; choose one of {', '.join(MASK_TYPES)}.")
+        raise ModelError(f"mask_type is {mask_type!r}; choose one of {', '.join(MASK_TYPES)}.")
     if not 0 <= mask_ratio < 1:
-        raise ValueError(f"mask_ratio is {mask_ratio}; it has to be at least 0 and less than 1.")
+        raise ModelError(f"mask_ratio is {mask_ratio}; it has to be at least 0 and less than 1.")
     patches = side**2
     if mask_type == "random":
         visible = frames * patches - int(frames * patches * mask_ratio)
@@ -83,13 +85,13 @@ def draw_visible(
         int64 (B, 1 + num_visible(...)).
 
     Raises:
-        ValueError: see `num_visible`; attention is missing or has another shape.
+        ModelError: see `num_visible`; attention is missing or has another shape.
     """
     count, patches = num_visible(mask_type, mask_ratio, frames, side), side**2
     if mask_type == "attention":
         if attention is None or attention.shape != (batch, frames, patches):
             given = None if attention is None else tuple(attention.shape)
-            raise ValueError(f"mask_type 'attention' needs weights of shape {(batch, frames, patches)}, got {given}.")
+            raise ModelError(f"mask_type 'attention' needs weights of shape {(batch, frames, patches)}, got {given}.")
         device = attention.device
 
     def noise(*shape: int) -> Tensor:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_modules.checks import check_arguments, check_choice
+from lightning_modules.errors import ModelError
 from lightning_modules.nets.bimamba import BiMamba
 from lightning_modules.ops import causal_conv1d, selective_scan
 
@@ -55,7 +56,7 @@ class Muse(nn.Module):
             of the blocks from N(0, 0.02) with zero biases, which is what the published code comes to.
 
     Raises:
-        ValueError: an unknown scale, aggregation, learner or init.
+        ModelError: an unknown scale, aggregation, learner or init.
     """
 
     uses_patches = True
@@ -92,12 +93,12 @@ class Muse(nn.Module):
         """Frame tokens (B, T, 1 + N, D), class token first -> the sequence that enters the first block (B, L, D).
 
         Raises:
-            ValueError: the patches do not form a square, or one too small for the scales.
+            ModelError: the patches do not form a square, or one too small for the scales.
         """
         batch, frames, count, dim = tokens.shape
         side = math.isqrt(count - 1)
         if side * side != count - 1:
-            raise ValueError(
+            raise ModelError(
                 f"A frame has {count - 1} patches, which form no square; pass square frames, class token first."
             )
         class_tokens = tokens[:, :, :1]
@@ -159,14 +160,14 @@ class Pyramid(nn.Module):
         scales: of the levels.
 
     Raises:
-        ValueError: no scale, or one that is not in `SCALES`.
+        ModelError: no scale, or one that is not in `SCALES`.
     """
 
     def __init__(self, dim: int, scales: Sequence[float] = (0.5, 1, 2)) -> None:
         super().__init__()
         wrong = [scale for scale in scales if scale not in SCALES]
         if wrong or not scales:
-            raise ValueError(f"scales are {list(scales)}; choose some of {', '.join(map(str, SCALES))}.")
+            raise ModelError(f"scales are {list(scales)}; choose some of {', '.join(map(str, SCALES))}.")
         self.smallest = min(scales)
         self.levels = nn.ModuleList(self._level(dim, scale) for scale in scales)
 
@@ -195,10 +196,10 @@ class Pyramid(nn.Module):
         """(M, D, h, w) -> one tensor (M, D, floor(scale * h), floor(scale * w)) per scale.
 
         Raises:
-            ValueError: the smallest scale leaves nothing of the grid.
+            ModelError: the smallest scale leaves nothing of the grid.
         """
         if min(grid.shape[-2:]) * self.smallest < 1:
-            raise ValueError(f"Scale {self.smallest} leaves nothing of a grid of {grid.shape[-2]} x {grid.shape[-1]} "
+            raise ModelError(f"Scale {self.smallest} leaves nothing of a grid of {grid.shape[-2]} x {grid.shape[-1]} "
                              "patches; leave it out, or take larger frames.")  # fmt: skip
         return [level(grid) for level in self.levels]
 
@@ -256,7 +257,7 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = max(1, dim // 64)
         if dim % self.num_heads:
-            raise ValueError(f"A width of {dim} does not split into {self.num_heads} heads; choose a multiple of 64.")
+            raise ModelError(f"A width of {dim} does not split into {self.num_heads} heads; choose a multiple of 64.")
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out_proj = nn.Linear(dim, dim)
 

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_modules.errors import ModelError
 from lightning_modules.nets.bimamba import BiMamba
 from lightning_modules.ops import causal_conv1d, selective_scan
 
@@ -43,7 +44,7 @@ def block_orders(scan_order: str, depth: int) -> list[str]:
     - alternating: spatial first in blocks 0, 2, 4, ..., temporal first in the others.
 
     Raises:
-        ValueError: there is no such order.
+        ModelError: there is no such order.
     """
     first, second = depth // 2, depth - depth // 2
     orders = {
@@ -56,7 +57,7 @@ def block_orders(scan_order: str, depth: int) -> list[str]:
         "alternating": ["spatial" if i % 2 == 0 else "temporal" for i in range(depth)],
     }
     if scan_order not in orders:
-        raise ValueError(f"scan_order is {scan_order!r}; choose one of {', '.join(SCAN_ORDERS)}.")
+        raise ModelError(f"scan_order is {scan_order!r}; choose one of {', '.join(SCAN_ORDERS)}.")
     return orders[scan_order]
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import BertForMaskedLM
 
 from lightning_modules.checks import check_arguments
+from lightning_modules.errors import ModelError
 from lightning_modules.nets.bert import BertWords, encode_words, fuse, predict_words
 from lightning_modules.nets.masked_videomamba import VARIANTS, Decoder, sinusoids, take
 from lightning_modules.nets.videomamba import VideoMamba
@@ -112,9 +113,9 @@ class VideoTower(VideoMamba):
     ) -> None:
         check_arguments({"num_frames": num_frames, "depth": depth, "target_dim": target_dim}, ["target_dim"])
         if num_frames < 2:
-            raise ValueError(f"num_frames is {num_frames}; a clip has 2 frames at least, one frame is an image.")
+            raise ModelError(f"num_frames is {num_frames}; a clip has 2 frames at least, one frame is an image.")
         if variant not in VARIANTS or (variant == "official" and depth < 2):
-            raise ValueError(f"variant is {variant!r} and depth {depth}; choose one of {', '.join(VARIANTS)}, the "
+            raise ModelError(f"variant is {variant!r} and depth {depth}; choose one of {', '.join(VARIANTS)}, the "
                              "latter with 2 blocks at least.")  # fmt: skip
         super().__init__(
             0, embed_dim, depth, num_frames, image_size, patch_size, drop_path=drop_path, init=init,

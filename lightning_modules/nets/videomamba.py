@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.ops import stochastic_depth
 
 from lightning_modules.checks import check_arguments
+from lightning_modules.errors import ModelError
 from lightning_modules.nets.bimamba import BiMamba, Block
 from lightning_modules.nets.layers import PatchEmbed
 from lightning_modules.nets.scan_orders import CrossScan, block_orders, temporal_first
@@ -46,7 +47,7 @@ class VideoMamba(nn.Module):
         scan_order: one of `lightning_modules.nets.scan_orders.SCAN_ORDERS`; the weights fit all of them.
 
     Raises:
-        ValueError: a number out of its range (`lightning_modules.checks`), sizes that do not fit, or an unknown option.
+        ModelError: a number out of its range (`lightning_modules.checks`), sizes that do not fit, or an unknown option.
     """
 
     def __init__(
@@ -81,13 +82,13 @@ class VideoMamba(nn.Module):
             check_arguments({"num_classes": num_classes})
         self.block_orders = block_orders(scan_order, depth)
         if num_frames is None and scan_order != "spatial_first":
-            raise ValueError(f"scan_order {scan_order!r} needs frames, and this is an image model; leave it out.")
+            raise ModelError(f"scan_order {scan_order!r} needs frames, and this is an image model; leave it out.")
         if image_size % patch_size:
-            raise ValueError(
+            raise ModelError(
                 f"image_size {image_size} is not a multiple of patch_size {patch_size}; change one of them."
             )
         if num_frames is not None and num_frames % tubelet_size:
-            raise ValueError(f"num_frames {num_frames} is not a multiple of tubelet_size {tubelet_size}.")
+            raise ModelError(f"num_frames {num_frames} is not a multiple of tubelet_size {tubelet_size}.")
         self.embed_dim = embed_dim
         self.depth = depth
         self.num_frames = num_frames
@@ -127,7 +128,7 @@ class VideoMamba(nn.Module):
         """Normalised clip (B, 3, T, H, W), or image (B, 3, H, W) -> tokens with positions (B, 1 + T'H'W', D).
 
         Raises:
-            ValueError: the clip's frames or size are not the network's.
+            ModelError: the clip's frames or size are not the network's.
         """
         frames = () if self.num_frames is None else (self.num_frames,)
         expected = (3, *frames, self.image_size, self.image_size)
@@ -135,7 +136,7 @@ class VideoMamba(nn.Module):
             remedy = (
                 "resample the input, or build the network with other num_frames / image_size (zoo.load interpolates)"
             )
-            raise ValueError(f"The network takes inputs of shape (batch, {', '.join(map(str, expected))}), "
+            raise ModelError(f"The network takes inputs of shape (batch, {', '.join(map(str, expected))}), "
                              f"this one is {tuple(x.shape)}: {remedy}.")  # fmt: skip
         tokens = self.patch_embed(x) + self.pos_embed[:, None, 1:]
         if self.num_frames is not None:

@@ -8,6 +8,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from lightning_modules.errors import ModelError
+
 __all__ = ["ACTION_BASE", "TASKS", "EpicMetrics", "best_pairs"]
 
 TASKS = ("recognition", "anticipation")
@@ -37,7 +39,7 @@ class EpicMetrics(Metric):
         task: "recognition" or "anticipation".
 
     Raises:
-        ValueError: another task.
+        ModelError: another task.
     """
 
     full_state_update = False
@@ -45,7 +47,7 @@ class EpicMetrics(Metric):
     def __init__(self, task: str = "recognition") -> None:
         super().__init__()
         if task not in TASKS:
-            raise ValueError(f"task is {task!r}; choose one of {', '.join(TASKS)}.")
+            raise ModelError(f"task is {task!r}; choose one of {', '.join(TASKS)}.")
         self.task = task
         for name in ("index", "truth", "subsets", *_PARTS):
             self.add_state(name, default=[], dist_reduce_fx="cat")

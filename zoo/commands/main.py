@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from zoo.printable import printable, printable_warnings
 
-__all__ = ["COMMANDS", "is_foreseen", "is_ours", "main", "report"]
+__all__ = ["COMMANDS", "is_foreseen", "main", "report"]
 
 COMMANDS = {
     "list": "list the models, with their scores and sizes",
@@ -128,23 +128,13 @@ def _parser(argv: Sequence[str]) -> _Parser:
 
 
 def is_foreseen(error: Exception) -> bool:
-    """Whether the message was written for the user: an error type of ours, one of the system, or one our code raised.
+    """Whether the message was written for the user: an error type of our packages, or of the system.
 
-    Our packages raise subclasses of ValueError and the like for a caller's mistake, at some places the builtin itself.
-    A ValueError or RuntimeError that comes out of somebody else's code is a bug to report, with its traceback.
+    For a caller's mistake our packages raise their own subclasses of ValueError and the like. A builtin one is a bug to
+    report, with its traceback.
     """
-    if is_ours(error):
-        return True
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    raised_in = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
-    return isinstance(error, (ValueError, RuntimeError)) and raised_in.partition(".")[0] in _PACKAGES
-
-
-def is_ours(error: Exception) -> bool:
-    """Whether an error's type says that its message is for the user: a type of our packages, or one of the system."""
-    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _PACKAGES
+    types = type(error).__mro__  # a user's own module may raise a subclass of ours
+    return isinstance(error, OSError) or any(kind.__module__.partition(".")[0] in _PACKAGES for kind in types)
 
 
 if __name__ == "__main__":
