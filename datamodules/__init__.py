@@ -11,7 +11,7 @@ _HOME = {
     "ClipDataModule": "clips",
     "ClipDataset": "base",
     "DataError": "errors",
-    "DecodeError": "video.decode",
+    "DecodeError": "video.opening",
     "DiDeMo": "didemo",
     "EpicKitchens100": "epic_kitchens",
     "ImageNet": "imagenet",

@@ -22,7 +22,7 @@ from datamodules.clips import ClipDataModule, ClipFormat, FetchingAhead, Unreada
 from datamodules.errors import DataError, some
 from datamodules.loading import Draw, seeded
 from datamodules.mixing import BatchMixer
-from datamodules.video.decode import DecodeError
+from datamodules.video.opening import DecodeError
 from datamodules.video.resize import to_clip
 from datamodules.video.sampling import MAX_FRAMES, clip_indices
 from datamodules.video.views import load_views

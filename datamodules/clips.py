@@ -36,8 +36,8 @@ from datamodules.shards.reading import ShardListings, ShardSampler, has_index
 from datamodules.storage.files import Folders, is_url, join
 from datamodules.storage.files import split as split_path
 from datamodules.storage.members import as_member, fetched_ahead
-from datamodules.video.decode import DecodeError
 from datamodules.video.frames import DECODERS, check_decoder, open_video
+from datamodules.video.opening import DecodeError
 from datamodules.video.resize import INTERPOLATIONS, MAX_SIDE, RESIZES, Reader, read_resized
 from datamodules.video.sampling import MAX_FRAMES, SAMPLINGS
 

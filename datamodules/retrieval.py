@@ -23,7 +23,7 @@ from datamodules.clips import ClipDataModule, ClipFormat, FetchingAhead, Unreada
 from datamodules.errors import DataError, some
 from datamodules.loading import Draw
 from datamodules.storage.files import first_file, join, resolve
-from datamodules.video.decode import DecodeError
+from datamodules.video.opening import DecodeError
 from datamodules.video.resize import center_crop, to_clip
 from datamodules.video.sampling import clip_indices
 

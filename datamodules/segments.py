@@ -13,8 +13,8 @@ from datamodules.annotations.questions import KINDS, Question, answer_number, dr
 from datamodules.augment import TrainTransform
 from datamodules.clips import ClipFormat, UnreadableTally
 from datamodules.loading import Draw
-from datamodules.video.decode import DecodeError
 from datamodules.video.frame_tar import open_frames
+from datamodules.video.opening import DecodeError
 from datamodules.video.resize import crop_views, to_clip
 from datamodules.video.sampling import clip_indices, range_in
 

@@ -35,8 +35,8 @@ from datamodules.shards.reading import FORMAT, INDEX_SUFFIX, read_index
 from datamodules.storage.files import read_bytes
 from datamodules.storage.members import as_member, open_member, open_tar
 from datamodules.storage.processes import ProcessPool, after_fork, lock
-from datamodules.video.decode import DecodeError
 from datamodules.video.encoding import reencode
+from datamodules.video.opening import DecodeError
 from datamodules.video.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 __all__ = ["Source", "Written", "check_shards", "index_shards", "parse_size", "write_shards"]

@@ -11,8 +11,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from datamodules.video.decode import DecodeError, open_container, open_file
 from datamodules.video.frames import FrameFolder, open_video
+from datamodules.video.opening import DecodeError, open_container, open_file
 
 __all__ = ["reencode"]
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from datamodules.storage.files import RemoteFile, is_url
 from datamodules.storage.members import open_tar
-from datamodules.video.decode import DecodeError, check_size, open_container
 from datamodules.video.frames import FrameFolder, gather_pictures, open_video
+from datamodules.video.opening import DecodeError, check_size, open_container
 from datamodules.video.pixels import Painter
 from datamodules.video.resize import Reader
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from datamodules.errors import DataError
 from datamodules.storage.files import Folders, is_url, join
-from datamodules.video.decode import DecodeError, VideoReader
+from datamodules.video.decode import VideoReader
+from datamodules.video.opening import DecodeError
 
 if TYPE_CHECKING:
     from datamodules.video.torchcodec_reader import TorchCodecReader

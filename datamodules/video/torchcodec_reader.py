@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import DataError
-from datamodules.video.decode import DecodeError, VideoReader, check_size, open_container, open_file
+from datamodules.video.decode import VideoReader
+from datamodules.video.opening import DecodeError, check_size, open_container, open_file
 from datamodules.video.resize import resize_short_side, short_side_size
 
 __all__ = ["TorchCodecReader", "check_torchcodec"]

@@ -18,7 +18,7 @@ from datamodules.clips import ClipFormat
 from datamodules.errors import DataError
 from datamodules.loading import Draw
 from datamodules.retrieval import RetrievalDataModule, frame_positions
-from datamodules.video.decode import DecodeError
+from datamodules.video.opening import DecodeError
 from datamodules.video.sampling import clip_indices
 from datamodules.video.views import load_views
 

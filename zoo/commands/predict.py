@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
     if pictured and len(videos) > PICTURED:
         raise ZooError(f"There are {len(videos)} videos and a picture shows {PICTURED} at most; leave the picture out.")
 
-    from datamodules.video.decode import DecodeError
+    from datamodules.video.opening import DecodeError
     from zoo.build import load
     from zoo.inference.predict import to_device
 
@@ -141,7 +141,7 @@ def _check(args: argparse.Namespace, sliding: bool) -> None:
 
 def _check_lengths(videos: list[str], step: float | None) -> None:
     """Compare the length that each file claims with the distance of the windows, where it was given."""
-    from datamodules.video.decode import DecodeError
+    from datamodules.video.opening import DecodeError
     from datamodules.video.streaming import FrameStream
 
     for video in videos if step is not None else ():

@@ -25,8 +25,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from datamodules.clips import ClipFormat
-from datamodules.video.decode import DecodeError
 from datamodules.video.frame_tar import open_frames
+from datamodules.video.opening import DecodeError
 from datamodules.video.resize import center_crop, to_clip
 from datamodules.video.sampling import clip_indices, range_in
 from datamodules.video.suffixes import VIDEO_SUFFIXES

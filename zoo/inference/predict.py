@@ -8,7 +8,7 @@ from typing import NamedTuple, overload
 import torch
 from torch import Tensor, nn
 
-from datamodules.video.decode import DecodeError
+from datamodules.video.opening import DecodeError
 from datamodules.video.views import Views, load_views
 from lightning_modules.base import BaseModule
 from zoo.build import load

@@ -11,8 +11,8 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from datamodules.video.decode import DecodeError
 from datamodules.video.frames import open_video
+from datamodules.video.opening import DecodeError
 from zoo.files import PAGES, check_target, written
 from zoo.retrieval.vector_index import Hit
 

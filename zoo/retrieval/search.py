@@ -30,8 +30,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from datamodules.clips import ClipFormat
 from datamodules.retrieval import frame_positions
-from datamodules.video.decode import DecodeError
 from datamodules.video.frames import open_video
+from datamodules.video.opening import DecodeError
 from datamodules.video.resize import center_crop, to_clip
 from zoo.build import load
 from zoo.errors import UnknownModelError, ZooError

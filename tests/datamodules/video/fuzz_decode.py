@@ -21,7 +21,8 @@ import av
 import numpy as np
 import torch
 
-from datamodules.video.decode import DecodeError, VideoReader, forget_indices
+from datamodules.video.decode import VideoReader, forget_indices
+from datamodules.video.opening import DecodeError
 
 SECONDS, MEMORY_GIB = 20, 3
 FRAMES, WIDTH, HEIGHT = 18, 80, 48

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torchvision.io import write_jpeg
 
-from datamodules.video.decode import DecodeError
 from datamodules.video.frame_tar import FrameTar, frame_rate, open_frames
+from datamodules.video.opening import DecodeError
 from datamodules.video.sampling import range_in
 
 

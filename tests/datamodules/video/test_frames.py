@@ -4,8 +4,9 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from torchvision.io import encode_jpeg
 
-from datamodules.video.decode import DecodeError, VideoReader
+from datamodules.video.decode import VideoReader
 from datamodules.video.frames import FrameFolder, open_video
+from datamodules.video.opening import DecodeError
 from datamodules.video.views import load_views
 
 SIZE = (48, 80)

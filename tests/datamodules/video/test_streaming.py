@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.video.decode import DecodeError, VideoReader
+from datamodules.video.decode import VideoReader
+from datamodules.video.opening import DecodeError
 from datamodules.video.resize import center_crop
 from datamodules.video.streaming import FrameStream, stream_windows
 

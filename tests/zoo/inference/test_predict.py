@@ -11,7 +11,7 @@ import torch
 import hub
 import zoo
 from datamodules.synthetic.writing import generate
-from datamodules.video.decode import DecodeError
+from datamodules.video.opening import DecodeError
 from lightning_modules.tasks.classification import VideoClassifier
 from lightning_modules.tasks.regression import VideoRegressor
 from zoo.commands.main import main

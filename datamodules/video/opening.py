@@ -1,0 +1,156 @@
+"""Opening files of video: on disks, behind URLs and in shards, without what a hostile file could do at opening."""
+
+import io
+import os
+from typing import BinaryIO
+
+import av
+
+from datamodules.storage.files import RemoteFile, is_url
+from datamodules.storage.members import Member, as_member, open_member
+
+__all__ = [
+    "CONTAINERS",
+    "MAX_PIXELS",
+    "DecodeError",
+    "check_size",
+    "identity",
+    "length_of",
+    "open_container",
+    "open_file",
+]
+
+CONTAINERS = ("mov", "matroska", "avi", "mpegts", "mpeg", "mpegvideo", "m4v", "h264", "hevc", "mjpeg", "ivf", "ogg",
+              "asf", "flv", "gif", "jpeg_pipe", "png_pipe", "apng", "webp_pipe", "bmp_pipe")  # fmt: skip
+"""libav's names of the formats that are read, which hold their pictures themselves. Others are texts (SDP, HLS, DASH,
+concat) that make libav listen to the network, or read whatever file or address they name."""
+
+MAX_PIXELS = 2**26
+"""Largest frame accepted, in pixels (8192 x 8192): a damaged header must not ask for terabytes."""
+
+
+class DecodeError(RuntimeError):
+    """A file cannot be read as video; the message is one sentence with the file's name and the remedy."""
+
+
+class _Nameless:
+    """A file without its name, since libav guesses formats, image sequences and protocols from names."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+
+    def seekable(self) -> bool:
+        return True
+
+
+def check_size(path: str, width: int, height: int) -> None:
+    """Raises `DecodeError` for frames, as they are or resized, of more than `MAX_PIXELS`."""
+    if width * height > MAX_PIXELS:
+        raise DecodeError(
+            f"{path} asks for frames of {width} x {height} pixels, above the limit of {MAX_PIXELS} pixels; its header "
+            "is damaged or it has to be scaled down first."
+        )
+
+
+def open_container(
+    file: BinaryIO, *, format: str | None = None, options: dict[str, str] | None = None
+) -> av.container.InputContainer:
+    """libav's reader of an open file, which sees that file only: no other file and no network.
+
+    Args:
+        file: readable and seekable; its name is not looked at.
+        format: one of `CONTAINERS`; None finds it out.
+        options: more options of libav.
+
+    Raises:
+        av.FFmpegError: it is damaged, or not of one of `CONTAINERS`.
+    """
+    # `max_pixels` also guards what libav decodes while it probes. Files that name others find no protocol to open them.
+    limits = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "none", "max_pixels": str(MAX_PIXELS)}
+    options = {**limits, **(options or {})}
+    return av.open(_Nameless(file), mode="r", format=format, metadata_errors="replace", options=options)
+
+
+def open_file(path: str) -> BinaryIO:
+    """A local file, one behind a URL, or one in a shard, for reading.
+
+    Raises:
+        DecodeError: it is missing, empty, a folder, or cannot be read.
+    """
+    member = as_member(path)
+    if member is not None:
+        return _open_member(path, member)
+    if is_url(path):
+        return _open_url(path)
+    try:
+        file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115  (closed by the reader)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DecodeError(f"{path} does not exist; check the path.") from error
+    except IsADirectoryError as error:
+        raise DecodeError(f"{path} is a folder, not a video file; give the path of one file.") from error
+    except OSError as error:
+        raise DecodeError(f"{path} cannot be read ({error.strerror}); check its permissions.") from error
+    if os.fstat(file.fileno()).st_size == 0:
+        file.close()
+        raise DecodeError(f"{path} is empty (0 bytes); copy or download it again.")
+    return file
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """A named pipe among the videos must not wait for somebody to write into it: it counts as empty."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _open_member(path: str, member: Member) -> BinaryIO:
+    """A video in a tar shard."""
+    if member.size == 0:
+        raise DecodeError(f"{path} is empty (0 bytes); write the shard again.")
+    try:
+        return open_member(member)
+    except FileNotFoundError as error:
+        raise DecodeError(f"{path} does not exist, as there is no such shard; check the path.") from error
+    except OSError as error:
+        raise DecodeError(f"{path} cannot be read ({error.strerror}); copy the shard again.") from error
+
+
+class _Url(RemoteFile):
+    """A lost connection must not look like the end of the file, which libav would be content with."""
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return super().read(size)
+        except OSError as error:
+            raise DecodeError(f"{self.url} cannot be read ({error.strerror}); check the connection.") from error
+
+
+def _open_url(url: str) -> BinaryIO:
+    try:
+        file = _Url(url)
+        num_bytes = file.seek(0, os.SEEK_END)
+        file.seek(0)
+    except FileNotFoundError as error:
+        raise DecodeError(f"{url} does not exist; check the path.") from error
+    except IsADirectoryError as error:
+        raise DecodeError(f"{url} is a folder, not a video file; give the path of one file.") from error
+    except OSError as error:
+        raise DecodeError(f"{url} cannot be read ({error.strerror}); check your access and the connection.") from error
+    if num_bytes == 0:
+        file.close()
+        raise DecodeError(f"{url} is empty (0 bytes); copy or download it again.")
+    return file
+
+
+def identity(path: str, file: BinaryIO) -> tuple:
+    """What tells a file from one that took its place."""
+    if isinstance(file, RemoteFile | io.BytesIO):  # behind a URL, or in a shard there
+        return path, length_of(file)
+    status = os.fstat(file.fileno())
+    return path, status.st_size, status.st_mtime_ns
+
+
+def length_of(file: BinaryIO) -> int:
+    """Bytes of an open file, whose position stays."""
+    position = file.tell()
+    end = file.seek(0, os.SEEK_END)
+    file.seek(position)
+    return end
