@@ -2,7 +2,9 @@
 
 import inspect
 import os
-from abc import ABC, abstractmethod
+from abc import ABC
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,31 +15,54 @@ from torch import Tensor, nn
 from lightning_modules.callbacks.finite import FiniteLoss
 from lightning_modules.checks import check_constructor
 from lightning_modules.errors import ModelError
-from lightning_modules.training.optim import official_image_schedule, parameter_groups, warmup_cosine
+from lightning_modules.training.optim import (
+    OPTIMISER_DEFAULTS,
+    official_image_schedule,
+    parameter_groups,
+    warmup_cosine,
+)
 from lightning_modules.training.sharding import blocks, refuse_flat_parameters, shard
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "BaseModule"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+PREPROCESSING_DEFAULTS = {
+    "num_frames": 16,
+    "image_size": 224,
+    "sampling": "sparse",
+    "frame_stride": 4,
+    "interpolation": "bilinear",
+}
+"""How input is prepared where a module's constructor does not declare the argument."""
 
 
 class BaseModule(LightningModule, ABC):
-    """Base of the zoo's modules; concrete classes are final.
+    """Base of the zoo's modules; concrete classes are final. docs/extend.md has a whole example.
 
-    A subclass declares what the network *is* as plain positional-or-keyword arguments and what matters only while
-    training after ``*``. The first group is the model's config: it is saved in checkpoints, on the hub and in the
-    registry. The second group is left out of all three. A subclass calls ``self.save_config()`` first thing in its
-    constructor and sets ``self.net``, a network with ``depth`` and ``layer_id``. Numbers under the names that
-    `lightning_modules.checks` knows, the optimiser's among them, are compared with their ranges there.
+    A subclass sets ``self.net`` in its constructor and has a ``training_step`` that returns the loss. What the network
+    *is* are plain positional-or-keyword arguments of the constructor, and what matters only while training stands after
+    ``*``. The first group is the model's config: it is saved in checkpoints, on the hub and in the registry. The second
+    group is left out of all three. A constructor with arguments calls ``self.save_config(locals())`` right after
+    ``super().__init__()``. Numbers under the names that `lightning_modules.checks` knows, the optimiser's among them,
+    are compared with their ranges there.
+
+    Arguments that the constructor does not declare have defaults: the optimiser's are `OPTIMISER_DEFAULTS`, those of
+    the input `PREPROCESSING_DEFAULTS` (the data can override these), and pixels are normalised as ImageNet's.
 
     Attributes:
         training_weights: what the names of weights begin with that matter only while training. Checkpoints have them;
             what is shared and loaded (`config` and the weights) is the model without them.
+        training_arguments: names and values of the arguments after ``*``.
     """
 
     net: nn.Module
     training_weights: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.training_arguments: dict[str, Any] = {}
+        self.set_normalisation(IMAGENET_MEAN, IMAGENET_STD)
 
     @classmethod
     def training_only(cls) -> list[str]:
@@ -50,47 +75,66 @@ class BaseModule(LightningModule, ABC):
                 break
         return names
 
-    def save_config(self) -> None:
-        """Checks and records the arguments of the constructor that calls it, which does so first thing.
+    def save_config(self, given: Mapping[str, Any] | None = None) -> None:
+        """Checks and records the constructor's arguments: ``self.save_config(locals())``, before anything else.
+
+        Args:
+            given: ``locals()`` of the constructor; names that are not its arguments are skipped. None, for code
+                written before this argument existed, looks up the caller's.
 
         Raises:
-            ModelError: a number is out of its range; see `lightning_modules.checks`.
+            ModelError: a number is out of its range, see `lightning_modules.checks`; an argument is missing in `given`.
         """
-        caller = inspect.currentframe().f_back
-        names, _, _, given = inspect.getargvalues(caller)
-        arguments = {name: given[name] for name in names if name != "self"}
-        constructors = (base.__init__ for base in type(self).__mro__)
-        own = next(init for init in constructors if getattr(init, "__code__", None) is caller.f_code)
-        check_constructor(own, arguments)
+        if given is None:
+            given = inspect.currentframe().f_back.f_locals
+        # `super().__init__()` puts __class__ among the locals: the class whose constructor this is.
+        constructor = given.get("__class__", type(self)).__init__
+        names = [name for name in _declared(constructor) if name != "self"]
+        absent = [name for name in names if name not in given]
+        if absent:
+            raise ModelError(f"save_config of {type(self).__name__} does not get the argument {absent[0]!r}; "
+                             "pass locals() first thing in the constructor.")  # fmt: skip
+        arguments = {name: given[name] for name in names}
+        check_constructor(constructor, arguments)
         training_only = [name for name in self.training_only() if name in arguments]
         self.training_arguments = {name: arguments.pop(name) for name in training_only}
         self.save_hyperparameters({k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()})
 
     @property
     def config(self) -> dict:
-        """``{"class_path": ..., "init_args": {...}}``: plain values that say what the model is."""
+        """``{"class_path": ..., "init_args": {...}}``: plain values that say what the model is.
+
+        Raises:
+            ModelError: the constructor has an argument that `save_config` has not recorded.
+        """
+        training_only = self.training_only()
+        for name in _declared(self.__init__):
+            if name not in self.hparams and name not in training_only:
+                raise ModelError(f"{type(self).__name__} has not recorded its argument {name!r}; its "
+                                 "constructor has to call self.save_config(locals()).")  # fmt: skip
         return {"class_path": _class_path(type(self)), "init_args": dict(self.hparams)}
 
-    @abstractmethod
     def forward(self, video: Tensor) -> Tensor:
-        """Clips (B, 3, T, H, W), uint8 0..255 or float 0..1 -> what the task is about."""
+        """Clips (B, 3, T, H, W), uint8 0..255 or float 0..1 -> what the task is about; here that of ``net``."""
+        return self.net(self.normalise(video))
 
     @property
     def image_size(self) -> int:
         """Side of the square input in pixels."""
-        return self.hparams.image_size
+        return self.hparams.get("image_size") or PREPROCESSING_DEFAULTS["image_size"]
 
     @property
     def preprocessing(self) -> dict:
         """How input is prepared: the keyword arguments that `datamodules.load_views` takes (docs/batches.md)."""
-        h = self.hparams
+        declared = {name: self.hparams[name] for name in PREPROCESSING_DEFAULTS if name in self.hparams}
+        prepared = PREPROCESSING_DEFAULTS | declared
         return {
-            "num_frames": h.num_frames or 1,
+            "num_frames": prepared["num_frames"] or 1,
             "image_size": self.image_size,
-            "short_side": h.short_side or self.image_size,
-            "sampling": h.sampling,
-            "frame_stride": h.frame_stride,
-            "interpolation": h.interpolation,
+            "short_side": self.hparams.get("short_side") or self.image_size,
+            "sampling": prepared["sampling"],
+            "frame_stride": prepared["frame_stride"],
+            "interpolation": prepared["interpolation"],
         }
 
     def set_normalisation(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
@@ -154,7 +198,8 @@ class BaseModule(LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         # The key under which LightningCLI looks for the class, and the hub where it is shared as what it is.
-        checkpoint["hyper_parameters"]["_class_path"] = _class_path(type(self))
+        # A module without arguments has no hyper-parameters yet.
+        checkpoint.setdefault("hyper_parameters", {})["_class_path"] = _class_path(type(self))
         if self.training_weights:
             shared = {"class_path": self.config["class_path"], "without": list(self.training_weights)}
             checkpoint["shared_as"] = shared
@@ -184,15 +229,16 @@ class BaseModule(LightningModule, ABC):
 
         Raises:
             ModelError: no end of the training is set; ``lr_samples`` is given and the clips per step are unknown; a
-                strategy flattens the weights.
+                strategy flattens the weights; a trainable weight is in no group.
         """
         refuse_flat_parameters(self.trainer.strategy)
-        args = self.training_arguments
+        args = self._optimiser_arguments()
         lr_scale = 1.0 if args["lr_samples"] is None else self._clips_per_step() / args["lr_samples"]
         lr = args["lr"] * lr_scale
         end_scale = lr_scale if args["scale_all_lr"] else 1.0
         start, end = args["warmup_lr"] * end_scale, args["min_lr"] * end_scale
         groups = self.parameter_groups()
+        self._refuse_weights_outside(groups)
         for group in groups:
             group["lr"] = lr * group.pop("lr_scale")
         optimizer = torch.optim.AdamW(groups, lr=lr, betas=tuple(args["betas"]), eps=1e-8)
@@ -212,10 +258,25 @@ class BaseModule(LightningModule, ABC):
 
     def parameter_groups(self) -> list[dict]:
         """The optimiser's groups, with ``lr_scale``; see `lightning_modules.training.optim.parameter_groups`."""
-        args = self.training_arguments
+        if not hasattr(self, "net"):
+            raise ModelError(f"{type(self).__name__} has no network; set self.net in its constructor.")
+        args = self._optimiser_arguments()
         return parameter_groups(
             self.net, args["weight_decay"], args["layer_decay"], args["layer_decay_scope"], args["decay_state_matrix"]
         )
+
+    def _optimiser_arguments(self) -> dict[str, Any]:
+        """The optimiser's arguments as the constructor declares them, before or after ``*``, or their defaults."""
+        declared = {**self.hparams, **self.training_arguments}
+        return {name: declared.get(name, default) for name, default in OPTIMISER_DEFAULTS.items()}
+
+    def _refuse_weights_outside(self, groups: list[dict]) -> None:
+        """Raises `ModelError` for a trainable weight that the optimiser would leave as it is."""
+        held = {id(parameter) for group in groups for parameter in group["params"]}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad and id(parameter) not in held:
+                raise ModelError(f"{name} is trainable and outside net, so nothing would train it; put it into "
+                                 "self.net, freeze it, or add it to the groups of parameter_groups.")  # fmt: skip
 
     def _clips_per_step(self) -> int:
         """Clips of one optimiser step: per process and batch, times processes, times accumulated batches."""
@@ -224,6 +285,12 @@ class BaseModule(LightningModule, ABC):
         if clips is None:
             raise ModelError("lr_samples needs a DataModule that has a batch_size; pass one, or lr_samples: null.")
         return clips * self.trainer.world_size * self.trainer.accumulate_grad_batches
+
+
+def _declared(constructor: Callable) -> list[str]:
+    """Names of the arguments that a constructor declares; those of ``*args`` and ``**kwargs`` have none."""
+    parameters = inspect.signature(constructor).parameters.values()
+    return [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
 def _class_path(cls: type) -> str:

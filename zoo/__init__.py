@@ -4,6 +4,8 @@ Names are resolved on first use, so that ``import zoo`` and ``zoo list`` start w
 """
 
 import importlib
+import importlib.util
+import os
 
 _HOME = {
     "Entry": "registry",
@@ -29,6 +31,24 @@ _HOME = {
     "search": "retrieval.search",
 }
 __all__ = list(_HOME)
+
+
+def _refuse_shadows() -> None:
+    """Raises `ImportError` where another file or folder is found under the name of one of our packages."""
+    ours = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    for name in ("hub", "datamodules", "lightning_modules"):
+        try:
+            spec = importlib.util.find_spec(name)
+        except ValueError:  # put into sys.modules by hand
+            continue
+        # A package has folders, a module a file.
+        found = spec and next(iter(spec.submodule_search_locations or [spec.origin]), None)
+        if found and os.path.realpath(found) != os.path.realpath(os.path.join(ours, name)):
+            raise ImportError(f"{found} hides the package {name!r}, which zoo needs; rename that file or folder, or "
+                              "start Python elsewhere.", name=name, path=found)  # fmt: skip
+
+
+_refuse_shadows()
 
 
 def __getattr__(name: str):

@@ -105,7 +105,7 @@ class VideoClassifier(ClipModule):
         decay_state_matrix: bool = False,
     ) -> None:
         super().__init__()
-        self.save_config()
+        self.save_config(locals())
         if num_classes is None or num_classes < 1:
             raise ModelError(f"num_classes is {num_classes}; a classifier needs at least 1.")
         if class_names is not None and len(class_names) != num_classes:

@@ -159,7 +159,7 @@ class ActionRecognition(BaseModule):
         decay_state_matrix: bool = False,
     ) -> None:
         super().__init__()
-        self.save_config()
+        self.save_config(locals())
         if num_classes is None or num_classes < 1:
             raise ModelError(f"num_classes is {num_classes}; there has to be at least 1 action.")
         if task not in TASKS:

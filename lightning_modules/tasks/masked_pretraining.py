@@ -114,11 +114,7 @@ class MaskedPretraining(TaughtByClip):
         decay_state_matrix: bool = False,
     ) -> None:
         super().__init__()
-        self.save_config()
-        # What BaseModule can do and pretraining has no use for.
-        self.training_arguments |= {
-            "schedule": "step", "scale_all_lr": True, "layer_decay": 1.0, "layer_decay_scope": "all"
-        }  # fmt: skip
+        self.save_config(locals())
         try:
             self.net = MaskedVideoMamba(
                 embed_dim, depth, num_frames, image_size, patch_size, tubelet_size, target_dim, align_layers,

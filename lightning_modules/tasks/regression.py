@@ -105,7 +105,7 @@ class VideoRegressor(ClipModule):
         decay_state_matrix: bool = False,
     ) -> None:
         super().__init__()
-        self.save_config()
+        self.save_config(locals())
         self.value_name, self.value_mean = value_name, value_mean
         self.build(1)
         self.metric = SampleError()

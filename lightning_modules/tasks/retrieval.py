@@ -99,7 +99,7 @@ class TextVideoRetrieval(BaseModule):
         warmup: float = 0.1,
     ) -> None:
         super().__init__()
-        self.save_config()
+        self.save_config(locals())
         if head not in HEADS:
             raise ModelError(f"head is {head!r}; choose one of {', '.join(HEADS)}.")
         merges = None

@@ -143,12 +143,7 @@ class VideoTextPretraining(TaughtByClip):
         decay_embeddings: bool = False,
     ) -> None:
         super().__init__()
-        self.save_config()
-        # What BaseModule can do and this training has no use for.
-        self.training_arguments |= {
-            "schedule": "step", "scale_all_lr": True, "lr_samples": None, "layer_decay": 1.0,
-            "layer_decay_scope": "all", "decay_state_matrix": False,
-        }  # fmt: skip
+        self.save_config(locals())
         if text is None:
             if text_weights is None:
                 raise ModelError("text and text_weights are both missing; name a BERT checkpoint in text_weights, or "

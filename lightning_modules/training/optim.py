@@ -5,7 +5,25 @@ from collections.abc import Callable
 
 from torch import nn
 
-__all__ = ["official_image_schedule", "parameter_groups", "warmup_cosine"]
+from lightning_modules.errors import ModelError
+
+__all__ = ["OPTIMISER_DEFAULTS", "official_image_schedule", "parameter_groups", "warmup_cosine"]
+
+OPTIMISER_DEFAULTS = {
+    "lr": 1e-3,
+    "min_lr": 1e-6,
+    "warmup_lr": 1e-6,
+    "warmup_epochs": 5.0,
+    "weight_decay": 0.05,
+    "betas": (0.9, 0.999),
+    "lr_samples": None,
+    "scale_all_lr": True,
+    "schedule": "step",
+    "layer_decay": 1.0,
+    "layer_decay_scope": "all",
+    "decay_state_matrix": False,
+}
+"""What a module trains with where its constructor does not declare the argument; `VideoClassifier` describes them."""
 
 NO_DECAY = ("cls_token", "pos_embed", "temporal_pos_embedding")
 
@@ -21,10 +39,10 @@ def parameter_groups(
 
     Biases, one-dimensional parameters (norms, D) and position embeddings are not decayed. The learning rate of depth
     ``i`` is multiplied by ``layer_decay ** (net.depth + 1 - i)``, depth 0 being the embeddings and ``net.depth + 1``
-    the final norm and the head.
+    the final norm and the head. A network that does not number its layers gets a decayed and an undecayed group.
 
     Args:
-        net: a network with ``depth`` and ``layer_id(name)``.
+        net: the network; layer-wise decay needs ``depth`` and ``layer_id(name)``.
         weight_decay: decay of the decayed groups.
         layer_decay: factor per layer; 1 switches layer-wise decay off.
         layer_decay_scope: "all" scales every depth; "embedding" only the patch and spatial position embeddings and the
@@ -33,17 +51,25 @@ def parameter_groups(
         decay_state_matrix: decay A_log too, as the official code does although its mixer marks A_log as exempt.
 
     Returns:
-        Groups with the keys params, weight_decay, lr_scale and name (e.g. "layer_3_no_decay"), shallowest first.
+        Groups with the keys params, weight_decay, lr_scale and name (e.g. "layer_3_no_decay", or "no_decay" where
+        layers have no numbers), shallowest first.
+
+    Raises:
+        ModelError: layer-wise decay of a network that does not number its layers.
     """
+    numbered = hasattr(net, "depth") and hasattr(net, "layer_id")
+    if layer_decay != 1.0 and not numbered:
+        raise ModelError(f"layer_decay is {layer_decay} and {type(net).__name__} does not number its layers; set "
+                         "layer_decay to 1, or give the network depth and layer_id(name).")  # fmt: skip
     groups: dict[tuple[int, bool], dict] = {}
-    last = net.depth + 1
+    last = net.depth + 1 if numbered else 0
     for name, parameter in net.named_parameters():
         if not parameter.requires_grad:
             continue
         is_state_matrix = name.endswith(("A_log", "A_b_log"))
         decayed = parameter.ndim > 1 and not name.endswith(".bias") and name.rpartition(".")[2] not in NO_DECAY
         decayed = decayed and (decay_state_matrix or not is_state_matrix)
-        layer = net.layer_id(name)
+        layer = net.layer_id(name) if numbered else last
         if layer_decay_scope == "embedding" and (layer > 0 or name.endswith("temporal_pos_embedding")):
             layer = last
         if layer_decay == 1.0:
@@ -54,7 +80,7 @@ def parameter_groups(
                 "params": [],
                 "weight_decay": weight_decay if decayed else 0.0,
                 "lr_scale": layer_decay ** (last - layer),
-                "name": f"layer_{layer}_{'decay' if decayed else 'no_decay'}",
+                "name": f"layer_{layer}_" * numbered + ("decay" if decayed else "no_decay"),
             },
         )
         group["params"].append(parameter)

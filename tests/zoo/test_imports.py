@@ -1,6 +1,7 @@
 """`import zoo` and the commands that only read the registry load no heavy library."""
 
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -47,3 +48,28 @@ def test_every_public_name_resolves_and_stays(name):
     assert getattr(zoo, name).__module__.startswith("zoo.")
     assert getattr(zoo, name) is getattr(zoo, name)
     assert callable(getattr(zoo, name))
+
+
+@pytest.mark.parametrize("theirs", ["hub.py", "datamodules/__init__.py", "lightning_modules/__init__.py"])
+def test_a_file_of_the_users_that_hides_a_package_is_named(theirs, tmp_path):
+    (tmp_path / theirs).parent.mkdir(exist_ok=True)
+    (tmp_path / theirs).touch()
+    (tmp_path / "script.py").write_text("import zoo")
+    result = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, timeout=600)
+    hidden = tmp_path / theirs.removesuffix("/__init__.py")
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith(
+        f"ImportError: {hidden} hides the package {hidden.stem!r}, which zoo needs; rename that file or folder"
+    )
+
+
+def test_other_files_of_the_users_hide_nothing(tmp_path):
+    """A folder of data without an __init__.py is not a package where ours is on the path."""
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "models.py").touch()
+    (tmp_path / "script.py").write_text("import zoo; print(zoo.__file__)")
+    result = subprocess.run(
+        [sys.executable, tmp_path / "script.py"], capture_output=True, text=True, timeout=600,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )  # fmt: skip
+    assert result.stdout.strip() == str(REPOSITORY / "zoo" / "__init__.py"), result.stderr

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from lightning_modules.errors import ModelError
 from lightning_modules.nets.videomamba import VideoMamba
 from lightning_modules.training.optim import official_image_schedule, parameter_groups, warmup_cosine
 
@@ -121,6 +122,14 @@ def test_the_image_models_have_two_groups():
         ("layer_25_no_decay", 1.0, 0.0), ("layer_25_decay", 1.0, 0.1)
     ]  # fmt: skip
     assert [len(g["params"]) for g in groups] == [7 * 24 + 5, 10 * 24 + 2]
+
+
+def test_a_network_without_numbered_layers_gets_a_decayed_and_an_undecayed_group():
+    plain = torch.nn.Sequential(torch.nn.Conv3d(3, 4, 3), torch.nn.BatchNorm3d(4), torch.nn.Linear(4, 2))
+    found = {group["name"]: (len(group["params"]), group["weight_decay"]) for group in parameter_groups(plain, 0.1)}
+    assert found == {"no_decay": (4, 0.0), "decay": (2, 0.1)}
+    with pytest.raises(ModelError, match=r"layer_decay is 0\.9 and Sequential does not number its layers"):
+        parameter_groups(plain, 0.1, layer_decay=0.9)
 
 
 def test_frozen_parameters_are_left_out(net):
