@@ -41,7 +41,7 @@ FLOORS = {
         ("tasks",),
     ),
     "zoo": (
-        ("errors", "printable"),
+        ("datasets", "errors", "printable"),
         ("checks", "files", "limits", "plain_yaml", "registry", "runs", "sources"),
         ("recipe", "configs"),
         ("fetch",),

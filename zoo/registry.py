@@ -1,8 +1,9 @@
 """What the zoo knows: names, aliases, configurations and where the weights are.
 
 An entry is a row of ``weights.csv`` (one checkpoint: file, data set, scores) on top of a file of ``models/`` (one
-network size: ``class_path`` and ``init_args``). A row with a ``folder`` is shipped in the package and described by that
-folder's ``config.json`` instead; one without folder and ``repo_id`` is a model whose weights nobody released.
+network size: ``class_path`` and ``init_args``), with the facts of its data set (`zoo.datasets`). A row with a
+``folder`` is shipped in the package and described by that folder's ``config.json`` instead; one without folder and
+``repo_id`` is a model whose weights nobody released.
 Everything here is plain data: nothing imports torch, so `zoo list` answers at once.
 """
 
@@ -16,65 +17,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
+from zoo.datasets import Dataset, datasets
 from zoo.errors import UnknownModelError, ZooError
 
 __all__ = ["Entry", "Weights", "class_labels", "entries", "info", "list_models", "register", "registered_class_paths"]
 
 _HERE = Path(__file__).parent
-
-
-class _Dataset(NamedTuple):
-    """Facts shared by all checkpoints of one data set."""
-
-    title: str
-    default_frames: int | None  # frames of a model whose name does not say them; None: still images
-    sampling: str | None  # frame sampling of the authors' protocol (docs/protocol.md, section 2); None: still images
-    labels_source: str | None  # None: pairs with text
-
-
-_DATASETS = {
-    "in1k": _Dataset(
-        "ImageNet-1K", None, None, "ImageNet-1K categories in synset order, as in torchvision's weight descriptions"
-    ),
-    "k400": _Dataset(
-        "Kinetics-400",
-        16,
-        "sparse",
-        "Kinetics-400 categories in alphabetical order, as in torchvision's weight descriptions",
-    ),
-    "ssv2": _Dataset(
-        "Something-Something V2",
-        16,
-        "ssv2",
-        "Something-Something V2 templates in the order of labels.json, as in mmaction2's sthv2 label map",
-    ),
-    "breakfast": _Dataset("Breakfast", 32, "sparse", "Breakfast activities in the class_id order of the ViS4mer lists"),
-    "coin": _Dataset(
-        "COIN",
-        32,
-        "sparse",
-        "COIN tasks by the Target Id of the authors' taxonomy, taken to be the recipe_type of COIN.json "
-        "(checked on the one published example: 131 is ReplaceCDDriveWithSSD in both)",
-    ),
-    "5m": _Dataset("WebVid-2M and CC3M, 5M pairs", 8, "sparse", None),
-    "17m": _Dataset("WebVid-2M and five corpora of images, 17M pairs", 8, "sparse", None),
-    "25m": _Dataset("WebVid-10M and five corpora of images, 25M pairs", 8, "sparse", None),
-}
-
-# Of models without released weights: the data set's full name, and what it asks for (docs/protocol.md, section 18).
-_UNRELEASED = {
-    "msrvtt": ("MSR-VTT", {"max_words": 32}),
-    "didemo": ("DiDeMo", {"max_words": 64}),
-    "activitynet": ("ActivityNet Captions", {"max_words": 64}),
-    "lsmdc": ("LSMDC", {"max_words": 32}),
-    "msvd": ("MSVD", {"max_words": 32}),
-    "epic100": ("EPIC-KITCHENS-100", {}),
-    "lvu": ("LVU", {}),
-}
 
 
 @dataclass(frozen=True)
@@ -262,7 +214,7 @@ def _names() -> dict[str, str]:
 
 def _checkpoint_entry(row: dict[str, str]) -> Entry:
     """A published checkpoint: the size's file of ``models/`` plus what the checkpoint adds to it."""
-    dataset = _DATASETS[row["dataset"]]
+    dataset = datasets()[row["dataset"]]
     size = _model_file(row["model"])
     resolution = int(row["resolution"])
     args = dict(size["init_args"], num_frames=None if dataset.sampling is None else int(row["frames"]))
@@ -290,19 +242,22 @@ def _folder_entry(row: dict[str, str]) -> Entry | None:
         return None
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     args = config["init_args"]
-    meta = _meta(row) | {"labels_source": "names of the generated motion classes, stored with the weights"}
-    meta |= {"dataset_title": "Generated motions", "frames": args["num_frames"], "resolution": args["image_size"]}
+    dataset = datasets()[row["dataset"]]
+    meta = _meta(row) | {"labels_source": dataset.labels_source}
+    meta |= {"dataset_title": dataset.title, "frames": args["num_frames"], "resolution": args["image_size"]}
     return Entry(row["name"], (), row["task"], config["class_path"], args, Weights(folder=str(folder)), meta)
 
 
 def _unreleased_entry(row: dict[str, str]) -> Entry:
     """A published model without published weights: the size's file plus what the data set adds to it."""
     size = _model_file(row["model"])
-    title, settings = _UNRELEASED[row["dataset"]]
-    args = {**size["init_args"], "num_frames": int(row["frames"]), **settings}
+    dataset = datasets()[row["dataset"]]
+    args = {**size["init_args"], "num_frames": int(row["frames"])}
+    if dataset.max_words is not None:
+        args["max_words"] = dataset.max_words
     if row["task"] == "action-anticipation":
         args["task"] = "anticipation"
-    meta = _meta(row) | {"dataset_title": title}
+    meta = _meta(row) | {"dataset_title": dataset.title}
     return Entry(row["name"], (), row["task"], size["class_path"], args, None, meta, _parts(row))
 
 
@@ -341,7 +296,7 @@ def _meta(row: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _aliases(name: str, dataset: _Dataset) -> tuple[str, ...]:
+def _aliases(name: str, dataset: Dataset) -> tuple[str, ...]:
     """The name with its default parts left out, in all combinations, shortest first."""
     defaults = {f"f{dataset.default_frames}", "r224"}
     choices = [(part, "") if part in defaults else (part,) for part in name.split("-")]

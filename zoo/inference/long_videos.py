@@ -12,15 +12,12 @@ from torch import Tensor
 
 from datamodules.video.streaming import FrameStream, Window, stream_windows
 from lightning_modules.base import BaseModule
+from zoo.datasets import datasets
 from zoo.inference.predict import Prediction, check_finite, classifier
 from zoo.limits import check_window_and_step, check_windows
 from zoo.registry import class_labels
 
-__all__ = ["CLIP_SECONDS", "STILLS", "Segment", "Timeline", "default_window", "timeline"]
-
-CLIP_SECONDS = {"k400": 10.0, "ssv2": 4.0, "breakfast": 160.0, "coin": 140.0}
-"""How long the videos are that models of a data set learned from, on average: Kinetics cuts 10 s (arXiv 1705.06950),
-Something-Something V2 has 4 s (1706.04261), Breakfast 77 hours in 1,712 videos, COIN 2.36 minutes (2403.06977)."""
+__all__ = ["STILLS", "Segment", "Timeline", "default_window", "timeline"]
 
 STILLS = 48
 """Pictures that a timeline keeps of its video at most."""
@@ -100,9 +97,9 @@ def default_window(model: BaseModule, fps: float) -> float:
     frames = model.preprocessing["num_frames"]
     if model.preprocessing["sampling"] == "dense":
         return frames * model.preprocessing["frame_stride"] / fps
-    for dataset, seconds in CLIP_SECONDS.items():
-        if model.class_names is not None and tuple(model.class_names) == class_labels(dataset):
-            return seconds
+    for name, dataset in datasets().items():
+        if dataset.clip_seconds is not None and tuple(model.class_names or ()) == class_labels(name):
+            return dataset.clip_seconds
     return frames / _FPS_OF_CLIPS
 
 
@@ -125,7 +122,7 @@ def timeline(
         model: a classifier, or anything `zoo.load` takes.
         path: video file, or folder of frames.
         window: seconds that the model sees at once. None takes the length of the clips it learned from
-            (`CLIP_SECONDS`), or what its frames span at its stride ("dense" sampling), or a second for every 4 frames.
+            (`zoo.datasets`), or what its frames span at its stride ("dense" sampling), or a second for every 4 frames.
         step: seconds from one window to the next, at most a window; rounded to whole intervals between frames. None is
             half a window.
         batch_size: windows that the model sees at once; None makes up 64 frames.

@@ -1,0 +1,46 @@
+"""Facts about the data sets that models of the zoo were trained on: ``datasets.csv``, one row each."""
+
+import csv
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+__all__ = ["Dataset", "datasets"]
+
+
+class Dataset(NamedTuple):
+    """Facts shared by all checkpoints of one data set; None where a fact does not apply.
+
+    Attributes:
+        title: Name for people.
+        default_frames: Frames of a model whose name does not say them. None for still
+            images, and for models without released weights, whose names say them.
+        sampling: Frame sampling of the authors' protocol (docs/protocol.md, section 2). None for still
+            images, and for models without released weights, whose file in ``models/`` says it.
+        clip_seconds: Mean length of the videos that models learned from. Kinetics cuts 10 s (arXiv 1705.06950),
+            Something-Something V2 has 4 s (1706.04261), Breakfast 77 hours in 1,712 videos, COIN 2.36 minutes
+            (2403.06977).
+        max_words: Words of a caption that are read (docs/protocol.md, section 18).
+        labels_source: Where the order of ``labels/<name>.txt`` comes from; None for pairs with text.
+    """
+
+    title: str
+    default_frames: int | None
+    sampling: str | None
+    clip_seconds: float | None
+    max_words: int | None
+    labels_source: str | None
+
+
+@functools.cache
+def datasets() -> Mapping[str, Dataset]:
+    """The data sets by the names that ``weights.csv`` and the models' names use: ``k400``."""
+    with Path(__file__).with_name("datasets.csv").open(encoding="utf-8", newline="") as file:
+        return MappingProxyType({row.pop("name"): _dataset(row) for row in csv.DictReader(file)})
+
+
+def _dataset(row: dict[str, str]) -> Dataset:
+    kinds = {"default_frames": int, "clip_seconds": float, "max_words": int}
+    return Dataset(**{key: kinds.get(key, str)(value) if value else None for key, value in row.items()})
