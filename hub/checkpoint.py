@@ -114,7 +114,7 @@ def write(checkpoint: Checkpoint, folder: str | os.PathLike, check: Callable[[Pa
         check: called with the folder beside; what it raises is passed on, and nothing is changed then.
 
     Raises:
-        HubError: `folder` holds something else, the config is not plain values, or the disk refuses.
+        HubError: `folder` holds something else, the config is not plain values or not Unicode, or the disk refuses.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -122,6 +122,7 @@ def write(checkpoint: Checkpoint, folder: str | os.PathLike, check: Callable[[Pa
     target = Path(folder).resolve()
     _check_replaceable(target, folder)
     check_config(checkpoint.config, f"The config of {folder} cannot be saved")
+    with_hash(checkpoint.config, "")  # refuses what cannot be written before the weights are
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.state_dict.items()}
     beside = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
     try:
@@ -147,8 +148,19 @@ def write(checkpoint: Checkpoint, folder: str | os.PathLike, check: Callable[[Pa
 
 
 def with_hash(config: dict, sha256: str) -> str:
-    """Text of a config.json that records the hash of the weights beside it."""
-    return json.dumps({**config, "sha256": sha256}, indent=2, ensure_ascii=False) + "\n"
+    """Text of a config.json that records the hash of the weights beside it.
+
+    Raises:
+        HubError: a string of the config is not valid Unicode, as the name of a class folder in another encoding is.
+    """
+    text = json.dumps({**config, "sha256": sha256}, indent=2, ensure_ascii=False) + "\n"
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        word = text[: error.start].rpartition('"')[2] + text[error.start :].partition('"')[0]
+        raise HubError(f"The config of the model holds {word!r:.200}, which cannot be written as UTF-8; "
+                       "rename that class or argument.") from error  # fmt: skip
+    return text
 
 
 def _check_replaceable(target: Path, folder: str | os.PathLike) -> None:

@@ -129,6 +129,20 @@ def test_a_config_that_is_no_data_changes_nothing(folder):
     assert names(folder.parent) == ["model"]
 
 
+def test_a_class_whose_folder_is_not_utf8_is_named(folder):
+    name = os.fsdecode(b"gr\xfcn")
+    named = {"class_path": "x", "init_args": {"class_names": ["blau", name]}}
+    with pytest.raises(hub.HubError, match=r"holds 'gr\\udcfcn', which cannot be written as UTF-8; rename"):
+        write(Checkpoint(named, WEIGHTS), folder)
+    assert hub.read(folder).config == CONFIG
+    assert names(folder.parent) == ["model"]
+    # A folder may hold the name as an escape of JSON; it is read, and not pushed.
+    (folder / "config.json").write_text(json.dumps(named))
+    assert hub.read(folder).config == named
+    with pytest.raises(hub.HubError, match="rename that class"):
+        hub.push(folder, "org/name")
+
+
 FULL_DISK = """
 import resource, signal, sys, torch, hub
 from hub.checkpoint import Checkpoint, write
