@@ -35,6 +35,7 @@ from datamodules.shards.reading import FORMAT, INDEX_SUFFIX, read_index
 from datamodules.storage.files import read_bytes
 from datamodules.storage.members import as_member, open_member, open_tar
 from datamodules.storage.processes import ProcessPool, after_fork, lock
+from datamodules.storage.writing import written
 from datamodules.video.encoding import reencode
 from datamodules.video.opening import DecodeError
 from datamodules.video.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
@@ -296,16 +297,11 @@ def _whole_lines(file: BinaryIO) -> list[dict[str, Any]]:
 def _write_index(path: Path, header: dict[str, Any], shards: Sequence[dict[str, Any]]) -> None:
     totals = {"samples": sum(len(shard["offset"]) for shard in shards), "shards": len(shards),
               "bytes": sum(shard["bytes"] for shard in shards)}  # fmt: skip
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        with _writing(path), open(beside, "wb") as file:
-            for line in ({**header, **totals}, *shards):
-                file.write(_json(line) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-            beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with _writing(path), written(path, locked=True) as beside, open(beside, "wb") as file:
+        for line in ({**header, **totals}, *shards):
+            file.write(_json(line) + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _json(value: Any) -> bytes:
@@ -378,9 +374,9 @@ def _write_shard(
     """A shard's line of the index (None where no file of it could be read), and how many samples it took."""
     from webdataset import TarWriter
 
-    beside, size, taken, written = path.with_name(f".{path.name}.part"), 0, 0, []
-    try:
-        with _writing(path), open(beside, "wb") as raw:
+    size, taken, kept = 0, 0, []
+    with _writing(path), written(path, locked=True) as beside:
+        with open(beside, "wb") as raw:
             hashing = _Hashing(raw)
             with TarWriter(hashing, encoder=False, mtime=0) as tar:
                 for source, file in files:
@@ -391,22 +387,19 @@ def _write_shard(
                         warnings.warn(f"{file.error.rstrip('.')} (left out).", stacklevel=2)
                     else:
                         size += tar.write(_sample(source, file, first + taken - 1))
-                        written.append(source)
+                        kept.append(source)
                     report(first + taken)
                     if size >= max_bytes:
                         break
             raw.flush()
             os.fsync(raw.fileno())
-        if not written:
+        if not kept:
+            beside.unlink()
             return None, taken
         line = _line(beside, path.name, hashing.digest.hexdigest())
-        line |= {"name": [source.name for source in written]}
-        line |= {field: [source.fields[field] for source in written] for field in fields}
-        with _writing(path):
-            beside.replace(path)
+        line |= {"name": [source.name for source in kept]}
+        line |= {field: [source.fields[field] for source in kept] for field in fields}
         return line, taken
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _sample(source: Source, file: _File, number: int) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Files and folders on disks and behind URLs, members of archives, helper processes."""
+"""Files and folders on disks and behind URLs, members of archives, writing that completes, helper processes."""

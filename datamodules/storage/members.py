@@ -23,11 +23,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeVar
 
 from datamodules.errors import DataError
 from datamodules.storage.files import download, is_url, read_range
 from datamodules.storage.processes import after_fork, lock
+from datamodules.storage.writing import written
 
 __all__ = ["AHEAD", "RANGE_ATTEMPTS", "Member", "as_member", "fetched_ahead", "open_member", "open_tar"]
 
@@ -221,11 +223,10 @@ def _cache_bytes() -> float:
 
 
 def _download(url: str, path: str) -> None:
-    beside = f"{path}.part"
     for attempt in range(RANGE_ATTEMPTS):
         try:
-            download(url, beside, _cache_bytes())
-            os.replace(beside, path)
+            with written(Path(path), locked=True) as beside:
+                download(url, str(beside), _cache_bytes())
             return
         except FileNotFoundError:
             raise
@@ -233,9 +234,6 @@ def _download(url: str, path: str) -> None:
             if attempt + 1 == RANGE_ATTEMPTS or error.errno == errno.ENOSPC:  # waiting makes no room
                 raise
             time.sleep(2**attempt)
-        finally:
-            if os.path.exists(beside):
-                os.unlink(beside)
 
 
 @contextmanager

@@ -17,10 +17,7 @@ can be anticipated, a video keeps its shape, and each motion is followed by the 
 
 import argparse
 import json
-import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from datamodules.errors import DataError
+from datamodules.storage.writing import written_folder
 from datamodules.synthetic.motion import CLASSES, COLOURS, PATTERNS, SHAPES, ClipSpec, render, sample_spec
 from datamodules.synthetic.writing import _bar, _run, _timestamp, _write_csv, write_video
 
@@ -109,9 +107,7 @@ def generate_kitchen(
             return root
         raise FileExistsError(f"{root} is there and holds something else; choose a new or an empty folder.")
     videos = list(_videos(counts, look, rules))
-    root.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{root.name}.unfinished-", dir=root.parent))
-    try:
+    with written_folder(root) as unfinished:
         for video in videos:
             (unfinished / video.path).parent.mkdir(parents=True, exist_ok=True)
         jobs = [(unfinished / video.path, video) for video in videos]
@@ -119,10 +115,6 @@ def generate_kitchen(
             pass
         _write_annotations(unfinished / "annotations", videos, fps)
         (unfinished / "metadata.json").write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
-        unfinished.chmod(0o755)
-        os.replace(unfinished, root)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return root
 
 

@@ -8,10 +8,8 @@ import csv
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -21,6 +19,7 @@ import numpy as np
 
 from datamodules.errors import DataError
 from datamodules.storage.processes import ProcessPool
+from datamodules.storage.writing import written, written_folder
 from datamodules.synthetic.motion import (
     CLASSES,
     NUISANCE,
@@ -51,23 +50,17 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float) -> None:
     """
     import av
 
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     rate = Fraction(fps).limit_denominator(1001)
     # mbtree=0: with it, libx264's bytes for pictures this small differ from run to run, one thread or not.
     options = {"crf": "20", "preset": "veryfast", "threads": "1", "x264-params": "mbtree=0"}
     options["g"] = str(max(1, round(fps)))
-    try:
-        with av.open(str(unfinished), "w", format="mp4") as container:
-            stream = container.add_stream("libx264", rate=rate, options=options)
-            stream.height, stream.width = frames.shape[1:3]
-            stream.pix_fmt = "yuv420p"
-            for frame in frames:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-            container.mux(stream.encode())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with written(Path(path)) as unfinished, av.open(str(unfinished), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=rate, options=options)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -169,10 +162,7 @@ def generate(
             print(f"{root} already holds this data set, complete: left as it is.")
         return root
 
-    root.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{root.name}.unfinished-", dir=root.parent))
-    try:
-        unfinished.chmod(0o777 & ~_umask())  # mkdtemp's folders are private
+    with written_folder(root) as unfinished:
         for folder in sorted({(unfinished / path).parent for _, path, _ in clips}):
             folder.mkdir(parents=True)
         jobs = [(unfinished / path, spec) for _, path, spec in clips]
@@ -180,9 +170,6 @@ def generate(
             pass
         _write_annotations(unfinished, clips, classes)
         (unfinished / "metadata.json").write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
-        _move_into_place(unfinished, root)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return root
 
 
@@ -244,22 +231,6 @@ def _already_there(root: Path, metadata: dict[str, Any], paths: Sequence[str], o
     else:
         problem = f"this data set, but {missing} of its {len(paths)} videos are missing"
     raise FileExistsError(f"{root} holds {problem}; choose another folder or ask for it to be overwritten.")
-
-
-def _move_into_place(unfinished: Path, root: Path) -> None:
-    if not root.exists() or not any(root.iterdir()):
-        os.replace(unfinished, root)  # an empty folder gives way
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{root.name}.old-", dir=root.parent))
-    os.replace(root, old)
-    os.replace(unfinished, root)
-    shutil.rmtree(old)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
 
 
 # ---- contact sheet and command line --------------------------------------------------------------------------------
