@@ -8,9 +8,7 @@ import argparse
 import json
 import os
 import re
-import shutil
 import threading
-import uuid
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +19,7 @@ import torch
 from torch import Tensor
 
 from hub.errors import HubError
+from hub.files import written
 from hub.hashes import check_sha256, sha256_of
 
 __all__ = [
@@ -105,8 +104,7 @@ def checkpoint_of(model: Saveable) -> Checkpoint:
 def write(checkpoint: Checkpoint, folder: str | os.PathLike, check: Callable[[Path], object] | None = None) -> Path:
     """Writes a folder that `read` and ``zoo.load`` understand.
 
-    The files are written to a folder beside it, which then takes its place: the folder is never half-written, and a
-    failure leaves what was there before. A folder of this format is replaced.
+    The folder is never half-written, and a failure leaves what was there before. A folder of this format is replaced.
 
     Args:
         checkpoint: what to write.
@@ -124,26 +122,22 @@ def write(checkpoint: Checkpoint, folder: str | os.PathLike, check: Callable[[Pa
     check_config(checkpoint.config, f"The config of {folder} cannot be saved")
     with_hash(checkpoint.config, "")  # refuses what cannot be written before the weights are
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.state_dict.items()}
-    beside = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
     try:
-        beside.mkdir(parents=True)
-        save_file(tensors, beside / WEIGHTS, metadata={"format": "pt"})
-        config = with_hash(checkpoint.config, sha256_of(beside / WEIGHTS))
-        (beside / CONFIG).write_text(config, encoding="utf-8")
-        # safetensors writes for the owner alone; who may read the config may read the weights.
-        (beside / WEIGHTS).chmod((beside / CONFIG).stat().st_mode)
-        if checkpoint.recipe is not None:
-            (beside / RECIPE).write_text(checkpoint.recipe, encoding="utf-8")
-        for name, content in checkpoint.extras.items():
-            (beside / name).write_bytes(content)
-        if check is not None:
-            check(beside)
-        _take_place(beside, target)
+        with written(target) as beside:
+            save_file(tensors, beside / WEIGHTS, metadata={"format": "pt"})
+            config = with_hash(checkpoint.config, sha256_of(beside / WEIGHTS))
+            (beside / CONFIG).write_text(config, encoding="utf-8")
+            # safetensors writes for the owner alone; who may read the config may read the weights.
+            (beside / WEIGHTS).chmod((beside / CONFIG).stat().st_mode)
+            if checkpoint.recipe is not None:
+                (beside / RECIPE).write_text(checkpoint.recipe, encoding="utf-8")
+            for name, content in checkpoint.extras.items():
+                (beside / name).write_bytes(content)
+            if check is not None:
+                check(beside)
     except (OSError, SafetensorError) as error:
         raise HubError(f"{folder} cannot be written ({error}); nothing was changed: "
                        "free some space, or choose a folder you may write to.") from error  # fmt: skip
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     return Path(folder)
 
 
@@ -183,21 +177,6 @@ def _check_replaceable(target: Path, folder: str | os.PathLike) -> None:
             read_config(target / CONFIG)
         except HubError as error:
             raise HubError(f"{folder} exists and is not a model folder ({error}); {remedy}.") from error
-
-
-def _take_place(beside: Path, target: Path) -> None:
-    """Renames `beside` to `target`, which keeps its old content if that fails."""
-    if not target.exists():
-        beside.rename(target)
-        return
-    old = target.with_name(f"{beside.name}-old")
-    target.rename(old)
-    try:
-        beside.rename(target)
-    except BaseException:
-        old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def read(folder: str | os.PathLike) -> Checkpoint:

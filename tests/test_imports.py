@@ -53,7 +53,7 @@ FLOORS = {
     ),
     "hub": (
         ("errors",),
-        ("answers", "hashes"),
+        ("answers", "files", "hashes"),
         ("checkpoint",),
         ("card", "convert", "lightning_ckpt"),
         ("remote",),

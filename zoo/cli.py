@@ -44,6 +44,7 @@ from zoo.checks import (
 from zoo.commands.main import is_foreseen, report
 from zoo.configs import refuse_foreign_classes, resolve
 from zoo.errors import ZooError
+from zoo.files import written
 from zoo.plain_yaml import check_limits
 from zoo.printable import printable
 from zoo.runs import Metrics, Runs, discard, is_finished, loggers, new_folder, read_checkpoint, steps_done
@@ -298,12 +299,8 @@ class ZooCLI(LightningCLI):
         trainer = self.trainer
         suffix = f"-{trainer.global_rank}" if trainer.world_size > 1 else ""
         out = Path(trainer.log_dir or trainer.default_root_dir) / f"predictions{suffix}.csv"
-        out.parent.mkdir(parents=True, exist_ok=True)
-        beside = out.with_suffix(".part")
-        with beside.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerows(_predictions(self.model, trainer.predict_loop.predictions))
-        beside.replace(out)
+        with written(out) as beside, beside.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(_predictions(self.model, trainer.predict_loop.predictions))
         print(f"Predictions: {out}")
 
 

@@ -16,13 +16,13 @@ from torch import nn
 import hub
 from hub.checkpoint import (
     Checkpoint,
-    _take_place,
     check_state_dict,
     load_pickle,
     load_safetensors,
     read_config,
     write,
 )
+from hub.files import _take_place
 
 CONFIG = {"class_path": "lightning_modules.VideoClassifier", "init_args": {"class_names": ["é", "1"], "mean": [0.5]}}
 WEIGHTS = {"net.a": torch.arange(6.0).view(2, 3).t(), "net.b": torch.tensor(3)}
