@@ -55,7 +55,7 @@ class MaskedVideoMamba(VideoMamba):
         checkpoint_blocks: int = 0,
     ) -> None:
         check_choice("variant", variant, VARIANTS)
-        check_arguments({"target_dim": target_dim, "align_layers": align_layers, "align_interval": align_interval})
+        check_arguments({"target_dim": target_dim})
         super().__init__(
             0, embed_dim, depth, num_frames, image_size, patch_size, tubelet_size, drop_path=drop_path, init=init,
             checkpoint_blocks=checkpoint_blocks,

@@ -73,7 +73,9 @@ class Muse(nn.Module):
         init: str = "mamba",
     ) -> None:
         super().__init__()
-        check_arguments({"dim": dim, "scales": scales, "depth": depth, "dropout": dropout})
+        check_arguments({"dim": dim, "scales": scales, "dropout": dropout})
+        if depth != 0:  # without blocks it is the pyramid alone
+            check_arguments({"depth": depth})
         check_choice("aggregation", aggregation, AGGREGATIONS)
         check_choice("learner", learner, LEARNERS)
         check_choice("init", init, ("mamba", "official"))

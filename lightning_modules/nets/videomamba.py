@@ -88,7 +88,7 @@ class VideoMamba(nn.Module):
                 f"image_size {image_size} is not a multiple of patch_size {patch_size}; change one of them."
             )
         if num_frames is not None and num_frames % tubelet_size:
-            raise ModelError(f"num_frames {num_frames} is not a multiple of tubelet_size {tubelet_size}.")
+            raise ModelError(f"num_frames {num_frames} is not a positive multiple of tubelet_size {tubelet_size}.")
         self.embed_dim = embed_dim
         self.depth = depth
         self.num_frames = num_frames
