@@ -122,7 +122,7 @@ def test_networks_alone():
         with pytest.raises(ValueError, match=next(iter(wrong))):
             VideoMamba(**wrong)
     assert isinstance(VideoMamba(0, 16, 1, None, 32).head, torch.nn.Identity)
-    for wrong in ({"dim": 0}, {"depth": 0}, {"scales": ()}, {"dropout": 2.0}, {"learner": "evil"}):
+    for wrong in ({"dim": 0}, {"depth": -1}, {"scales": ()}, {"dropout": 2.0}, {"learner": "evil"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Muse(**wrong)
     with pytest.raises(ValueError, match="dim is -1"):
