@@ -217,4 +217,7 @@ def test_what_is_refused(tmp_path, server, folder):
     assert server.files("org/broken").keys() == {".gitattributes"}
     # A Hub without the newer storage, which the client tries first: the remedy is named.
     (xet,), _ = push(tmp_path, server, (folder, "org/model", {}), HF_HUB_DISABLE_XET="0")
-    assert one_sentence(xet, "HF_HUB_DISABLE_XET=1") and server.messages == []
+    if "/commit/" in xet:  # some clients find that out by themselves
+        assert server.files("org/model")
+    else:
+        assert one_sentence(xet, "HF_HUB_DISABLE_XET=1") and server.messages == []

@@ -78,7 +78,8 @@ def bidirectional_scan(
     one = Direction(u, delta, A, B, C, D, delta_bias)
     other = Direction(u_b, delta_b, A_b, B_b, C_b, D_b, delta_bias_b)
     _check(one, "z", z)
-    _check(Direction(u, *other[1:]), "u_b", u_b, "_b")  # not `_replace`, which torch 2.7 does not compile
+    # Written out, since torch 2.7 compiles neither `_replace` nor a slice of a named tuple.
+    _check(Direction(u, delta_b, A_b, B_b, C_b, D_b, delta_bias_b), "u_b", u_b, "_b")
     return select("scan", u).scan((one, other), z, delta_softplus, reverse=False)
 
 

@@ -40,14 +40,15 @@ def _run(
 
 
 def _compare(function, inputs: dict[str, torch.Tensor], limit: float = 5e-6, **options) -> None:
-    """Outputs and every gradient against the definition in float64, relative to each tensor's largest number."""
+    """Outputs and every gradient against the definition in float64, relative to each tensor's largest number, or to
+    0.1 where that is smaller: what is left of numbers around 1 that cancel out has few digits."""
     fast = _run(function, inputs, "numba", torch.float32, **options)
     exact = _run(function, inputs, "reference", torch.float64, **options)
     for name, expected in exact.items():
         assert fast[name].shape == expected.shape, name
         assert fast[name].dtype == torch.float32, name
         if expected.numel():
-            error = (fast[name].double() - expected).abs().max() / expected.abs().max().clamp_min(1e-6)
+            error = (fast[name].double() - expected).abs().max() / expected.abs().max().clamp_min(0.1)
             assert error < limit, f"{name}: {error}"
 
 
