@@ -7,7 +7,7 @@ from typing import Any
 from datamodules.annotations.captions import Captions, read_captions
 from datamodules.errors import DataError
 from datamodules.retrieval import RetrievalDataModule
-from datamodules.splitting import check_fraction, set_aside
+from datamodules.splitting import check_split, set_aside
 from datamodules.storage.files import join
 from datamodules.storage.files import split as folder_and_name
 
@@ -61,7 +61,7 @@ class CaptionCSV(RetrievalDataModule):
         **common: Any,
     ) -> None:
         super().__init__(root, videos=videos, train=train, val=val, test=test or val, **common)
-        check_fraction(val_fraction)
+        check_split(val_fraction, split_seed)
         self.table = captions
         self.val_fraction, self.split_seed = val_fraction, split_seed
 

@@ -6,13 +6,15 @@ from collections.abc import Hashable, Sequence
 
 import torch
 
+from datamodules.checks import SEED, check
 from datamodules.errors import DataError, some
 
-__all__ = ["check_fraction", "check_groups", "group_pattern", "groups_of", "origin_of", "set_aside"]
+__all__ = ["check_groups", "check_split", "group_pattern", "groups_of", "origin_of", "set_aside"]
 
 
-def check_fraction(val_fraction: float) -> None:
-    """Raises `DataError` for a share that is not between 0 and 1, both excluded."""
+def check_split(val_fraction: float, split_seed: int) -> None:
+    """Raises `DataError` for a share that is not between 0 and 1, both excluded, or a seed that torch does not take."""
+    check(split_seed=(split_seed, SEED))
     if not 0 < val_fraction < 1:
         raise DataError(f"val_fraction is {val_fraction}; it is a share between 0 and 1, both excluded.")
 

@@ -8,7 +8,7 @@ from datamodules.annotations.lists import Row, is_number, read_csv, read_names, 
 from datamodules.base import Sample, VideoDataModule
 from datamodules.checks import MAX_CLASSES
 from datamodules.errors import DataError
-from datamodules.splitting import check_fraction, check_groups, origin_of, set_aside
+from datamodules.splitting import check_groups, check_split, origin_of, set_aside
 from datamodules.storage.files import join, resolve
 from datamodules.storage.files import split as folder_and_name
 
@@ -72,7 +72,7 @@ class VideoCSV(VideoDataModule):
             raise DataError("delimiter is empty; give the character between path and label, such as ',' or ' '.")
         if group is not None and len(delimiter) != 1:
             raise DataError(f"delimiter is {delimiter!r}; lists with a column for group need a single character.")
-        check_fraction(val_fraction)
+        check_split(val_fraction, split_seed)
         self.root = resolve(root)
         self.lists = {"train": train, "val": val, "test": test or val}
         self.classes = classes

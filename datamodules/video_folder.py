@@ -6,7 +6,7 @@ from typing import Any
 
 from datamodules.base import Sample, VideoDataModule
 from datamodules.errors import DataError
-from datamodules.splitting import check_fraction, check_groups, group_pattern, groups_of, origin_of, set_aside
+from datamodules.splitting import check_groups, check_split, group_pattern, groups_of, origin_of, set_aside
 from datamodules.storage.files import join, resolve
 from datamodules.video.suffixes import VIDEO_SUFFIXES
 
@@ -54,7 +54,7 @@ class VideoFolder(VideoDataModule):
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        check_fraction(val_fraction)
+        check_split(val_fraction, split_seed)
         self.root = resolve(root)
         self.val_fraction, self.split_seed = val_fraction, split_seed
         self._group = group_pattern(group)

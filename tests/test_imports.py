@@ -25,8 +25,8 @@ MAY_IMPORT = {
 FLOORS = {
     "datamodules": (
         ("errors",),
-        ("checks", "storage", "mixing", "splitting", "overview"),
-        ("loading", "video", "synthetic"),
+        ("checks", "storage", "mixing", "overview"),
+        ("loading", "splitting", "video", "synthetic"),
         ("annotations", "augment"),
         ("shards",),
         ("clips",),

@@ -117,6 +117,7 @@ def test_splits_with_other_classes(class_root, tmp_path):
 
 def test_bad_fraction(tmp_path):
     assert "val_fraction is 1.5" in error(tmp_path, val_fraction=1.5)
+    assert "split_seed is nan; it has to be a whole number" in error(tmp_path, split_seed=float("nan"))
 
 
 def test_misspelled_argument(tmp_path):
