@@ -55,7 +55,7 @@ class ClipDataset(FetchingAhead, Dataset):
         num_crops: crops of the fixed views, 1 or 3.
         repeats: augmentations of one decoded clip; with more than one, a training item is a list of so many dicts,
             which `collate_clips` puts side by side.
-        max_unreadable: see `datamodules.clips.UnreadableTally`, which whoever iterates has to `check`.
+        max_unreadable: see `datamodules.clips.UnreadableTally`, which the code that iterates has to `check`.
     """
 
     def __init__(

@@ -116,7 +116,7 @@ class CaptionDataset(FetchingAhead, Dataset):
         random_frames: draw the frames of training clips at random.
         transform: of training clips; None makes the same clips as for evaluation.
         fps: see `frame_positions`; shorter videos are padded with zeros.
-        max_unreadable: see `datamodules.clips.UnreadableTally`, which whoever iterates has to `check`.
+        max_unreadable: see `datamodules.clips.UnreadableTally`, which the code that iterates has to `check`.
     """
 
     def __init__(

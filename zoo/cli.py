@@ -239,7 +239,7 @@ class ZooCLI(LightningCLI):
         sys.exit(status)
 
     def _disk_is_full(self, error: OSError) -> ZooError:
-        """The system names no file where a write fails; it is the run's, whoever writes it."""
+        """The system names no file where a write fails; it is one of the run's."""
         folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
         again = "start again"
         if self.subcommand == "fit" and (folder / "checkpoints" / "last.ckpt").exists():

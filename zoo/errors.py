@@ -7,7 +7,7 @@ __all__ = ["UnknownModelError", "ZooError", "hint"]
 
 
 class ZooError(Exception):
-    """A request the zoo cannot serve; the message names what is wrong and what would mend it."""
+    """A request the zoo cannot serve; the message names what is wrong and how to fix it."""
 
 
 class UnknownModelError(ZooError, KeyError):

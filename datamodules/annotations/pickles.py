@@ -96,7 +96,7 @@ def _check_lengths(data: bytes) -> None:
 
 def _first_strange(content: Any) -> str | None:
     """What is not plain data: the name of a type that is not allowed, or data that holds itself, or the same so many
-    times over that whoever walks through it does not come to an end."""
+    times over that walking through it does not end."""
     counts: dict[int, int | None] = {}  # values in each container; None while what it holds is looked at
     waiting = [[content]]
     while waiting:

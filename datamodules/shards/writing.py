@@ -101,7 +101,7 @@ def write_shards(
     num_workers: int = 0,
     on_files: Callable[[int, int], None] | None = None,
 ) -> Written:
-    """Writes ``<split>-000000.tar``, ... and ``<split>.index.jsonl`` into a folder, or goes on with doing so.
+    """Writes ``<split>-000000.tar``, ... and ``<split>.index.jsonl`` into a folder, or resumes an interrupted run.
 
     Files that cannot be read are left out, with a warning each.
 
@@ -268,7 +268,7 @@ def _writing(path: Path) -> Iterator[None]:
     """Says which file cannot be written, whatever the system does not allow."""
     try:
         yield
-    except BrokenPipeError:  # of whoever reads what is printed
+    except BrokenPipeError:  # the reader of the output has left
         raise
     except OSError as error:
         raise DataError(f"{path} cannot be written ({error.strerror or error}); make room on that disk or check its "

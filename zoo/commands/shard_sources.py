@@ -69,7 +69,7 @@ def data_module(data: str, root: str | None, settings: Sequence[str]) -> ClipDat
     try:
         return cls(**arguments)
     except TypeError as error:
-        raise ZooError(f"{cls.__name__}: {str(error).rpartition('() ')[2]}; mend --set or --root.") from error
+        raise ZooError(f"{cls.__name__}: {str(error).rpartition('() ')[2]}; fix --set or --root.") from error
 
 
 def _setting(text: str) -> tuple[str, Any]:

@@ -82,7 +82,7 @@ def index(
     device: str = "auto",
     on_files: Callable[[int, int], None] | None = None,
 ) -> Summary:
-    """Makes an index of the videos in folders, or goes on with one: files that are in it and have not changed (size,
+    """Makes an index of the videos in folders, or continues one: files that are in it and have not changed (size,
     time of change) are passed over, those that have changed are read again, and those that are gone are dropped.
 
     A file that cannot be read is one warning; it is noted and tried again only when it has changed.

@@ -336,7 +336,7 @@ class Index:
 
         Args:
             name: other names exclude nothing.
-            wait: for whoever holds it; otherwise the block runs at once, and is told whether it has the lock.
+            wait: until its holder lets go; otherwise the block runs at once, and is told whether it has the lock.
         """
         try:
             import fcntl

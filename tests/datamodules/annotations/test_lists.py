@@ -60,5 +60,5 @@ def test_long_numbers_and_fields_are_named_with_their_line(tmp_path):
 def test_what_is_not_json(text, reason):
     with pytest.raises(DataError, match=rf"^a\.json is not JSON \({reason}.*\); download it again\.$"):
         parse_json(text, "a.json")
-    with pytest.raises(DataError, match=r"^a\.json is not JSON \(line 7: .*\); mend it\.$"):
-        parse_json(text, "a.json", 7, remedy="mend it")
+    with pytest.raises(DataError, match=r"^a\.json is not JSON \(line 7: .*\); fix it\.$"):
+        parse_json(text, "a.json", 7, remedy="fix it")

@@ -178,7 +178,7 @@ def test_only_what_is_new_or_changed_is_read_again(model, videos, tmp_path):
     assert run() == ((5, 0, 2, 3, 0, 3), [])  # nothing is tried again, and the two are still unreadable
     assert content(tmp_path / "i") == first
 
-    shutil.copy(videos / "a.mp4", videos / "torn.mp4")  # mended
+    shutil.copy(videos / "a.mp4", videos / "torn.mp4")  # whole again
     (videos / "a.mp4").unlink()
     os.utime(videos / "b.MP4", ns=(1, 1))  # touched
     assert run() == ((4, 2, 1, 1, 3, 3), [])
