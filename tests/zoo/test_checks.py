@@ -176,7 +176,7 @@ def test_never_a_traceback(start, key, trainer_key, value, other):
 
 
 @pytest.mark.slow
-@settings(max_examples=250, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(**ARBITRARY)
 def test_never_a_traceback_of_many(start, key, trainer_key, value, other):
     never_a_traceback(start, key, trainer_key, value, other)

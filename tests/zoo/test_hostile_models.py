@@ -369,14 +369,14 @@ def shared_folder(module, tmp_path_factory) -> Path:
     return hub.save(module, tmp_path_factory.mktemp("random") / "model")
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=50, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 @given(config=WHOLE)
 def test_random_configs_give_a_model_or_a_sentence(shared_folder, config):
     try_configs(shared_folder, config)
 
 
 @pytest.mark.slow
-@settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=2000, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 @given(config=WHOLE)
 def test_many_random_configs_give_a_model_or_a_sentence(shared_folder, config):
     try_configs(shared_folder, config)

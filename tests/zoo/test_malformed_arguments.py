@@ -287,7 +287,7 @@ def test_every_broken_argument_is_refused(folder, name):
 
 
 @pytest.mark.slow
-@settings(max_examples=1500, **QUICK | {"derandomize": False})
+@settings(max_examples=400, **QUICK)
 @given(LINES)
 def test_many_words_are_answered_or_refused(folder, line):
     check_random(line)
