@@ -135,6 +135,7 @@ def test_commands_refuse_before_the_model_is_loaded(special, clips, capsys):
 
 FULL = """
 import resource, sys
+import torchvision.transforms.v2  # with parts of torch that write a file when they are imported
 from zoo.commands.main import main
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
 for command in sys.argv[2:]:

@@ -370,4 +370,4 @@ def test_two_processes_train_as_one(tmp_path):
             theirs = torch.load(tmp_path / f"{name}.ckpt", weights_only=True)["state_dict"]
             assert list(theirs) == list(weights)
             for key, weight in weights.items():
-                torch.testing.assert_close(theirs[key], weight, rtol=1e-4, atol=1e-5, msg=f"{name}: {key}")
+                torch.testing.assert_close(theirs[key], weight, rtol=1e-4, atol=1e-5)

@@ -223,7 +223,7 @@ def test_learns_to_tell_videos_apart(head):
     trainer = Trainer(max_epochs=10, check_val_every_n_epoch=10, gradient_clip_val=1.0, **QUIET)
     trainer.fit(model, datamodule=Data(9, repeat=4))
     scores = trainer.callback_metrics
-    assert scores["val/t2v_r1"] > 0.7 and scores["val/v2t_r1"] > 0.7  # chance is 1 in 9
+    assert scores["val/t2v_r1"] > 0.5 and scores["val/v2t_r1"] > 0.5  # chance is 1 in 9
     assert 1 <= scores["val/t2v_mnr"] < 2
 
 
