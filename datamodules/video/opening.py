@@ -1,6 +1,7 @@
 """Opening files of video: on disks, behind URLs and in shards, without what a hostile file could do at opening."""
 
 import io
+import logging
 import os
 from typing import BinaryIO
 
@@ -24,6 +25,9 @@ CONTAINERS = ("mov", "matroska", "avi", "mpegts", "mpeg", "mpegvideo", "m4v", "h
               "asf", "flv", "gif", "jpeg_pipe", "png_pipe", "apng", "webp_pipe", "bmp_pipe")  # fmt: skip
 """libav's names of the formats that are read, which hold their pictures themselves. Others are texts (SDP, HLS, DASH,
 concat) that make libav listen to the network, or read whatever file or address they name."""
+
+# What matters in libav's log is raised as well; Python prints it where nobody handles it.
+logging.getLogger("libav").addHandler(logging.NullHandler())
 
 MAX_PIXELS = 2**26
 """Largest frame accepted, in pixels (8192 x 8192): a damaged header must not ask for terabytes."""

@@ -158,6 +158,7 @@ def test_a_full_disk_is_one_sentence_with_the_file_and_the_next_run_goes_on(clip
     zoo.index(model, clips, tmp_path / "whole", num_workers=0)
     zoo.index(model, video, tmp_path / "begun", num_workers=0)
     (tmp_path / "old.png").write_text("old")
+    zoo.predict(NANO, video)  # compiles kernels, which are written to a cache
     commands = {
         "features/": ["extract", NANO, str(clips), "-o", str(tmp_path / "features"), "--window", "0.5"],
         "begun/part-": ["index", model, str(clips), "-o", str(tmp_path / "begun"), "--workers", "0"],
