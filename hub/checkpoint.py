@@ -5,6 +5,7 @@ also hold ``recipe.yaml``, ``metrics.csv`` and ``curves.png`` of the run that tr
 """
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -37,6 +38,7 @@ __all__ = [
     "check_state_dict",
     "check_tensors",
     "checkpoint_of",
+    "fingerprint",
     "is_state_dict",
     "load_pickle",
     "load_safetensors",
@@ -99,6 +101,16 @@ def checkpoint_of(model: Saveable) -> Checkpoint:
     """A module of the zoo as data, without the weights that only its training needs."""
     weights = {k: v for k, v in model.state_dict().items() if not k.startswith(model.training_weights)}
     return Checkpoint(model.config, weights)
+
+
+def fingerprint(state_dict: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of weights, wherever they come from: for each tensor, sorted by name, the line ``name dtype shape``
+    and its bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state_dict.items()):
+        digest.update(f"{name} {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def write(checkpoint: Checkpoint, folder: str | os.PathLike, check: Callable[[Path], object] | None = None) -> Path:

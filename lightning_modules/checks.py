@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from lightning_modules.errors import ModelError
 
-__all__ = ["Range", "check_arguments", "check_choice", "check_constructor", "check_range", "check_sizes"]
+__all__ = ["MASK_TYPES", "Range", "check_arguments", "check_choice", "check_constructor", "check_range", "check_sizes"]
 
 
 class Range(NamedTuple):
@@ -130,6 +130,8 @@ _TOWER_SIZES = {
     "patch_size": _PIXELS,
 }
 _TOWER_SIZE = Range(1, 10_000_000, whole=True)
+# How `lightning_modules.nets.masking` chooses patches; here, a command can name them without torch.
+MASK_TYPES = ("random", "tube", "clip-row", "frame-row", "attention")
 _CHOICES = {"schedule": ("step", "epoch"), "layer_decay_scope": ("all", "embedding")}
 
 

@@ -156,7 +156,7 @@ def test_no_module_reaches_itself():
         ("hub.remote", "import zoo"),
         ("datamodules.base", "def f():\n    from lightning_modules.nets.videomamba import VideoMamba"),
         ("lightning_modules.base", "import importlib\nimportlib.import_module('datamodules')"),
-        ("lightning_modules.ops.backend", "from lightning_modules.nets.layers import RMSNorm"),
+        ("lightning_modules.ops.backend", "from lightning_modules.nets.bimamba import Block"),
         ("lightning_modules.nets.videomamba", "from ..optim import build"),
         ("lightning_modules.base", "from lightning_modules.tasks.classification import VideoClassifier"),
         ("lightning_modules.training.optim", "from lightning_modules.tasks.classification import VideoClassifier"),

@@ -1,11 +1,11 @@
-"""Text from elsewhere (names of files and classes, answers of servers), made safe to print."""
+"""What is printed: text from elsewhere (names of files and classes, answers of servers) made safe, and times."""
 
 import unicodedata
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["acts_on_terminal", "printable", "printable_warnings"]
+__all__ = ["acts_on_terminal", "clock", "printable", "printable_warnings"]
 
 # Control characters, format characters such as the bidirectional overrides, lone surrogates, and separators of lines.
 _CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
@@ -23,6 +23,14 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(_escaped(char) if acts_on_terminal(char) else char for char in text)
+
+
+def clock(seconds: float, *, tenths: bool = True) -> str:
+    """Return a time as players show it: 0:07.5, 12:34.0, 1:02:03.0; without `tenths` cut to 0:07, 12:34, 1:02:03."""
+    minutes, rest = divmod(round(10 * seconds) if tenths else 10 * int(seconds), 600)
+    hours, minutes = divmod(minutes, 60)
+    shown = f"{rest // 10:02}.{rest % 10}" if tenths else f"{rest // 10:02}"
+    return f"{hours}:{minutes:02}:{shown}" if hours else f"{minutes}:{shown}"
 
 
 def acts_on_terminal(char: str) -> bool:

@@ -24,6 +24,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from hub.checkpoint import load_pickle
 from zoo.errors import ZooError
+from zoo.files import written
 
 __all__ = ["Metrics", "Runs", "discard", "is_finished", "loggers", "new_folder", "read_checkpoint", "steps_done"]
 
@@ -124,7 +125,7 @@ def read_checkpoint(checkpoint: Path, weights_only: bool | None = None) -> dict:
             content = torch.load(file, map_location="cpu", mmap=True, weights_only=False)
         else:
             content = load_pickle(file, mmap=True)
-    except Exception as error:
+    except Exception as error:  # torch has a type of its own for each way in which a file is damaged
         reason = " ".join(str(error).split())[:200]
         raise ZooError(f"{checkpoint} cannot be read ({reason}); remove it, or pass another to --ckpt_path.") from error
     if not isinstance(content, dict) or not isinstance(content.get("global_step"), int):
@@ -205,17 +206,10 @@ class _Writer(ExperimentWriter):
         return sorted(reader.fieldnames or []), list(reader)
 
     def _write(self, fieldnames: list[str], rows: list[dict[str, str]]) -> None:
-        beside = Path(f"{self.metrics_file_path}.part")
-        try:
-            with beside.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, fieldnames)
-                writer.writeheader()
-                writer.writerows(rows)
-            beside.replace(self.metrics_file_path)
-        except BaseException:
-            with suppress(OSError):  # a full disk
-                beside.unlink()
-            raise
+        with written(self.metrics_file_path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames)
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 def _numbered(parent: Path, prefix: str) -> list[Path]:

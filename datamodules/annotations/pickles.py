@@ -16,8 +16,6 @@ _MOST_VALUES = 10**8
 """Values of a pickle, where one that is referred to several times counts as often: MSVD's captions have a million."""
 
 _OPERATIONS = {operation.code.encode("latin-1"): operation for operation in pickletools.opcodes}
-_LENGTH_BYTES = {pickletools.TAKEN_FROM_ARGUMENT1: 1, pickletools.TAKEN_FROM_ARGUMENT4: 4,
-                 pickletools.TAKEN_FROM_ARGUMENT4U: 4, pickletools.TAKEN_FROM_ARGUMENT8U: 8}  # fmt: skip
 _NUMBERS = ("FRAME", "PUT", "BINPUT", "LONG_BINPUT")
 
 
@@ -67,31 +65,15 @@ def _refusal(path: str, what: str) -> DataError:
 def _check_lengths(data: bytes) -> None:
     """Raises ValueError for a length or a place in the memo beyond the file's end: `pickle` makes room for it at once,
     and nine bytes can ask for gigabytes."""
-    place = 0
-    while place < len(data):
-        operation = _OPERATIONS.get(data[place : place + 1])
-        if operation is None:
-            return  # `pickle` says so too
-        start, kind = place + 1, operation.arg
-        if kind is None:
-            place = start
-        elif kind.n >= 0:
-            place = start + kind.n
-        elif kind.n == pickletools.UP_TO_NEWLINE:
-            # Names of classes have two lines, but are refused anyway.
-            place = data.find(b"\n", start) + 1 or len(data)
-        else:
-            ahead = start + _LENGTH_BYTES[kind.n]
-            place = ahead + int.from_bytes(data[start:ahead], "little")
-        if place > len(data):
-            raise ValueError(f"a value is longer than the file, at byte {start - 1}")
-        if operation.name in _NUMBERS:
-            value = data[start:place]
-            number = int(value[:20]) if operation.name == "PUT" else int.from_bytes(value, "little")
-            if number > len(data):
-                raise ValueError(f"{operation.name} {number} is beyond the end of the file, at byte {start - 1}")
-        if operation.name == "STOP":
-            return
+    stream = io.BytesIO(data)
+    while (operation := _OPERATIONS.get(stream.read(1))) and operation.name != "STOP":
+        start = stream.tell()
+        if operation.name == "STRING":
+            stream.readline()  # pickletools takes only ASCII, and Python 2 wrote more
+        elif operation.arg is not None:
+            value = operation.arg.reader(stream)
+            if operation.name in _NUMBERS and value > len(data):
+                raise ValueError(f"{operation.name} {value} is beyond the end of the file, at byte {start - 1}")
 
 
 def _first_strange(content: Any) -> str | None:

@@ -26,7 +26,7 @@ from transformers.models.bert.modeling_bert import BertLayer
 
 from lightning_modules.checks import check_sizes
 from lightning_modules.errors import ModelError
-from lightning_modules.nets.pretrained import checkpoint_folder
+from lightning_modules.nets.pretrained import fitting_sizes, pretrained_folder
 
 __all__ = ["BertWords", "build_bert", "clean_text", "encode_words", "fuse", "load_bert", "predict_words",
            "pretrained_sizes"]  # fmt: skip
@@ -61,10 +61,8 @@ def build_bert(sizes: dict, fusion_layers: int, context_dim: int) -> BertForMask
         ModelError: an unknown key or a value that does not fit.
     """
     check_sizes("text", sizes, _SIZES)
-    try:
+    with fitting_sizes("text"):
         bert = BertForMaskedLM(BertConfig(**sizes, attn_implementation="sdpa"))
-    except Exception as error:  # transformers' checks raise a type of their own for each kind of mistake
-        raise ModelError(f"The sizes in text do not fit together: {' '.join(str(error).split())}") from error
     depth = bert.config.num_hidden_layers
     if not 0 < fusion_layers < depth:
         raise ModelError(f"fusion_layers is {fusion_layers}; with {depth} layers of BERT choose 1 to {depth - 1}.")
@@ -86,13 +84,8 @@ def build_bert(sizes: dict, fusion_layers: int, context_dim: int) -> BertForMask
 
 def pretrained_sizes(source: str) -> dict:
     """The sizes of a pretrained BERT, written out in full, as `build_bert` takes them; arguments as for `load_bert`."""
-    try:
-        with checkpoint_folder(source, weights=False) as folder:
-            config = BertConfig.from_pretrained(folder)
-    except ModelError:
-        raise
-    except Exception as error:  # transformers passes on what JSON raises
-        raise _unreadable(source, error) from error
+    with pretrained_folder("BERT", source, weights=False) as folder:
+        config = BertConfig.from_pretrained(folder)
     return {name: getattr(config, name) for name in _SIZES}
 
 
@@ -111,16 +104,11 @@ def load_bert(bert: BertForMaskedLM, source: str) -> list[str]:
     Raises:
         ModelError: it cannot be fetched, or holds something else.
     """
-    try:
-        with checkpoint_folder(source) as folder:
-            donor, found = BertForMaskedLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-            if found["missing_keys"]:
-                raise KeyError(f"it has no {min(found['missing_keys'])}")
-            vocabulary = BertTokenizer.from_pretrained(folder).get_vocab()
-    except ModelError:
-        raise
-    except Exception as error:  # transformers passes on what safetensors and JSON raise
-        raise _unreadable(source, error) from error
+    with pretrained_folder("BERT", source) as folder:
+        donor, found = BertForMaskedLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        if found["missing_keys"]:
+            raise KeyError(f"it has no {min(found['missing_keys'])}")
+        vocabulary = BertTokenizer.from_pretrained(folder).get_vocab()
     weights = {name: weight for name, weight in donor.state_dict().items() if ".decoder." not in name}
     own = bert.state_dict()
     weights |= {name: weight for name, weight in own.items() if ".crossattention." in name}
@@ -129,12 +117,6 @@ def load_bert(bert: BertForMaskedLM, source: str) -> list[str]:
                          "the checkpoint.")  # fmt: skip
     bert.load_state_dict(weights)
     return sorted(vocabulary, key=vocabulary.get)
-
-
-def _unreadable(source: str, error: Exception) -> ModelError:
-    reason = " ".join(str(error).split()).partition(". ")[0]
-    return ModelError(f"The BERT checkpoint {source!r} cannot be read ({reason}); name a BERT model of the Hugging "
-                      "Face Hub or a folder that holds one.")  # fmt: skip
 
 
 def encode_words(bert: BertForMaskedLM, ids: Tensor, mask: Tensor, recompute: bool = False) -> Tensor:
@@ -288,22 +270,17 @@ class BertWords(nn.Module):
         self._tokenizer = None
 
     def _made(self) -> BertTokenizer:
-        if self._tokenizer is None:
-            self._tokenizer = self._build()
-        return self._tokenizer
-
-    def _build(self) -> BertTokenizer:
+        if self._tokenizer is not None:
+            return self._tokenizer
         if self.is_empty:
             raise ModelError("The tokenizer has no word pieces yet; load weights, start from a BERT checkpoint "
                              "(text_weights), or let it learn them from captions.")  # fmt: skip
         # Loader processes are forked after the first text, and tokenizers warns at each if it had threads.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         rows = (bytes(row).rstrip(b"\0").decode() for row in self.pieces.cpu().numpy())
-        return BertTokenizer(vocab={piece: i for i, piece in enumerate(rows) if piece})
+        self._tokenizer = BertTokenizer(vocab={piece: i for i, piece in enumerate(rows) if piece})
+        return self._tokenizer
 
     def _load_from_state_dict(self, *args, **kwargs) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._tokenizer = None
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_tokenizer": None}

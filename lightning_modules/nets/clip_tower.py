@@ -23,7 +23,7 @@ from transformers import (
 
 from lightning_modules.checks import check_sizes
 from lightning_modules.errors import ModelError
-from lightning_modules.nets.pretrained import checkpoint_folder
+from lightning_modules.nets.pretrained import fitting_sizes, pretrained_folder
 
 __all__ = [
     "CLIP_SIZES",
@@ -67,20 +67,16 @@ def build_clip(sizes: dict) -> CLIPModel:
     text = sizes.get("text_config", {})
     end = text.get("vocab_size", CLIPTextConfig.vocab_size) - 1
     special = {"bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}
-    try:
+    with fitting_sizes("clip"):
         return CLIPModel(CLIPConfig(**{**sizes, "text_config": {**text, **special}}))
-    except Exception as error:  # transformers' checks raise a type of their own for each kind of mistake
-        raise _misfit(error) from error
 
 
 def build_image_tower(sizes: dict) -> CLIPVisionModelWithProjection:
     """The image tower and its projection alone, with random weights; `sizes` and errors as for `build_clip`."""
     _check_sizes(sizes)
     shared = {"projection_dim": sizes.get("projection_dim", CLIPConfig.projection_dim)}
-    try:
+    with fitting_sizes("clip"):
         return CLIPVisionModelWithProjection(CLIPVisionConfig(**sizes.get("vision_config", {}), **shared))
-    except Exception as error:
-        raise _misfit(error) from error
 
 
 def _check_sizes(sizes: dict) -> None:
@@ -89,10 +85,6 @@ def _check_sizes(sizes: dict) -> None:
     check_sizes("clip", {k: v for k, v in sizes.items() if k not in parts}, (*CLIP_SIZES, "projection_dim"))
     for key, part in parts.items():
         check_sizes(f"clip.{key}", part, CLIP_SIZES[key])
-
-
-def _misfit(error: Exception) -> ModelError:
-    return ModelError(f"The sizes in clip do not fit together: {' '.join(str(error).split())}")
 
 
 def sizes_of(clip: CLIPModel) -> dict:
@@ -115,14 +107,9 @@ def load_clip(source: str) -> tuple[CLIPModel, Tensor]:
     Raises:
         ModelError: it cannot be fetched, or holds something else.
     """
-    try:
-        with checkpoint_folder(source) as folder:
-            clip = CLIPModel.from_pretrained(folder, dtype=torch.float32)
-            tokenizer = CLIPTokenizer.from_pretrained(folder)
-    except ModelError:
-        raise
-    except Exception as error:  # transformers passes on what safetensors and JSON raise
-        raise _unreadable(source, error) from error
+    with pretrained_folder("CLIP", source) as folder:
+        clip = CLIPModel.from_pretrained(folder, dtype=torch.float32)
+        tokenizer = CLIPTokenizer.from_pretrained(folder)
     return clip.train(), merges_of(tokenizer, source)  # from_pretrained leaves it in eval mode
 
 
@@ -134,26 +121,16 @@ def load_image_tower(source: str) -> CLIPVisionModelWithProjection:
     logging.set_verbosity_error()  # it would list the text tower's weights as left over
     try:
         # Some checkpoints note the width of the projection for both towers together only.
-        with checkpoint_folder(source) as folder:
+        with pretrained_folder("CLIP", source) as folder:
             width = AutoConfig.from_pretrained(folder, trust_remote_code=False).projection_dim
             tower, found = CLIPVisionModelWithProjection.from_pretrained(
                 folder, dtype=torch.float32, projection_dim=width, output_loading_info=True
             )
-        if found["missing_keys"]:
-            raise KeyError(f"it has no {min(found['missing_keys'])}")
-    except ModelError:
-        raise
-    except Exception as error:
-        raise _unreadable(source, error) from error
+            if found["missing_keys"]:
+                raise KeyError(f"it has no {min(found['missing_keys'])}")
     finally:
         logging.set_verbosity(level)
     return tower
-
-
-def _unreadable(source: str, error: Exception) -> ModelError:
-    reason = " ".join(str(error).split()).partition(". ")[0]
-    return ModelError(f"The CLIP checkpoint {source!r} cannot be read ({reason}); name a CLIP model of the Hugging "
-                      "Face Hub or a folder that holds one.")  # fmt: skip
 
 
 def encode_frames(clip: CLIPModel, images: Tensor, patches: bool) -> Tensor:
@@ -284,9 +261,6 @@ class ClipTokenizer(nn.Module):
     def _load_from_state_dict(self, *args, **kwargs) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._tokenizer = None
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_tokenizer": None}
 
 
 def merges_of(tokenizer: CLIPTokenizer, source: str | Path) -> Tensor:

@@ -17,14 +17,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_modules.checks import MASK_TYPES, check_choice
 from lightning_modules.errors import ModelError
 
 __all__ = ["MASK_TYPES", "Generators", "draw_visible", "num_visible", "pick_first", "weighted_order"]
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 """One of the device, one of the CPU for each clip of the batch, or torch's own."""
-
-MASK_TYPES = ("random", "tube", "clip-row", "frame-row", "attention")
 
 
 def num_visible(mask_type: str, mask_ratio: float, frames: int, side: int) -> int:
@@ -42,8 +41,7 @@ def num_visible(mask_type: str, mask_ratio: float, frames: int, side: int) -> in
     Raises:
         ModelError: another mask type or ratio.
     """
-    if mask_type not in MASK_TYPES:
-        raise ModelError(f"mask_type is {mask_type!r}; choose one of {', '.join(MASK_TYPES)}.")
+    check_choice("mask_type", mask_type, MASK_TYPES)
     if not 0 <= mask_ratio < 1:
         raise ModelError(f"mask_ratio is {mask_ratio}; it has to be at least 0 and less than 1.")
     patches = side**2

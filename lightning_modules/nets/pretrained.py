@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lightning_modules.errors import ModelError
 
-__all__ = ["PINNED", "checkpoint_folder"]
+__all__ = ["PINNED", "checkpoint_folder", "fitting_sizes", "pretrained_folder"]
 
 # The module that fetches, with `pull` and `pull_folder`. Named, not imported: this package knows none of ours.
 FETCHER = "hub.remote"
@@ -45,6 +45,42 @@ def _read_pins() -> dict[str, dict[str, tuple[str, str]]]:
 
 # Repository -> file -> revision, SHA-256.
 PINNED = _read_pins()
+
+
+@contextmanager
+def fitting_sizes(where: str) -> Iterator[None]:
+    """Builds a model of transformers in the block.
+
+    Raises:
+        ModelError: the sizes in the argument `where` do not fit together.
+    """
+    try:
+        yield
+    except Exception as error:  # transformers' checks raise a type of their own for each kind of mistake
+        raise ModelError(f"The sizes in {where} do not fit together: {' '.join(str(error).split())}") from error
+
+
+@contextmanager
+def pretrained_folder(kind: str, source: str, *, weights: bool = True) -> Iterator[str]:
+    """A `checkpoint_folder` that the block reads with transformers.
+
+    Args:
+        kind: CLIP or BERT.
+        source: see `checkpoint_folder`.
+        weights: see `checkpoint_folder`.
+
+    Raises:
+        ModelError: the files cannot be fetched, or the block cannot read them.
+    """
+    try:
+        with checkpoint_folder(source, weights=weights) as folder:
+            yield folder
+    except ModelError:
+        raise
+    except Exception as error:  # transformers passes on what safetensors and JSON raise
+        reason = " ".join(str(error).split()).partition(". ")[0]
+        raise ModelError(f"The {kind} checkpoint {source!r} cannot be read ({reason}); name a {kind} model of the "
+                         "Hugging Face Hub or a folder that holds one.") from error  # fmt: skip
 
 
 @contextmanager

@@ -11,8 +11,8 @@ from torchvision.ops import stochastic_depth
 from lightning_modules.checks import check_arguments
 from lightning_modules.errors import ModelError
 from lightning_modules.nets.bimamba import BiMamba, Block
-from lightning_modules.nets.layers import PatchEmbed
 from lightning_modules.nets.scan_orders import CrossScan, block_orders, temporal_first
+from lightning_modules.ops import linear
 
 __all__ = ["VideoMamba", "adapt_state_dict", "inflate_patch_embedding", "resize_frames", "resize_grid"]
 
@@ -201,6 +201,41 @@ class VideoMamba(nn.Module):
         if name.startswith("layers."):
             return int(name.split(".")[1]) + 1
         return self.depth + 1
+
+
+class PatchEmbed(nn.Module):
+    """Cuts images or clips into patches and projects each to a vector.
+
+    Patches do not overlap, so the convolution is a matrix product over unfolded patches; it is computed as one, which
+    on a CPU is faster than the convolution. The weight keeps the convolution's shape and official key ``proj.weight``.
+
+    Args:
+        embed_dim: width of a token.
+        patch_size: side of a patch in pixels.
+        tubelet_size: frames per token; None makes a 2-D embedding for still images.
+    """
+
+    def __init__(self, embed_dim: int, patch_size: int = 16, tubelet_size: int | None = 1) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.tubelet_size = tubelet_size
+        if tubelet_size is None:
+            self.proj = nn.Conv2d(3, embed_dim, patch_size, stride=patch_size)
+        else:
+            kernel = (tubelet_size, patch_size, patch_size)
+            self.proj = nn.Conv3d(3, embed_dim, kernel, stride=kernel)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, T, H, W), or (B, C, H, W) where ``tubelet_size`` is None -> (B, T', H'W', embed_dim), raster order."""
+        if self.tubelet_size is None:
+            x = x.unsqueeze(2)
+        batch, channels, frames, height, width = x.shape
+        t, p = self.tubelet_size or 1, self.patch_size
+        x = x.reshape(batch, channels, frames // t, t, height // p, p, width // p, p)
+        x = x.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(
+            batch, frames // t, (height // p) * (width // p), channels * t * p * p
+        )
+        return linear(x, self.proj.weight.flatten(1), self.proj.bias)
 
 
 def resize_grid(pos_embed: Tensor, side: int) -> Tensor:

@@ -12,9 +12,7 @@ from PIL import Image
 
 from datamodules.synthetic.writing import generate
 from lightning_modules.nets.clip_tower import build_clip
-from lightning_modules.nets.masking import MASK_TYPES
 from zoo.commands.main import main
-from zoo.commands.masks import TYPES
 
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 CLIP = {"text_config": {"vocab_size": 514, **TOWER}, "vision_config": {"image_size": 32, "patch_size": 8, **TOWER}}
@@ -45,10 +43,6 @@ def masks(workspace, monkeypatch, capsys):
         return status, *capsys.readouterr()
 
     return call
-
-
-def test_types_are_those_of_the_networks():
-    assert TYPES == MASK_TYPES
 
 
 def test_a_picture_of_the_mask_that_clips_attention_chose(masks):

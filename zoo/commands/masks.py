@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from lightning_modules.checks import MASK_TYPES
 from zoo.commands.console import print_json, show
 from zoo.errors import ZooError
 from zoo.files import PICTURES, check_target
@@ -10,7 +11,6 @@ from zoo.limits import FRAMES, check_range
 
 __all__ = ["add_arguments", "run"]
 
-TYPES = ("random", "tube", "clip-row", "frame-row", "attention")  # of nets/masking.py, without importing torch
 TEACHER = "openai/clip-vit-base-patch16"
 MOST_PIXELS = 512 * 512**2
 
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLES
     parser.add_argument("video", metavar="VIDEO", help="video file")
     parser.add_argument(
-        "--type", choices=TYPES, help="how patches are chosen (default tube, or attention with --teacher)"
+        "--type", choices=MASK_TYPES, help="how patches are chosen (default tube, or attention with --teacher)"
     )
     parser.add_argument("--ratio", type=float, default=0.8, metavar="R", help="share that is masked (default 0.8)")
     parser.add_argument("--frames", type=int, default=8, metavar="N", help="frames of the clip (default 8)")

@@ -18,6 +18,7 @@ from zoo.limits import (
     check_window_and_step,
     check_windows,
 )
+from zoo.printable import clock
 from zoo.sources import find_videos
 
 __all__ = ["add_arguments", "run"]
@@ -287,16 +288,8 @@ def _timeline_table(title: str, found):
     for heading, justify in (("from", "right"), ("to", "right"), ("label", "left"), ("probability", "right")):
         table.add_column(heading, justify=justify)
     for start, end, label, probability, _ in found.segments():
-        table.add_row(_clock(start), _clock(end), label, f"{probability:.1%}")
+        table.add_row(clock(start), clock(end), label, f"{probability:.1%}")
     return table
-
-
-def _clock(seconds: float) -> str:
-    """Minutes, seconds and tenths, hours where there are any: 2:05.0, 1:02:05.0."""
-    tenths = round(10 * seconds)
-    minutes, rest = divmod(tenths, 600)
-    clock = f"{rest // 10:02}.{rest % 10}"
-    return f"{minutes}:{clock}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{clock}"
 
 
 def _timeline_record(model: str, video: str, found, topk: int) -> dict:

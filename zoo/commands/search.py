@@ -6,6 +6,7 @@ import os
 from zoo.commands.console import print_json, show
 from zoo.files import PAGES, check_target
 from zoo.limits import TOPK, check_range
+from zoo.printable import clock
 
 __all__ = ["add_arguments", "run"]
 
@@ -58,8 +59,6 @@ def run(args: argparse.Namespace) -> None:
 def _table(query: str, hits: list):
     from rich import box
     from rich.table import Table
-
-    from zoo.retrieval.gallery import clock
 
     table = Table(title=query, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("", justify="right", style="dim")

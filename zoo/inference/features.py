@@ -30,6 +30,7 @@ from datamodules.video.opening import DecodeError
 from datamodules.video.resize import center_crop, to_clip
 from datamodules.video.sampling import clip_indices, range_in
 from datamodules.video.suffixes import VIDEO_SUFFIXES
+from hub.checkpoint import fingerprint
 from lightning_modules.base import BaseModule
 from lightning_modules.nets.mambavl import pool_tokens
 from lightning_modules.nets.videomamba import VideoMamba
@@ -107,7 +108,7 @@ def extract(
         raise ZooError(f"{name} has no VideoMamba for clips to extract features with; use a video classifier.")
     model = to_device(model, device).eval()
     settings = {"tokens": tokens, "window": window, "stride": stride, "preprocessing": model.preprocessing,
-                "width": net.embed_dim, "weights": _fingerprint(net)}  # fmt: skip
+                "width": net.embed_dim, "weights": fingerprint(net.state_dict())}  # fmt: skip
     settings = {key: json.dumps(value, sort_keys=True) for key, value in settings.items()}
     out.mkdir(parents=True, exist_ok=True)
     mine = {key: path for key, path in sources.items() if zlib.crc32(os.fsencode(key)) % shard[1] == shard[0] - 1}
@@ -216,15 +217,6 @@ def _batches(
             if len(clips) == batch_size or number == len(spans) - 1:
                 yield torch.stack(clips), torch.stack(times)
                 clips, times = [], []
-
-
-def _fingerprint(net: VideoMamba) -> int:
-    """Tells weights from others."""
-    value = 0
-    for name, tensor in sorted(net.state_dict().items()):
-        value = zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy(), value)
-        value = zlib.crc32(name.encode(), value)
-    return value
 
 
 def _check_settings(target: Path, settings: dict[str, str]) -> None:

@@ -12,7 +12,7 @@ from datamodules.video.views import Views
 from zoo.files import PICTURES, check_target, written
 from zoo.inference.long_videos import Timeline
 from zoo.inference.predict import Prediction
-from zoo.printable import printable
+from zoo.printable import clock, printable
 
 __all__ = ["plot_masks", "plot_predictions", "plot_timelines"]
 
@@ -112,7 +112,7 @@ def plot_timelines(rows: Sequence[tuple[str, Timeline]], out: str | os.PathLike)
         pictures, strip, curves = part.subplots(3, 1, sharex=True, height_ratios=height)
         hidden = len({segment.index for segment in timeline.segments()}) - len(classes)
         part.suptitle(
-            f"{_literal(title)}  ({clock(timeline.duration)})",
+            f"{_literal(title)}  ({clock(timeline.duration, tenths=False)})",
             x=0.01, ha="left", fontsize=11, color=TEXT, fontweight="bold",
         )  # fmt: skip
         colours = dict(zip(classes, COLOURS, strict=False))
@@ -122,16 +122,10 @@ def plot_timelines(rows: Sequence[tuple[str, Timeline]], out: str | os.PathLike)
         curves.set_xlim(0, timeline.duration)
         distance = next((t for t in TICK_SECONDS if timeline.duration <= 14 * t), TICK_SECONDS[-1])
         ticks = np.arange(0, timeline.duration + 1e-6, distance)
-        curves.set_xticks(ticks, [clock(tick) for tick in ticks], fontsize=9, color=MUTED)
+        curves.set_xticks(ticks, [clock(tick, tenths=False) for tick in ticks], fontsize=9, color=MUTED)
         if hidden > 0:
             curves.set_xlabel(f"grey: {hidden} more classes, each for a shorter time", fontsize=9, color=MUTED)
     return _save(figure, out)
-
-
-def clock(seconds: float) -> str:
-    """A time as people write it: 2:05, 1:02:05."""
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 def _longest(timeline: Timeline) -> list[int]:

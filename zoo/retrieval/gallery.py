@@ -14,6 +14,7 @@ from PIL import Image
 from datamodules.video.frames import open_video
 from datamodules.video.opening import DecodeError
 from zoo.files import PAGES, check_target, written
+from zoo.printable import clock
 from zoo.retrieval.vector_index import Hit
 
 __all__ = ["clock", "write_gallery"]
@@ -72,14 +73,6 @@ def write_gallery(page: str | os.PathLike, results: Sequence[tuple[str, Sequence
     with written(page, PAGES) as beside:
         beside.write_text(_PAGE.format(title=title, sections=sections), encoding="utf-8", errors="replace")
     return page
-
-
-def clock(seconds: float) -> str:
-    """Times as players show them, with tenths: 0:07.5, 12:34.0, 1:02:03.0."""
-    minutes, tenths = divmod(round(seconds * 10), 600)
-    hours, minutes = divmod(minutes, 60)
-    rest = f"{tenths // 10:02d}.{tenths % 10}"
-    return f"{hours}:{minutes:02d}:{rest}" if hours else f"{minutes}:{rest}"
 
 
 def _section(query: str, hits: Sequence[Hit], folder: Path) -> str:

@@ -13,7 +13,6 @@ not depend on where an earlier run was killed:
                      ^     ^
 """
 
-import hashlib
 import json
 import math
 import os
@@ -33,6 +32,7 @@ from datamodules.retrieval import frame_positions
 from datamodules.video.frames import open_video
 from datamodules.video.opening import DecodeError
 from datamodules.video.resize import center_crop, to_clip
+from hub.checkpoint import fingerprint
 from zoo.build import load
 from zoo.errors import UnknownModelError, ZooError
 from zoo.files import check_folder
@@ -371,13 +371,9 @@ def _is_registered(name: str) -> bool:
 
 
 def _describe(model: nn.Module) -> dict:
-    """What tells a model from another: its config, and the SHA-256 of its weights, wherever they come from: for each
-    tensor of the state dict, sorted by name, the line ``name dtype shape`` and its bytes."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return {"config": json.loads(json.dumps(getattr(model, "config", None))), "sha256": digest.hexdigest()}
+    """What tells a model from another: its config and the SHA-256 of its weights."""
+    config = json.loads(json.dumps(getattr(model, "config", None)))
+    return {"config": config, "sha256": fingerprint(model.state_dict())}
 
 
 def _open(out: Path, source: str | None, model: nn.Module, window: float | None, dtype: str | None) -> Index:

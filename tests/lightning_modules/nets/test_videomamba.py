@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_modules.nets.bimamba import BiMamba
-from lightning_modules.nets.layers import PatchEmbed
 from lightning_modules.nets.videomamba import (
+    PatchEmbed,
     VideoMamba,
     adapt_state_dict,
     inflate_patch_embedding,

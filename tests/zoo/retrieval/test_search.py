@@ -27,7 +27,7 @@ from datamodules.video.decode import VideoReader
 from datamodules.video.views import load_views
 from lightning_modules.tasks.retrieval import TextVideoRetrieval
 from zoo.commands.main import main
-from zoo.retrieval.gallery import clock
+from zoo.printable import clock
 from zoo.retrieval.vector_index import Index
 
 ZOO = Path(sys.executable).with_name("zoo")
