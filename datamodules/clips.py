@@ -224,7 +224,7 @@ class ClipDataModule(L.LightningDataModule, ABC):
         num_frames: frames of a clip.
         image_size: side in pixels of the square that the model sees.
         short_side: length in pixels of the shorter side before evaluation crops.
-        sampling: "sparse", "dense", "ssv2" or "intervals", see `datamodules.video.sampling`.
+        sampling: "sparse", "dense", "ssv2", "intervals" or "middles", see `datamodules.video.sampling`.
         frame_stride: distance of frames where sampling is "dense".
         interpolation: "bilinear", "bicubic" or "bicubic-plain", see `datamodules.augment`.
         resize: "crop" or "squeeze", what becomes of frames that are no squares in evaluation.

@@ -5,6 +5,7 @@ odd size the middle sample meets itself and stays as it is.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +21,7 @@ STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class BatchMixer:
-    """Turns a batch with `label` into one with mixed float video and a soft `target`.
+    """Turns a batch with labels into one with mixed float video and soft targets.
 
     Args:
         mixup: alpha of the Beta distribution of lambda for mixup; 0 switches mixup off.
@@ -39,12 +40,17 @@ class BatchMixer:
         """Whether there is anything to do."""
         return self.mixup > 0 or self.cutmix > 0 or self.erasing > 0
 
-    def __call__(self, batch: dict, num_classes: int) -> dict:
-        """Batch with `video` uint8 or float 0..1 (B, 3, T, H, W) and `label` int64 (B,) on any device.
+    def __call__(self, batch: dict, num_classes: int | Mapping[str, int]) -> dict:
+        """Batch with `video` uint8 or float 0..1 (B, 3, T, H, W) and labels int64 (B,) on any device.
+
+        Args:
+            batch: as a DataModule makes it.
+            num_classes: of `label`; of a batch with several labels, the classes of each by its key.
 
         Returns:
-            A new batch with `video` float32, and `target` float32 (B, num_classes), not smoothed, where mixup or
-            cutmix is on. Nothing is done if nothing is on.
+            A new batch with `video` float32, and where mixup or cutmix is on, `target` float32 (B, num_classes), or
+            for each of several labels `<key>_target`. Targets are not smoothed: each row has the shares of the clips
+            in its picture, and a label of -1 (unknown) contributes nothing. Nothing is done if nothing is on.
         """
         if not self.active:
             return batch
@@ -57,8 +63,11 @@ class BatchMixer:
             use_cutmix = self.cutmix > 0 and (self.mixup == 0 or torch.rand(()).item() < self.cutmix_share)
             share = _beta(self.cutmix if use_cutmix else self.mixup)
             batch["video"], share = _cutmix(video, share) if use_cutmix else (_mixup(video, share), share)
-            target = F.one_hot(batch["label"], num_classes).float()
-            batch["target"] = target.mul(share).add_(target.flip(0), alpha=1 - share)
+            several = isinstance(num_classes, Mapping)
+            for key, classes in (num_classes if several else {"label": num_classes}).items():
+                target = F.one_hot(batch[key].clamp_min(0), classes).float() * (batch[key] >= 0).unsqueeze(1)
+                name = f"{key}_target" if several else "target"
+                batch[name] = target.mul(share).add_(target.flip(0), alpha=1 - share)
         return batch
 
 

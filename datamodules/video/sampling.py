@@ -19,7 +19,7 @@ __all__ = ["MAX_FRAMES", "SAMPLINGS", "clip_indices", "frames_of", "range_in"]
 MAX_FRAMES = 10_000
 """Frames of a clip, and clips of a video: what is above asks for all memory and not for a result."""
 
-SAMPLINGS = ("sparse", "dense", "ssv2", "intervals")
+SAMPLINGS = ("sparse", "dense", "ssv2", "intervals", "middles")
 _SLACK_SECONDS = 1e-6
 
 
@@ -44,11 +44,14 @@ def clip_indices(
     | intervals | the same                     | the same                | the same                            |
     | ssv2     | one at random per segment     | middle of each segment  | k = 0: segment starts, k = 1: middles |
     | dense    | random start, then the stride | centred                 | S starts spread evenly over the file |
+    | middles  | anywhere in each part         | middle of each part     | (k + 1) / (S + 1) of each part      |
 
     `sparse` is the rule of Kinetics, Breakfast and COIN, whose intervals lie between frame 0 and frame n - 1; `ssv2` is
     that of Something-Something V2 with segments of n / T frames and exactly two test clips. With one test clip, `ssv2`
     and `dense` give the `val` clip. `intervals` is the rule of VideoMamba with language: all n frames are shared out,
-    and a file shorter than the clip repeats its last frame (docs/protocol.md, section 14).
+    and a file shorter than the clip repeats its last frame (docs/protocol.md, section 14). `middles` is the rule of
+    AVION and of the published MambaVL: T equal parts of n / T frames each; their middles, in training moved by up to
+    (n - 1) / 2T frames either way, cut down to whole frames (docs/protocol.md, section 22).
 
     Args:
         num_video_frames: n >= 1, frames in the file.
@@ -78,6 +81,8 @@ def clip_indices(
         indices = _ssv2(num_video_frames, num_frames, mode, clip, num_clips, generator)
     elif sampling == "intervals":
         indices = _intervals(num_video_frames, num_frames, mode, clip, num_clips, generator)
+    elif sampling == "middles":
+        indices = _middles(num_video_frames, num_frames, mode, clip, num_clips, generator)
     elif sampling == "dense":
         indices = _dense(num_video_frames, num_frames, mode, clip, num_clips, frame_stride, generator)
     else:
@@ -124,6 +129,20 @@ def _intervals(
         number, of = (0, 1) if mode == "val" else (clip, num_clips)
         indices = first + (last - first) * (number + 1) // (of + 1)
     return np.pad(indices, (0, num_frames - count), mode="edge")
+
+
+def _middles(
+    n: int, num_frames: int, mode: str, clip: int, num_clips: int, generator: torch.Generator | None
+) -> np.ndarray:
+    edges = np.linspace(0, n, num_frames + 1)
+    if mode == "test" and num_clips > 1:
+        place = edges[:-1] + (clip + 1) / (num_clips + 1) * np.diff(edges)
+    else:
+        place = (edges[:-1] + edges[1:]) / 2
+    if mode == "train":
+        uniform = torch.rand(num_frames, generator=generator, dtype=torch.float64).numpy()
+        place = place + (uniform - 0.5) * (n - 1) / num_frames
+    return np.floor(place)
 
 
 def _ssv2(

@@ -32,11 +32,16 @@ class EpicMetrics(Metric):
     the product of the verb's and the noun's probability, which is what the official evaluator does where a submission
     has no action scores. A segment is rare ("tail") as a verb or noun where that is, as an action where either is.
 
+    With `as_coded` there is one more number for the action, that of MambaVL's authors (docs/protocol.md, section 22):
+    it counts where the verb is among the five best verbs and the noun among the five best nouns. These are 25 guesses
+    where the challenge allows 5: the number is never lower than that of `pair`, and does not compare with it.
+
     Every segment is kept with its index and counted once on `compute`; placeholders (-1) and segments without labels
     are left out. Equal scores keep the order of `torch.topk`.
 
     Args:
         task: "recognition" or "anticipation".
+        as_coded: also compute `action_top5_as_coded`, or for anticipation `action_recall5_as_coded`.
 
     Raises:
         ModelError: another task.
@@ -44,11 +49,11 @@ class EpicMetrics(Metric):
 
     full_state_update = False
 
-    def __init__(self, task: str = "recognition") -> None:
+    def __init__(self, task: str = "recognition", as_coded: bool = False) -> None:
         super().__init__()
         if task not in TASKS:
             raise ModelError(f"task is {task!r}; choose one of {', '.join(TASKS)}.")
-        self.task = task
+        self.task, self.as_coded = task, as_coded
         for name in ("index", "truth", "subsets", *_PARTS):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
@@ -90,7 +95,7 @@ class EpicMetrics(Metric):
         """Values in [0, 1], nan where a subset is empty, and ``samples``, how many segments were counted.
 
         Names are part_topk (verb_top1, noun_top5, pair_top1, ...) or part_recall5; those of subsets begin with unseen_
-        or tail_ (tail_action_top1).
+        or tail_ (tail_action_top1). The number `as_coded` has no subsets.
         """
         index = dim_zero_cat(self.index)
         truth, subsets = dim_zero_cat(self.truth), dim_zero_cat(self.subsets)
@@ -115,6 +120,13 @@ class EpicMetrics(Metric):
                     continue
                 for k in (1, _K) if not title else (1,):
                     result[f"{title}{part}_top{k}"] = hits[subset, :k].any(dim=1).float().mean()
+        if self.as_coded:
+            found = [(best[part][rows] == right[part].unsqueeze(1)).any(dim=1) for part in ("verb", "noun")]
+            both = found[0] & found[1]
+            if self.task == "anticipation":
+                result["action_recall5_as_coded"] = _class_mean(both, number)
+            else:
+                result["action_top5_as_coded"] = both.float().mean()
         return {**result, "samples": hits.new_tensor(len(rows), dtype=torch.float32)}
 
 

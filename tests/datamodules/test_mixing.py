@@ -70,6 +70,32 @@ def test_cutmix_pastes_one_box_and_counts_it(size):
     assert min(mixed_shares) < 0.1 and max(mixed_shares) > 0.5
 
 
+def test_two_labels_are_mixed_with_the_picture(golden, monkeypatch):
+    """Targets of MambaVL's official training step; the official step leaves the clips as they are, here they are mixed."""
+    tensors, _ = golden("mambavl_fusion")
+    share, classes = float(tensors["mixed.lam"]), {"verb": 7, "noun": 11}
+    monkeypatch.setattr("datamodules.mixing._beta", lambda alpha: share)
+    batch = batch_of(3) | {name: tensors[f"input.{name}"] for name in classes}
+    out = BatchMixer(mixup=0.8)(batch, classes)
+    assert "target" not in out
+    for name, count in classes.items():
+        smoothed = 0.9 * out[f"{name}_target"] + 0.1 / count  # what cross_entropy(label_smoothing=0.1) does
+        torch.testing.assert_close(smoothed, tensors[f"mixed.target.{name}"], atol=1e-6, rtol=0)
+    expected = torch.tensor([20 * (1 - share), 10, 20 * share]) / 255
+    torch.testing.assert_close(out["video"][:, 0, 0, 0, 0], expected)
+
+
+def test_cutmix_of_two_labels_counts_the_box_that_is_pasted():
+    batch = batch_of(4) | {"verb": torch.tensor([0, 1, 2, 3]), "noun": torch.tensor([4, -1, 0, 1])}
+    for _ in range(10):
+        out = BatchMixer(cutmix=1.0)(batch, {"verb": 4, "noun": 5})
+        foreign = float((out["video"][0] != 0).float().mean())
+        verb, noun = out["verb_target"], out["noun_target"]
+        torch.testing.assert_close(verb[0], torch.tensor([1 - foreign, 0, 0, foreign]), atol=1e-6, rtol=0)
+        torch.testing.assert_close(noun[0], torch.tensor([0, foreign, 0, 0, 1 - foreign]), atol=1e-6, rtol=0)
+        torch.testing.assert_close(noun[1], torch.tensor([foreign, 0, 0, 0, 0]), atol=1e-6, rtol=0)  # unknown
+
+
 def test_switch_between_mixup_and_cutmix():
     batch = batch_of(2, frames=1, side=16, value=lambda i: 200 * i)
     mixer = BatchMixer(mixup=0.8, cutmix=1.0)

@@ -62,6 +62,34 @@ def test_intervals_by_hand():
     assert clip_indices(3, 5, sampling="intervals", mode="test").tolist() == [0, 1, 2, 2, 2]
 
 
+@given(LENGTHS, CLIPS, st.integers(0, 1000), st.integers(0, 500))
+def test_middles_are_those_of_the_published_pipeline(n, t, seed, start):
+    """AVION samples frames start .. start + n of a whole video (zhaoyue-zephyrus/AVION, avion/data/clip_dataset.py)."""
+    published = np.convolve(np.linspace(start, start + n, t + 1), [0.5, 0.5], mode="valid")
+    for mode in ("val", "test"):
+        assert clip_indices(n, t, sampling="middles", mode=mode).tolist() == (published.astype(int) - start).tolist()
+    drawn = clip_indices(n, t, sampling="middles", mode="train", generator=torch.Generator().manual_seed(seed))
+    uniform = torch.rand(t, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).numpy()
+    expected = (published - start + (uniform - 0.5) * (n - 1) / t).astype(int)
+    assert abs(drawn - expected).max() <= 1 and (drawn == expected).mean() >= 1 - 1 / t  # a place just below a frame
+    assert (np.diff(drawn) >= 0).all() and drawn[0] >= 0 and drawn[-1] < n
+    for k in range(3):
+        one = clip_indices(n, t, sampling="middles", mode="test", clip=k, num_clips=3)
+        assert all(i * n / t - 1 < place < (i + 1) * n / t for i, place in enumerate(one))
+
+
+def test_middles_by_hand():
+    # n = 40, T = 16: parts of 2.5 frames, middles 1.25, 3.75, 6.25, ...
+    assert clip_indices(40, 16, sampling="middles", mode="val").tolist() == [
+        1, 3, 6, 8, 11, 13, 16, 18, 21, 23, 26, 28, 31, 33, 36, 38]  # fmt: skip
+    assert clip_indices(3, 4, sampling="middles", mode="test").tolist() == [0, 1, 1, 2]
+    # n = 160: parts of 10, middles 5, 15, ..; half a part of 159 / 16 either way, and every place in between.
+    generator = torch.Generator().manual_seed(0)
+    drawn = np.stack([clip_indices(160, 16, sampling="middles", mode="train", generator=generator) for _ in range(400)])
+    assert set((drawn[:, 3] - 35).tolist()) == set(range(-5, 5))
+    assert abs(drawn.mean(axis=0) - (np.arange(16) * 10 + 4.5)).max() < 0.6
+
+
 def test_sparse_by_hand():
     # n = 21, T = 8: s = 2.5, edges 0 2.5 5 7.5 10 12.5 15 17.5 -> 0 2 5 8 10 12 15 18 (ties to even)
     assert clip_indices(21, 8, sampling="sparse", mode="val").tolist() == [1, 3, 6, 9, 11, 13, 16, 19]
@@ -163,7 +191,7 @@ def test_torch_seed_repeats_the_draw():
         ({"num_frames": 0}, "at least 1"),
         ({"frame_stride": 0}, "at least 1"),
         ({"mode": "eval"}, "mode has to be 'train', 'val' or 'test', got 'eval'"),
-        ({"sampling": "uniform"}, "sampling has to be one of sparse, dense, ssv2, intervals, got 'uniform'"),
+        ({"sampling": "uniform"}, "sampling has to be one of sparse, dense, ssv2, intervals, middles, got 'uniform'"),
         ({"clip": 2, "num_clips": 2}, r"clip has to be in 0 \.\. num_clips - 1 = 1, got 2"),
         ({"sampling": "ssv2", "mode": "test", "num_clips": 4}, "one or two test clips, got num_clips=4; use 2"),
     ],
