@@ -71,7 +71,7 @@ def test_cutmix_pastes_one_box_and_counts_it(size):
 
 
 def test_two_labels_are_mixed_with_the_picture(golden, monkeypatch):
-    """Targets of MambaVL's official training step; the official step leaves the clips as they are, here they are mixed."""
+    """Targets of MambaVL's official training step, which leaves the clips as they are; here these are mixed too."""
     tensors, _ = golden("mambavl_fusion")
     share, classes = float(tensors["mixed.lam"]), {"verb": 7, "noun": 11}
     monkeypatch.setattr("datamodules.mixing._beta", lambda alpha: share)
