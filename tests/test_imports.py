@@ -42,7 +42,8 @@ FLOORS = {
     ),
     "zoo": (
         ("datasets", "errors", "printable"),
-        ("checks", "files", "limits", "plain_yaml", "registry", "runs", "sources"),
+        ("files",),
+        ("checks", "limits", "plain_yaml", "registry", "runs", "sources"),
         ("recipe", "configs"),
         ("fetch",),
         ("build",),

@@ -28,24 +28,18 @@ from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
-from datamodules.annotations.captions import are_texts
-from datamodules.annotations.lists import is_number, parse_json
+from datamodules.annotations.lists import parse_json
 from datamodules.errors import DataError
 from datamodules.shards.reading import FORMAT, INDEX_SUFFIX, read_index
 from datamodules.storage.files import read_bytes
-from datamodules.storage.members import as_member, open_member, open_tar
+from datamodules.storage.members import as_member, open_member
 from datamodules.storage.processes import ProcessPool, after_fork, lock
 from datamodules.storage.writing import written
 from datamodules.video.encoding import reencode
 from datamodules.video.opening import DecodeError
-from datamodules.video.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from datamodules.video.suffixes import IMAGE_SUFFIXES
 
-__all__ = ["Source", "Written", "check_shards", "index_shards", "parse_size", "write_shards"]
-
-_MEDIA = (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)
-
-_LONGEST_TEXT = 2**24
-"""Bytes of a sample's class or captions."""
+__all__ = ["Source", "Written", "parse_size", "summary", "write_index", "write_shards"]
 
 
 class Source(NamedTuple):
@@ -136,7 +130,7 @@ def write_shards(
     index = folder / f"{split}{INDEX_SUFFIX}"
     with _journal(folder / f".{split}.journal.jsonl", index, made_of) as journal:
         if journal is None:
-            return _summary(index, kept=None)
+            return summary(index, kept=None)
         kept, done = journal.shards, journal.samples
         report = on_files or (lambda done, total: None)
         report(done, len(sources))
@@ -156,7 +150,7 @@ def write_shards(
             journal.drop()
             raise DataError(f"Not one of the {len(sources)} {split} files can be read; nothing was written.")
         journal.finish()
-    return _summary(index, kept=kept)
+    return summary(index, kept=kept)
 
 
 def _digest(sources: Sequence[Source]) -> str:
@@ -166,7 +160,8 @@ def _digest(sources: Sequence[Source]) -> str:
     return digest.hexdigest()
 
 
-def _summary(index: Path, kept: int | None) -> Written:
+def summary(index: Path, kept: int | None) -> Written:
+    """What an index says was done; with `kept` None, all shards had been there."""
     header = json.loads(index.read_text(encoding="utf-8").partition("\n")[0])
     return Written(header["samples"], header["shards"], header["bytes"], header["left_out"],
                    header["shards"] if kept is None else kept)  # fmt: skip
@@ -208,7 +203,7 @@ class _Journal:
     def finish(self) -> None:
         """Writes the index, and removes the journal."""
         shards = [line["shard"] for line in self._lines if line["shard"] is not None]
-        _write_index(self._index, {**self._made_of, "left_out": self.samples - self.written}, shards)
+        write_index(self._index, {**self._made_of, "left_out": self.samples - self.written}, shards)
         self.drop()
 
     def drop(self) -> None:
@@ -294,7 +289,8 @@ def _whole_lines(file: BinaryIO) -> list[dict[str, Any]]:
             for number, line in enumerate(text[:end].splitlines(), 1)]  # fmt: skip
 
 
-def _write_index(path: Path, header: dict[str, Any], shards: Sequence[dict[str, Any]]) -> None:
+def write_index(path: Path, header: dict[str, Any], shards: Sequence[dict[str, Any]]) -> None:
+    """Writes an index, whole or not at all: the header with totals, then a line for each shard."""
     totals = {"samples": sum(len(shard["offset"]) for shard in shards), "shards": len(shards),
               "bytes": sum(shard["bytes"] for shard in shards)}  # fmt: skip
     with _writing(path), written(path, locked=True) as beside, open(beside, "wb") as file:
@@ -418,136 +414,6 @@ def _line(path: Path, name: str, sha256: str) -> dict[str, Any]:
         media = [info for info in tar if os.path.splitext(info.name)[1] not in (".cls", ".json", ".txt")]
     return {"shard": name, "bytes": path.stat().st_size, "sha256": sha256,
             "offset": [info.offset_data for info in media], "size": [info.size for info in media]}  # fmt: skip
-
-
-# Shards that are there ---------------------------------------------------------------------------------------------
-
-
-def index_shards(
-    paths: Sequence[str | os.PathLike[str]],
-    split: str,
-    *,
-    class_names: list[str] | None = None,
-    on_files: Callable[[int, int], None] | None = None,
-) -> Written:
-    """Writes the index of shards that others made, in their folder. A sample's class is its member .cls, its captions
-    are its .txt, or else "caption" or "captions" in its .json.
-
-    Args:
-        paths: the tars, local and in one folder.
-        split: the split that they are.
-        class_names: where they have classes.
-        on_files: called with the number of finished shards and of all.
-
-    Raises:
-        DataError: a tar cannot be read or has no samples, or samples with neither class nor captions, or both pictures
-            and videos; or there is an index already.
-    """
-    folders = {Path(path).parent for path in paths}
-    if len(folders) != 1:
-        raise DataError("An index is for the shards of one folder; name some, and all in the same.")
-    index = folders.pop() / f"{split}{INDEX_SUFFIX}"
-    if index.exists():
-        raise DataError(f"{index} exists; remove it first to make it anew.")
-    shards, left_out, kinds = [], 0, set()
-    for number, path in enumerate(map(Path, paths)):
-        if on_files is not None:
-            on_files(number, len(paths))
-        line, strange, found = _line_of(path)
-        shards.append(line)
-        left_out += strange
-        kinds |= found
-    fields = [{key for key in ("label", "captions") if key in shard} for shard in shards]
-    if any(found != fields[0] for found in fields) or not fields[0]:
-        raise DataError(f"{paths[0]}: the samples need a class each (.cls), or captions (.txt, or caption in .json).")
-    if len(kinds) != 1:
-        raise DataError(f"{paths[0]}: the shards hold both pictures and videos; make an index for each kind.")
-    about = {"fields": sorted(fields[0]), "media": kinds.pop(), "class_names": class_names}
-    _write_index(index, {**FORMAT, "split": split, **about, "left_out": left_out}, shards)
-    if on_files is not None:
-        on_files(len(paths), len(paths))
-    return _summary(index, kept=0)
-
-
-def _line_of(path: Path) -> tuple[dict[str, Any], int, set[str]]:
-    """A shard's line, how many of its samples had nothing to see or nothing said of them, and the kinds of the rest."""
-    from webdataset.tariterators import base_plus_ext
-
-    line: dict[str, Any] = {"shard": path.name, "bytes": path.stat().st_size, "sha256": _sha256(path),
-                            "offset": [], "size": [], "name": []}  # fmt: skip
-    strange, kinds = 0, set()
-    try:
-        with open(path, "rb") as file, open_tar(file) as tar:
-            # Links and devices hold nothing, and the parts of a sparse file are not as long as it.
-            plain = (info for info in tar if info.isreg() and not info.issparse())
-            infos = (info for info in plain if base_plus_ext(info.name)[0] is not None)
-            for key, members in itertools.groupby(infos, lambda info: base_plus_ext(info.name)[0]):
-                parts = {base_plus_ext(info.name)[1].lower(): info for info in members}
-                media = next((info for part, info in parts.items() if f".{part}" in _MEDIA), None)
-                said = _said(path, tar, parts)
-                if media is None or not said:
-                    strange += 1
-                    continue
-                suffix = os.path.splitext(media.name)[1].lower()
-                kinds.add("image" if suffix in IMAGE_SUFFIXES else "video")
-                values = {"offset": media.offset_data, "size": media.size, "name": f"{key}{suffix}", **said}
-                for field, value in values.items():
-                    line.setdefault(field, []).append(value)
-    except (tarfile.TarError, OSError) as error:
-        raise DataError(f"{path} cannot be read as a tar shard ({error}); copy or download it again.") from error
-    lengths = {len(value) for value in line.values() if isinstance(value, list)}
-    if lengths == {0} or len(lengths) != 1:
-        raise DataError(f"{path}: its samples do not all have a class, or all captions; write it again.")
-    return line, strange, kinds
-
-
-def _said(path: Path, tar: tarfile.TarFile, parts: dict[str, tarfile.TarInfo]) -> dict[str, Any]:
-    """The class or the captions of a sample."""
-    text = {}
-    for part in ("cls", "txt", "json"):
-        if part in parts:
-            if parts[part].size > _LONGEST_TEXT:
-                raise tarfile.ReadError(f"{parts[part].name} is {parts[part].size} bytes long")
-            text[part] = tar.extractfile(parts[part]).read().decode()
-    if "cls" in text:
-        if not is_number(text["cls"].strip()):
-            raise tarfile.ReadError(f"{parts['cls'].name} is {text['cls'][:80]!r}, not a number")
-        return {"label": int(text["cls"])}
-    if "txt" in text:
-        return {"captions": [line for line in text["txt"].splitlines() if line.strip()] or [""]}
-    values = parse_json(text["json"], f"{path}: {parts['json'].name}") if "json" in text else None
-    captions = values.get("captions", values.get("caption")) if isinstance(values, dict) else None
-    captions = [captions] if isinstance(captions, str) else captions
-    return {"captions": captions} if are_texts(captions) else {}
-
-
-def check_shards(folder: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
-    """Reads all shards of a folder, and compares them with the digests in its indices.
-
-    Returns:
-        Names of the shards that are as they should be, and of those that are missing or damaged.
-
-    Raises:
-        DataError: there is no index.
-    """
-    indices = sorted(Path(folder).glob(f"*{INDEX_SUFFIX}"))
-    if not indices:
-        raise DataError(f"{folder} has no index of shards; is it the folder that zoo shard wrote?")
-    good, bad = [], []
-    for index in indices:
-        read_index(str(index))  # says what is wrong with it
-        for line in index.read_text(encoding="utf-8-sig").split("\n")[1:]:
-            if not line.strip():
-                continue
-            shard = json.loads(line)
-            path = index.parent / shard["shard"]
-            (good if path.is_file() and _sha256(path) == shard["sha256"] else bad).append(path.name)
-    return good, bad
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def parse_size(text: str) -> int:

@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    from datamodules.shards.writing import check_shards
+    from datamodules.shards.indexing import check_shards
 
     good, bad = check_shards(args.data)
     if args.json:
@@ -131,7 +131,7 @@ def _index(args: argparse.Namespace, report: Any) -> "dict[str, Written]":
     import glob
 
     from datamodules.annotations.lists import read_names
-    from datamodules.shards.writing import index_shards
+    from datamodules.shards.indexing import index_shards
     from datamodules.storage.files import expand_braces
 
     if len(args.split or ()) > 1:
