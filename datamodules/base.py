@@ -18,10 +18,11 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from datamodules.augment import AUTO_AUGMENT_POLICIES, CROPS, TrainTransform
 from datamodules.checks import SHARE, Count, Number, OneOf, OrNone, Range, check
-from datamodules.clips import ClipDataModule, ClipFormat, FetchingAhead, UnreadableTally
+from datamodules.clips import ClipDataModule, ClipFormat, FetchingAhead
 from datamodules.errors import DataError, some
 from datamodules.loading import Draw, seeded
 from datamodules.mixing import BatchMixer
+from datamodules.unreadable import UnreadableTally
 from datamodules.video.opening import DecodeError
 from datamodules.video.resize import to_clip
 from datamodules.video.sampling import MAX_FRAMES, clip_indices
@@ -55,7 +56,7 @@ class ClipDataset(FetchingAhead, Dataset):
         num_crops: crops of the fixed views, 1 or 3.
         repeats: augmentations of one decoded clip; with more than one, a training item is a list of so many dicts,
             which `collate_clips` puts side by side.
-        max_unreadable: see `datamodules.clips.UnreadableTally`, which the code that iterates has to `check`.
+        max_unreadable: see `datamodules.unreadable.UnreadableTally`, which the code that iterates has to `check`.
     """
 
     def __init__(
@@ -83,12 +84,12 @@ class ClipDataset(FetchingAhead, Dataset):
     def __getitem__(self, item: int | Draw) -> dict | list[dict]:
         if self.transform is None:
             return self._fixed(item)
-        draw = item if isinstance(item, Draw) else Draw(item, int(torch.randint(2**32, ())))
+        draw = Draw.of(item)
         clips = [{**clip, "seed": draw.seed} for clip in self._random(draw)]
         return clips if self.repeats > 1 else clips[0]
 
-    def path_of(self, item: int | Draw) -> str:
-        return self.samples[item.index if isinstance(item, Draw) else item].path
+    def path_of(self, index: int) -> str:
+        return self.samples[index].path
 
     def _fixed(self, index: int) -> dict:
         sample = self.samples[index]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, wraps
 from multiprocessing import get_all_start_methods
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -27,23 +27,19 @@ from datamodules.loading import (
     EvaluationLoader,
     TrainSampler,
     ignore_interrupts,
-    seeded,
     suitable_workers,
     worker_context,
 )
 from datamodules.overview import SplitOverview, print_overview
 from datamodules.shards.reading import ShardListings, ShardSampler, has_index
-from datamodules.storage.files import Folders, is_url, join
-from datamodules.storage.files import split as split_path
-from datamodules.storage.members import as_member, fetched_ahead
+from datamodules.storage.files import Folders, join
+from datamodules.storage.members import fetched_ahead
+from datamodules.unreadable import Listed, UnreadableTally
 from datamodules.video.frames import DECODERS, check_decoder, open_video
-from datamodules.video.opening import DecodeError
 from datamodules.video.resize import INTERPOLATIONS, MAX_SIDE, RESIZES, Reader, read_resized
 from datamodules.video.sampling import MAX_FRAMES, SAMPLINGS
 
 __all__ = ["CLIP_RULES", "ClipDataModule", "ClipFormat", "FetchingAhead", "UnreadableTally", "warn_of_leaks"]
-
-T = TypeVar("T")
 
 CLIP_RULES = {
     "num_frames": Count(1, MAX_FRAMES),
@@ -56,12 +52,6 @@ CLIP_RULES = {
     "decoder": OneOf(*DECODERS),
 }
 """What the arguments of a `ClipFormat` have to be."""
-
-
-class Listed(Protocol):
-    """An entry of a listing: a video, with what is known of it."""
-
-    path: str
 
 
 @dataclass(frozen=True)
@@ -99,88 +89,6 @@ class ClipFormat:
         return read_resized(reader, indices, **size)
 
 
-class UnreadableTally:
-    """Which videos of a listing could not be read, in memory that the loader's workers share.
-
-    Args:
-        samples: the listing.
-        max_share: share of the listing above which `check` raises. A single broken video is always forgiven, unless
-            the share is 0.
-    """
-
-    def __init__(self, samples: Sequence[Listed], max_share: float) -> None:
-        self.samples = samples
-        self.max_count = max(max_share * len(samples), 1) if max_share > 0 else 0
-        self.flags = torch.zeros(len(samples), dtype=torch.uint8).share_memory_()
-
-    @property
-    def exceeded(self) -> bool:
-        """Whether more videos are broken than accepted, or all of them."""
-        count = int(self.flags.sum(dtype=torch.int64))
-        return count > self.max_count or count == len(self.samples)
-
-    def report_missing(self, indices: Sequence[int], split: str) -> None:
-        """Notes files that are known not to exist, with one warning for all."""
-        if indices:
-            self.flags[indices] = 1
-            shown = some([self.samples[index].path for index in indices])
-            warnings.warn(f"{len(indices)} of the {len(self.samples)} {split} videos do not exist: {shown}.")
-
-    def report(self, index: int, error: DecodeError, consequence: str) -> None:
-        """Notes a broken video, with one warning per video."""
-        if not self.flags[index]:
-            self.flags[index] = 1
-            warnings.warn(f"{error} ({consequence})", stacklevel=2)
-
-    def read_or_replace(self, draw: Draw, read: Callable[[int], T]) -> T | None:
-        """`read(draw.index)` or, where that video is broken, `read` of another one drawn at random; None where too many
-        are broken.
-
-        Substitutes are tried in an order of their own and each starts with fresh random numbers: the result does not
-        depend on which broken videos have been met before.
-        """
-        order = torch.Generator().manual_seed(draw.seed)
-        index = draw.index
-        while not self.exceeded:
-            if not self.flags[index]:
-                try:
-                    with seeded(draw.seed):
-                        return read(index)
-                except DecodeError as error:
-                    self.report(index, error, "replaced by another video")
-            index = int(torch.randint(len(self.samples), (), generator=order))
-        return None
-
-    def check(self, *, at_start: bool = False) -> None:
-        """Raises `DataError` with counts and the first culprits where too many videos are broken.
-
-        Args:
-            at_start: whether the run has not read anything yet, so that a path is likelier wrong than a disk gone.
-        """
-        if not self.exceeded:
-            return
-        broken = self.flags.nonzero().flatten().tolist()
-        shown = some([self.samples[index].path for index in broken])
-        first = self.samples[broken[0]].path
-        member = as_member(first)
-        folder = split_path(first if member is None else member.shard)[0]
-        is_gone = not is_url(folder) and not os.path.isdir(folder or ".")
-        if is_gone and at_start:
-            raise DataError(
-                f"{len(broken)} of {len(self.samples)} videos do not exist, and neither does the folder {folder}; "
-                "check data.root and the paths in the list, and that the disk is mounted."
-            )
-        if is_gone:
-            raise DataError(
-                f"{len(broken)} of {len(self.samples)} videos cannot be read, as the folder {folder} is gone; bring "
-                "its disk back, and go on from the last checkpoint with --ckpt_path last."
-            )
-        raise DataError(
-            f"{len(broken)} of {len(self.samples)} videos cannot be read, more than max_unreadable allows "
-            f"({int(self.max_count)}): {shown}; fix or remove them, or raise max_unreadable."
-        )
-
-
 def warn_of_leaks(listings: dict[str, Sequence[Listed]]) -> None:
     """Warns of training videos that are also evaluated."""
     trained = {sample.path for sample in listings.get("train", ())}
@@ -194,11 +102,12 @@ class FetchingAhead(ABC):
     """A data set whose loader processes fetch remote samples of a batch while they decode others of it."""
 
     @abstractmethod
-    def path_of(self, item: int | Draw) -> str:
-        """What reading an item opens."""
+    def path_of(self, index: int) -> str:
+        """Return the path that reading an item opens."""
 
-    def __getitems__(self, items: list) -> list:
-        return [self[item] for item in fetched_ahead(items, [self.path_of(item) for item in items])]
+    def __getitems__(self, items: list[int | Draw]) -> list:
+        numbers = (item.index if isinstance(item, Draw) else item for item in items)
+        return [self[item] for item in fetched_ahead(items, list(map(self.path_of, numbers)))]
 
 
 def _or_of_shards(listing: Callable[[Any, str], list]) -> Callable[[Any, str], list]:
@@ -504,12 +413,9 @@ class ClipDataModule(L.LightningDataModule, ABC):
         return ShardSampler(dataset, self.repeats_in_sampler, sizes=sizes, buffer=self.shuffle_buffer, **options)
 
     def items_of_shards(self, sizes: list[int]) -> list[int]:
-        """Training items of each shard, from its samples, of which a data set may make several items each."""
+        """Return the training items of each shard, given its samples; a sample may make several items."""
         first = getattr(self.datasets["train"], "first_items", None)
-        if first is None:
-            return sizes
-        ends = first[np.cumsum(sizes)]
-        return np.diff(ends, prepend=0).tolist()
+        return sizes if first is None else np.diff(first[np.cumsum([0, *sizes])]).tolist()
 
     def train_dataloader(self) -> DataLoader:
         """Random clips, shuffled; in a loop of your own call `loader.sampler.set_epoch`, as Lightning does."""

@@ -34,6 +34,11 @@ class Draw(NamedTuple):
     index: int
     seed: int
 
+    @classmethod
+    def of(cls, item: "int | Draw") -> "Draw":
+        """Return the draw itself; an index gets a random seed."""
+        return item if isinstance(item, Draw) else cls(item, int(torch.randint(2**32, ())))
+
 
 class TrainSampler(DistributedSampler):
     """Deals the items of an epoch out to the processes in turn, in random order, each with a seed.

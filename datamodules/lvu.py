@@ -104,11 +104,8 @@ class FilmDataset(ClipDataset):
     def spans_of(self, index: int) -> Sequence[Span]:
         return self.windows[index]
 
-    def path_of(self, item: int | Draw) -> str:
-        if self.transform is None:
-            return super().path_of(item)
-        index = item.index if isinstance(item, Draw) else item
-        return self.samples[self._film_of(index)].path
+    def path_of(self, index: int) -> str:
+        return self.samples[index if self.transform is None else self._film_of(index)].path
 
     def _film_of(self, item: int) -> int:
         return int(np.searchsorted(self.first_items, item, side="right")) - 1
@@ -334,9 +331,6 @@ class LVU(VideoDataModule):
         key = "label" if self.task in CLASSES else "value"
         windows = [self.windows(film) for film in samples]
         return FilmDataset(samples, clip, windows=windows, key=key, max_unreadable=self.max_unreadable, **options)
-
-    def items_of_shards(self, sizes: list[int]) -> list[int]:
-        return np.diff(self.datasets["train"].first_items[np.cumsum([0, *sizes])]).tolist()  # an item is a window
 
     def val_dataloader(self) -> DataLoader:
         """The videos in the order of the listing; with windows one at a time, since they differ in their number."""

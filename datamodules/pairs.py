@@ -14,16 +14,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
-from datamodules.annotations.captions import Captions, are_texts, read_json, values_of
+from datamodules.annotations.captions import Captions, are_texts, captions_in, read_json
 from datamodules.annotations.lists import parse_json
 from datamodules.augment import TrainTransform
 from datamodules.checks import SHARE, Number, check
-from datamodules.clips import ClipFormat, FetchingAhead, UnreadableTally
+from datamodules.clips import ClipFormat, FetchingAhead
 from datamodules.errors import DataError
 from datamodules.loading import Draw
 from datamodules.retrieval import CaptionDataset, RetrievalDataModule, frame_positions
 from datamodules.shards.reading import open_shards, shard_order
 from datamodules.storage.files import join, read_text
+from datamodules.unreadable import UnreadableTally
 from datamodules.video.resize import to_clip
 
 __all__ = ["Pair", "PairCorpora", "PairDataset", "PairList", "PairSampler", "read_pairs"]
@@ -58,12 +59,8 @@ def read_pairs(path: str) -> Iterator[tuple[str, Pair]]:
     entries = _lines(path) if path.lower().endswith(_LINES) else read_json(path, list)
     for entry in entries:
         kind = next((kind for kind in _KINDS if isinstance(entry, dict) and kind in entry), "video")
-        name, captions = values_of(entry, {kind: str, "caption": (str, list)}, path)
-        captions = [captions] if isinstance(captions, str) else captions
-        if not are_texts(captions):
-            raise DataError(f"{path}: the captions of {name} are not a list of texts with one at least; correct it.")
-        for caption in captions:
-            yield kind, Pair(name, caption)
+        name, captions = captions_in(entry, kind, path)
+        yield from ((kind, Pair(name, caption)) for caption in captions)
 
 
 def _lines(path: str) -> Iterator[Any]:
@@ -157,7 +154,7 @@ class PairDataset(FetchingAhead, Dataset):
         clip: frames and pixels.
         transform: of clips and pictures.
         random_frames: draw the frames of clips at random.
-        max_unreadable: see `datamodules.clips.UnreadableTally`.
+        max_unreadable: see `datamodules.unreadable.UnreadableTally`.
     """
 
     def __init__(
@@ -179,13 +176,13 @@ class PairDataset(FetchingAhead, Dataset):
         return len(self.pairs)
 
     def __getitem__(self, item: int | Draw) -> dict:
-        draw = item if isinstance(item, Draw) else Draw(item, int(torch.randint(2**32, ())))
+        draw = Draw.of(item)
         start, tally = self.tally.of(draw.index)
         found = tally.read_or_replace(Draw(draw.index - start, draw.seed), lambda number: self._read(start + number))
         return {**(found or self._placeholder(draw.index)), "seed": draw.seed}
 
-    def path_of(self, item: int | Draw) -> str:
-        return self.pairs[item.index if isinstance(item, Draw) else item].path
+    def path_of(self, index: int) -> str:
+        return self.pairs[index].path
 
     def _read(self, number: int) -> dict:
         pair = self.pairs[number]

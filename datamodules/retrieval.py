@@ -19,10 +19,11 @@ from datamodules.annotations.captions import Captions, read_captions
 from datamodules.annotations.locate import locate_videos, plain_name
 from datamodules.augment import TrainTransform
 from datamodules.checks import Number, OrNone, Range, check
-from datamodules.clips import ClipDataModule, ClipFormat, FetchingAhead, UnreadableTally
+from datamodules.clips import ClipDataModule, ClipFormat, FetchingAhead
 from datamodules.errors import DataError, some
 from datamodules.loading import Draw
 from datamodules.storage.files import first_file, join, resolve
+from datamodules.unreadable import UnreadableTally
 from datamodules.video.opening import DecodeError
 from datamodules.video.resize import center_crop, to_clip
 from datamodules.video.sampling import clip_indices
@@ -116,7 +117,7 @@ class CaptionDataset(FetchingAhead, Dataset):
         random_frames: draw the frames of training clips at random.
         transform: of training clips; None makes the same clips as for evaluation.
         fps: see `frame_positions`; shorter videos are padded with zeros.
-        max_unreadable: see `datamodules.clips.UnreadableTally`, which the code that iterates has to `check`.
+        max_unreadable: see `datamodules.unreadable.UnreadableTally`, which the code that iterates has to `check`.
     """
 
     def __init__(
@@ -141,17 +142,21 @@ class CaptionDataset(FetchingAhead, Dataset):
         self.tally = UnreadableTally(videos, max_unreadable)
         self.first_pairs = np.cumsum([0, *(len(video.captions) for video in videos)])
 
+    @property
+    def first_items(self) -> np.ndarray | None:
+        """The first item of each video and the number of all; None where an item is a video."""
+        return self.first_pairs if self.every_caption else None
+
     def __len__(self) -> int:
         return int(self.first_pairs[-1]) if self.training and self.every_caption else len(self.videos)
 
     def __getitem__(self, item: int | Draw) -> dict:
         if not self.training:
             return self._evaluated(item)
-        draw = item if isinstance(item, Draw) else Draw(item, int(torch.randint(2**32, ())))
+        draw = Draw.of(item)
         return {**self._trained(draw), "seed": draw.seed}
 
-    def path_of(self, item: int | Draw) -> str:
-        index = item.index if isinstance(item, Draw) else item
+    def path_of(self, index: int) -> str:
         if self.training and self.every_caption:
             index = int(np.searchsorted(self.first_pairs, index, side="right")) - 1
         return self.videos[index].path
@@ -290,12 +295,6 @@ class RetrievalDataModule(ClipDataModule):
             paths = self.locate(entries, split)
             found = zip(paths, entries, strict=True)
             return [CaptionedVideo(path, entry.captions, entry.span or self.span) for path, entry in found]
-
-    def items_of_shards(self, sizes: list[int]) -> list[int]:
-        dataset = self.datasets["train"]
-        if len(dataset) == len(dataset.videos):
-            return sizes
-        return np.diff(dataset.first_pairs[np.cumsum([0, *sizes])]).tolist()  # an item is a pair
 
     def annotation(self, *names: str, needed: bool = True) -> str | None:
         """The first of these files that is in one of `annotation_folders`.

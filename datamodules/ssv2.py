@@ -12,7 +12,7 @@ from datamodules.annotations.captions import read_json
 from datamodules.annotations.lists import Row, is_number, read_rows
 from datamodules.base import Sample, VideoDataModule
 from datamodules.checks import MAX_CLASSES, Count, check
-from datamodules.errors import DataError
+from datamodules.errors import DataError, some
 from datamodules.storage.files import first_file, join, resolve
 from datamodules.video.suffixes import VIDEO_SUFFIXES
 
@@ -147,10 +147,9 @@ class SomethingSomethingV2(VideoDataModule):
             if name not in number_of:
                 strange.append(f"{template!r} of video {entry['id']}")
         if strange:
-            more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
             raise DataError(
                 f"{len(strange)} of the {len(entries)} entries of {source} have a template that {self.labels[0]} "
-                f"lacks: {', '.join(strange[:3])}{more}; take both files from the same release."
+                f"lacks: {some(strange)}; take both files from the same release."
             )
         paths = self._paths([str(entry["id"]) for entry in entries], suffix=".webm")
         return [Sample(path, label) for path, label in zip(paths, labels, strict=True)]

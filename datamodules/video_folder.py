@@ -82,10 +82,9 @@ class VideoFolder(VideoDataModule):
         folder = self.origins[split] = self._split_folder(split)
         samples = self._samples(folder, split)
         if self._group is not None and split != "train":
-            trained, held = (self._groups(part, where) for part, where in (
-                (self._samples(join(self.root, "train"), "train"), join(self.root, "train")), (samples, folder)
-            ))  # fmt: skip
-            check_groups(trained, held, f"{join(self.root, 'train')} and {folder}")
+            train = join(self.root, "train")
+            trained = self._groups(self._samples(train, "train"), train)
+            check_groups(trained, self._groups(samples, folder), f"{train} and {folder}")
         return samples
 
     def _samples(self, folder: str, split: str) -> list[Sample]:

@@ -28,7 +28,7 @@ FLOORS = {
         ("checks", "storage", "mixing", "overview"),
         ("loading", "splitting", "video", "synthetic"),
         ("annotations", "augment"),
-        ("shards",),
+        ("shards", "unreadable"),
         ("clips",),
         ("base", "retrieval", "segments"),
     ),

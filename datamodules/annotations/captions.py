@@ -8,7 +8,7 @@ from datamodules.annotations.lists import parse_json, read_csv
 from datamodules.errors import DataError, some
 from datamodules.storage.files import read_text
 
-__all__ = ["Captions", "are_texts", "captions_of", "read_captions", "read_json", "read_lines",
+__all__ = ["Captions", "are_texts", "captions_in", "captions_of", "read_captions", "read_json", "read_lines",
            "read_table", "values_of"]  # fmt: skip
 
 
@@ -45,12 +45,22 @@ def read_captions(path: str) -> list[Captions]:
     if isinstance(content, dict):
         content = [{"video": name, "caption": captions} for name, captions in content.items()]
     for entry in content:
-        video, captions = values_of(entry, {"video": str, "caption": (str, list)}, path)
-        captions = [captions] if isinstance(captions, str) else captions
-        if not are_texts(captions):
-            raise DataError(f"{path}: the captions of {video} are not a list of texts with one at least; correct it.")
+        video, captions = captions_in(entry, "video", path)
         found.setdefault(video, []).extend(captions)
     return [Captions(name, tuple(captions)) for name, captions in found.items()]
+
+
+def captions_in(entry: Any, key: str, source: str) -> tuple[str, list[str]]:
+    """Return what an object from JSON has under `key`, the name of a file, and its caption or captions.
+
+    Raises:
+        DataError: it lacks one of them, or has something else there.
+    """
+    name, captions = values_of(entry, {key: str, "caption": (str, list)}, source)
+    captions = [captions] if isinstance(captions, str) else captions
+    if not are_texts(captions):
+        raise DataError(f"{source}: the captions of {name} are not a list of texts with one at least; correct it.")
+    return name, captions
 
 
 def are_texts(value: Any) -> bool:

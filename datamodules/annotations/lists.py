@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from datamodules.errors import DataError
@@ -122,7 +122,8 @@ def read_names(path: str) -> list[str]:
         DataError: the file is missing or empty, or has a name twice.
     """
     names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
-    twice = _first_double(names)
+    seen: set[str] = set()
+    twice = next((name for name in names if name in seen or seen.add(name)), None)
     if not names or twice:
         fault = f"names {twice!r} twice" if twice else "names no class"
         raise DataError(f"{path} {fault}; write each class name on a line of its own.")
@@ -156,12 +157,3 @@ def parse_json(text: str, path: str, line: int | None = None, *, remedy: str = "
 def is_number(label: str) -> bool:
     """Whether it is an integer, of at most 18 digits."""
     return label.removeprefix("-").isdecimal() and len(label) <= 18
-
-
-def _first_double(names: Sequence[str]) -> str | None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            return name
-        seen.add(name)
-    return None

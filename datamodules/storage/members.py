@@ -19,7 +19,7 @@ import os
 import re
 import tarfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -182,17 +182,7 @@ class _Slice:
 
 
 def _read_range(url: str, start: int, end: int) -> bytes:
-    for attempt in range(RANGE_ATTEMPTS):
-        try:
-            data = read_range(url, start, end)
-        except FileNotFoundError:
-            raise
-        except OSError:
-            if attempt + 1 == RANGE_ATTEMPTS:
-                raise
-            time.sleep(2**attempt)
-        else:
-            break
+    data = _tried(lambda: read_range(url, start, end))
     if len(data) > end - start:
         raise OSError(errno.EIO, "the server sends whole files where a part is asked for; set ZOO_SHARD_CACHE to a "
                                  "folder for whole shards")  # fmt: skip
@@ -210,7 +200,7 @@ def _fetched(url: str, folder: str) -> str:
             lock(file)
             if not os.path.exists(path):
                 LRUCleanup(folder, _cache_bytes(), interval=None).cleanup()
-                _download(url, path)
+                _tried(lambda: _download(url, path))
     return path
 
 
@@ -223,17 +213,20 @@ def _cache_bytes() -> float:
 
 
 def _download(url: str, path: str) -> None:
-    for attempt in range(RANGE_ATTEMPTS):
+    with written(Path(path), locked=True) as beside:
+        download(url, str(beside), _cache_bytes())
+
+
+def _tried(fetch: Callable[[], T]) -> T:
+    """Return what `fetch` returns; try again where the connection breaks."""
+    for attempt in range(RANGE_ATTEMPTS - 1):
         try:
-            with written(Path(path), locked=True) as beside:
-                download(url, str(beside), _cache_bytes())
-            return
-        except FileNotFoundError:
-            raise
+            return fetch()
         except OSError as error:
-            if attempt + 1 == RANGE_ATTEMPTS or error.errno == errno.ENOSPC:  # waiting makes no room
+            if isinstance(error, FileNotFoundError) or error.errno == errno.ENOSPC:  # waiting makes no room
                 raise
             time.sleep(2**attempt)
+    return fetch()
 
 
 @contextmanager

@@ -29,8 +29,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.errors import DataError
-from datamodules.video.opening import DecodeError, check_size, identity, length_of, open_container, open_file
+from datamodules.video.opening import (
+    DecodeError,
+    check_positions,
+    check_size,
+    identity,
+    length_of,
+    open_container,
+    open_file,
+)
 from datamodules.video.pixels import Painter
 
 __all__ = ["VideoReader", "forget_indices"]
@@ -199,18 +206,11 @@ class VideoReader:
             IndexError: a position is outside the video.
             DecodeError: fewer than half of the frames can be decoded.
         """
-        indices = np.asarray(indices, dtype=np.int64)
-        if indices.ndim != 1 or len(indices) == 0:
-            raise DataError(f"indices have to be a non-empty list of frame positions, got shape {indices.shape}.")
+        indices = check_positions(self.path, indices, self.num_frames)
         places: dict[int, list[int]] = {}
         for place, position in enumerate(indices.tolist()):
             places.setdefault(position, []).append(place)
         wanted = sorted(places)
-        if wanted[0] < 0 or wanted[-1] >= self.num_frames:
-            raise IndexError(
-                f"{self.path} has {self.num_frames} frames: positions have to be in 0 .. {self.num_frames - 1}, "
-                f"got {wanted[0]} .. {wanted[-1]}."
-            )
         pictures: Tensor | None = None
         found = []
         for position, frame in self._wanted_frames(wanted):

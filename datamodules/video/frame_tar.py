@@ -6,7 +6,6 @@ The frame numbers of its annotations suppose 60 (or 50) frames per second, which
 import io
 import re
 import tarfile
-from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from datamodules.storage.files import RemoteFile, is_url
 from datamodules.storage.members import open_tar
-from datamodules.video.frames import FrameFolder, gather_pictures, open_video
+from datamodules.video.frames import FrameFolder, NumberedFrames, open_video
 from datamodules.video.opening import DecodeError, check_size, open_container
 from datamodules.video.pixels import Painter
 from datamodules.video.resize import Reader
@@ -31,10 +30,10 @@ def frame_rate(video_id: str) -> int:
     return 50 if re.fullmatch(r"P\d+_\d{3}", video_id) else 60
 
 
-class FrameTar:
-    """Frames of one video as pictures in a tar, as EPIC-KITCHENS ships them; `VideoReader`'s interface.
+class FrameTar(NumberedFrames):
+    """Frames of one video as pictures in a tar, as EPIC-KITCHENS ships them.
 
-    Position i is the picture with the i-th smallest number. The list of the tar's members is kept for the next reader.
+    The list of the tar's members is kept for the next reader.
 
     Args:
         path: the tar, not compressed; local or a URL.
@@ -45,30 +44,13 @@ class FrameTar:
     """
 
     def __init__(self, path: str, *, fps: float) -> None:
-        self.path = path
         self._places = _tar_index(path)
-        self.num_frames = len(self._places)
-        self.fps = fps
-        self.pts_seconds = np.arange(self.num_frames) / fps
+        super().__init__(path, len(self._places), fps)
 
-    def __enter__(self) -> "FrameTar":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def read(
-        self, indices: Sequence[int] | np.ndarray, *, short_side: int | None = None, interpolation: str = "bilinear"
-    ) -> Tensor:
-        """Frames at the given positions, uint8 (T, 3, H, W), as `VideoReader.read` gives them.
-
-        Raises:
-            DecodeError: a picture cannot be read.
-        """
-        wanted, inverse = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
+    def _pictures(self, positions: list[int], short_side: int | None, interpolation: str) -> list[Tensor]:
         pictures = []
         with _open_binary(self.path) as file:
-            for offset, size in self._places[wanted].tolist():
+            for offset, size in self._places[positions].tolist():
                 file.seek(offset)
                 try:
                     with open_container(io.BytesIO(file.read(size))) as container:
@@ -78,7 +60,7 @@ class FrameTar:
                     pictures.append(painter.paint(frame).permute(2, 0, 1))
                 except (av.FFmpegError, StopIteration, IndexError, OSError) as error:
                     raise DecodeError(f"{self.path} has a frame that cannot be decoded; download it again.") from error
-        return gather_pictures(pictures, inverse)
+        return pictures
 
 
 def _open_binary(path: str) -> Any:

@@ -2,7 +2,9 @@
 
 import os
 import re
-from typing import TYPE_CHECKING
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
@@ -11,12 +13,12 @@ from torch import Tensor
 from datamodules.errors import DataError
 from datamodules.storage.files import Folders, is_url, join
 from datamodules.video.decode import VideoReader
-from datamodules.video.opening import DecodeError
+from datamodules.video.opening import DecodeError, check_positions
 
 if TYPE_CHECKING:
     from datamodules.video.torchcodec_reader import TorchCodecReader
 
-__all__ = ["DECODERS", "FrameFolder", "check_decoder", "gather_pictures", "open_video"]
+__all__ = ["DECODERS", "FrameFolder", "NumberedFrames", "check_decoder", "open_video"]
 
 _FRAME = re.compile(r"\D*(\d+)\.(?:jpe?g|png)", re.IGNORECASE)
 
@@ -62,10 +64,50 @@ def open_video(
     return TorchCodecReader(path, device="cuda" if decoder == "torchcodec-cuda" else "cpu")
 
 
-class FrameFolder:
-    """Frames of one video as pictures `img_00001.jpg`, `img_00002.jpg`, ... in a folder; `VideoReader`'s interface.
+class NumberedFrames(ABC):
+    """Frames of one video as numbered pictures; `VideoReader`'s interface.
 
     Position i is the picture with the i-th smallest number, wherever the numbers start.
+
+    Args:
+        path: of all of them.
+        num_frames: how many there are.
+        fps: frames per second, which the pictures do not tell.
+    """
+
+    def __init__(self, path: str, num_frames: int, fps: float) -> None:
+        self.path, self.num_frames, self.fps = path, num_frames, fps
+        self.pts_seconds = np.arange(num_frames) / fps
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:  # noqa: B027  (nothing stays open)
+        pass
+
+    def __len__(self) -> int:
+        return self.num_frames
+
+    def read(
+        self, indices: Sequence[int] | np.ndarray, *, short_side: int | None = None, interpolation: str = "bilinear"
+    ) -> Tensor:
+        """Frames at the given positions, uint8 (T, 3, H, W), as `VideoReader.read` gives them.
+
+        Raises:
+            IndexError: a position is outside the video.
+            DecodeError: a picture cannot be read.
+        """
+        wanted, inverse = np.unique(check_positions(self.path, indices, self.num_frames), return_inverse=True)
+        pictures = [picture.permute(1, 2, 0) for picture in self._pictures(wanted.tolist(), short_side, interpolation)]
+        return torch.stack(pictures).index_select(0, torch.from_numpy(inverse)).permute(0, 3, 1, 2)
+
+    @abstractmethod
+    def _pictures(self, positions: list[int], short_side: int | None, interpolation: str) -> list[Tensor]:
+        """The pictures at some positions, uint8 (3, H, W) each."""
+
+
+class FrameFolder(NumberedFrames):
+    """Frames of one video as pictures `img_00001.jpg`, `img_00002.jpg`, ... in a folder.
 
     Args:
         path: the folder, local or a URL.
@@ -76,45 +118,19 @@ class FrameFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, fps: float = 25.0) -> None:
-        self.path = os.fspath(path)
-        found = [(match, name) for name in Folders().entries(self.path) if (match := _FRAME.fullmatch(name))]
+        path = os.fspath(path)
+        found = [(match, name) for name in Folders().entries(path) if (match := _FRAME.fullmatch(name))]
         self._names = [name for _, name in sorted((int(match[1]), name) for match, name in found)]
         if not self._names:
             raise DecodeError(
-                f"{self.path} is not a video file, and no folder of numbered frames (img_00001.jpg, ...); "
-                "check the path."
+                f"{path} is not a video file, and no folder of numbered frames (img_00001.jpg, ...); check the path."
             )
-        self.num_frames = len(self._names)
-        self.fps = fps
-        self.pts_seconds = np.arange(self.num_frames) / fps
+        super().__init__(path, len(self._names), fps)
 
-    def __enter__(self) -> "FrameFolder":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def __len__(self) -> int:
-        return self.num_frames
-
-    def read(
-        self, indices: "list[int] | np.ndarray", *, short_side: int | None = None, interpolation: str = "bilinear"
-    ) -> Tensor:
-        """Frames at the given positions, uint8 (T, 3, H, W), as `VideoReader.read` gives them.
-
-        Raises:
-            IndexError: a position is outside the video.
-            DecodeError: a picture cannot be read, or has another size than the others.
-        """
-        indices = np.asarray(indices, dtype=np.int64)
-        if indices.min() < 0 or indices.max() >= self.num_frames:
-            raise IndexError(
-                f"{self.path} has {self.num_frames} frames: positions have to be in 0 .. {self.num_frames - 1}, "
-                f"got {indices.min()} .. {indices.max()}."
-            )
-        wanted, inverse = np.unique(indices, return_inverse=True)
+    def _pictures(self, positions: list[int], short_side: int | None, interpolation: str) -> list[Tensor]:
+        """Raises `DecodeError` for a picture that cannot be read, or has another size than the others."""
         pictures = []
-        for position in wanted.tolist():
+        for position in positions:
             with VideoReader(join(self.path, self._names[position])) as reader:
                 pictures.append(reader.read([0], short_side=short_side, interpolation=interpolation)[0])
             if pictures[-1].shape != pictures[0].shape:
@@ -122,13 +138,4 @@ class FrameFolder:
                 raise DecodeError(
                     f"{self.path} has frames of different sizes ({' and '.join(sizes)}); take the video apart again."
                 )
-        return gather_pictures(pictures, inverse)
-
-
-def gather_pictures(pictures: list[Tensor], numbers: np.ndarray) -> Tensor:
-    """Some of the pictures, uint8 (3, H, W) each, in an order in which they may repeat: uint8 (T, 3, H, W).
-
-    The colours of a pixel stand together in memory, as `VideoReader.read` gives them.
-    """
-    stacked = torch.stack([picture.permute(1, 2, 0) for picture in pictures])
-    return stacked.index_select(0, torch.from_numpy(numbers)).permute(0, 3, 1, 2)
+        return pictures

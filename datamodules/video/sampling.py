@@ -7,6 +7,7 @@ neighbour. All positions are in 0 .. n - 1; files shorter than the clip repeat f
     dense    |  . . x . x . x . x . . . . . . .  |                 T frames at a fixed stride around one place
 """
 
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -75,18 +76,12 @@ def clip_indices(
         raise DataError(f"mode has to be 'train', 'val' or 'test', got {mode!r}.")
     if not 0 <= clip < num_clips:
         raise DataError(f"clip has to be in 0 .. num_clips - 1 = {num_clips - 1}, got {clip}.")
-    if sampling == "sparse":
-        indices = _sparse(num_video_frames, num_frames, mode, clip, num_clips, generator)
-    elif sampling == "ssv2":
-        indices = _ssv2(num_video_frames, num_frames, mode, clip, num_clips, generator)
-    elif sampling == "intervals":
-        indices = _intervals(num_video_frames, num_frames, mode, clip, num_clips, generator)
-    elif sampling == "middles":
-        indices = _middles(num_video_frames, num_frames, mode, clip, num_clips, generator)
-    elif sampling == "dense":
-        indices = _dense(num_video_frames, num_frames, mode, clip, num_clips, frame_stride, generator)
-    else:
+    rules = {"sparse": _sparse, "ssv2": _ssv2, "intervals": _intervals, "middles": _middles,
+             "dense": partial(_dense, frame_stride=frame_stride)}  # fmt: skip
+    if sampling not in rules:
         raise DataError(f"sampling has to be one of {', '.join(SAMPLINGS)}, got {sampling!r}.")
+    place = {"train": None, "val": (0, 1), "test": (clip, num_clips)}[mode]
+    indices = rules[sampling](num_video_frames, num_frames, place, generator)
     return np.clip(indices, 0, num_video_frames - 1).astype(np.int64)
 
 
@@ -106,82 +101,71 @@ def frames_of(span: tuple[float, float] | None, num_video_frames: int, fps: floa
     return range(first, last + 1)
 
 
-def _sparse(
-    n: int, num_frames: int, mode: str, clip: int, num_clips: int, generator: torch.Generator | None
-) -> np.ndarray:
+# The rules take n, T, and the number of the clip and of all clips, or None to draw at random.
+_Place = tuple[int, int] | None
+
+
+def _sparse(n: int, num_frames: int, place: _Place, generator: torch.Generator | None) -> np.ndarray:
     interval = (n - 1) / num_frames
     edges = np.round(interval * np.arange(num_frames + 1)).astype(np.int64)
-    if mode == "train":
+    if place is None:
         return _draw(edges[:-1], edges[1:], generator)  # both ends included
-    offset = int(interval / 2) if mode == "val" else int(interval / (num_clips + 1) * (clip + 1))
-    return edges[:-1] + offset
+    clip, num_clips = place
+    return edges[:-1] + int(interval / (num_clips + 1) * (clip + 1))
 
 
-def _intervals(
-    n: int, num_frames: int, mode: str, clip: int, num_clips: int, generator: torch.Generator | None
-) -> np.ndarray:
+def _intervals(n: int, num_frames: int, place: _Place, generator: torch.Generator | None) -> np.ndarray:
     count = min(num_frames, n)
     edges = np.linspace(0, n, count + 1).astype(np.int64)
     first, last = edges[:-1], edges[1:] - 1
-    if mode == "train":
+    if place is None:
         indices = _draw(first, last, generator)  # the published rule never draws the last one
     else:
-        number, of = (0, 1) if mode == "val" else (clip, num_clips)
-        indices = first + (last - first) * (number + 1) // (of + 1)
+        clip, num_clips = place
+        indices = first + (last - first) * (clip + 1) // (num_clips + 1)
     return np.pad(indices, (0, num_frames - count), mode="edge")
 
 
-def _middles(
-    n: int, num_frames: int, mode: str, clip: int, num_clips: int, generator: torch.Generator | None
-) -> np.ndarray:
+def _middles(n: int, num_frames: int, place: _Place, generator: torch.Generator | None) -> np.ndarray:
     edges = np.linspace(0, n, num_frames + 1)
-    if mode == "test" and num_clips > 1:
-        place = edges[:-1] + (clip + 1) / (num_clips + 1) * np.diff(edges)
-    else:
-        place = (edges[:-1] + edges[1:]) / 2
-    if mode == "train":
+    if place is not None and place[1] > 1:
+        clip, num_clips = place
+        return np.floor(edges[:-1] + (clip + 1) / (num_clips + 1) * np.diff(edges))
+    middles = (edges[:-1] + edges[1:]) / 2
+    if place is None:
         uniform = torch.rand(num_frames, generator=generator, dtype=torch.float64).numpy()
-        place = place + (uniform - 0.5) * (n - 1) / num_frames
-    return np.floor(place)
+        middles = middles + (uniform - 0.5) * (n - 1) / num_frames
+    return np.floor(middles)
 
 
-def _ssv2(
-    n: int, num_frames: int, mode: str, clip: int, num_clips: int, generator: torch.Generator | None
-) -> np.ndarray:
-    if mode == "train":
+def _ssv2(n: int, num_frames: int, place: _Place, generator: torch.Generator | None) -> np.ndarray:
+    if place is None:
         segment = n // num_frames
         if segment:
             starts = np.arange(num_frames) * segment
             return _draw(starts, starts + segment - 1, generator)
         # The published rule has a branch for n > T here, which segment == 0 excludes: short files give frame 0 only.
         return np.zeros(num_frames, dtype=np.int64)
+    clip, num_clips = place
     if num_clips > 2:
         raise DataError(f"sampling 'ssv2' defines one or two test clips, got num_clips={num_clips}; use 2.")
     tick = n / num_frames
     starts = (tick * np.arange(num_frames)).astype(np.int64)
     middles = (tick / 2 + tick * np.arange(num_frames)).astype(np.int64)
-    if mode == "val" or num_clips == 1:
+    if num_clips == 1:
         return middles
     # Every second of the sorted union: starts and middles where they alternate, which short files do not grant.
     return np.sort(np.concatenate([starts, middles]))[clip::2]
 
 
-def _dense(
-    n: int,
-    num_frames: int,
-    mode: str,
-    clip: int,
-    num_clips: int,
-    frame_stride: int,
-    generator: torch.Generator | None,
-) -> np.ndarray:
+def _dense(n: int, num_frames: int, place: _Place, generator: torch.Generator | None, frame_stride: int) -> np.ndarray:
     last_start = max(n - ((num_frames - 1) * frame_stride + 1), 0)
-    if mode == "train":
+    if place is None:
         start = int(_draw(np.zeros(1), np.full(1, last_start), generator)[0])
-    elif mode == "val" or num_clips == 1:
+    elif place[1] == 1:
         start = last_start // 2
     else:
-        start = int(clip * last_start / (num_clips - 1))
+        start = int(place[0] * last_start / (place[1] - 1))
     return start + np.arange(num_frames) * frame_stride
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from datamodules.errors import DataError
 from datamodules.video.decode import VideoReader
-from datamodules.video.opening import DecodeError, check_size, open_container, open_file
+from datamodules.video.opening import DecodeError, check_positions, check_size, open_container, open_file
 from datamodules.video.resize import resize_short_side, short_side_size
 
 __all__ = ["TorchCodecReader", "check_torchcodec"]
@@ -106,14 +106,7 @@ class TorchCodecReader:
             IndexError: a position is outside the video.
             DecodeError: a frame cannot be decoded.
         """
-        indices = np.asarray(indices, dtype=np.int64)
-        if indices.ndim != 1 or len(indices) == 0:
-            raise DataError(f"indices have to be a non-empty list of frame positions, got shape {indices.shape}.")
-        if indices.min() < 0 or indices.max() >= self.num_frames:
-            raise IndexError(
-                f"{self.path} has {self.num_frames} frames: positions have to be in 0 .. {self.num_frames - 1}, "
-                f"got {indices.min()} .. {indices.max()}."
-            )
+        indices = check_positions(self.path, indices, self.num_frames)
         if short_side is not None:
             check_size(self.path, *short_side_size(self.height, self.width, short_side)[::-1])
         wanted, inverse = np.unique(indices, return_inverse=True)
