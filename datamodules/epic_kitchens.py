@@ -22,11 +22,15 @@ from datamodules.annotations.epic_kitchens import (
     seconds_of,
 )
 from datamodules.annotations.locate import find_videos
+from datamodules.annotations.masking import label_words, mask_words
+from datamodules.annotations.question_files import GENERIC, QuestionPair, read_questions
 from datamodules.annotations.questions import KINDS, QUESTIONS, draw_question
 from datamodules.augment import TrainTransform
-from datamodules.checks import SHARE, Count, Number, OneOf, Range, check
+from datamodules.checks import SHARE, Count, Number, OneOf, Range, check, fits
 from datamodules.clips import ClipDataModule, ClipFormat
 from datamodules.errors import DataError, some
+from datamodules.loading import seeded
+from datamodules.mixing import BatchMixer
 from datamodules.segments import SegmentDataset
 from datamodules.storage.files import first_file, join, resolve
 from datamodules.video.sampling import MAX_FRAMES
@@ -41,6 +45,7 @@ _TAIL = {"verb": "EPIC_100_tail_verbs.csv", "noun": "EPIC_100_tail_nouns.csv"}
 _NAMES = {"verb": "EPIC_100_verb_classes.csv", "noun": "EPIC_100_noun_classes.csv"}
 _ACTIONS = "actions.csv"
 _TASKS = ("recognition", "anticipation")
+_EVALUATED = ("generic", "as_published")
 
 
 class EpicKitchens100(ClipDataModule):
@@ -52,6 +57,7 @@ class EpicKitchens100(ClipDataModule):
     | P01/videos/P01_01.MP4 | root or root/EPIC-KITCHENS, or where `videos` says; up to three folders deep |
     | P01/rgb_frames/P01_01.tar, or a folder P01_01 of frame_0000000001.jpg, ... | the same |
     | P01_01.safetensors, written by `zoo extract` | where `features` says |
+    | EPIC_100_*_actions_gpt_questions_clean.pkl of MambaVL's authors | where `question_files` says |
 
     Needed are the list of the split, EPIC_100_verb_classes.csv (97) and EPIC_100_noun_classes.csv (300, not the 305 of
     EPIC_100_noun_classes_v2.csv). Rare classes and unseen participants come from the official lists too; without the
@@ -61,6 +67,16 @@ class EpicKitchens100(ClipDataModule):
 
     The test split is that of validation, whose labels are public. For a submission name the challenge's list:
     ``lightning predict ... --data.test EPIC_100_test_timestamps.csv``.
+
+    Two families of models read it. One is asked a question drawn at random in training (`question`, `question_kinds`),
+    the other reads a question for the verb and one for the noun with every segment (`verb_question`, `noun_question`).
+    These are two fixed texts unless there are `question_files`:
+
+    | `question_files` | `questions` | training reads | validation, testing and prediction read |
+    |---|---|---|---|
+    | none | generic | the two fixed texts | the two fixed texts |
+    | given | generic | those of the files | the two fixed texts |
+    | given | as_published | those of the files | those of the files, which were written from the label and tell of it |
 
     Args:
         root: folder of the videos and annotations, a path or a URL.
@@ -75,7 +91,11 @@ class EpicKitchens100(ClipDataModule):
         val: of the validation list.
         test: of the test list; None tests on the validation list.
         actions: file with the list of actions; None looks for actions.csv.
-        questions: kinds of questions in training, see `datamodules.annotations.questions`; empty asks none.
+        questions: what evaluation reads, "generic" or "as_published". (A list is taken for `question_kinds`.)
+        question_files: files of a question pair for each segment, see `datamodules.annotations.question_files`; one, or
+            as many as hold all segments that read them, paths or names beside the annotations. The segment's verb is
+            masked in the noun's question, its noun in the verb's.
+        question_kinds: kinds of questions in training, see `datamodules.annotations.questions`; empty asks none.
         neutral: share of training segments with the neutral question.
         num_clips: clips of a test segment.
         num_crops: crops of each, 1 or 3. Validation has one clip and one crop.
@@ -83,6 +103,9 @@ class EpicKitchens100(ClipDataModule):
         horizontal_flip: probability in training.
         rand_augment_ops: operations of RandAugment per clip; 0 is off.
         rand_augment_magnitude: their magnitude, 0 .. 10.
+        mixup: alpha of the Beta distribution of mixup in training, see `datamodules.mixing.BatchMixer`; 0 is off. Mixes
+            the clips and both labels, not the questions.
+        cutmix: the same of cutmix; where both are on, each has half of the batches.
         common: see `datamodules.clips.ClipDataModule`.
 
     Raises:
@@ -104,7 +127,9 @@ class EpicKitchens100(ClipDataModule):
         val: str | None = None,
         test: str | None = None,
         actions: str | None = None,
-        questions: Sequence[str] = KINDS,
+        questions: str | Sequence[str] = "generic",
+        question_files: str | Sequence[str] | None = None,
+        question_kinds: Sequence[str] = KINDS,
         neutral: float = 0.5,
         num_clips: int = 1,
         num_crops: int = 1,
@@ -112,11 +137,22 @@ class EpicKitchens100(ClipDataModule):
         horizontal_flip: float = 0.5,
         rand_augment_ops: int = 0,
         rand_augment_magnitude: float = 7.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
         **common: Any,
     ) -> None:
         super().__init__(**common)
         if task not in (None, *_TASKS):
             raise DataError(f"task is {task!r}; choose one of {', '.join(_TASKS)}, or null for the model's.")
+        if isinstance(questions, list | tuple):
+            warnings.warn("questions lists kinds of training questions; name them in question_kinds.")
+            questions, question_kinds = _EVALUATED[0], questions
+        if isinstance(question_files, str):
+            question_files = [question_files]
+        if question_files is not None and not (
+            question_files and fits(question_files, tuple[str, ...]) and all(question_files)
+        ):
+            raise DataError(f"question_files is {question_files!r}; name a file, several, or none with null.")
         check(
             num_features=(num_features, Count(1, MAX_FRAMES)),
             observed_seconds=(observed_seconds, Number(0, 1e6, above=True)),
@@ -128,8 +164,15 @@ class EpicKitchens100(ClipDataModule):
             horizontal_flip=(horizontal_flip, SHARE),
             rand_augment_ops=(rand_augment_ops, Count(0, 100)),
             rand_augment_magnitude=(rand_augment_magnitude, Number(0, 10)),
+            mixup=(mixup, Number(0, 1000)),
+            cutmix=(cutmix, Number(0, 1000)),
+            questions=(questions, OneOf(*_EVALUATED)),
         )
-        draw_question(questions, 0.0, torch.Generator())  # refuses unknown kinds
+        draw_question(question_kinds, 0.0, torch.Generator())  # refuses unknown kinds
+        if questions == "as_published" and question_files is None:
+            raise DataError("questions is 'as_published' without questions; name their files in question_files.")
+        if features is not None and (mixup or cutmix):
+            raise DataError("mixup and cutmix mix clips; leave them at 0 with features.")
         self.root = resolve(root)
         self._annotations, self._videos = annotations, videos
         self.features = None if features is None else resolve(features)
@@ -138,10 +181,12 @@ class EpicKitchens100(ClipDataModule):
         self.observed_seconds, self.gap_seconds = observed_seconds, gap_seconds
         self.lists = {"train": train, "val": val, "test": test}
         self._actions = actions
-        self.questions, self.neutral = tuple(questions), neutral
+        self.questions, self.question_kinds, self.neutral = questions, tuple(question_kinds), neutral
+        self.question_files = None if question_files is None else tuple(question_files)
         self.num_clips, self.num_crops = num_clips, num_crops
         self.crop_area, self.horizontal_flip = tuple(crop_area), horizontal_flip
         self.rand_augment = (rand_augment_ops, rand_augment_magnitude)
+        self.mixer = BatchMixer(mixup=mixup, cutmix=cutmix)
 
     # What the annotations say ----------------------------------------------------------------------------------------
 
@@ -217,6 +262,7 @@ class EpicKitchens100(ClipDataModule):
             unseen = self._unseen(name, {row["participant_id"] for row in rows})
             rare = {kind: self._rare(kind) for kind in _TAIL}
             where = self._locate({row["video_id"]: row["participant_id"] for row in rows}, split)
+            asked = self._asked(path, rows, split)
             segments = []
             for row in rows:
                 start, stop = (seconds_of(path, row, f"{end}_timestamp") for end in ("start", "stop"))
@@ -226,7 +272,9 @@ class EpicKitchens100(ClipDataModule):
                 tail = (verb in rare["verb"], noun in rare["noun"])
                 path_of, is_unseen = where[row["video_id"]], row["participant_id"] in unseen
                 action = place.get((verb, noun), -1)
-                segments.append(Segment(path_of, row["narration_id"], span, verb, nouns, action, is_unseen, tail))
+                pair = asked.get(row["narration_id"], GENERIC)
+                known = (verb, nouns, action, is_unseen, tail)
+                segments.append(Segment(path_of, row["narration_id"], span, *known, *pair))
             return segments
 
     def classes_in(self, dataset: SegmentDataset) -> int:
@@ -272,14 +320,59 @@ class EpicKitchens100(ClipDataModule):
             num_ops=operations,
             magnitude=magnitude,
         )
-        return SegmentDataset(samples, clip, **common, training=True, transform=transform, kinds=self.questions,
+        return SegmentDataset(samples, clip, **common, training=True, transform=transform, kinds=self.question_kinds,
                               neutral=self.neutral)  # fmt: skip
+
+    # Mixing ----------------------------------------------------------------------------------------------------------
+
+    def on_before_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
+        """Stops the run where too many videos turned out to be unreadable, see `ClipDataModule`."""
+        batch = super().on_before_batch_transfer(batch, dataloader_idx)
+        if self.mixer.active and "seed" in batch:
+            self._mixing_seed = int(batch["seed"].sum()) % 2**32  # before the transfer: no waiting for a GPU
+        return batch
+
+    def on_after_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
+        """Mixes training batches on the device: the clips, the verbs and the nouns."""
+        if self.mixer.active and self.trainer is not None and self.trainer.training:
+            with seeded(self._mixing_seed, batch["video"].device):
+                return self.mixer(batch, {"verb": len(self.verb_names), "noun": len(self.noun_names)})
+        return batch
 
     # Files -----------------------------------------------------------------------------------------------------------
 
     def _find(self, name: str) -> str | None:
         folders = _FOLDERS if self._annotations is None else (self._annotations,)
         return first_file(self.folders, self.root, [join(folder, name) for folder in folders])
+
+    def _asked(self, path: str, rows: list[dict[str, str]], split: str) -> dict[str, QuestionPair]:
+        """Masked questions of the segments of a list by narration_id; none where the fixed texts are read."""
+        if self.question_files is None or (split != "train" and self.questions == "generic"):
+            return {}
+        nameless = [row["narration_id"] for row in rows if not (row.get("verb") and row.get("noun"))]
+        if nameless:
+            raise DataError(
+                f"{path} has no verb or noun to mask in the questions of {len(nameless)} segments: "
+                f"{some(nameless)}; set data.questions to generic, or take a list with labels."
+            )
+        written: dict[str, QuestionPair] = {}
+        for name in self.question_files:
+            file = self._find(name)
+            if file is None:
+                where = join(self.root, self._annotations or "annotations")
+                raise DataError(f"There is no {name} in {where}; give the path in data.question_files.")
+            written |= read_questions(file)
+        bare = [row["narration_id"] for row in rows if row["narration_id"] not in written]
+        if bare:
+            raise DataError(
+                f"{len(bare)} of the {len(rows)} {split} segments have no questions in "
+                f"{', '.join(self.question_files)}: {some(bare)}; add the file that has them to data.question_files."
+            )
+        asked = {}
+        for row in rows:
+            pair, verb, noun = written[row["narration_id"]], label_words(row["verb"]), label_words(row["noun"])
+            asked[row["narration_id"]] = QuestionPair(mask_words(pair.verb, noun), mask_words(pair.noun, verb))
+        return asked
 
     def _no_file(self, name: str) -> DataError:
         where = join(self.root, self._annotations or "annotations")

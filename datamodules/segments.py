@@ -22,7 +22,7 @@ __all__ = ["SegmentDataset"]
 
 
 class SegmentDataset(Dataset):
-    """One item per action: `video` or `features`, labels, and in training a question.
+    """One item per action: `video` or `features`, labels, what is asked for verb and noun, and in training a question.
 
     An unreadable one is replaced in training by another one, drawn at random; elsewhere by zeros with index -1. Of an
     action that begins so early that there is nothing to see before it, zeros are seen.
@@ -104,6 +104,8 @@ class SegmentDataset(Dataset):
             "index": index,
             "path": sample.path,
             "narration_id": sample.narration_id,
+            "verb_question": sample.verb_question,
+            "noun_question": sample.noun_question,
         }
         if question is None:
             return item

@@ -28,6 +28,7 @@ from datamodules import (
     VideoFolder,
     VideoReader,
 )
+from datamodules.annotations.question_files import GENERIC
 from datamodules.synthetic.kitchen import generate_kitchen
 from datamodules.synthetic.writing import generate
 from lightning_modules import (
@@ -387,6 +388,7 @@ def test_actions_fit(tmp_path, task):
         assert batch["unseen"].dtype == batch["tail"].dtype == torch.bool
         assert all(isinstance(text, str) for key in ("path", "narration_id") for text in batch[key])
         assert ("question" in batch) == ("answer" in batch) == (stage == "training")
+        assert batch["verb_question"] == [GENERIC.verb] * 2 and batch["noun_question"] == [GENERIC.noun] * 2
     assert all(seen["training"]["question"]) and seen["training"]["answer"].dtype == torch.int64
     assert model.class_names == data.class_names
 

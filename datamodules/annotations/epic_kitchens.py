@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from datamodules.annotations.lists import is_number, read_csv
+from datamodules.annotations.question_files import GENERIC
 from datamodules.errors import DataError
 
 __all__ = ["SOURCE", "Segment", "labels_of", "number_of", "observed_span", "read_table", "seconds_of"]
@@ -24,6 +25,8 @@ class Segment(NamedTuple):
         action: position in the list of actions; -1 where it is not in it.
         unseen: whether the person has no videos in the training set.
         tail: whether verb and noun are rare.
+        verb_question: what is read beside it for the verb, `<mask>` for masked words.
+        noun_question: what is read for the noun.
     """
 
     path: str
@@ -34,6 +37,8 @@ class Segment(NamedTuple):
     action: int
     unseen: bool
     tail: tuple[bool, bool]
+    verb_question: str = GENERIC.verb
+    noun_question: str = GENERIC.noun
 
 
 def observed_span(start: float, stop: float, task: str, observed: float, gap: float) -> tuple[float, float]:

@@ -42,6 +42,8 @@ OWN = {
         "num_features": (0, *COUNT), "observed_seconds": (0, math.nan, math.inf),
         "gap_seconds": (-1, math.nan, math.inf),
         "neutral": SHARE, "num_clips": (0, *COUNT), "num_crops": (2, *COUNT), "horizontal_flip": SHARE,
+        "mixup": LABELLED["mixup"], "cutmix": LABELLED["cutmix"], "questions": ("x", "", 1, None),
+        "question_files": ("", [], [""], [1], 1, {"a": 1}),
         "crop_area": LABELLED["crop_area"], "rand_augment_ops": COUNT, "rand_augment_magnitude": (-1, 11, math.nan),
     },
     "PairCorpora": {
@@ -103,7 +105,7 @@ def test_values_and_types(value, kind, expected):
 
 def test_every_entry_has_types_that_can_be_compared():
     entries = {Sample: ["a", 1], Film: ["a", 1.5, None], CaptionedVideo: ["a", ["b"], [0, 1.5]],
-               Segment: ["a", "b", [0, 1], 1, [1, 2], 3, True, [True, False]]}  # fmt: skip
+               Segment: ["a", "b", [0, 1], 1, [1, 2], 3, True, [True, False], "a", "b"]}  # fmt: skip
     for entry, values in entries.items():
         for (field, kind), value in zip(entry.__annotations__.items(), values, strict=True):
             assert fits(value, kind), (entry, field)

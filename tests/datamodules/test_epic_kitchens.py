@@ -1,5 +1,6 @@
 """EPIC-KITCHENS-100 in its real layout: official rows, segments by time, videos, frames, tars, features."""
 
+import inspect
 import shutil
 import tarfile
 from pathlib import Path
@@ -7,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import seed_everything
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningModule, Trainer, seed_everything
 from safetensors.torch import save_file
 from torchvision.io import write_jpeg
 
 from datamodules import DataError, EpicKitchens100
 from datamodules.annotations.epic_kitchens import Segment
+from datamodules.annotations.question_files import GENERIC
 from datamodules.clips import ClipFormat
 from datamodules.segments import SegmentDataset
 from datamodules.synthetic.writing import write_video
@@ -202,7 +205,7 @@ def test_questions_follow_the_seed_and_not_the_action(root):
         assert len({item["question"] for item in items}) == 1
         again = dataset[Draw(1, seed)]
         assert torch.equal(again["video"], items[1]["video"]) and again["answer"] == items[1]["answer"]
-    silent = data(root, questions=())
+    silent = data(root, question_kinds=())
     silent.setup("fit")
     assert {silent.datasets["train"][i]["question"] for i in range(3)} == {""}
 
@@ -216,6 +219,163 @@ def test_broken_videos_are_replaced_or_left_out(root, tmp_path):
     with pytest.warns(UserWarning, match="P09_01"):
         item = SegmentDataset(samples, clip)[0]
     assert item["index"] == -1 and not item["video"].any() and item["narration_id"] == "P01_11_0"
+
+
+# Questions for the verb and the noun ---------------------------------------------------------------------------------
+
+
+WRITTEN = """narration_id,verb_question,noun_question
+P01_11_0,What reaches the plates?,What is being taken?
+P01_11_1,What leaves the plate?,What was it that she put down?
+P02_101_0,What is taken with tap water?,What is taken from the sink?
+P01_12_0,What is done with plates?,Which of the things is taken?
+P18_01_0,Does the spoon gape?,What opens?
+"""
+MASKED = {
+    "P01_11_0": ("What reaches the <mask> ?", "What is being <mask> ?"),
+    "P01_11_1": ("What leaves the <mask> ?", "What was it that she <mask> ?"),
+    "P02_101_0": ("What is taken with <mask> water ?", "What is <mask> from the sink ?"),
+    "P01_12_0": ("What is done with <mask> ?", "Which of the things is <mask> ?"),
+    "P18_01_0": ("Does the <mask> gape ?", "What <mask> ?"),
+}
+
+
+@pytest.fixture
+def written(tmp_path) -> str:
+    (tmp_path / "questions.csv").write_text(WRITTEN)
+    return str(tmp_path / "questions.csv")
+
+
+def read(module) -> dict[str, dict[str, tuple[str, str]]]:
+    """What each split's batches read, by narration_id."""
+    module.setup()
+    found = {}
+    for split in ("train", "val", "test"):
+        for batch in getattr(module, f"{split}_dataloader")():
+            asked = zip(batch["narration_id"], batch["verb_question"], batch["noun_question"], strict=True)
+            found.setdefault(split, {}).update({name: (verb, noun) for name, verb, noun in asked})
+    return found
+
+
+def test_generic_questions_are_the_same_for_every_segment(root):
+    module = data(root)
+    found = read(module)
+    assert module.questions == "generic" and {split: len(rows) for split, rows in found.items()} == {
+        "train": 3, "val": 2, "test": 2}  # fmt: skip
+    assert {pair for rows in found.values() for pair in rows.values()} == {tuple(GENERIC)}
+
+
+def test_evaluation_reads_generic_questions_unless_asked_otherwise(root, written):
+    found = read(data(root, question_files=written))
+    assert found["train"] == {name: MASKED[name] for name in ("P01_11_0", "P01_11_1", "P02_101_0")}
+    assert {pair for split in ("val", "test") for pair in found[split].values()} == {tuple(GENERIC)}
+    published = data(root, question_files=[written], questions="as_published")
+    found = read(published)
+    assert published.questions == "as_published"
+    assert found["val"] == found["test"] == {name: MASKED[name] for name in ("P01_12_0", "P18_01_0")}
+
+
+def test_questions_of_several_files_beside_the_annotations(root, tmp_path):
+    folder = annotate(tmp_path / "other") / "annotations"
+    lines = WRITTEN.splitlines(keepends=True)
+    write(folder, "train.csv", "".join(lines[:4]))
+    write(folder, "validation.csv", "".join(lines[:1] + lines[4:]))
+    options = {"annotations": str(folder), "questions": "as_published"}
+    found = read(data(root, question_files=["train.csv", "validation.csv"], **options))
+    assert {**found["train"], **found["val"]} == MASKED
+    with pytest.raises(
+        DataError, match=r"2 of the 2 val segments have no questions in train\.csv: P01_12_0, P18_01_0; add"
+    ):
+        data(root, question_files="train.csv", **options).setup("fit")
+    with pytest.raises(DataError, match=r"no none\.csv in .*; give the path in data\.question_files"):
+        data(root, question_files="none.csv").setup("fit")
+    unlabelled = data(root, question_files=["validation.csv"], test="EPIC_100_test_timestamps.csv", **options)
+    with pytest.raises(
+        DataError, match=r"no verb or noun to mask in the questions of 1 segments: P33_01_0; set data\.q"
+    ):
+        unlabelled.setup("test")
+    data(root, question_files=["validation.csv"], test="EPIC_100_test_timestamps.csv").setup("test")
+
+
+def test_the_command_line_takes_both_forms_of_the_new_arguments(root, written):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(EpicKitchens100, "data")
+    given = ["--data.root", str(root), "--data.questions", "as_published", f"--data.question_files={written}"]
+    module = parser.instantiate(parser.parse_args(given)).data
+    assert (module.questions, module.question_files) == ("as_published", (written,))
+    # Runs of before have the kinds of training questions under this name.
+    given = ["--data.root", str(root), "--data.questions", '["verb", "noun"]', f"--data.question_files=[{written}]"]
+    with pytest.warns(UserWarning, match="name them in question_kinds"):
+        module = parser.instantiate(parser.parse_args(given)).data
+    assert (module.questions, module.question_kinds) == ("generic", ("verb", "noun"))
+    assert module.question_files == (written,)
+
+
+# Mixing and augmentation as published --------------------------------------------------------------------------------
+
+
+class Keeper(LightningModule):
+    """Keeps the batches that reach it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen = {"train": [], "val": []}
+
+    def training_step(self, batch, batch_idx):
+        self.seen["train"].append(batch)
+        return self.weight * 0
+
+    def validation_step(self, batch, batch_idx):
+        self.seen["val"].append(batch)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_clips_and_both_labels_are_mixed_together(root, tmp_path, written, kind):
+    seed_everything(3)
+    options = {kind: 0.8, "crop_area": (1.0, 1.0), "horizontal_flip": 0.0, "batch_size": 2, "question_files": written}
+    module = data(root, **options)
+    model, plain = Keeper(), Keeper()
+    quiet = dict(logger=False, enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False)
+    for each, source in ((model, module), (plain, data(root, **{**options, kind: 0.0}))):
+        Trainer(max_epochs=2, accelerator="cpu", default_root_dir=tmp_path, **quiet).fit(each, datamodule=source)
+    assert len(model.seen["train"]) == 2 and all("verb_target" not in batch for batch in model.seen["val"])
+    shares = set()
+    for mixed, alone in zip(model.seen["train"], plain.seen["train"], strict=True):
+        assert torch.equal(mixed["index"], alone["index"]) and mixed["verb_question"] == alone["verb_question"]
+        assert mixed["verb_target"].shape == (2, 3) and mixed["noun_target"].shape == (2, 3)
+        # What share the picture's own clip has, from the pixels; the targets have the same.
+        own = alone["video"].float() / 255
+        other, far = own.flip(0), (own - own.flip(0)).abs() > 0.02
+        if kind == "mixup":
+            share = ((mixed["video"] - other) / (own - other))[far].mean().item()
+        else:
+            share = torch.isclose(mixed["video"], own)[far].float().mean().item()
+        for name in ("verb", "noun"):
+            one = torch.nn.functional.one_hot(alone[name], 3).float()
+            expected = share * one + (1 - share) * one.flip(0)
+            torch.testing.assert_close(mixed[f"{name}_target"], expected, atol=0.02, rtol=0)
+        shares.add(round(share, 3))
+    assert len(shares) == 2
+
+
+def test_the_published_augmentation_and_frames(root):
+    """Section 22 of docs/protocol.md: half to all of the frame, no flip, 16 middles of the segment."""
+    module = data(root, crop_area=(0.5, 1.0), horizontal_flip=0.0, sampling="middles", num_frames=16)
+    module.setup("fit")
+    transform = module.datasets["train"].transform
+    assert (transform.area, transform.flip, transform.num_ops) == ((0.5, 1.0), 0.0, 0)
+    seen = numbers(module.datasets["val"][1]["video"])  # from frame 95 (1.6 s) to the last one: 30 frames
+    assert seen == pytest.approx((95 + np.floor((np.arange(16) + 0.5) * 30 / 16)).tolist(), abs=0.5)
+    drawn = numbers(module.datasets["train"][0]["video"])  # 0 to 1.89 s at 30 frames a second
+    assert all(i * 57 / 16 - 1.5 <= frame <= (i + 1) * 57 / 16 + 0.5 for i, frame in enumerate(drawn))
+
+
+def test_the_constructor_has_at_most_25_arguments():
+    assert len(inspect.signature(EpicKitchens100).parameters) <= 25
 
 
 # Features ------------------------------------------------------------------------------------------------------------
@@ -290,7 +450,13 @@ def test_mistakes_name_the_file(root, tmp_path):
         ({"num_crops": 2}, "num_crops is 2"),
         ({"gap_seconds": -1}, "gap_seconds is -1"),
         ({"neutral": 2.0}, "neutral is 2.0"),
-        ({"questions": ["verb", "when"]}, "no questions about 'when'"),
+        ({"question_kinds": ["verb", "when"]}, "no questions about 'when'"),
+        ({"questions": "published"}, "questions is 'published'; it has to be one of generic, as_published"),
+        (
+            {"questions": "as_published"},
+            "questions is 'as_published' without questions; name their files",
+        ),
+        ({"features": "f", "mixup": 0.8}, "mixup and cutmix mix clips; leave them at 0 with features"),
     ],
 )
 def test_mistaken_arguments(root, arguments, sentence):
