@@ -12,6 +12,7 @@ can be anticipated, a video keeps its shape, and each motion is followed by the 
 
     root/P01/videos/P01_01.MP4
     root/annotations/EPIC_100_train.csv, EPIC_100_validation.csv, EPIC_100_test_timestamps.csv, and the tables
+    root/annotations/EPIC_100_train_actions_gpt_questions_clean.pkl, EPIC_100_train_questions.csv, and of validation
     root/metadata.json
 """
 
@@ -28,11 +29,12 @@ import numpy as np
 from datamodules.errors import DataError
 from datamodules.storage.writing import written_folder
 from datamodules.synthetic.motion import CLASSES, COLOURS, PATTERNS, SHAPES, ClipSpec, render, sample_spec
+from datamodules.synthetic.questions import write_questions
 from datamodules.synthetic.writing import _bar, _run, _timestamp, _write_csv, write_video
 
 __all__ = ["NOUNS", "VERBS", "generate_kitchen"]
 
-VERSION = 1
+VERSION = 2
 VERBS = tuple(name.replace("_", "-") for name in CLASSES)
 NOUNS = (*SHAPES, *PATTERNS.values())
 """Shapes, then textures."""
@@ -183,6 +185,8 @@ def _write_annotations(folder: Path, videos: Sequence[_Video], fps: float) -> No
                 start += spec.num_frames / spec.fps + round(video.pause_seconds * spec.fps) / spec.fps
         header = ("narration_id", "participant_id", "video_id", *times, *(labels if split != "test" else ()))
         _write_csv(folder / f"EPIC_100_{name}.csv", header, rows)
+        if split != "test":
+            write_questions(folder, split, header, rows)
     for kind, names in (("verb", VERBS), ("noun", NOUNS)):
         rows = [(number, name, [name], "generated") for number, name in enumerate(names)]
         _write_csv(folder / f"EPIC_100_{kind}_classes.csv", ("id", "key", "instances", "category"), rows)
