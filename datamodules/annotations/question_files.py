@@ -60,9 +60,10 @@ def read_questions(path: str) -> dict[str, QuestionPair]:
         raise DataError(f"{path} has no rows; give each segment a row of {', '.join(_COLUMNS)}.")
     pairs: dict[str, QuestionPair] = {}
     bare, twice = [], []
-    for narration_id, verb, noun in zip(*(table[name] for name in _COLUMNS), strict=True):
-        if not all(isinstance(text, str) and text.strip() for text in (narration_id, verb, noun)):
-            bare.append(str(narration_id))
+    for number, row in enumerate(zip(*(table[name] for name in _COLUMNS), strict=True), start=1):
+        narration_id, verb, noun = row
+        if not all(isinstance(text, str) and text.strip() for text in row):
+            bare.append(narration_id if isinstance(narration_id, str) else f"number {number}")
         elif narration_id in pairs:
             twice.append(narration_id)
         else:

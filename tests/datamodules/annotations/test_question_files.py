@@ -9,6 +9,7 @@ import pytest
 
 from datamodules.annotations.question_files import GENERIC, QuestionPair, read_questions
 from datamodules.errors import DataError
+from datamodules.synthetic.questions import _pickled_frame
 
 # The first columns, the labels, and two questions per segment, as each release of pandas pickles them.
 PICKLES = {
@@ -131,6 +132,17 @@ def test_pickles_that_are_something_else(tmp_path):
     assert "is not a table as pandas 1.3 to 3 pickles it" in refused(path)
     path.write_bytes(pickle.dumps(whole))
     assert "is not a table" in refused(path)
+
+
+def test_what_is_no_text_is_named_by_its_row(tmp_path):
+    doubled = ["x"]
+    for _ in range(60):
+        doubled = [doubled, doubled]  # whose text has no end
+    path = tmp_path / "questions.pkl"
+    columns, rows = ["verb question", "noun question"], [["a?", "b?"], ["a?", None], ["a?", "b?"]]
+    whole = _pickled_frame("narration_id", ["P01_11_0", "P01_11_1", "twice"], columns, rows)
+    path.write_bytes(whole.replace(b"X\x05\x00\x00\x00twice", pickle.dumps(doubled, 0)[:-1]))
+    assert "has 2 segments without both questions: P01_11_1, number 3;" in refused(path)
 
 
 class Exploit:
