@@ -39,7 +39,7 @@ def _take_place(beside: Path, target: Path) -> None:
     target.rename(old)
     try:
         beside.rename(target)
-    except BaseException:
-        old.rename(target)
-        raise
+    finally:
+        if not target.exists():
+            old.rename(target)
     shutil.rmtree(old, ignore_errors=True)

@@ -34,7 +34,7 @@ FLOORS = {
     ),
     "lightning_modules": (
         ("errors",),
-        ("checks", "ops"),
+        ("checks", "files", "ops"),
         ("nets",),
         ("training", "callbacks"),
         ("base",),

@@ -96,7 +96,7 @@ def check_arguments(cls: type, arguments: dict, include_training: bool) -> dict:
     parser.add_class_arguments(cls, skip=(training_only - set(arguments)) | set(exact))
     try:
         checked = parser.parse_object({k: v for k, v in arguments.items() if k not in exact}).as_dict()
-    except Exception as error:
+    except Exception as error:  # jsonargparse passes on what a user's own types raise
         reason = " ".join(str(error).split())
         reason = reason if len(reason) <= 500 else f"{reason[:500]}..."
         raise ModelError(f"The arguments of {cls.__name__} do not fit: {reason}") from error

@@ -294,7 +294,7 @@ def _as_os_error() -> Iterator[None]:
         if not isinstance(cause, OSError) or isinstance(cause, FileNotFoundError):
             raise
         raise OSError(cause.errno or 5, _one_line(cause)) from error
-    except Exception as error:
+    except Exception as error:  # the network libraries have exceptions of their own
         raise OSError(getattr(error, "errno", None) or 5, _one_line(error)) from error
 
 

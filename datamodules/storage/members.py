@@ -150,7 +150,7 @@ class _Slice:
             _check_header(member, self._read_at(member.offset - _BLOCK, _BLOCK))
             if os.fstat(self._file.fileno()).st_size < member.offset + member.size:
                 raise OSError(errno.EIO, "the shard is cut off")
-        except BaseException:
+        except OSError:
             self._file.close()
             raise
 

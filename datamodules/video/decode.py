@@ -19,6 +19,7 @@ import os
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -136,11 +137,10 @@ class VideoReader:
         self._num_threads = num_threads
         self._first_decoded: av.VideoFrame | None = None
         self._open(probe=self._probes)
-        try:
+        with ExitStack() as stack:
+            stack.callback(self.close)
             self._build_index()
-        except BaseException:
-            self.close()
-            raise
+            stack.pop_all()
 
     def __enter__(self) -> "VideoReader":
         return self

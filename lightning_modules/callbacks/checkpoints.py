@@ -1,7 +1,6 @@
 """Checkpoint files that are whole or absent."""
 
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from lightning_modules.errors import ModelError
+from lightning_modules.files import written
 
 __all__ = ["AtomicCheckpointIO"]
 
@@ -27,18 +27,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.part")
         try:
-            with beside.open("wb") as file:
+            with written(path) as beside, beside.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            beside.replace(path)
-        except BaseException as error:
-            with suppress(OSError):
-                beside.unlink()
-            # torch's writer covers what a write raised. That need not be the disk's fault: signals are answered where
-            # they arrive, the one that tells of a dead loader process by raising.
+        except BaseException as error:  # torch's writer hides what a write raised, which may be KeyboardInterrupt
+            # That need not be the disk's fault: signals are answered where they arrive, the one that tells of a dead
+            # loader process by raising.
             cause = error.__context__ if "inline_container" in str(error) and error.__context__ else error
             if not isinstance(cause, OSError):
                 raise cause from None

@@ -2,12 +2,13 @@
 
 import csv
 import re
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from lightning_modules.files import written
 
 __all__ = ["Curves", "plot_curves"]
 
@@ -87,14 +88,8 @@ def plot_curves(metrics: Path, out: Path) -> None:
         else:
             panel.legend(frameon=False)
     figure.suptitle(str(metrics.absolute().parent.relative_to(metrics.absolute().parents[2])))
-    beside = out.with_suffix(".part")
-    try:
+    with written(out) as beside:
         figure.savefig(beside, format="png")
-        beside.replace(out)
-    except BaseException:
-        with suppress(OSError):  # a full disk
-            beside.unlink()
-        raise
 
 
 def read_curves(metrics: Path) -> tuple[dict[str, Curve], Curve]:

@@ -9,6 +9,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from lightning_modules.files import written
+
 __all__ = ["EpicSubmission"]
 
 _BASE = 1000
@@ -64,10 +66,13 @@ class EpicSubmission(Callback):
         out = Path(trainer.log_dir or trainer.default_root_dir) / self.file
         out.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(submission)
-        for path, write in ((out, _write_text), (out.with_suffix(".zip"), _write_zip)):
-            beside = path.with_name(f".{path.name}.part")
-            write(beside, text)
-            beside.replace(path)
+        with written(out) as beside:
+            beside.write_text(text, encoding="utf-8")
+        with (
+            written(out.with_suffix(".zip")) as beside,
+            zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as archive,
+        ):
+            archive.writestr("test.json", text)
         rank_zero_info(f"Submission of {len(results)} segments: {out} and {out.with_suffix('.zip').name}")
 
 
@@ -77,12 +82,3 @@ def _numbered(values: list[float]) -> dict[str, float]:
 
 def _log(probability: float) -> float:
     return round(math.log(max(probability, _LOWEST)), 6)
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-
-
-def _write_zip(path: Path, text: str) -> None:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("test.json", text)

@@ -31,7 +31,7 @@ def summary_table(module: LightningModule) -> Table:
     frames, size = prepared["num_frames"], prepared["image_size"]
     try:
         counts = count_flops(module, torch.empty(1, 3, frames, size, size, dtype=torch.uint8, device="meta"))
-    except Exception as error:
+    except Exception as error:  # a user's own network may raise anything, and the training counts more
         rank_zero_warn(f"The operations of {type(module).__name__} cannot be counted: {error}")
         counts = None
     table = Table(

@@ -80,7 +80,7 @@ def report(command: Callable[[], object], *, program: str, usage_errors: tuple[t
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         sys.exit(130)
-    except Exception as error:
+    except Exception as error:  # whose mistake it is, is decided by its type
         wrong_usage = isinstance(error, usage_errors)
         if not wrong_usage and not is_foreseen(error):
             raise

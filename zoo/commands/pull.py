@@ -31,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Download what each name means; one that fails does not keep the others from being fetched."""
     names = _wanted(args.names)
-    from zoo.commands.main import is_foreseen
+    from hub.errors import HubError
+    from lightning_modules.errors import ModelError
     from zoo.fetch import fetch
 
     records = []
@@ -41,9 +42,7 @@ def run(args: argparse.Namespace) -> None:
         try:
             files = fetch(name)
             records.append({"name": name, "files": [str(file) for file in files], "bytes": _size(files), "error": None})
-        except Exception as error:
-            if not is_foreseen(error):
-                raise
+        except (HubError, ModelError, ZooError, OSError) as error:
             records.append({"name": name, "files": [], "bytes": 0, "error": " ".join(str(error).split())})
     if args.json:
         print_json(records)

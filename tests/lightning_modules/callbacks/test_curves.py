@@ -89,13 +89,13 @@ def test_drawn_however_the_training_ends(tmp_path, error, seen):
 
 
 def test_a_picture_on_a_full_disk_leaves_nothing_behind(tmp_path):
-    (tmp_path / "curves.part").symlink_to("/dev/full")
+    (tmp_path / ".curves.png.part").symlink_to("/dev/full")
     with pytest.warns(UserWarning, match="could not be drawn: .*No space left"):
         fit(tmp_path, None)
     assert [path.name for path in tmp_path.glob("curves*")] == []
 
 
 def test_a_picture_that_cannot_be_drawn_fails_no_training(tmp_path):
-    (tmp_path / "curves.part").mkdir()
+    (tmp_path / ".curves.png.part").mkdir()
     with pytest.warns(UserWarning, match="curves.png could not be drawn"):
         fit(tmp_path, None)
