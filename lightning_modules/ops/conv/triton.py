@@ -6,6 +6,7 @@ The kernels are in `triton_kernels.py`. x is read where it is, slices of wider t
 import torch
 from torch import Tensor
 
+from lightning_modules.ops.conv.operator import conv_operators
 from lightning_modules.ops.conv.triton_kernels import conv_backward, conv_forward
 from lightning_modules.ops.launch import launch, strided
 
@@ -28,34 +29,7 @@ def bidirectional_conv1d(
     return _conv_pair(x, weight, bias, weight_b, bias_b)
 
 
-@torch.library.custom_op("lightning_modules::triton_conv", mutates_args=())
-def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> Tensor:
-    """One direction."""
-    one, none = (weight, bias), (None, None)
-    y, y_b = _forward(x, *(none if reverse else one), *(one if reverse else none), silu)
-    return y_b if reverse else y
-
-
-@_conv.register_fake
-def _conv_shapes(x, weight, bias, silu, reverse):
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
-
-
-@torch.library.custom_op("lightning_modules::triton_conv_pair", mutates_args=())
-def _conv_pair(
-    x: Tensor, weight: Tensor, bias: Tensor | None, weight_b: Tensor, bias_b: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Both directions with SiLU."""
-    return _forward(x, weight, bias, weight_b, bias_b, True)
-
-
-@_conv_pair.register_fake
-def _conv_pair_shapes(x, weight, bias, weight_b, bias_b):
-    return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for _ in range(2))
-
-
-@torch.library.custom_op("lightning_modules::triton_conv_backward", mutates_args=())
-def _conv_backward(
+def _backward(
     grad: Tensor | None,
     grad_b: Tensor | None,
     x: Tensor,
@@ -64,8 +38,8 @@ def _conv_backward(
     weight_b: Tensor | None,
     bias_b: Tensor | None,
     silu: bool,
-) -> list[Tensor]:
-    """Gradients of the tensors given, from x to bias_b, each in its tensor's dtype."""
+) -> tuple[Tensor, list[Tensor | None]]:
+    """See `lightning_modules.ops.conv.operator.conv_operators`."""
     batch, length, channels = x.shape
     width = (weight_b if weight is None else weight).shape[1]
     segments = -(-length // _SEGMENT)
@@ -79,49 +53,11 @@ def _conv_backward(
         *strided(grad), *strided(grad_b), *strided(x), *map(_packed, (weight, bias, weight_b, bias_b)),
         dx, *sums, length, channels, _SEGMENT, SILU=silu, WIDTH=width, BLOCK=_BLOCK,
     )  # fmt: skip
-    results = [dx]
-    for partial, w, c in ((sums[0], weight, bias), (sums[1], weight_b, bias_b)):
-        if w is not None:
-            partial = partial.sum(0)
-            results.append(_own(partial[:width].t(), w.dtype))
-            if c is not None:
-                results.append(_own(partial[width], c.dtype))
-    return results
-
-
-@_conv_backward.register_fake
-def _conv_backward_shapes(grad, grad_b, x, weight, bias, weight_b, bias_b, silu):
-    tensors = (x, weight, bias, weight_b, bias_b)
-    return [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in tensors if t is not None]
-
-
-def _remember_conv(ctx, inputs, output) -> None:
-    *tensors, ctx.silu, ctx.reverse = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _differentiate_conv(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, bias = ctx.saved_tensors
-    one, none = (weight, bias), (None, None)
-    if ctx.reverse:
-        results = _conv_backward(None, grad, x, *none, *one, ctx.silu)
-    else:
-        results = _conv_backward(grad, None, x, *one, *none, ctx.silu)
-    return results[0], results[1], None if bias is None else results[2], None, None
-
-
-def _remember_pair(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _differentiate_pair(ctx, grad: Tensor, grad_b: Tensor) -> tuple[Tensor | None, ...]:
-    tensors = ctx.saved_tensors
-    results = iter(_conv_backward(grad, grad_b, *tensors, True))
-    return tuple(None if tensor is None else next(results) for tensor in tensors)
-
-
-_conv.register_autograd(_differentiate_conv, setup_context=_remember_conv)
-_conv_pair.register_autograd(_differentiate_pair, setup_context=_remember_pair)
+    results: list[Tensor | None] = []
+    for partial in sums:
+        partial = None if partial is None else partial.sum(0)
+        results += [None, None] if partial is None else [partial[:width].t(), partial[width]]
+    return dx, results
 
 
 def _forward(
@@ -141,6 +77,4 @@ def _packed(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
 
 
-def _own(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy: the results of an operator may not share memory."""
-    return tensor.to(dtype).clone(memory_format=torch.contiguous_format)
+_conv, _conv_pair, _conv_backward = conv_operators("triton", _forward, _backward)

@@ -8,7 +8,6 @@ Legend of shapes: (batch, length, channels) for sequences, state for the states 
 `numba_kernels.py`.
 """
 
-import math
 from dataclasses import dataclass
 from functools import cache
 
@@ -19,8 +18,9 @@ from torch.nn.functional import pad
 
 from lightning_modules.ops import threads
 from lightning_modules.ops.memory import FLOAT_BYTES, address, empty, readable, rows, zeros
-from lightning_modules.ops.scan.direction import Direction, directions_of, flat, needs_grad
+from lightning_modules.ops.scan.direction import Direction, flat, needs_grad
 from lightning_modules.ops.scan.numba_kernels import scan_backward, scan_forward
+from lightning_modules.ops.scan.operator import scan_operators
 from lightning_modules.ops.simd import LANES, LOG2_E
 
 __all__ = ["scan", "why_not"]
@@ -75,32 +75,11 @@ def scan(directions: tuple[Direction, ...], z: Tensor | None, delta_softplus: bo
     return _scan(*flat(directions), z, delta_softplus, reverse, needs_grad(directions, z))[0]
 
 
-@torch.library.custom_op("lightning_modules::numba_scan", mutates_args=())
-def _scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    u_b: Tensor | None,
-    delta_b: Tensor | None,
-    A_b: Tensor | None,
-    B_b: Tensor | None,
-    C_b: Tensor | None,
-    D_b: Tensor | None,
-    delta_bias_b: Tensor | None,
-    z: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
-    save: bool,
+def _forward(
+    given: tuple[Direction, ...], z: Tensor | None, delta_softplus: bool, reverse: bool, save: bool
 ) -> tuple[Tensor, Tensor]:
-    """y, and the checkpoints, flat, if they are to be saved, else an empty tensor.
-
-    `reverse` belongs to the first direction; the second, if there is one, runs from the last token.
-    """
-    given = directions_of(u, delta, A, B, C, D, delta_bias, u_b, delta_b, A_b, B_b, C_b, D_b, delta_bias_b)
+    """y and the checkpoints, see `lightning_modules.ops.scan.operator.scan_operators`."""
+    u, A = given[0].u, given[0].A
     directions = _Rows.of_each(given, reverse)
     batch, length, channels = u.shape
     states = _padded(A.shape[1])
@@ -109,7 +88,7 @@ def _scan(
     y = empty(*u.shape)
     state = zeros(len(directions), batch, groups, states, LANES)
     chunks = -(-length // _CHUNK)
-    checkpoints = empty(*_checkpoint_shape(u, A, u_b)) if save else empty(0)
+    checkpoints = empty(*_checkpoint_shape(u, A, len(given))) if save else empty(0)
     last = len(directions) - 1
 
     def work(b: int, first: int, count: int) -> None:
@@ -131,45 +110,20 @@ def _scan(
     return y.to(u.dtype), checkpoints.view(-1)
 
 
-@_scan.register_fake
-def _scan_shapes(
-    u, delta, A, B, C, D, delta_bias, u_b, delta_b, A_b, B_b, C_b, D_b, delta_bias_b, z, delta_softplus, reverse, save
-):  # fmt: skip
-    # Flat, since tracing with an unknown length would take a number of chunks of one for a promise.
-    size = math.prod(_checkpoint_shape(u, A, u_b)) if save else 0
-    checkpoints = torch.empty(size, dtype=torch.float32, device=u.device)
-    return torch.empty(u.shape, dtype=u.dtype, device=u.device), checkpoints
-
-
-@torch.library.custom_op("lightning_modules::numba_scan_backward", mutates_args=())
-def _scan_backward(
+def _backward(
     grad: Tensor,
-    checkpoints: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    u_b: Tensor | None,
-    delta_b: Tensor | None,
-    A_b: Tensor | None,
-    B_b: Tensor | None,
-    C_b: Tensor | None,
-    D_b: Tensor | None,
-    delta_bias_b: Tensor | None,
+    saved: tuple[Tensor],
+    given: tuple[Direction, ...],
     z: Tensor | None,
     delta_softplus: bool,
     reverse: bool,
 ) -> list[Tensor]:
-    """Gradients of the tensors given, in the order of `_scan`'s arguments, each in its tensor's dtype."""
-    given = directions_of(u, delta, A, B, C, D, delta_bias, u_b, delta_b, A_b, B_b, C_b, D_b, delta_bias_b)
+    u, A = given[0].u, given[0].A
     directions = _Rows.of_each(given, reverse)
     batch, length, channels = u.shape
     states = _padded(A.shape[1])
     groups = _groups(channels)
-    checkpoints = checkpoints.view(_checkpoint_shape(u, A, u_b))
+    checkpoints = saved[0].view(_checkpoint_shape(u, A, len(given)))
     size = _block_size(batch, groups)
     tasks = _share(batch, groups, size)
     blocks = -(-groups // size)
@@ -201,29 +155,6 @@ def _scan_backward(
     threads.run(work, tasks)
     results = sums.finish(given)
     return results if z is None else [*results, grad_z.to(z.dtype)]
-
-
-@_scan_backward.register_fake
-def _scan_backward_shapes(
-    grad, checkpoints, u, delta, A, B, C, D, delta_bias, u_b, delta_b, A_b, B_b, C_b, D_b, delta_bias_b, z,
-    delta_softplus, reverse,
-):  # fmt: skip
-    tensors = (u, delta, A, B, C, D, delta_bias, u_b, delta_b, A_b, B_b, C_b, D_b, delta_bias_b, z)
-    return [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in tensors if t is not None]
-
-
-def _remember(ctx, inputs, output) -> None:
-    *tensors, ctx.delta_softplus, ctx.reverse, ctx.saved = inputs
-    ctx.save_for_backward(output[1], *tensors)
-
-
-def _differentiate(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    checkpoints, *tensors = ctx.saved_tensors
-    results = iter(_scan_backward(grad, checkpoints, *tensors, ctx.delta_softplus, ctx.reverse))
-    return *(None if tensor is None else next(results) for tensor in tensors), None, None, None
-
-
-_scan.register_autograd(_differentiate, setup_context=_remember)
 
 
 @dataclass(frozen=True)
@@ -306,10 +237,10 @@ def _padded(states: int) -> int:
     return -(-states // _STATES) * _STATES
 
 
-def _checkpoint_shape(u: Tensor, A: Tensor, u_b: Tensor | None) -> tuple[int, ...]:
+def _checkpoint_shape(u: Tensor, A: Tensor, directions: int) -> tuple[int, ...]:
     """(direction, batch, chunk, group, state, 16)."""
     batch, length, channels = u.shape
-    return (1 if u_b is None else 2, batch, -(-length // _CHUNK), _groups(channels), _padded(A.shape[1]), LANES)
+    return (directions, batch, -(-length // _CHUNK), _groups(channels), _padded(A.shape[1]), LANES)
 
 
 def _block_size(batch: int, groups: int) -> int:
@@ -331,3 +262,9 @@ def _to_lanes(A: Tensor) -> Tensor:
     padded = zeros(groups * LANES, A.shape[1])
     padded[: A.shape[0]] = A
     return padded.view(groups, LANES, -1).transpose(1, 2).contiguous()
+
+
+_scan, _scan_backward = scan_operators(
+    "numba", _forward, _backward, ("checkpoints",),
+    lambda u, A, directions, gated: [(_checkpoint_shape(u, A, directions), torch.float32)],
+)  # fmt: skip

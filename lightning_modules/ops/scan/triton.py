@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from lightning_modules.ops.launch import INTERPRETED, launch, multiprocessors, strided
-from lightning_modules.ops.scan.direction import Direction, directions_of, flat, needs_grad
+from lightning_modules.ops.scan.direction import Direction, flat, needs_grad
+from lightning_modules.ops.scan.operator import scan_operators
 from lightning_modules.ops.scan.triton_kernels import combine, gate_backward, pack, scan_backward, scan_forward, walk
 
 __all__ = ["scan", "why_not"]
@@ -69,96 +70,6 @@ def scan(directions: tuple[Direction, ...], z: Tensor | None, delta_softplus: bo
     return _scan(*flat(directions), z, delta_softplus, reverse, needs_grad(directions, z))[0]
 
 
-@torch.library.custom_op("lightning_modules::triton_scan", mutates_args=())
-def _scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    u_b: Tensor | None,
-    delta_b: Tensor | None,
-    A_b: Tensor | None,
-    B_b: Tensor | None,
-    C_b: Tensor | None,
-    D_b: Tensor | None,
-    delta_bias_b: Tensor | None,
-    z: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """y and, flat, what the backward needs if it is to be saved: y before the gate, the states before the chunks.
-
-    `reverse` belongs to the first direction; the second, if there is one, runs from the last token.
-    """
-    directions = directions_of(u, delta, A, B, C, D, delta_bias, u_b, delta_b, A_b, B_b, C_b, D_b, delta_bias_b)
-    return _forward(directions, z, delta_softplus, reverse, save)
-
-
-@_scan.register_fake
-def _scan_shapes(
-    u, delta, A, B, C, D, delta_bias, u_b, delta_b, A_b, B_b, C_b, D_b, delta_bias_b, z, delta_softplus, reverse, save
-):  # fmt: skip
-    # Flat, since tracing with an unknown length would take a number of chunks of one for a promise.
-    kept = u.new_empty(math.prod(u.shape) if save and z is not None else 0)
-    size = math.prod(_state_shape(u, A, 1 if u_b is None else 2, _chunks(u))) if save else 0
-    return torch.empty(u.shape, dtype=u.dtype, device=u.device), kept, u.new_empty(size, dtype=torch.float32)
-
-
-@torch.library.custom_op("lightning_modules::triton_scan_backward", mutates_args=())
-def _scan_backward(
-    grad: Tensor,
-    kept: Tensor,
-    checkpoints: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    u_b: Tensor | None,
-    delta_b: Tensor | None,
-    A_b: Tensor | None,
-    B_b: Tensor | None,
-    C_b: Tensor | None,
-    D_b: Tensor | None,
-    delta_bias_b: Tensor | None,
-    z: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
-) -> list[Tensor]:
-    """Gradients of the tensors given, in the order of `_scan`'s arguments, each in its tensor's dtype."""
-    directions = directions_of(u, delta, A, B, C, D, delta_bias, u_b, delta_b, A_b, B_b, C_b, D_b, delta_bias_b)
-    return _backward(grad, kept, checkpoints, directions, z, delta_softplus, reverse)
-
-
-@_scan_backward.register_fake
-def _scan_backward_shapes(
-    grad, kept, checkpoints, u, delta, A, B, C, D, delta_bias, u_b, delta_b, A_b, B_b, C_b, D_b, delta_bias_b, z,
-    delta_softplus, reverse,
-):  # fmt: skip
-    tensors = (u, delta, A, B, C, D, delta_bias, u_b, delta_b, A_b, B_b, C_b, D_b, delta_bias_b, z)
-    return [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in tensors if t is not None]
-
-
-def _remember(ctx, inputs, output) -> None:
-    *tensors, ctx.delta_softplus, ctx.reverse, ctx.saved = inputs
-    ctx.save_for_backward(*output[1:], *tensors)
-
-
-def _differentiate(ctx, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    kept, checkpoints, *tensors = ctx.saved_tensors
-    results = iter(_scan_backward(grad, kept, checkpoints, *tensors, ctx.delta_softplus, ctx.reverse))
-    return *(None if tensor is None else next(results) for tensor in tensors), None, None, None
-
-
-_scan.register_autograd(_differentiate, setup_context=_remember)
-
-
 @dataclass(frozen=True)
 class _Operands:
     """One direction's inputs as the kernels read them."""
@@ -182,6 +93,7 @@ _ABSENT = _Operands((None, 0, 0), (None, 0, 0), None, None, None)
 def _forward(
     directions: tuple[Direction, ...], z: Tensor | None, softplus: bool, reverse: bool, save: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """y; y before the gate; the states before the chunks. See `lightning_modules.ops.scan.operator.scan_operators`."""
     u, A = directions[0].u, directions[0].A
     batch, length, channels = u.shape
     states, N = A.shape[1], _padded(A.shape[1])
@@ -211,13 +123,13 @@ def _forward(
 
 def _backward(
     grad: Tensor,
-    kept: Tensor,
-    checkpoints: Tensor,
+    saved: tuple[Tensor, Tensor],
     directions: tuple[Direction, ...],
     z: Tensor | None,
     softplus: bool,
     reverse: bool,
 ) -> list[Tensor]:
+    kept, checkpoints = saved
     u, A = directions[0].u, directions[0].A
     batch, length, channels = u.shape
     states, N = A.shape[1], _padded(A.shape[1])
@@ -364,3 +276,12 @@ def _like(tensor: Tensor) -> Tensor:
 def _own(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A copy: the results of an operator may not share memory."""
     return tensor.to(dtype).clone(memory_format=torch.contiguous_format)
+
+
+_scan, _scan_backward = scan_operators(
+    "triton", _forward, _backward, ("kept", "checkpoints"),
+    lambda u, A, directions, gated: [
+        (tuple(u.shape) if gated else (0,), u.dtype),
+        (_state_shape(u, A, directions, _chunks(u)), torch.float32),
+    ],
+)  # fmt: skip
