@@ -73,8 +73,9 @@ def conv_operators(
         ctx.save_for_backward(*inputs)
 
     def differentiate_pair(ctx, grad: Tensor, grad_b: Tensor) -> tuple[Tensor | None, ...]:
-        results = iter(back(grad, grad_b, *ctx.saved_tensors, True))
-        return tuple(None if tensor is None else next(results) for tensor in ctx.saved_tensors)
+        tensors = ctx.saved_tensors  # read once: recomputation allows no more
+        results = iter(back(grad, grad_b, *tensors, True))
+        return tuple(None if tensor is None else next(results) for tensor in tensors)
 
     one.register_autograd(differentiate, setup_context=remember)
     pair.register_autograd(differentiate_pair, setup_context=remember_pair)

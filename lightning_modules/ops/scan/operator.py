@@ -81,9 +81,9 @@ def scan_operators(
         ctx.save_for_backward(*output[1:], *tensors)
 
     def differentiate(ctx, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        results = iter(backward_operator(grad, *ctx.saved_tensors, ctx.delta_softplus, ctx.reverse))
-        tensors = ctx.saved_tensors[len(saved) :]
-        return *(None if tensor is None else next(results) for tensor in tensors), None, None, None
+        tensors = ctx.saved_tensors  # read once: recomputation allows no more
+        results = iter(backward_operator(grad, *tensors, ctx.delta_softplus, ctx.reverse))
+        return *(None if tensor is None else next(results) for tensor in tensors[len(saved) :]), None, None, None
 
     operator.register_autograd(differentiate, setup_context=remember)
     return operator, backward_operator
