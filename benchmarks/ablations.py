@@ -37,7 +37,7 @@ from lightning_modules.nets.scan_orders import SCAN_ORDERS
 
 CLIP = {"num_frames": 8, "image_size": 48}
 LOOK = {"mean": [0.2, 0.2, 0.2], "std": [0.2, 0.2, 0.2]}  # as in the demo's recipe
-TRAINING = {"label_smoothing": 0.0, "lr": 3e-3, "betas": [0.9, 0.95], "warmup_epochs": 1}
+TRAINING = {"label_smoothing": 0.0, "optim": {"lr": 3e-3, "betas": [0.9, 0.95], "warmup_epochs": 1}}
 EVALUATE_BATCH, EVALUATE_EVERY = 128, 4
 MOTIONS = ("move_right", "move_left", "grow", "shrink")
 

@@ -66,7 +66,7 @@ WIDTH = 32  # of CLIP's joint space
 TOWER = {"image_size": CLIP["image_size"], "patch_size": 12, "hidden_size": 64, "intermediate_size": 128,
          "num_hidden_layers": 3, "num_attention_heads": 4}  # fmt: skip
 TEACHER = {"projection_dim": WIDTH, "vision_config": TOWER}
-PRETRAINING = {"mask_type": "attention", "mask_ratio": 0.8, "lr": 3e-3, "warmup_epochs": 1}
+PRETRAINING = {"mask_type": "attention", "mask_ratio": 0.8, "optim": {"lr": 3e-3, "warmup_epochs": 1}}
 CLIP_CLIPS, CLIPS = 1, 3  # seeds of the clips that CLIP learns from, and of the others
 PLACES = (("left", "midleft", "midright", "right"), ("top", "upper", "lower", "bottom"))
 SIZES = ("tiny", "small", "large", "huge")

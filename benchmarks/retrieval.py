@@ -281,7 +281,7 @@ def train(head: str, name: str, clips: dict[str, Clips], seed: int, steps: int) 
     seed_everything(seed)
     model = TextVideoRetrieval(
         SIZES, head, CLIP_FRAMES, 40, scales=(0.5, 1), depth=2, mean=(0.2,) * 3, std=(0.2,) * 3,
-        interpolation="bilinear", dropout=0.0, lr=1e-3, clip_lr=1e-3, weight_decay=0.05,
+        interpolation="bilinear", dropout=0.0, optim=dict(lr=1e-3, lr_of={"clip": 1e-3}, weight_decay=0.05),
     )  # fmt: skip
     data = Pairs(clips, name == "twins")
     trainer = Trainer(max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False,

@@ -261,7 +261,7 @@ def run(data: Pairs, teacher: ClipTeacher, seed: int, options: argparse.Namespac
     """Both stages and the tests with one seed."""
     seed_everything(seed, verbose=False)
     training = {"weight_decay": 0.05, "warmup_epochs": 1.0, "min_lr": 0.01 * options.lr}
-    model = VideoTextPretraining(**SIZES, teacher=teacher, target_dim=WIDTH, lr=options.lr, **training)
+    model = VideoTextPretraining(**SIZES, teacher=teacher, target_dim=WIDTH, optim={"lr": options.lr, **training})
     # What `train_clip` gave the teacher.
     model.clip_mean.fill_(SIZES["mean"][0])
     model.clip_std.fill_(SIZES["std"][0])
@@ -271,7 +271,7 @@ def run(data: Pairs, teacher: ClipTeacher, seed: int, options: argparse.Namespac
     fit(model, data, options.steps, seed, masked)
     after = held_out_losses(model, data)
 
-    tuned = VideoTextPretraining(**SIZES, lr=options.lr / 5, **{**training, "warmup_epochs": 0.2})
+    tuned = VideoTextPretraining(**SIZES, optim={"lr": options.lr / 5, **training, "warmup_epochs": 0.2})
     tuned.load_state_dict(tuned.adapt_state_dict(model.state_dict()))
     unmasked, tuning = Curves(), held_out_losses(tuned, data)
     fit(tuned, data, options.tuning, seed, unmasked)

@@ -6,6 +6,7 @@ _HOME = {
     "ActionRecognition": "tasks.mambavl",
     "BaseModule": "base",
     "MaskedPretraining": "tasks.masked_pretraining",
+    "Optim": "training.optim",
     "SelfDistillation": "tasks.self_distillation",
     "TextVideoRetrieval": "tasks.retrieval",
     "VideoClassifier": "tasks.classification",

@@ -1,5 +1,6 @@
 """What all modules of the zoo share: a config, input normalisation, optimiser and schedule."""
 
+import dataclasses
 import inspect
 import os
 from abc import ABC
@@ -15,18 +16,14 @@ from torch import Tensor, nn
 from lightning_modules.callbacks.finite import FiniteLoss
 from lightning_modules.checks import check_constructor
 from lightning_modules.errors import ModelError
-from lightning_modules.training.optim import (
-    OPTIMISER_DEFAULTS,
-    official_image_schedule,
-    parameter_groups,
-    warmup_cosine,
-)
+from lightning_modules.training.optim import Optim
 from lightning_modules.training.sharding import blocks, refuse_flat_parameters, shard
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "BaseModule"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_OPTIM_ALONE = [field.name for field in dataclasses.fields(Optim) if field.name != "name"]
 PREPROCESSING_DEFAULTS = {
     "num_frames": 16,
     "image_size": 224,
@@ -47,8 +44,9 @@ class BaseModule(LightningModule, ABC):
     ``super().__init__()``. Numbers under the names that `lightning_modules.checks` knows, the optimiser's among them,
     are compared with their ranges there.
 
-    Arguments that the constructor does not declare have defaults: the optimiser's are `OPTIMISER_DEFAULTS`, those of
-    the input `PREPROCESSING_DEFAULTS` (the data can override these), and pixels are normalised as ImageNet's.
+    The optimiser is an argument ``optim: Optim = Optim(...)`` after ``*``; without it a module trains with the
+    defaults of `Optim`. Of the input, `PREPROCESSING_DEFAULTS` stand for what is not declared (the data can override
+    these), and pixels are normalised as ImageNet's.
 
     Attributes:
         training_weights: what the names of weights begin with that matter only while training. Checkpoints have them;
@@ -83,7 +81,8 @@ class BaseModule(LightningModule, ABC):
                 written before this argument existed, looks up the caller's.
 
         Raises:
-            ModelError: a number is out of its range, see `lightning_modules.checks`; an argument is missing in `given`.
+            ModelError: a number is out of its range, see `lightning_modules.checks`; an argument is missing in `given`;
+                ``optim`` is declared before ``*``.
         """
         if given is None:
             given = inspect.currentframe().f_back.f_locals
@@ -97,6 +96,10 @@ class BaseModule(LightningModule, ABC):
         arguments = {name: given[name] for name in names}
         check_constructor(constructor, arguments)
         training_only = [name for name in self.training_only() if name in arguments]
+        if "optim" in arguments and "optim" not in training_only:
+            raise ModelError(f"{type(self).__name__} declares optim among what is saved; put it after *.")
+        if isinstance(arguments.get("optim"), Mapping):
+            arguments["optim"] = inspect.signature(constructor).parameters["optim"].default.changed(arguments["optim"])
         self.training_arguments = {name: arguments.pop(name) for name in training_only}
         self.save_hyperparameters({k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()})
 
@@ -224,51 +227,42 @@ class BaseModule(LightningModule, ABC):
                              f"there and {tuple(expected[name].shape)} here, and so on for {len(wrong)} weights; give "
                              "the model the sizes it was trained with.")  # fmt: skip
 
+    @property
+    def optim(self) -> Optim:
+        """The optimiser and the schedule to train with."""
+        return self.training_arguments.get("optim") or Optim()
+
     def configure_optimizers(self) -> dict:
-        """AdamW with layer-wise decay; a linear warm-up and a half cosine, as ``schedule`` says.
+        """The optimiser and the schedule that ``optim`` says.
 
         Raises:
             ModelError: no end of the training is set; ``lr_samples`` is given and the clips per step are unknown; a
-                strategy flattens the weights; a trainable weight is in no group.
+                strategy flattens the weights; a trainable weight is in no group; the
+                constructor declares arguments of the optimiser one by one, which would have no effect.
         """
         refuse_flat_parameters(self.trainer.strategy)
-        args = self._optimiser_arguments()
-        lr_scale = 1.0 if args["lr_samples"] is None else self._clips_per_step() / args["lr_samples"]
-        lr = args["lr"] * lr_scale
-        end_scale = lr_scale if args["scale_all_lr"] else 1.0
-        start, end = args["warmup_lr"] * end_scale, args["min_lr"] * end_scale
+        for name in _OPTIM_ALONE:
+            if name in self.hparams or name in self.training_arguments:
+                raise ModelError(f"{type(self).__name__} declares {name}, which is part of optim: declare "
+                                 "`*, optim: Optim = Optim()`, or configure_optimizers of its own.")  # fmt: skip
+        optim = self.optim
+        lr_scale = 1.0 if optim.lr_samples is None else self._clips_per_step() / optim.lr_samples
         groups = self.parameter_groups()
         self._refuse_weights_outside(groups)
-        for group in groups:
-            group["lr"] = lr * group.pop("lr_scale")
-        optimizer = torch.optim.AdamW(groups, lr=lr, betas=tuple(args["betas"]), eps=1e-8)
+        optimizer = optim.optimizer(groups, lr_scale)
         total = self.trainer.estimated_stepping_batches
         if not 1 <= total < float("inf"):
             raise ModelError("The cosine schedule needs an end: set trainer.max_epochs or trainer.max_steps.")
-        if args["schedule"] == "epoch":
-            if self.trainer.max_epochs is None or self.trainer.max_epochs < 1:
-                raise ModelError("schedule 'epoch' counts epochs: set trainer.max_epochs.")
-            factor = official_image_schedule(self.trainer.max_epochs, int(args["warmup_epochs"]), lr, start, end)
-        else:
-            per_epoch = total / max(self.trainer.max_epochs or 1, 1)
-            warmup = round(min(args["warmup_epochs"] * per_epoch, total))
-            factor = warmup_cosine(int(total), warmup, lr, start, end)
+        factor = optim.factor(int(total), self.trainer.max_epochs, lr_scale)
+        interval = "epoch" if optim.schedule == "epoch" else "step"
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": args["schedule"]}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
 
     def parameter_groups(self) -> list[dict]:
-        """The optimiser's groups, with ``lr_scale``; see `lightning_modules.training.optim.parameter_groups`."""
+        """The optimiser's groups as `Optim.groups` gives them; a subclass may add some."""
         if not hasattr(self, "net"):
             raise ModelError(f"{type(self).__name__} has no network; set self.net in its constructor.")
-        args = self._optimiser_arguments()
-        return parameter_groups(
-            self.net, args["weight_decay"], args["layer_decay"], args["layer_decay_scope"], args["decay_state_matrix"]
-        )
-
-    def _optimiser_arguments(self) -> dict[str, Any]:
-        """The optimiser's arguments as the constructor declares them, before or after ``*``, or their defaults."""
-        declared = {**self.hparams, **self.training_arguments}
-        return {name: declared.get(name, default) for name, default in OPTIMISER_DEFAULTS.items()}
+        return self.optim.groups(self.net)
 
     def _refuse_weights_outside(self, groups: list[dict]) -> None:
         """Raises `ModelError` for a trainable weight that the optimiser would leave as it is."""

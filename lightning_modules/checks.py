@@ -110,13 +110,14 @@ _RANGES = {
     "question_weight": _NOT_NEGATIVE,
     # optimiser
     "lr": _POSITIVE,
-    "clip_lr": _NOT_NEGATIVE,
     "min_lr": _NOT_NEGATIVE,
     "warmup_lr": _NOT_NEGATIVE,
     "warmup_epochs": _NOT_NEGATIVE,
-    "warmup": Range(0, 1),
+    "warmup_share": Range(0, 1),
     "weight_decay": _NOT_NEGATIVE,
     "betas": Range(0, 1, below=True, count=2),
+    "eps": _POSITIVE,
+    "momentum": _SHARE,
     "lr_samples": Range(1, 1_000_000_000, whole=True),
     "layer_decay": Range(0, 1, above=True),
 }
@@ -132,7 +133,6 @@ _TOWER_SIZES = {
 _TOWER_SIZE = Range(1, 10_000_000, whole=True)
 # How `lightning_modules.nets.masking` chooses patches; here, a command can name them without torch.
 MASK_TYPES = ("random", "tube", "clip-row", "frame-row", "attention")
-_CHOICES = {"schedule": ("step", "epoch"), "layer_decay_scope": ("all", "embedding")}
 
 
 def check_range(name: str, value: object, allowed: Range) -> None:
@@ -154,7 +154,7 @@ def check_choice(name: str, value: object, allowed: Collection[str]) -> None:
 
 
 def check_arguments(arguments: Mapping[str, object], optional: Collection[str] = ()) -> None:
-    """Compares arguments with the ranges and words that are allowed under their names; other names are skipped.
+    """Compares arguments with the ranges that are allowed under their names; other names are skipped.
 
     Args:
         arguments: names and values.
@@ -166,9 +166,7 @@ def check_arguments(arguments: Mapping[str, object], optional: Collection[str] =
     for name, value in arguments.items():
         if value is None and name in optional:
             continue
-        if name in _CHOICES:
-            check_choice(name, value, _CHOICES[name])
-        elif name in _RANGES:
+        if name in _RANGES:
             check_range(name, value, _RANGES[name])
 
 

@@ -4,6 +4,8 @@ The types of sections and the classes they name are looked at before anything is
 whatever a ``class_path`` names.
 """
 
+import dataclasses
+import difflib
 import importlib
 import inspect
 import itertools
@@ -24,6 +26,7 @@ from torch import nn
 import datamodules
 import lightning_modules
 from lightning_modules.base import BaseModule
+from lightning_modules.training.optim import Optim
 from zoo.errors import ZooError, hint
 
 __all__ = [
@@ -58,6 +61,15 @@ _TRAINER_RANGES = {
     "limit_test_batches": (0, 10**12),
     "limit_predict_batches": (0, 10**12),
     "reload_dataloaders_every_n_epochs": (0, 10**9),
+}
+_OPTIM = [field.name for field in dataclasses.fields(Optim)]
+# How the arguments are written that stood among the model's own before they became one group.
+_MOVED = {name: name for name in _OPTIM if name != "name"} | {
+    "clip_lr": "lr_of",
+    "warmup": "warmup_share",
+    "decay_state_matrix": "decayed state_matrices",
+    "decay_embeddings": "decayed embeddings",
+    "official_decay": "decayed norms",
 }
 _NAME_A_CLASS = "name a class with its package, such as lightning_modules.VideoClassifier or datamodules.VideoFolder"
 _MOST_PROCESSES = 1024  # of one machine
@@ -116,11 +128,23 @@ def check_keys(config: dict, arguments: list[str]) -> None:
             cls = import_class(named, section)
             flags = [f.removeprefix("init_args.") for f in flags]
         known = argument_names(cls)
+        in_optim = _OPTIM if section == "model" and "optim" in known else []
         for name in [*given, *(f.split(".")[0].rstrip("+") for f in flags)]:
             if name in known or name in ("help", "class_path", "init_args", "dict_kwargs"):
                 continue
-            nearest = hint(str(name), known, f"it takes {', '.join(known)}.")
+            if name in (_MOVED if in_optim else ()):
+                raise ZooError(f"model.{name} is part of model.optim: write --model.optim.{_MOVED[name]}, or in a "
+                               f"config optim with {_MOVED[name].partition('.')[0]} below it.")  # fmt: skip
+            whole = {n.rpartition(".")[2]: n for n in [*(f"optim.{n}" for n in in_optim), *known]}
+            near = difflib.get_close_matches(str(name), whole, n=1)
+            nearest = f"did you mean {whole[near[0]]!r}?" if near else f"it takes {', '.join(known)}."
             raise ZooError(f"{section}.{name}: {cls.__name__} has no argument {name!r}: {nearest}")
+        optim = given.get("optim") if in_optim else None
+        inner = [f.split(".")[1].rstrip("+") for f in flags if in_optim and f.startswith("optim.")]
+        for name in [*(optim if isinstance(optim, dict) else ()), *inner]:
+            if name not in in_optim:
+                nearest = hint(str(name), _OPTIM, f"it takes {', '.join(_OPTIM)}.")
+                raise ZooError(f"model.optim has no entry {name!r:.80}: {nearest}")
 
 
 def import_class(class_path: str, section: str) -> type:

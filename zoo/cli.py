@@ -53,7 +53,7 @@ __all__ = ["ZooCLI", "main"]
 
 _DESCRIPTION = """\
 {name} a model by a recipe, a config file or options. Arguments of the data and the model, such as --data.root and
---model.lr, depend on their classes: `lightning {name} --data.help VideoFolder` and
+--model.optim.lr, depend on their classes: `lightning {name} --data.help VideoFolder` and
 `lightning {name} --model.help VideoClassifier` list them. `zoo recipe` lists the recipes that --config takes."""
 
 

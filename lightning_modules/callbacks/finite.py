@@ -43,7 +43,7 @@ class FiniteLoss(Callback):
         named = f", in {', '.join(dict.fromkeys(paths))}" if paths else ""
         raise ModelError(
             f"The loss is not finite in step {trainer.global_step} (epoch {trainer.current_epoch}){named}; look at "
-            "these files, lower model.lr, or set trainer.gradient_clip_val."
+            "these files, lower model.optim.lr, or set trainer.gradient_clip_val."
         )
 
 

@@ -9,6 +9,7 @@ from lightning_modules.base import IMAGENET_MEAN, IMAGENET_STD
 from lightning_modules.errors import ModelError
 from lightning_modules.tasks.clips import ClipModule
 from lightning_modules.training.metrics import SampleAccuracy
+from lightning_modules.training.optim import Optim
 
 __all__ = ["VideoClassifier"]
 
@@ -46,19 +47,7 @@ class VideoClassifier(ClipModule):
         init_from: weights that the ``lightning`` command starts from: a registered name, a model folder, a ``.ckpt`` or
             a Hub repository. The head is replaced where the classes differ; see `zoo.initialise`.
         freeze_backbone: train the head only (linear probe).
-        lr: peak learning rate of AdamW.
-        min_lr: learning rate at the end.
-        warmup_lr: learning rate at the start.
-        warmup_epochs: length of the linear warm-up; fractions are allowed.
-        weight_decay: AdamW's.
-        betas: AdamW's.
-        lr_samples: the learning rate is meant for so many clips per optimiser step and is scaled in proportion to the
-            actual number; None takes it as it is.
-        scale_all_lr: scale ``min_lr`` and ``warmup_lr`` too.
-        schedule: "step" (per optimiser step), or "epoch" as the official image training; see `training.optim`.
-        layer_decay: factor on the learning rate per layer of depth; 1 is off.
-        layer_decay_scope: "all", or "embedding" as the official code does; see `lightning_modules.training.optim`.
-        decay_state_matrix: apply weight decay to A_log as the official code does.
+        optim: optimiser and schedule, see `lightning_modules.Optim`.
 
     Raises:
         ModelError: class names that do not match ``num_classes``; sizes that do not fit; data with other classes than
@@ -91,18 +80,7 @@ class VideoClassifier(ClipModule):
         compile: bool = False,
         init_from: str | None = None,
         freeze_backbone: bool = False,
-        lr: float = 1e-3,
-        min_lr: float = 1e-6,
-        warmup_lr: float = 1e-6,
-        warmup_epochs: float = 5.0,
-        weight_decay: float = 0.05,
-        betas: Sequence[float] = (0.9, 0.999),
-        lr_samples: int | None = None,
-        scale_all_lr: bool = True,
-        schedule: str = "step",
-        layer_decay: float = 1.0,
-        layer_decay_scope: str = "all",
-        decay_state_matrix: bool = False,
+        optim: Optim = Optim(),
     ) -> None:
         super().__init__()
         self.save_config(locals())

@@ -14,6 +14,7 @@ from lightning_modules.nets.mambavl import MambaVL, build_text_tower, text_sizes
 from lightning_modules.nets.videomamba import VideoMamba, adapt_state_dict
 from lightning_modules.training.epic_metrics import ACTION_BASE, TASKS, EpicMetrics, best_pairs
 from lightning_modules.training.metrics import SampleMean
+from lightning_modules.training.optim import Optim
 
 __all__ = ["ActionRecognition", "Answer"]
 
@@ -85,19 +86,7 @@ class ActionRecognition(BaseModule):
             model of this kind.
         freeze_backbone: leave the VideoMamba as it is.
         freeze_text: leave the text tower as it is.
-        lr: peak learning rate of AdamW; this and what follows as in
-            `lightning_modules.tasks.classification.VideoClassifier`.
-        min_lr: learning rate at the end.
-        warmup_lr: learning rate at the start.
-        warmup_epochs: length of the linear warm-up; fractions are allowed.
-        weight_decay: AdamW's.
-        betas: AdamW's.
-        lr_samples: the learning rate is meant for so many clips per optimiser step; None takes it as it is.
-        scale_all_lr: scale ``min_lr`` and ``warmup_lr`` too.
-        schedule: "step" or "epoch", see `lightning_modules.training.optim`.
-        layer_decay: factor on the learning rate per layer of the VideoMamba; 1 is off.
-        layer_decay_scope: see `lightning_modules.training.optim`.
-        decay_state_matrix: apply weight decay to A_log.
+        optim: optimiser and schedule, see `lightning_modules.Optim`.
 
     Raises:
         ModelError: sizes, names or options that do not exist or do not fit.
@@ -145,18 +134,7 @@ class ActionRecognition(BaseModule):
         init_from: str | None = None,
         freeze_backbone: bool = False,
         freeze_text: bool = False,
-        lr: float = 1e-3,
-        min_lr: float = 1e-6,
-        warmup_lr: float = 1e-6,
-        warmup_epochs: float = 5.0,
-        weight_decay: float = 0.05,
-        betas: Sequence[float] = (0.9, 0.999),
-        lr_samples: int | None = None,
-        scale_all_lr: bool = True,
-        schedule: str = "step",
-        layer_decay: float = 1.0,
-        layer_decay_scope: str = "all",
-        decay_state_matrix: bool = False,
+        optim: Optim = Optim(),
     ) -> None:
         super().__init__()
         self.save_config(locals())

@@ -17,6 +17,7 @@ from lightning_modules.nets.videomamba import adapt_state_dict
 from lightning_modules.tasks.taught_by_clip import TaughtByClip
 from lightning_modules.training.losses import ALIGNMENT_LOSSES, alignment_loss
 from lightning_modules.training.metrics import SampleMean
+from lightning_modules.training.optim import Optim
 
 __all__ = ["MaskedPretraining"]
 
@@ -61,15 +62,7 @@ class MaskedPretraining(TaughtByClip):
         init: "mamba" or "official", see `lightning_modules.nets.bimamba.BiMamba`.
         checkpoint_blocks: how many of the first blocks are recomputed in the backward pass to save memory.
         compile: run the blocks through torch.compile; the first steps then take minutes.
-        lr: peak learning rate of AdamW.
-        min_lr: learning rate at the end.
-        warmup_lr: learning rate at the start.
-        warmup_epochs: length of the linear warm-up; fractions are allowed.
-        weight_decay: AdamW's.
-        betas: AdamW's.
-        lr_samples: the learning rates are meant for so many clips per optimiser step and are scaled in proportion to
-            the actual number; None takes them as they are.
-        decay_state_matrix: apply weight decay to A_log as the official code does.
+        optim: optimiser and schedule, see `lightning_modules.Optim`.
 
     Raises:
         ModelError: options that do not exist or do not fit together.
@@ -104,14 +97,7 @@ class MaskedPretraining(TaughtByClip):
         init: str = "mamba",
         checkpoint_blocks: int = 0,
         compile: bool = False,
-        lr: float = 1e-3,
-        min_lr: float = 1e-6,
-        warmup_lr: float = 0.0,
-        warmup_epochs: float = 5.0,
-        weight_decay: float = 0.05,
-        betas: Sequence[float] = (0.9, 0.95),
-        lr_samples: int | None = None,
-        decay_state_matrix: bool = False,
+        optim: Optim = Optim(warmup_lr=0.0, betas=(0.9, 0.95)),
     ) -> None:
         super().__init__()
         self.save_config(locals())

@@ -1,7 +1,7 @@
 """Text-video retrieval: MUSE and the CLIP4Clip baselines."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,26 @@ from lightning_modules.nets.clip_tower import ClipTokenizer, build_clip, freeze_
 from lightning_modules.nets.muse import Muse
 from lightning_modules.training.losses import contrastive_loss
 from lightning_modules.training.metrics import RetrievalRanks
+from lightning_modules.training.optim import Optim
 
 __all__ = ["TextVideoRetrieval"]
 
 HEADS = ("muse", "mean", "sequential")
 MAX_LOGIT_SCALE = math.log(100)
 TEXTS_AT_ONCE = 256
+# As published (docs/protocol.md, section 18) but for the bias correction, which AdamW has and BERT's Adam has not, and
+# for what is decayed: `decayed: norms` is published.
+MUSE_OPTIM = Optim(
+    lr=1e-3,
+    lr_of={"clip": 1e-7},
+    min_lr=0.0,
+    warmup_lr=0.0,
+    warmup_share=0.1,
+    weight_decay=0.2,
+    betas=(0.9, 0.98),
+    eps=1e-6,
+    schedule="one_cosine",
+)
 
 
 class TextVideoRetrieval(BaseModule):
@@ -55,13 +69,7 @@ class TextVideoRetrieval(BaseModule):
         same_video_negatives: push apart two captions of the same video in a batch too, as the published code does.
         dual_softmax: rank by the product of the softmax over the videos and that over the captions, which uses
             the other queries of the split.
-        lr: peak learning rate of the head.
-        clip_lr: peak learning rate of the towers and the temperature.
-        weight_decay: AdamW's; not applied to vectors (norms, biases) and Mamba's state matrix.
-        official_decay: apply it to everything but biases, as the published code does: to norms, Mamba's state matrix
-            and skip weights, and the temperature too.
-        betas: AdamW's.
-        warmup: share of the steps in which the learning rate rises from 0.
+        optim: optimiser and schedule, see `lightning_modules.Optim`.
 
     Raises:
         ModelError: sizes, heads or options that do not exist or do not fit.
@@ -91,12 +99,7 @@ class TextVideoRetrieval(BaseModule):
         freeze_layers: int | None = None,
         same_video_negatives: bool = False,
         dual_softmax: bool = False,
-        lr: float = 1e-3,
-        clip_lr: float = 1e-7,
-        weight_decay: float = 0.2,
-        official_decay: bool = False,
-        betas: Sequence[float] = (0.9, 0.98),
-        warmup: float = 0.1,
+        optim: Optim = MUSE_OPTIM,
     ) -> None:
         super().__init__()
         self.save_config(locals())
@@ -231,50 +234,3 @@ class TextVideoRetrieval(BaseModule):
     def refuse_sharding(self) -> None:
         raise ModelError("TextVideoRetrieval keeps its temperature as a number of its own, which fsdp2 cannot "
                          "share out; set trainer.strategy to ddp.")  # fmt: skip
-
-    def configure_optimizers(self) -> dict:
-        """AdamW with a learning rate for CLIP and one for the head; linear warm-up, then half a cosine.
-
-        As published (docs/protocol.md, section 18) but for the bias correction, which AdamW has and BERT's Adam has
-        not, and without ``official_decay`` for what is decayed.
-
-        Raises:
-            ModelError: no end of the training is set, or nothing is left to train.
-        """
-        args = self.training_arguments
-        total = self.trainer.estimated_stepping_batches
-        if not 1 <= total < float("inf"):
-            raise ModelError("The cosine schedule needs an end: set trainer.max_epochs or trainer.max_steps.")
-        is_decayed = _is_decayed_as_published if args["official_decay"] else _is_decayed
-        groups = []
-        for title, part, lr in (("clip", self.net.clip, args["clip_lr"]), ("head", self.net.head, args["lr"])):
-            for decayed in (True, False):
-                params = [p for n, p in part.named_parameters() if p.requires_grad and is_decayed(n, p) == decayed]
-                decay = args["weight_decay"] if decayed else 0.0
-                name = f"{title}_{'decay' if decayed else 'no_decay'}"
-                if params:
-                    groups.append({"params": params, "lr": lr, "weight_decay": decay, "name": name})
-        optimizer = torch.optim.AdamW(groups, betas=tuple(args["betas"]), eps=1e-6)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, absolute_cosine(int(total), args["warmup"]))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-
-def absolute_cosine(total_steps: int, warmup: float) -> Callable[[int], float]:
-    """Linear from 0 in the first share `warmup` of the steps, then half a cosine over all steps (muse.md, section 3).
-
-    The cosine counts from the first step, so the factor drops from 1 to 0.976 where a warm-up of 0.1 ends.
-    """
-
-    def factor(step: int) -> float:
-        progress = min(step / total_steps, 1.0)
-        return progress / warmup if progress < warmup else 0.5 * (1 + math.cos(math.pi * progress))
-
-    return factor
-
-
-def _is_decayed_as_published(name: str, parameter: Tensor) -> bool:
-    return "bias" not in name
-
-
-def _is_decayed(name: str, parameter: Tensor) -> bool:
-    return parameter.ndim > 1 and not name.endswith(("A_log", "A_b_log"))

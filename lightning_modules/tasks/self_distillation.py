@@ -114,13 +114,13 @@ class SelfDistillation(VideoClassifier):
         super().on_load_checkpoint(checkpoint)
 
     def parameter_groups(self) -> list[dict]:
-        decay = self.training_arguments["weight_decay"]
+        lr, decay = self.optim.lr, self.optim.weight_decay
         matrix = [self.distill_head[1].weight]
         others = [self.distill_head[0].weight, self.distill_head[1].bias]
         return [
             *super().parameter_groups(),
-            {"params": matrix, "weight_decay": decay, "lr_scale": 1.0, "name": "distill_head_decay"},
-            {"params": others, "weight_decay": 0.0, "lr_scale": 1.0, "name": "distill_head_no_decay"},
+            {"params": matrix, "weight_decay": decay, "lr": lr, "lr_scale": 1.0, "name": "distill_head_decay"},
+            {"params": others, "weight_decay": 0.0, "lr": lr, "lr_scale": 1.0, "name": "distill_head_no_decay"},
         ]
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:

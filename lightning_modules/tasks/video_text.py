@@ -18,6 +18,7 @@ from lightning_modules.nets.videomamba import adapt_state_dict
 from lightning_modules.tasks.taught_by_clip import TaughtByClip
 from lightning_modules.training.losses import alignment_loss
 from lightning_modules.training.metrics import RetrievalRanks
+from lightning_modules.training.optim import Optim
 from lightning_modules.training.reranking import Reranker
 
 __all__ = ["VideoTextPretraining", "draw_negatives", "hide_words", "multi_positive_loss"]
@@ -82,14 +83,7 @@ class VideoTextPretraining(TaughtByClip):
         checkpoint_blocks: how many of the first blocks are recomputed in the backward pass to save memory.
         checkpoint_text: recompute BERT's layers too.
         compile: run the blocks through torch.compile; the first steps then take minutes.
-        lr: peak learning rate of AdamW.
-        min_lr: learning rate at the end.
-        warmup_lr: learning rate at the start.
-        warmup_epochs: length of the linear warm-up; fractions are allowed.
-        weight_decay: AdamW's.
-        betas: AdamW's.
-        decay_embeddings: apply weight decay to everything but vectors, so to the video tower's embeddings and class
-            token, A_log and the temperature too, as the official code does.
+        optim: optimiser and schedule, see `lightning_modules.Optim`.
 
     Raises:
         ModelError: options that do not exist or do not fit together.
@@ -134,13 +128,7 @@ class VideoTextPretraining(TaughtByClip):
         checkpoint_blocks: int = 0,
         checkpoint_text: bool = False,
         compile: bool = False,
-        lr: float = 4e-4,
-        min_lr: float = 4e-6,
-        warmup_lr: float = 0.0,
-        warmup_epochs: float = 1.0,
-        weight_decay: float = 0.05,
-        betas: Sequence[float] = (0.9, 0.999),
-        decay_embeddings: bool = False,
+        optim: Optim = Optim(lr=4e-4, min_lr=4e-6, warmup_lr=0.0, warmup_epochs=1.0),
     ) -> None:
         super().__init__()
         self.save_config(locals())
@@ -337,17 +325,6 @@ class VideoTextPretraining(TaughtByClip):
         """A sum as the mean over `count`; with ``global_batch``, so that the mean over processes is that over all."""
         count = self._share(torch.as_tensor(count, device=self.device, dtype=total.dtype).view(1)).mean()
         return total / count.masked_fill(count == 0, 1)  # there may be no hidden word in a short batch
-
-    def parameter_groups(self) -> list[dict]:
-        args = self.training_arguments
-        if not args["decay_embeddings"]:
-            return super().parameter_groups()
-        groups = []
-        for decayed in (True, False):
-            params = [p for n, p in self.net.named_parameters() if (p.ndim != 1 and not n.endswith(".bias")) == decayed]
-            decay, name = (args["weight_decay"], "decay") if decayed else (0.0, "no_decay")
-            groups.append({"params": params, "weight_decay": decay, "lr_scale": 1.0, "name": name})
-        return groups
 
     def refuse_sharding(self) -> None:
         raise ModelError("VideoTextPretraining keeps its temperature as a number of its own, which fsdp2 cannot "

@@ -1,90 +1,214 @@
-"""Parameter groups and learning-rate schedule of the VideoMamba recipes (docs/protocol.md, section 5)."""
+"""Optimiser and learning-rate schedule of all modules (docs/protocol.md, sections 5, 12 and 18)."""
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from lightning_modules.checks import Range, check_choice, check_constructor, check_range
 from lightning_modules.errors import ModelError
 
-__all__ = ["OPTIMISER_DEFAULTS", "official_image_schedule", "parameter_groups", "warmup_cosine"]
+__all__ = ["DECAYED", "Optim", "official_image_schedule", "one_cosine", "warmup_cosine"]
 
-OPTIMISER_DEFAULTS = {
-    "lr": 1e-3,
-    "min_lr": 1e-6,
-    "warmup_lr": 1e-6,
-    "warmup_epochs": 5.0,
-    "weight_decay": 0.05,
-    "betas": (0.9, 0.999),
-    "lr_samples": None,
-    "scale_all_lr": True,
-    "schedule": "step",
-    "layer_decay": 1.0,
-    "layer_decay_scope": "all",
-    "decay_state_matrix": False,
+DECAYED = ("matrices", "state_matrices", "embeddings", "norms", "all")
+"""What weight decay is applied to; each adds to the one before."""
+_WORDS = {
+    "name": ("adamw", "sgd"),
+    "decayed": DECAYED,
+    "schedule": ("step", "epoch", "one_cosine"),
+    "layer_decay_scope": ("all", "embedding"),
 }
-"""What a module trains with where its constructor does not declare the argument; `VideoClassifier` describes them."""
-
-NO_DECAY = ("cls_token", "pos_embed", "temporal_pos_embedding")
+_EMBEDDINGS = ("cls_token", "pos_embed", "temporal_pos_embedding")
 
 
-def parameter_groups(
-    net: nn.Module,
-    weight_decay: float,
-    layer_decay: float = 1.0,
-    layer_decay_scope: str = "all",
-    decay_state_matrix: bool = False,
-) -> list[dict]:
-    """Splits trainable parameters by depth and by whether they are decayed.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optim:
+    """The optimiser and the schedule of its learning rates: every module's argument ``optim``.
 
-    Biases, one-dimensional parameters (norms, D) and position embeddings are not decayed. The learning rate of depth
-    ``i`` is multiplied by ``layer_decay ** (net.depth + 1 - i)``, depth 0 being the embeddings and ``net.depth + 1``
-    the final norm and the head. A network that does not number its layers gets a decayed and an undecayed group.
+    In a config and on the command line it is a group, ``--model.optim.lr 1e-4``. In Python a module also takes a
+    mapping of the values that differ from the module's own defaults: ``optim={"lr": 1e-4}``.
 
     Args:
-        net: the network; layer-wise decay needs ``depth`` and ``layer_id(name)``.
-        weight_decay: decay of the decayed groups.
-        layer_decay: factor per layer; 1 switches layer-wise decay off.
+        name: "adamw", or "sgd" with Nesterov's momentum.
+        lr: peak learning rate.
+        min_lr: learning rate at the end.
+        warmup_lr: learning rate at the start.
+        warmup_epochs: length of the linear warm-up; fractions are allowed.
+        warmup_share: length of the warm-up as a share of all steps, in place of ``warmup_epochs``.
+        weight_decay: of the weights that ``decayed`` says.
+        decayed: "matrices" but A_log, embeddings of positions and the class token; "state_matrices" adds A_log, as the
+            official VideoMamba code does; "embeddings" adds everything else that is not a vector, as its video-text
+            code does; "norms" all but biases, as MUSE's code does; "all" adds these too, as MambaVL's code does.
+        betas: AdamW's.
+        eps: AdamW's.
+        momentum: SGD's.
+        lr_of: peak learning rates of the weights whose name in the network begins so, for example ``{"clip": 1e-7}``;
+            the longest match decides. Start and end of the schedule change in proportion.
+        lr_samples: the learning rates are meant for so many clips per optimiser step and are scaled in proportion to
+            the actual number; None takes them as they are.
+        scale_all_lr: scale ``min_lr`` and ``warmup_lr`` too.
+        schedule: "step" (a half cosine after the warm-up, per optimiser step), "epoch" as the official image training
+            (see `official_image_schedule`), or "one_cosine" as CLIP4Clip and MUSE (see `one_cosine`).
+        layer_decay: factor on the learning rate per layer of depth; 1 is off. The network has to number its layers.
         layer_decay_scope: "all" scales every depth; "embedding" only the patch and spatial position embeddings and the
             class token, which is what the official training code does (its branch for the blocks is commented out, and
             the temporal embedding, which starts at 0, is not in its list).
-        decay_state_matrix: decay A_log too, as the official code does although its mixer marks A_log as exempt.
-
-    Returns:
-        Groups with the keys params, weight_decay, lr_scale and name (e.g. "layer_3_no_decay", or "no_decay" where
-        layers have no numbers), shallowest first.
 
     Raises:
-        ModelError: layer-wise decay of a network that does not number its layers.
+        ModelError: a number out of its range, or a word that is not known.
     """
-    numbered = hasattr(net, "depth") and hasattr(net, "layer_id")
-    if layer_decay != 1.0 and not numbered:
-        raise ModelError(f"layer_decay is {layer_decay} and {type(net).__name__} does not number its layers; set "
-                         "layer_decay to 1, or give the network depth and layer_id(name).")  # fmt: skip
-    groups: dict[tuple[int, bool], dict] = {}
-    last = net.depth + 1 if numbered else 0
-    for name, parameter in net.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        is_state_matrix = name.endswith(("A_log", "A_b_log"))
-        decayed = parameter.ndim > 1 and not name.endswith(".bias") and name.rpartition(".")[2] not in NO_DECAY
-        decayed = decayed and (decay_state_matrix or not is_state_matrix)
-        layer = net.layer_id(name) if numbered else last
-        if layer_decay_scope == "embedding" and (layer > 0 or name.endswith("temporal_pos_embedding")):
-            layer = last
-        if layer_decay == 1.0:
-            layer = last
-        group = groups.setdefault(
-            (layer, decayed),
-            {
-                "params": [],
-                "weight_decay": weight_decay if decayed else 0.0,
-                "lr_scale": layer_decay ** (last - layer),
-                "name": f"layer_{layer}_" * numbered + ("decay" if decayed else "no_decay"),
-            },
-        )
-        group["params"].append(parameter)
-    return [groups[key] for key in sorted(groups)]
+
+    name: str = "adamw"
+    lr: float = 1e-3
+    min_lr: float = 1e-6
+    warmup_lr: float = 1e-6
+    warmup_epochs: float = 5.0
+    warmup_share: float | None = None
+    weight_decay: float = 0.05
+    decayed: str = "matrices"
+    betas: Sequence[float] = (0.9, 0.999)
+    eps: float = 1e-8
+    momentum: float = 0.9
+    lr_of: dict[str, float] = dataclasses.field(default_factory=dict)
+    lr_samples: int | None = None
+    scale_all_lr: bool = True
+    schedule: str = "step"
+    layer_decay: float = 1.0
+    layer_decay_scope: str = "all"
+
+    def __post_init__(self) -> None:
+        for name, words in _WORDS.items():
+            check_choice(f"optim.{name}", getattr(self, name), words)
+        try:
+            check_constructor(type(self), vars(self))
+        except ModelError as error:
+            raise ModelError(f"optim.{error}") from None
+        if not isinstance(self.lr_of, Mapping):
+            raise ModelError(f"optim.lr_of is {self.lr_of!r:.80}; it maps beginnings of names to learning rates.")
+        for name, lr in self.lr_of.items():
+            check_range(f"optim.lr_of.{name}", lr, Range(0))
+
+    def changed(self, values: Mapping[str, Any]) -> "Optim":
+        """A copy with other values.
+
+        Raises:
+            ModelError: a name that is not there.
+        """
+        known = [field.name for field in dataclasses.fields(self)]
+        for name in values:
+            if name not in known:
+                raise ModelError(f"optim has no entry {name!r:.80}; it takes {', '.join(known)}.")
+        return dataclasses.replace(self, **values)
+
+    def groups(self, net: nn.Module) -> list[dict]:
+        """Splits trainable parameters by depth, by their own learning rates and by whether they are decayed.
+
+        The learning rate of depth ``i`` is multiplied by ``layer_decay ** (net.depth + 1 - i)``, depth 0 being the
+        embeddings and ``net.depth + 1`` the final norm and the head.
+
+        Args:
+            net: the network; layer-wise decay needs ``depth`` and ``layer_id(name)``.
+
+        Returns:
+            Groups with the keys params, weight_decay, lr (the peak), lr_scale (of the depth) and name (e.g.
+            "layer_3_no_decay", or "clip_decay" where layers have no numbers), shallowest first.
+
+        Raises:
+            ModelError: layer-wise decay of a network that does not number its layers; a name in ``lr_of`` that no
+                parameter begins with.
+        """
+        numbered = hasattr(net, "depth") and hasattr(net, "layer_id")
+        if self.layer_decay != 1.0 and not numbered:
+            raise ModelError(f"layer_decay is {self.layer_decay} and {type(net).__name__} does not number its layers; "
+                             "set layer_decay to 1, or give the network depth and layer_id(name).")  # fmt: skip
+        names = [name for name, _ in net.named_parameters()]
+        for part in self.lr_of:
+            if not any(name.startswith(part) for name in names):
+                known = ", ".join(dict.fromkeys(name.partition(".")[0] for name in names))
+                raise ModelError(f"optim.lr_of has {part!r:.80} and no weight of {type(net).__name__} begins so; they "
+                                 f"begin with {known}.")  # fmt: skip
+        groups: dict[tuple[int, str, bool], dict] = {}
+        last = net.depth + 1 if numbered else 0
+        for name, parameter in net.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            decayed = self._decays(name, parameter)
+            part = max((part for part in self.lr_of if name.startswith(part)), key=len, default="")
+            layer = net.layer_id(name) if numbered else last
+            if self.layer_decay_scope == "embedding" and (layer > 0 or name.endswith("temporal_pos_embedding")):
+                layer = last
+            if self.layer_decay == 1.0:
+                layer = last
+            group = groups.setdefault(
+                (layer, part, decayed),
+                {
+                    "params": [],
+                    "weight_decay": self.weight_decay if decayed else 0.0,
+                    "lr": self.lr_of.get(part, self.lr),
+                    "lr_scale": self.layer_decay ** (last - layer),
+                    "name": f"layer_{layer}_" * numbered
+                    + f"{part.rstrip('.')}_" * bool(part)
+                    + ("decay" if decayed else "no_decay"),
+                },
+            )
+            group["params"].append(parameter)
+        return [groups[key] for key in sorted(groups)]
+
+    def optimizer(self, groups: list[dict], lr_scale: float = 1.0) -> torch.optim.Optimizer:
+        """The optimiser of `groups`, whose learning rates are multiplied by `lr_scale`.
+
+        Raises:
+            ModelError: all weights are frozen.
+        """
+        if not groups:
+            raise ModelError("All weights are frozen, so there is nothing to train; leave some of them trainable.")
+        for group in groups:
+            group["lr"] = group["lr"] * lr_scale * group.pop("lr_scale")
+        lr = self.lr * lr_scale
+        if self.name == "sgd":
+            return torch.optim.SGD(groups, lr=lr, momentum=self.momentum, nesterov=self.momentum > 0)
+        return torch.optim.AdamW(groups, lr=lr, betas=tuple(self.betas), eps=self.eps)
+
+    def factor(self, total_steps: int, max_epochs: int | None, lr_scale: float = 1.0) -> Callable[[int], float]:
+        """Step (or epoch, where ``schedule`` is that) -> factor on all peak learning rates.
+
+        Args:
+            total_steps: optimiser steps of the training.
+            max_epochs: epochs of the training; None or -1 where it ends by its steps.
+            lr_scale: see `optimizer`.
+
+        Raises:
+            ModelError: the schedule counts epochs and their number is not known.
+        """
+        end_scale = lr_scale if self.scale_all_lr else 1.0
+        ends = {"peak": self.lr * lr_scale, "start": self.warmup_lr * end_scale, "end": self.min_lr * end_scale}
+        if self.schedule == "epoch":
+            if max_epochs is None or max_epochs < 1:
+                raise ModelError("schedule 'epoch' counts epochs: set trainer.max_epochs.")
+            return official_image_schedule(max_epochs, int(self.warmup_epochs), **ends)
+        if self.warmup_share is None:
+            warmup = min(self.warmup_epochs * total_steps / max(max_epochs or 1, 1), total_steps)
+        else:
+            warmup = self.warmup_share * total_steps
+        if self.schedule == "one_cosine":
+            return one_cosine(total_steps, warmup, **ends)
+        return warmup_cosine(total_steps, round(warmup), **ends)
+
+    def _decays(self, name: str, parameter: Tensor) -> bool:
+        if self.decayed == "all":
+            return True
+        if self.decayed == "norms":
+            return "bias" not in name
+        if parameter.ndim == 1 or name.endswith(".bias"):
+            return False
+        if self.decayed == "embeddings":
+            return True
+        if parameter.ndim == 0 or name.rpartition(".")[2] in _EMBEDDINGS:
+            return False
+        return self.decayed == "state_matrices" or not name.endswith(("A_log", "A_b_log"))
 
 
 def warmup_cosine(
@@ -122,5 +246,24 @@ def official_image_schedule(
         if t < warmup_epochs:
             return (start + (peak - start) * t / warmup_epochs) / peak
         return (end + (peak - end) * 0.5 * (1 + math.cos(math.pi * t / total_epochs))) / peak
+
+    return factor
+
+
+def one_cosine(
+    total_steps: int, warmup_steps: float, peak: float, start: float = 0.0, end: float = 0.0
+) -> Callable[[int], float]:
+    """Linear from `start` to `peak` over the warm-up, then what is left of a half cosine over all steps (MUSE's).
+
+    The cosine counts from the first step, so the factor drops from 1 to 0.976 where a warm-up of a tenth ends.
+
+    Returns:
+        Step -> factor on `peak`, for `torch.optim.lr_scheduler.LambdaLR`.
+    """
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (start + (peak - start) * step / warmup_steps) / peak
+        return (end + (peak - end) * 0.5 * (1 + math.cos(math.pi * min(step / total_steps, 1.0)))) / peak
 
     return factor

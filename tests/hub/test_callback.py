@@ -45,7 +45,8 @@ def fit(folder, token, checkpoints=True, fails=False):
         enable_model_summary=False, callbacks=[push] + [Fails()] * fails + [best] * checkpoints,
         enable_checkpointing=checkpoints, log_every_n_steps=1,
     )
-    module = VideoClassifier(num_classes=2, embed_dim=16, depth=1, num_frames=2, image_size=16, warmup_epochs=0.0)
+    sizes = dict(num_classes=2, embed_dim=16, depth=1, num_frames=2, image_size=16)
+    module = VideoClassifier(**sizes, optim={"warmup_epochs": 0.0})
     with use_backend("reference"):
         trainer.fit(module, datamodule=Clips())
     return best.best_model_path

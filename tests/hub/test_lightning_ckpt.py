@@ -20,7 +20,7 @@ MODEL = {
     "class_path": "lightning_modules.VideoClassifier",
     "init_args": {
         "num_classes": 3, "embed_dim": 16, "depth": 1, "num_frames": 2, "image_size": 16, "mean": [0.5, 0.5, 0.5],
-        "lr": 0.01,
+        "optim": {"lr": 0.01},
     },
 }  # fmt: skip
 
@@ -66,10 +66,10 @@ def test_config_weights_and_recipe_of_a_run(run):
     assert found.config["class_path"] == MODEL["class_path"]
     assert found.config["init_args"] == dict(module.hparams)
     assert found.config["init_args"]["class_names"] == ["a", "b", "null"]
-    assert "lr" not in found.config["init_args"]
+    assert "optim" not in found.config["init_args"]
     assert all(torch.equal(found.state_dict[key], tensor) for key, tensor in module.state_dict().items())
     assert found.recipe == (folder / "config.yaml").read_text()
-    assert yaml.safe_load(found.recipe)["model"]["init_args"]["lr"] == 0.01
+    assert yaml.safe_load(found.recipe)["model"]["init_args"]["optim"]["lr"] == 0.01
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -159,7 +159,9 @@ def test_scores_are_those_of_the_checkpoint_and_not_of_the_run(run, tmp_path):
 @pytest.mark.filterwarnings("ignore")
 def test_averaged_weights_are_the_ones_that_are_read(tmp_path):
     """Lightning's EMA: the averages are the checkpoint's weights, and the raw ones are not taken for them."""
-    module = VideoClassifier(**{k: v for k, v in MODEL["init_args"].items() if k != "lr"}, lr=0.5, warmup_epochs=0.0)
+    module = VideoClassifier(
+        **{k: v for k, v in MODEL["init_args"].items() if k != "optim"}, optim=dict(lr=0.5, warmup_epochs=0.0)
+    )
     trainer = Trainer(
         max_epochs=4, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
         callbacks=[EMAWeightAveraging(decay=0.5)], default_root_dir=tmp_path,

@@ -14,7 +14,7 @@ from datamodules.clips import ClipFormat
 from lightning_modules import BaseModule, VideoClassifier
 from lightning_modules.base import IMAGENET_MEAN, PREPROCESSING_DEFAULTS
 from lightning_modules.errors import ModelError
-from lightning_modules.training.optim import OPTIMISER_DEFAULTS
+from lightning_modules.training.optim import Optim
 from zoo.registry import _user_entries
 
 BATCHES = [{"video": torch.zeros(2, 3, 2, 8, 8, dtype=torch.uint8), "label": torch.tensor([0, 1])}] * 2
@@ -36,20 +36,10 @@ class Plain(BaseModule):
 
 
 class Sized(Plain):
-    def __init__(self, num_classes: int = 2, num_frames: int | None = 4, *extra, lr: float = 0.1, **rest):
+    def __init__(self, num_classes: int = 2, num_frames: int | None = 4, *extra, optim: Optim = Optim(lr=0.1), **rest):
         super(Plain, self).__init__()
         self.save_config(locals())
         self.net = network(num_classes)
-
-
-class Before(Plain):
-    """Declares options of the optimiser among what the network is."""
-
-    def __init__(self, weight_decay: float = 0.3, lr: float = 0.2):
-        super(Plain, self).__init__()
-        given = locals()
-        self.save_config(given)
-        self.net = network()
 
 
 def fit(module, folder):
@@ -78,7 +68,7 @@ def test_a_network_and_a_loss_train_and_are_loaded(tmp_path, monkeypatch):
 
 def test_arguments_that_are_not_declared_have_the_classifiers_defaults():
     declared = {name: p.default for name, p in inspect.signature(VideoClassifier).parameters.items()}
-    assert declared.items() >= OPTIMISER_DEFAULTS.items()
+    assert declared["optim"] == Plain().optim
     assert declared.items() >= PREPROCESSING_DEFAULTS.items()
     assert torch.allclose(Plain().mean.flatten(), torch.tensor(IMAGENET_MEAN))
 
@@ -91,27 +81,51 @@ def test_preprocessing_is_what_is_declared_and_defaults_for_the_rest(module, fra
     assert ClipFormat(**module.preprocessing).num_frames == frames
 
 
-def test_options_of_the_optimiser_count_before_and_after_the_star(tmp_path):
-    sized, before = fit(Sized(lr=0.4), tmp_path).optimizers[0], fit(Before(), tmp_path).optimizers[0]
-    assert sized.defaults["lr"] == 0.4 and before.defaults["lr"] == 0.2
-    assert [group["weight_decay"] for group in before.param_groups] == [0.0, 0.3]
+@pytest.mark.parametrize("optim", [Optim(lr=0.4, weight_decay=0.3), {"lr": 0.4, "weight_decay": 0.3}])
+def test_the_optimiser_is_the_argument_or_the_default_with_changes(tmp_path, optim):
+    used = fit(Sized(optim=optim), tmp_path).optimizers[0]
+    assert used.defaults["lr"] == 0.4 and [group["weight_decay"] for group in used.param_groups] == [0.0, 0.3]
+    assert fit(Sized(), tmp_path).optimizers[0].defaults["lr"] == 0.1
+
+
+def test_options_of_the_optimiser_that_would_do_nothing_are_refused(tmp_path):
+    class Lone(Plain):
+        def __init__(self, *, lr: float = 0.1):
+            super(Plain, self).__init__()
+            self.save_config(locals())
+            self.net = network()
+
+    class Saved(Plain):
+        def __init__(self, optim: Optim = Optim()):
+            super(Plain, self).__init__()
+            self.save_config(locals())
+
+    class Own(Lone):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=self.training_arguments["lr"])
+
+    with pytest.raises(ModelError, match="Lone declares lr, which is part of optim"):
+        fit(Lone(), tmp_path)
+    with pytest.raises(ModelError, match="Saved declares optim among what is saved"):
+        Saved()
+    assert fit(Own(lr=0.3), tmp_path).optimizers[0].defaults["lr"] == 0.3
 
 
 def test_the_config_is_what_stands_before_the_star():
-    module = Sized(3, None, lr=0.5)
+    module = Sized(3, None, optim=Optim(lr=0.5))
     assert module.config["init_args"] == {"num_classes": 3, "num_frames": None}
-    assert module.training_arguments == {"lr": 0.5}
-    assert Before().config["init_args"] == {"weight_decay": 0.3, "lr": 0.2}
+    assert module.training_arguments == {"optim": Optim(lr=0.5)}
 
 
 def test_calls_of_earlier_code_record_the_same():
     class Earlier(Sized):
-        def __init__(self, num_classes: int = 2, num_frames: int | None = 4, *, lr: float = 0.1):
+        def __init__(self, num_classes: int = 2, num_frames: int | None = 4, *, optim: Optim = Optim()):
             super(Plain, self).__init__()
             self.save_config()
 
-    assert Earlier(3, lr=0.5).hparams == Sized(3, lr=0.5).hparams
-    assert Earlier(3, lr=0.5).training_arguments == {"lr": 0.5}
+    optim = Optim(lr=0.5)
+    assert Earlier(3, optim=optim).hparams == Sized(3, optim=optim).hparams
+    assert Earlier(3, optim=optim).training_arguments == {"optim": optim}
 
 
 def test_what_is_not_recorded_is_named():

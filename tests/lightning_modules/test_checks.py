@@ -1,5 +1,6 @@
 """Numbers and words out of their range are refused by name, for every module and for the networks alone."""
 
+import dataclasses
 import math
 
 import pytest
@@ -67,13 +68,14 @@ WRONG = {
     "distill_weight": (-1.0, NAN, INF),
     "question_weight": (-1.0, NAN, INF),
     "lr": (0.0, -1.0, NAN, INF, None),
-    "clip_lr": (-1.0, NAN),
     "min_lr": (-1.0, NAN, INF),
     "warmup_lr": (-1.0, NAN),
     "warmup_epochs": (-1.0, NAN, INF),
-    "warmup": (-0.1, 1.1, NAN),
+    "warmup_share": (-0.1, 1.1, NAN),
     "weight_decay": (-1, NAN, INF),
     "betas": ((0.9,), (0.9, 1.0), (NAN, 0.9), 0.9, (-0.1, 0.9)),
+    "eps": (0.0, NAN),
+    "momentum": (-0.1, 1.0, NAN),
     "lr_samples": (0, -1, 0.5),
     "layer_decay": (0.0, 1.1, NAN, -1.0),
     "schedule": ("evil", None, 1),
@@ -96,14 +98,22 @@ def test_no_module_takes_a_number_out_of_its_range(name):
             assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
 
 
-def test_every_range_is_tried_on_some_module():
-    from lightning_modules.checks import _CHOICES, _RANGES
+def test_the_optimiser_takes_no_number_out_of_its_range():
+    for argument in WRONG.keys() & {field.name for field in dataclasses.fields(lm.Optim)}:
+        for value in WRONG[argument]:
+            with pytest.raises(ModelError, match=rf"optim\.{argument}\b.* is ") as caught:
+                lm.Optim(**{argument: value})
+            assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
 
-    arguments = set()
+
+def test_every_range_is_tried_on_some_module():
+    from lightning_modules.checks import _RANGES
+
+    arguments = {field.name for field in dataclasses.fields(lm.Optim)}
     for name, good in MODULES.items():
         with torch.device("meta"):
             arguments |= set(getattr(lm, name)(**good).hparams) | set(getattr(lm, name).training_only())
-    assert (set(_RANGES) | set(_CHOICES)) & arguments - set(WRONG) <= {"num_nouns", "fusion_layers", "align_interval",
+    assert set(_RANGES) & arguments - set(WRONG) <= {"num_nouns", "fusion_layers", "align_interval",
                                                                       "teacher_interval"}  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from lightning_modules.callbacks import EMA
 from lightning_modules.nets.videomamba import VideoMamba
 
 TINY = dict(num_classes=3, embed_dim=32, depth=3, num_frames=2, image_size=32)
-TRAINING = dict(lr=3e-3, warmup_lr=1e-3, warmup_epochs=1)
+TRAINING = dict(optim=dict(lr=3e-3, warmup_lr=1e-3, warmup_epochs=1))
 
 
 class Clips(Dataset):

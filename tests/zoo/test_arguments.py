@@ -25,11 +25,15 @@ def config(tmp_path):
 
 @pytest.mark.parametrize("form", [["--config", "{}"], ["--config={}"], ["-c", "{}"], ["-c={}"], ["-c{}"]])
 def test_a_config_becomes_a_layer_with_its_includes(config, form):
-    given = ["fit", *(word.format(config) for word in form), "--model.lr", "1e-4"]
+    given = ["fit", *(word.format(config) for word in form), "--model.optim.lr", "1e-4"]
     before = list(given)
     words, layers, source = rewrite(given, ("fit",), FOLDER)
     (file,) = layers
-    assert words[-2:] == ["--model.lr", "1e-4"] and words[1].removeprefix("--config=") in ("--config", "-c", str(file))
+    assert words[-2:] == ["--model.optim.lr", "1e-4"] and words[1].removeprefix("--config=") in (
+        "--config",
+        "-c",
+        str(file),
+    )
     assert str(file) in " ".join(words) and config not in " ".join(words)
     assert layers[file] == read_recipe(Path(config)) and str(source) == config
     assert given == before and not FOLDER.exists()
@@ -70,7 +74,7 @@ def test_classes_of_ours_get_their_packages():
 
 def test_the_network_of_a_donor_lies_below_the_configs(tmp_path):
     file = tmp_path / "c.yaml"
-    file.write_text("model: {class_path: lightning_modules.VideoClassifier, init_args: {lr: 1.0e-4}}\n")
+    file.write_text("model: {class_path: lightning_modules.VideoClassifier, init_args: {optim: {lr: 1.0e-4}}}\n")
     given = ["fit", "--config", str(file), "--model.init_from", "videomamba-nano-motion"]
     words, layers, _ = rewrite(given, ("fit",), FOLDER)
     below = layers.pop(FOLDER / "donor.yaml")["model"]

@@ -284,7 +284,7 @@ def test_jobs_of_several_machines(start, monkeypatch, variables, sentence):
 def test_help_names_the_arguments_of_a_class(start, capsys):
     for flag, words in [(["--data.help", "VideoFolder"], "--data.root ROOT"), (["--help"], "--data.help"),
                         (["--data.help=VideoFolder"], "--data.root ROOT"),
-                        (["--model.help", "VideoRegressor"], "--model.lr LR")]:  # fmt: skip
+                        (["--model.help", "VideoRegressor"], "--model.optim.lr LR")]:  # fmt: skip
         status, errors = start(CONFIG, *flag)
         assert (status, "Traceback" in errors) == (0, False)
         assert words in capsys.readouterr().out

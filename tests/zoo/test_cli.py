@@ -186,7 +186,13 @@ def errors(call, capsys):
 # What is typed after `lightning fit --config`, the exit status, and part of the sentence.
 LIGHTNING_ERRORS = [
     ("demoo", 1, "no config file and no recipe called 'demoo': did you mean 'demo'?"),
-    ("{tiny} --model.lrr 3", 1, "model.lrr: VideoClassifier has no argument 'lrr': did you mean 'lr'?"),
+    ("{tiny} --model.lrr 3", 1, "model.lrr: VideoClassifier has no argument 'lrr': did you mean 'optim.lr'?"),
+    ("{tiny} --model.lr 3", 1, "model.lr is part of model.optim: write --model.optim.lr, or in a config optim with lr"),
+    ("{tiny} --model.decay_state_matrix=true", 1, "write --model.optim.decayed state_matrices, or in a config optim"),
+    ("{earlier}", 1, "model.warmup_epochs is part of model.optim: write --model.optim.warmup_epochs"),
+    ("{tiny} --model.optim.lrr 3", 1, "model.optim has no entry 'lrr': did you mean 'lr'?"),
+    ("{tiny} --model.optim.lr=-1", 1, "optim.lr is -1.0; it has to be a finite number above 0."),
+    ("{tiny} --model.optim null", 2, "model.optim"),
     ("{tiny} --data.rooot x", 1, "VideoFolder has no argument 'rooot': did you mean 'root'?"),
     ("{tiny} --trainer.max_epoch=1", 1, "Trainer has no argument 'max_epoch': did you mean 'max_epochs'?"),
     ("{misspelled}", 1, "VideoClassifier has no argument 'embed_dimm': did you mean 'embed_dim'?"),
@@ -212,8 +218,15 @@ def test_lightning_explains_mistakes_in_one_sentence(workspace, monkeypatch, cap
     content = yaml.safe_load((CONF / "tiny.yaml").read_text())
     content["model"]["init_args"]["embed_dimm"] = 3
     Path("misspelled.yaml").write_text(yaml.safe_dump(content))
+    earlier = {"model": {**content["model"], "init_args": {"num_classes": 2, "warmup_epochs": 1}}}
+    Path("earlier.yaml").write_text(yaml.safe_dump(earlier))
     Path("broken.yaml").write_text("model: [")
-    known = {"tiny": CONF / "tiny.yaml", "misspelled": "misspelled.yaml", "broken": "broken.yaml"}
+    known = {
+        "tiny": CONF / "tiny.yaml",
+        "misspelled": "misspelled.yaml",
+        "earlier": "earlier.yaml",
+        "broken": "broken.yaml",
+    }
     before = sorted(workspace.rglob("*"))
     monkeypatch.setattr(sys, "argv", ["lightning", "fit", "--config", *arguments.format(**known).split()])
     found_status, message = errors(zoo.cli.main, capsys)

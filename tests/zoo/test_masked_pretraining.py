@@ -55,6 +55,7 @@ def test_every_number_is_the_run_scripts(name, shared):
     row = {key: value.removesuffix("*") for key, value in rows[name].items()}
     config = recipe(name)
     model, data, trainer = config["model"]["init_args"], config["data"], config["trainer"]
+    model = model | model["optim"]
     for ours, theirs in {
         "num_frames": "num_frames", "image_size": "input_size", "mask_ratio": "mask_ratio", "lr": "lr",
         "min_lr": "min_lr", "warmup_epochs": "warmup_epochs", "weight_decay": "weight_decay", "drop_path": "drop_path",
@@ -76,7 +77,7 @@ def test_every_number_is_the_run_scripts(name, shared):
     assert (data["init_args"]["batch_size"], clips) == (int(row["batch_per_gpu"]), int(row["clips_per_step"]))
     assert model["lr"] * clips / model["lr_samples"] == pytest.approx(float(row["lr_scaled"]))
     assert model["min_lr"] * clips / model["lr_samples"] == pytest.approx(float(row["min_lr_scaled"]))
-    assert (model["variant"], model["init"], model["decay_state_matrix"]) == ("official", "official", True)
+    assert (model["variant"], model["init"], model["decayed"]) == ("official", "official", "state_matrices")
     assert data["class_path"] == f"datamodules.{NAMES[name]}"
     assert (data["init_args"]["crop"], data["init_args"]["horizontal_flip"]) == ("multi_scale", 0.5)
     assert row["flip"] == "True" and row["num_sample"] == "1" and "repeats" not in data["init_args"]
@@ -184,8 +185,8 @@ def test_fine_tuning_starts_from_the_run(workspace, tmp_path):
         there.symlink_to(video)
     common = (
         "--data.batch_size=2", "--data.num_workers=0", "--trainer.max_steps=1",
-        "--trainer.accelerator=cpu", "--trainer.devices=1", f"--model.init_from={workspace / RUN}", "--model.lr=1e-30",
-        "--model.min_lr=0", "--model.warmup_lr=0", "--model.layer_decay=1",
+        "--trainer.accelerator=cpu", "--trainer.devices=1", f"--model.init_from={workspace / RUN}",
+        "--model.optim.lr=1e-30", "--model.optim.min_lr=0", "--model.optim.warmup_lr=0", "--model.optim.layer_decay=1",
     )  # fmt: skip
     flags = [f"--model.{key}={value}" for key, value in (SMALL | {"num_frames": 8}).items()]
     run("lightning", "fit", "--config", "videomamba-m-mask-ssv2-f8-r224", *common, *flags, "--model.num_classes=2",

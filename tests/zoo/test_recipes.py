@@ -1,6 +1,7 @@
 """The recipes: how layers are merged, that each is its run script's and its model's, and that each one trains."""
 
 import csv
+import dataclasses
 import json
 import re
 import subprocess
@@ -215,6 +216,7 @@ def test_every_number_is_the_run_scripts(name, shared):
     row = scripts(shared)[name] | CORRECTIONS.get(name, {})
     model, data, trainer = (CONFIGS[name][key] for key in ("model", "data", "trainer"))
     data_class, model, data = data["class_path"], model["init_args"], data["init_args"]
+    model = model | model["optim"]
     image, regression = row["data_set"] == "IMNET", row["loss"] == "MSE"
     long = row["script"].split("/")[2] if row["script"].startswith("video_sm") else ""
 
@@ -247,7 +249,7 @@ def test_every_number_is_the_run_scripts(name, shared):
     assert model["betas"] == [0.9, 0.999] and row["opt_betas"] in ("None", "0.9 0.999")
     assert model["schedule"] == ("epoch" if "per epoch" in row["schedule"] else "step")
     assert model["scale_all_lr"] == (not image)
-    assert (model["init"], model["decay_state_matrix"]) == ("official", True)
+    assert (model["init"], model["decayed"]) == ("official", "state_matrices")
 
     assert data["repeat_mode"] == ("sampler" if image else "views")
     views = 1 if image else data["repeats"]
@@ -317,6 +319,8 @@ def test_each_recipe_parses_and_builds(name, monkeypatch, tmp_path):
         # Ten directors, which the data counts, or one number.
         assert cli.model.net.head.out_features == (1 if "regression" in name else 10)
     said = {key: value for key, value in given["model"]["init_args"].items() if key != "num_classes" or value}
+    optim = dataclasses.asdict(cli.model.optim)
+    assert said.pop("optim").items() <= optim.items()
     assert said.items() <= {**cli.model.hparams, **cli.model.training_arguments}.items()
     assert type(cli.datamodule).__name__ == given["data"]["class_path"].split(".")[-1]
     assert cli.datamodule.batch_size == given["data"]["init_args"]["batch_size"]
@@ -440,7 +444,8 @@ def train_two_steps(name: str, root: Path, folder: Path, monkeypatch) -> None:
     assert torch.isfinite(cli.trainer.callback_metrics["train/loss"])
     peak = max(group["initial_lr"] for group in cli.trainer.optimizers[0].param_groups)
     clips = 2 * (1 if config["num_frames"] is None else 2) * cli.trainer.accumulate_grad_batches
-    assert peak == pytest.approx(config["lr"] * clips / config["lr_samples"])
+    optim = config["optim"]
+    assert peak == pytest.approx(optim["lr"] * clips / optim["lr_samples"])
     state_dict = torch.load(next(folder.rglob("last.ckpt")), weights_only=True)["state_dict"]
     assert all(torch.isfinite(tensor).all() for tensor in state_dict.values())
 

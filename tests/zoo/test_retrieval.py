@@ -54,7 +54,8 @@ def test_the_recipe_trains_the_registrys_model(name):
 def test_the_recipe_of_the_published_log_switches_on_its_quirks():
     recipes = list_recipes()
     ours, published = (read_recipe(recipes[f"muse-vit-b32-msrvtt{end}"]) for end in ("", "-published"))
-    quirks = {"frozen_pyramid": True, "init": "official", "official_decay": True}
+    optim = {**ours["model"]["init_args"]["optim"], "decayed": "norms"}
+    quirks = {"frozen_pyramid": True, "init": "official", "optim": optim}
     assert published == {**ours, "model": {**ours["model"], "init_args": {**ours["model"]["init_args"], **quirks}}}
     tiny = {**published["model"]["init_args"], "clip": CLIP, "clip_weights": None}
     model = TextVideoRetrieval(**tiny)
@@ -109,7 +110,7 @@ def scores(file):
 @pytest.mark.slow
 def test_from_a_clip_checkpoint_to_a_folder_to_share(workspace):
     """`lightning fit` with the recipe as it is but for its towers, its size of batch and the machine."""
-    small = ["--model.clip", "null", "--model.clip_weights", "clip", "--model.clip_lr", "1e-3",
+    small = ["--model.clip", "null", "--model.clip_weights", "clip", "--model.optim.lr_of.clip", "1e-3",
              "--data.batch_size", "6", "--model.scales", "[1]", "--data.num_workers", "0"]  # fmt: skip
     machine = ["--trainer.accelerator", "cpu", "--trainer.precision", "32-true", "--trainer.max_epochs", "2"]
     recipe = ["--config", "muse-vit-b32-msrvtt", "--data.root", "msrvtt"]

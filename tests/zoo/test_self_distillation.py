@@ -26,8 +26,8 @@ RECIPE = {
     "model": {
         "class_path": "lightning_modules.SelfDistillation",
         "init_args": {
-            "num_classes": None, "embed_dim": 24, "depth": 2, "num_frames": 4, "image_size": 32, "warmup_epochs": 0,
-            "scan_order": "alternating",
+            "num_classes": None, "embed_dim": 24, "depth": 2, "num_frames": 4, "image_size": 32,
+            "scan_order": "alternating", "optim": {"warmup_epochs": 0},
         },
     },
     "data": {
@@ -161,6 +161,7 @@ def test_the_recipes_are_the_run_scripts(size, shared):
     assert entry.meta["distilled"]
     assert f"# {row['script']}: " in list_recipes()[f"videomamba-{size}-in1k-distill"].read_text()
     model, data, trainer = config["model"]["init_args"], config["data"]["init_args"], config["trainer"]
+    model = model | model["optim"]
 
     # The student is the registry's model, the teacher the script's.
     assert config["model"]["class_path"] == "lightning_modules.SelfDistillation"

@@ -58,8 +58,9 @@ def test_the_recipe_trains_the_registrys_model(name):
     # Reference videomamba_multimodal.md, section 3.
     init_args, data = model["init_args"], config["data"]["init_args"]
     masked = name in MASKED
-    assert (init_args["lr"], init_args["min_lr"]) == ((4e-4, 4e-6) if masked else (8e-5, 8e-7))
-    assert (config["trainer"]["max_epochs"], init_args["warmup_epochs"]) == ((10, 1) if masked else (1, 0.2))
+    optim = init_args["optim"]
+    assert (optim["lr"], optim["min_lr"]) == ((4e-4, 4e-6) if masked else (8e-5, 8e-7))
+    assert (config["trainer"]["max_epochs"], optim["warmup_epochs"]) == ((10, 1) if masked else (1, 0.2))
     assert data["batch_size"] == (128 if masked else 64)
     assert (init_args["teacher"] is None, init_args["text_weights"] is None) == (not masked, not masked)
     assert (init_args["mask_ratio"], init_args["image_mask_ratio"], init_args["drop_path"]) == (0.8, 0.5, 0.25)
@@ -299,4 +300,4 @@ def test_each_recipe_trains(name, workspace, masked_run, tmp_path, monkeypatch):
         more |= {"model__init_from": masked_run, "model__text": json.dumps({**TEXT, "vocab_size": 200})}
     cli = run_here(["fit", "--config", name, *flags(workspace, name, **more)], tmp_path, monkeypatch)
     assert cli.trainer.global_step == 2 and torch.isfinite(cli.trainer.callback_metrics["train/loss"])
-    assert cli.trainer.optimizers[0].param_groups[0]["initial_lr"] == recipe(name)["model"]["init_args"]["lr"]
+    assert cli.trainer.optimizers[0].param_groups[0]["initial_lr"] == recipe(name)["model"]["init_args"]["optim"]["lr"]

@@ -56,13 +56,13 @@ def trainer(tmp_path, **kwargs):
 
 
 def test_config_holds_the_network_and_not_the_training():
-    model = build(lr=0.5, drop_path=0.3)
+    model = build(optim=dict(lr=0.5), drop_path=0.3)
     config = model.config
     assert config["class_path"] == "lightning_modules.VideoClassifier"
     assert config["init_args"]["embed_dim"] == 32
     assert config["init_args"]["mean"] == [0.485, 0.456, 0.406]
     assert not set(config["init_args"]) & set(VideoClassifier.training_only())
-    assert {"lr", "drop_path", "label_smoothing"} <= set(VideoClassifier.training_only())
+    assert {"optim", "drop_path", "label_smoothing"} <= set(VideoClassifier.training_only())
     assert json.loads(json.dumps(config)) == config
     assert VideoClassifier(**config["init_args"]).config == config
 
@@ -107,7 +107,7 @@ def test_soft_targets_and_label_smoothing_enter_the_loss():
 
 
 def test_learns_tests_with_views_and_leaves_a_checkpoint_that_describes_itself(tmp_path):
-    model = build(lr=5e-3, warmup_epochs=1, label_smoothing=0.0).train()
+    model = build(optim=dict(lr=5e-3, warmup_epochs=1), label_smoothing=0.0).train()
     run = trainer(tmp_path, max_epochs=40)
     run.fit(model, datamodule=ClipData())
     assert run.callback_metrics["val/top1"] == 1.0
@@ -118,7 +118,7 @@ def test_learns_tests_with_views_and_leaves_a_checkpoint_that_describes_itself(t
     run.save_checkpoint(tmp_path / "run.ckpt")
     content = torch.load(tmp_path / "run.ckpt", weights_only=True)
     assert content["hyper_parameters"]["_class_path"] == "lightning_modules.VideoClassifier"
-    assert "lr" not in content["hyper_parameters"]
+    assert "optim" not in content["hyper_parameters"]
     again = VideoClassifier.load_from_checkpoint(tmp_path / "run.ckpt").eval()
     video = Clips(1)[0]["video"][None]
     assert torch.equal(again(video), model.eval()(video))
@@ -126,7 +126,7 @@ def test_learns_tests_with_views_and_leaves_a_checkpoint_that_describes_itself(t
 
 
 def test_learning_rates_follow_warm_up_and_cosine(tmp_path):
-    model = build(lr=1e-2, warmup_lr=1e-3, min_lr=1e-4, warmup_epochs=2).train()
+    model = build(optim=dict(lr=1e-2, warmup_lr=1e-3, min_lr=1e-4, warmup_epochs=2)).train()
     rates = []
     model.on_train_batch_end = lambda *args: rates.append(model.optimizers().param_groups[0]["lr"])
     trainer(tmp_path, max_epochs=4, limit_val_batches=0).fit(model, datamodule=ClipData())
@@ -139,7 +139,7 @@ def test_learning_rates_follow_warm_up_and_cosine(tmp_path):
 @pytest.mark.parametrize(("scale_all", "start"), [(True, 4e-3), (False, 1e-3)])
 def test_learning_rates_scale_with_the_clips_per_step(tmp_path, scale_all, start):
     """8 clips a batch, 2 batches accumulated, a recipe written for 4 clips: four times the learning rate."""
-    model = build(lr=1e-2, warmup_lr=1e-3, warmup_epochs=1, lr_samples=4, scale_all_lr=scale_all).train()
+    model = build(optim=dict(lr=1e-2, warmup_lr=1e-3, warmup_epochs=1, lr_samples=4, scale_all_lr=scale_all)).train()
     seen = {}
 
     def record():
@@ -157,7 +157,7 @@ def test_learning_rates_scale_with_the_clips_per_step(tmp_path, scale_all, start
 
 def test_a_learning_rate_of_nothing_is_refused(tmp_path):
     with pytest.raises(ModelError, match=r"lr is 0\.0; it has to be a finite number above 0"):
-        trainer(tmp_path, max_epochs=1).fit(build(lr=0.0), datamodule=ClipData())
+        trainer(tmp_path, max_epochs=1).fit(build(optim=dict(lr=0.0)), datamodule=ClipData())
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):

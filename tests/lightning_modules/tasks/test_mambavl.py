@@ -30,7 +30,8 @@ ASKED = {"verb": "what happens?", "noun": "which colour?"}
 def tiny(**kwargs):
     sizes = dict(embed_dim=16, depth=1, num_frames=4, image_size=32, patch_size=16, tubelet_size=2, fusion_dim=16,
                  fusion_depth=1, text=TEXT, max_words=16)  # fmt: skip
-    training = dict(label_smoothing=0.0, lr=1e-2, warmup_epochs=0, mean=[0.5] * 3, std=[0.5] * 3)
+    optim = dict(lr=1e-2, warmup_epochs=0) | kwargs.pop("optim", {})
+    training = dict(label_smoothing=0.0, optim=optim, mean=[0.5] * 3, std=[0.5] * 3)
     return ActionRecognition(5, 2, 3, **{**sizes, **training, **kwargs})
 
 
@@ -79,7 +80,7 @@ class Data(LightningDataModule):
 @pytest.fixture(scope="module")
 def trained():
     seed_everything(0, verbose=False)
-    model = tiny(embed_dim=32, fusion_dim=32, lr=5e-3, betas=[0.9, 0.95])
+    model = tiny(embed_dim=32, fusion_dim=32, optim=dict(lr=5e-3, betas=[0.9, 0.95]))
     trainer = Trainer(max_epochs=8, **QUIET)
     trainer.fit(model, datamodule=Data())
     return model, trainer
@@ -187,7 +188,7 @@ def test_saved_and_loaded_without_anything_else(trained, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     assert config["class_path"] == "lightning_modules.ActionRecognition"
     assert config["init_args"]["actions"] == [list(pair) for pair in ACTIONS]
-    assert "text_weights" not in config["init_args"] and "lr" not in config["init_args"]
+    assert "text_weights" not in config["init_args"] and "optim" not in config["init_args"]
     assert sum(name.endswith("blocks.0.A_log") for name in hub.read(folder).state_dict) == 1
     for source in (folder, tmp_path / "run.ckpt"):
         loaded = zoo.load(source)

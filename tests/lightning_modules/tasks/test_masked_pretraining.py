@@ -183,7 +183,7 @@ def trainer(folder, **kwargs) -> Trainer:
 @pytest.fixture(scope="module", params=["all_blocks", "official"])
 def trained(request, teacher, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    module = tiny(teacher, variant=request.param, lr=3e-3, warmup_epochs=0, drop_path=0.2)
+    module = tiny(teacher, variant=request.param, optim=dict(lr=3e-3, warmup_epochs=0), drop_path=0.2)
     fresh = {name: weight.clone() for name, weight in module.state_dict().items()}
     asked = {name: weight.clone() for name, weight in teacher.state_dict().items()}
     run = trainer(folder, max_epochs=8)
@@ -276,7 +276,7 @@ def test_a_step_is_repeatable(teacher, tmp_path, monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", "5")
     results = []
     for noise in (1, 2):
-        module = tiny(teacher, drop_path=0.2, lr=1e-3)
+        module = tiny(teacher, drop_path=0.2, optim=dict(lr=1e-3))
         torch.manual_seed(noise)
         trainer(tmp_path).fit(module, datamodule=Data())
         results.append(module.state_dict())
@@ -326,7 +326,7 @@ class Losses(Callback):
 def fit(folder, name, batch_size, variant, **kwargs):
     """Three epochs of two steps; the losses, with those of validation, and a checkpoint of this name."""
     seed_everything(0, verbose=False)
-    module = tiny(ClipTeacher(sizes=SIZES), variant=variant, mask_ratio=0.6, lr=3e-3, warmup_epochs=1)
+    module = tiny(ClipTeacher(sizes=SIZES), variant=variant, mask_ratio=0.6, optim=dict(lr=3e-3, warmup_epochs=1))
     losses = Losses()
     run = trainer(folder, max_epochs=3, callbacks=[losses], use_distributed_sampler=False, **kwargs)
     run.fit(module, datamodule=Shares(batch_size))

@@ -56,11 +56,11 @@ def trainer(tmp_path, **kwargs):
 
 
 def test_config_holds_the_network_and_not_the_training():
-    model = build(lr=0.5, value_name="x", value_mean=3.0)
+    model = build(optim=dict(lr=0.5), value_name="x", value_mean=3.0)
     config = model.config
     assert config["class_path"] == "lightning_modules.VideoRegressor"
     assert {"value_name": "x", "value_mean": 3.0}.items() <= config["init_args"].items()
-    assert "lr" not in config["init_args"] and "num_classes" not in config["init_args"]
+    assert "optim" not in config["init_args"] and "num_classes" not in config["init_args"]
     assert json.loads(json.dumps(config)) == config
     assert VideoRegressor(**config["init_args"]).config == config
     classifier, regressor = VideoClassifier.training_only(), VideoRegressor.training_only()
@@ -92,7 +92,7 @@ def test_the_loss_is_the_mean_squared_error_and_views_are_averaged():
 
 
 def test_learns_tests_with_views_and_leaves_a_checkpoint_that_describes_itself(tmp_path):
-    model = build(lr=5e-3, warmup_epochs=1).train()
+    model = build(optim=dict(lr=5e-3, warmup_epochs=1)).train()
     run = trainer(tmp_path)
     run.fit(model, datamodule=ClipData())
     assert run.callback_metrics["val/mse"] < 0.03  # 0.117 for the mean
@@ -125,7 +125,7 @@ def test_other_data_is_refused_before_training(tmp_path):
     with pytest.raises(ModelError, match="The data has classes and no number for each video; train a VideoClassifier"):
         trainer(tmp_path).fit(build(), datamodule=data)
     with pytest.raises(ModelError, match="schedule is 'never'"):
-        build(schedule="never")
+        build(optim=dict(schedule="never"))
     with pytest.raises(ModelError, match="not a multiple of patch_size"):
         build(image_size=20)
 

@@ -159,7 +159,7 @@ def test_the_teacher_moves_with_the_module_and_is_in_no_checkpoint(tmp_path):
 
 @pytest.mark.parametrize("loss", ["cosine", "l2"])
 def test_training_pulls_the_tokens_to_the_teachers(tmp_path, loss):
-    model = make(distill_loss=loss, lr=1e-2, warmup_epochs=0, distill_weight=10.0)
+    model = make(distill_loss=loss, optim=dict(lr=1e-2, warmup_epochs=0), distill_weight=10.0)
     before = {k: v.clone() for k, v in model._teacher[0].state_dict().items()}
     batch = batch_of()
 
@@ -175,7 +175,7 @@ def test_training_pulls_the_tokens_to_the_teachers(tmp_path, loss):
 
 
 def test_the_projection_is_in_the_optimiser_and_its_matrix_alone_is_decayed(tmp_path):
-    model = make(weight_decay=0.3, lr=2e-3)
+    model = make(optim=dict(weight_decay=0.3, lr=2e-3))
     trainer = fit(model, tmp_path, epochs=1)
     groups = trainer.optimizers[0].param_groups
     names = {id(p): n for n, p in model.named_parameters()}
@@ -187,7 +187,7 @@ def test_the_projection_is_in_the_optimiser_and_its_matrix_alone_is_decayed(tmp_
 
 def test_without_the_teacher_after_its_epochs(tmp_path):
     """From then on it is plain training: the loss is the classifier's and nothing reaches the projection."""
-    model = make(teacher_epochs=1, weight_decay=0.0)
+    model = make(teacher_epochs=1, optim=dict(weight_decay=0.0))
     seen = []
     step = model.distillation_loss
     model.distillation_loss = lambda tokens, video: (seen.append(model.current_epoch), step(tokens, video))[1]
@@ -212,7 +212,7 @@ def test_lightnings_early_stopping_and_averages_work(tmp_path):
 
 
 def test_a_training_goes_on_where_it_was(tmp_path):
-    kwargs = dict(lr=1e-2, warmup_epochs=0, drop_path=0.2)
+    kwargs = dict(optim=dict(lr=1e-2, warmup_epochs=0), drop_path=0.2)
     whole = make(**kwargs)
     fit(whole, tmp_path, epochs=3)
     first = make(**kwargs)
@@ -304,7 +304,7 @@ torch.distributed.barrier()
 torch.distributed.destroy_process_group()
 """
 # The teacher leaves after the first of two epochs, so that both kinds of step are seen.
-TOGETHER = dict(teacher_epochs=1, lr=1e-2, warmup_epochs=0)
+TOGETHER = dict(teacher_epochs=1, optim=dict(lr=1e-2, warmup_epochs=0))
 
 
 @pytest.mark.slow

@@ -41,9 +41,10 @@ def teacher(patch=8):
 
 def tiny(learned=True, **kwargs):
     defaults = dict(embed_dim=24, depth=2, num_frames=4, image_size=32, patch_size=8, text=TEXT, fusion_layers=1,
-                    dim=16, max_words=12, target_dim=12, lr=3e-3, min_lr=0.0, warmup_epochs=0.0)  # fmt: skip
+                    dim=16, max_words=12, target_dim=12)  # fmt: skip
+    optim = dict(lr=3e-3, min_lr=0.0, warmup_epochs=0.0) | kwargs.pop("optim", {})
     torch.manual_seed(0)
-    model = VideoTextPretraining(**{**defaults, **kwargs})
+    model = VideoTextPretraining(**{**defaults, **kwargs}, optim=optim)
     if learned:
         model.net.words.learn(captions(clip) for clip in range(9))
     return model
@@ -276,7 +277,7 @@ class Record(Callback):
 def test_all_four_losses_fall_and_the_unmasked_model_finds_videos():
     seed_everything(1, verbose=False)
     record = Record()
-    model = tiny(learned=False, teacher=teacher(), word_ratio=0.3, lr=4e-3)
+    model = tiny(learned=False, teacher=teacher(), word_ratio=0.3, optim=dict(lr=4e-3))
     data = Data(4)
     data.captions = [captions(i) for i in range(9)] + [f"all {colour}" for colour in COLOURS]
     trainer = Trainer(max_epochs=30, limit_val_batches=0, callbacks=[record], **QUIET)
@@ -287,7 +288,7 @@ def test_all_four_losses_fall_and_the_unmasked_model_finds_videos():
         before, after = (sum(row[name] for row in rows) / 8 for rows in (start, end))
         assert after < 0.85 * before, (name, before, after)
 
-    tuned = tiny(learned=False, lr=1e-3)
+    tuned = tiny(learned=False, optim=dict(lr=1e-3))
     tuned.load_state_dict(tuned.adapt_state_dict(model.state_dict()))
     trainer = Trainer(max_epochs=10, limit_val_batches=0, **QUIET)
     trainer.fit(tuned, datamodule=Data(4))
@@ -311,7 +312,7 @@ class Drawn(Data):
 @pytest.mark.slow
 def test_the_matching_head_learns_to_put_candidates_in_order():
     seed_everything(1, verbose=False)
-    model = tiny(lr=2e-3, warmup_epochs=0.5)
+    model = tiny(optim=dict(lr=2e-3, warmup_epochs=0.5))
     trainer = Trainer(max_epochs=1, limit_val_batches=0, **QUIET)
     trainer.fit(model, datamodule=Drawn(800))
     (scores,) = trainer.test(model, datamodule=Data(), verbose=False)
@@ -365,7 +366,7 @@ class Long(Data):
 def measure(**kwargs):
     """What two processes have to agree on with one: a masked step of clips and one of pictures, and a test."""
     record, gradients = Record(), []
-    model = tiny(teacher=teacher(), global_batch=True, lr=1e-3)
+    model = tiny(teacher=teacher(), global_batch=True, optim=dict(lr=1e-3))
 
     class Gradients(Callback):
         def on_before_optimizer_step(self, trainer, pl_module, optimizer):
@@ -414,7 +415,7 @@ def test_two_processes_train_and_test_as_one(tmp_path):
 
 def test_what_is_decayed():
     for official in (False, True):
-        model = tiny(teacher=teacher(), decay_embeddings=official, weight_decay=0.3)
+        model = tiny(teacher=teacher(), optim=dict(decayed="embeddings" if official else "matrices", weight_decay=0.3))
         trainer = Trainer(max_steps=1, limit_val_batches=0, **QUIET)
         trainer.fit(model, datamodule=Data(1, size=3))
         groups = trainer.optimizers[0].param_groups

@@ -1,5 +1,6 @@
 """Parameter groups against the reference's table, schedule against its formula."""
 
+import itertools
 import math
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from lightning_modules.errors import ModelError
 from lightning_modules.nets.videomamba import VideoMamba
-from lightning_modules.training.optim import official_image_schedule, parameter_groups, warmup_cosine
+from lightning_modules.training.optim import DECAYED, Optim, official_image_schedule, one_cosine, warmup_cosine
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +18,7 @@ def net():
 
 def scales_and_decay(net, **kwargs):
     names = {id(p): n for n, p in net.named_parameters()}
-    groups = parameter_groups(net, 0.1, **kwargs)
+    groups = Optim(weight_decay=0.1, **kwargs).groups(net)
     found = {names[id(p)]: (g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]}
     assert len(found) == sum(len(g["params"]) for g in groups) == len(list(net.parameters()))
     return found
@@ -39,7 +40,7 @@ def test_official_layer_decay_reaches_only_the_embedding(net):
 
 
 def test_weight_decay_spares_biases_norms_positions_and_state_matrices(net):
-    correct, official = scales_and_decay(net), scales_and_decay(net, decay_state_matrix=True)
+    correct, official = scales_and_decay(net), scales_and_decay(net, decayed="state_matrices")
     decayed = {n for n, (_, decay) in correct.items() if decay}
     assert decayed == {
         n for n in correct
@@ -77,7 +78,8 @@ def test_groups_at_the_papers_sizes_are_the_official_ones(size, layer_decay):
     (width, depth), frames, classes = SIZES[size], 16, 400
     with torch.device("meta"):
         net = VideoMamba(classes, width, depth, frames, 224)
-    groups = parameter_groups(net, 0.05, layer_decay, "embedding", decay_state_matrix=True)
+    optim = Optim(weight_decay=0.05, layer_decay=layer_decay, layer_decay_scope="embedding", decayed="state_matrices")
+    groups = optim.groups(net)
     expected = official_table(width, depth, frames, classes)
     assert [g["name"] for g in groups] == [f"layer_{i}_{'decay' if d else 'no_decay'}" for i, d in sorted(expected)]
     for group, ((layer, decayed), sizes) in zip(groups, sorted(expected.items()), strict=True):
@@ -94,7 +96,7 @@ def test_groups_at_the_papers_sizes_with_true_layer_decay(size):
     (width, depth), names = SIZES[size], {}
     with torch.device("meta"):
         net = VideoMamba(400, width, depth, 16, 224)
-    for group in parameter_groups(net, 0.05, 0.75):
+    for group in Optim(weight_decay=0.05, layer_decay=0.75).groups(net):
         held = {id(p) for p in group["params"]}
         names[group["name"]] = {n for n, p in net.named_parameters() if id(p) in held}
         layer = int(group["name"].split("_")[1])
@@ -117,7 +119,7 @@ def test_groups_at_the_papers_sizes_with_true_layer_decay(size):
 def test_the_image_models_have_two_groups():
     with torch.device("meta"):
         net = VideoMamba(1000, 192, 24, None, 224)
-    groups = parameter_groups(net, 0.1, decay_state_matrix=True)
+    groups = Optim(weight_decay=0.1, decayed="state_matrices").groups(net)
     assert [(g["name"], g["lr_scale"], g["weight_decay"]) for g in groups] == [
         ("layer_25_no_decay", 1.0, 0.0), ("layer_25_decay", 1.0, 0.1)
     ]  # fmt: skip
@@ -126,16 +128,18 @@ def test_the_image_models_have_two_groups():
 
 def test_a_network_without_numbered_layers_gets_a_decayed_and_an_undecayed_group():
     plain = torch.nn.Sequential(torch.nn.Conv3d(3, 4, 3), torch.nn.BatchNorm3d(4), torch.nn.Linear(4, 2))
-    found = {group["name"]: (len(group["params"]), group["weight_decay"]) for group in parameter_groups(plain, 0.1)}
+    found = {
+        group["name"]: (len(group["params"]), group["weight_decay"]) for group in Optim(weight_decay=0.1).groups(plain)
+    }
     assert found == {"no_decay": (4, 0.0), "decay": (2, 0.1)}
     with pytest.raises(ModelError, match=r"layer_decay is 0\.9 and Sequential does not number its layers"):
-        parameter_groups(plain, 0.1, layer_decay=0.9)
+        Optim(layer_decay=0.9).groups(plain)
 
 
 def test_frozen_parameters_are_left_out(net):
     net.pos_embed.requires_grad_(False)
     try:
-        groups = parameter_groups(net, 0.1)
+        groups = Optim(weight_decay=0.1).groups(net)
         assert all(p is not net.pos_embed for g in groups for p in g["params"])
     finally:
         net.pos_embed.requires_grad_(True)
@@ -152,7 +156,7 @@ def test_schedule_warms_up_linearly_and_falls_as_half_a_cosine():
 
 
 def test_layer_scales_multiply_the_schedule(net):
-    groups = parameter_groups(net, 0.1, layer_decay=0.5)
+    groups = Optim(weight_decay=0.1, layer_decay=0.5).groups(net)
     for group in groups:
         group["lr"] = 2.0 * group.pop("lr_scale")
     optimizer = torch.optim.AdamW(groups, lr=2.0)
@@ -170,3 +174,75 @@ def test_official_image_schedule_runs_two_epochs_at_the_start_and_spans_all_epoc
     # timm's cosine at epoch 150 of 300 is half way although five epochs went to the warm-up; it runs one epoch late.
     assert rates[151] == pytest.approx(1e-5 + (4e-3 - 1e-5) / 2)
     assert rates[299] == pytest.approx(1e-5 + (4e-3 - 1e-5) * 0.5 * (1 + math.cos(math.pi * 298 / 300)))
+
+
+def test_one_cosine_drops_after_the_warm_up_as_published():
+    factor = one_cosine(1000, 100, peak=1.0)
+    assert factor(50) == pytest.approx(0.5) and factor(99) == pytest.approx(0.99)
+    assert factor(100) == pytest.approx(0.976, abs=5e-4)  # docs/protocol.md, section 18
+    assert factor(500) == pytest.approx(0.5) and factor(1000) == pytest.approx(0)
+    assert one_cosine(10, 0.0, peak=1.0)(0) == 1
+
+
+def test_weights_have_the_learning_rate_of_the_longest_beginning_of_their_name(net):
+    optim = Optim(lr=1e-2, lr_of={"layers": 1e-3, "layers.1.mixer": 1e-4, "head": 0.0}, lr_samples=None)
+    names = {id(p): n for n, p in net.named_parameters()}
+    optimizer = optim.optimizer(optim.groups(net), lr_scale=2.0)
+    found = {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    for name, lr in found.items():
+        layer = 2e-4 if name.startswith("layers.1.mixer") else 2e-3
+        assert lr == (layer if name.startswith("layers") else 0.0 if name.startswith("head") else 2e-2), name
+    with pytest.raises(ModelError, match=r"lr_of has 'tower' and no weight of VideoMamba begins so; they begin with"):
+        Optim(lr_of={"tower": 1e-3}).groups(net)
+
+
+def test_each_reach_of_the_decay_adds_to_the_one_before(net):
+    decayed = [{n for n, (_, decay) in scales_and_decay(net, decayed=reach).items() if decay} for reach in DECAYED]
+    added = [now - before for before, now in zip([set(), *decayed], decayed, strict=False)]
+    assert all(before < now for before, now in itertools.pairwise(decayed))
+    assert {n.rpartition(".")[2] for n in added[1]} == {"A_log", "A_b_log"}
+    assert added[2] == {"cls_token", "pos_embed", "temporal_pos_embedding"}
+    assert {n.rpartition(".")[2] for n in added[3]} == {"weight", "D", "D_b"}  # norms and skip weights
+    assert {n.rpartition(".")[2] for n in added[4]} == {"bias"} and len(decayed[4]) == len(list(net.parameters()))
+
+
+def test_sgd_has_nesterovs_momentum(net):
+    optim = Optim(name="sgd", momentum=0.8, weight_decay=0.1)
+    optimizer = optim.optimizer(optim.groups(net))
+    assert type(optimizer) is torch.optim.SGD
+    assert (optimizer.defaults["momentum"], optimizer.defaults["nesterov"]) == (0.8, True)
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.1}
+    plain = Optim(name="sgd", momentum=0.0)
+    assert plain.optimizer(plain.groups(net)).defaults["nesterov"] is False
+
+
+def test_a_frozen_network_has_nothing_to_train():
+    with pytest.raises(ModelError, match="All weights are frozen"):
+        Optim().optimizer(Optim().groups(torch.nn.Linear(2, 2).requires_grad_(False)))
+
+
+@pytest.mark.parametrize(("optim", "epochs", "steps"), [
+    (Optim(warmup_epochs=2), 10, 20), (Optim(warmup_share=0.3), 10, 30), (Optim(warmup_epochs=0.5), None, 50),
+])  # fmt: skip
+def test_the_warm_up_is_told_in_epochs_or_as_a_share(optim, epochs, steps):
+    factor = optim.factor(100, epochs)
+    assert factor(steps) == pytest.approx(1) and factor(steps - 1) < 1 and factor(steps + 1) < 1
+
+
+def test_ends_are_scaled_with_the_samples_or_not():
+    scaled = Optim(lr=1e-2, warmup_lr=1e-3, min_lr=1e-4).factor(100, 10, lr_scale=4.0)
+    fixed = Optim(lr=1e-2, warmup_lr=1e-3, min_lr=1e-4, scale_all_lr=False).factor(100, 10, lr_scale=4.0)
+    assert scaled(0) == pytest.approx(0.1) and scaled(100) == pytest.approx(0.01)
+    assert fixed(0) == pytest.approx(0.1 / 4) and fixed(100) == pytest.approx(0.01 / 4)
+    with pytest.raises(ModelError, match=r"counts epochs: set trainer\.max_epochs"):
+        Optim(schedule="epoch").factor(100, -1)
+
+
+@pytest.mark.parametrize(("values", "sentence"), [
+    ({"lrr": 1}, "optim has no entry 'lrr'; it takes name, lr, "), ({"name": "lion"}, "optim.name is 'lion'; choose"),
+    ({"lr_of": {"head": -1}}, "optim.lr_of.head is -1;"), ({"lr_of": 3}, "optim.lr_of is 3; it maps"),
+    ({"momentum": 1.0}, "optim.momentum is 1.0; it has to be"), ({"decayed": "some"}, "optim.decayed is 'some'"),
+])  # fmt: skip
+def test_what_makes_no_sense_is_one_sentence(values, sentence):
+    with pytest.raises(ModelError, match=sentence):
+        Optim().changed(values)
