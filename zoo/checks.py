@@ -203,6 +203,8 @@ def check_built(config: Namespace) -> None:
     devices = config.trainer.get("devices")
     if str(devices).lstrip("+").isdecimal() and int(str(devices)[:20]) > _MOST_PROCESSES:
         raise ZooError(f"trainer.devices is {_shown(devices)}; it has to be at most {_MOST_PROCESSES}.")
+    if config.get("model.init_args") is not None and config["model.init_args"].get("optim", ...) is None:
+        raise ZooError("model.optim is null; leave it out to train with the model's own settings.")
     data = config.get("data.class_path") or ""
     if data.endswith(".LightningDataModule"):
         raise ZooError("data names no class; pass --data VideoFolder, or another class of datamodules.")

@@ -192,7 +192,7 @@ LIGHTNING_ERRORS = [
     ("{earlier}", 1, "model.warmup_epochs is part of model.optim: write --model.optim.warmup_epochs"),
     ("{tiny} --model.optim.lrr 3", 1, "model.optim has no entry 'lrr': did you mean 'lr'?"),
     ("{tiny} --model.optim.lr=-1", 1, "optim.lr is -1.0; it has to be a finite number above 0."),
-    ("{tiny} --model.optim null", 2, "model.optim"),
+    ("{tiny} --model.optim null", 1, "model.optim is null; leave it out"),
     ("{tiny} --data.rooot x", 1, "VideoFolder has no argument 'rooot': did you mean 'root'?"),
     ("{tiny} --trainer.max_epoch=1", 1, "Trainer has no argument 'max_epoch': did you mean 'max_epochs'?"),
     ("{misspelled}", 1, "VideoClassifier has no argument 'embed_dimm': did you mean 'embed_dim'?"),
