@@ -65,7 +65,7 @@ _TRAINER_RANGES = {
 _OPTIM = [field.name for field in dataclasses.fields(Optim)]
 # How the arguments are written that stood among the model's own before they became one group.
 _MOVED = {name: name for name in _OPTIM if name != "name"} | {
-    "clip_lr": "lr_of",
+    "clip_lr": "lr_of.clip",
     "warmup": "warmup_share",
     "decay_state_matrix": "decayed state_matrices",
     "decay_embeddings": "decayed embeddings",

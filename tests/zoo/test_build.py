@@ -435,6 +435,7 @@ def through_the_hub(tmp_path, server, sha256, sources, **env) -> dict:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_through_the_hub_and_then_offline(module, folder, tmp_path, hub_server):
     torch.manual_seed(0)
     real = zoo.create("videomamba-ti-ssv2")

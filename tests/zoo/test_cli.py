@@ -86,6 +86,7 @@ def test_predict_writes_a_row_per_video(workspace):
     assert all(row["label"] in ("grow", "move_left") and 0.5 <= float(row["probability"]) <= 1 for row in rows)
 
 
+@pytest.mark.slow
 def test_checkpoint_to_folder_to_predictions(workspace):
     """Convert, then predict by the command and by the function: the same numbers, and a picture."""
     import zoo as package

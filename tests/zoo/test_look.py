@@ -72,6 +72,7 @@ def test_a_run_and_its_checkpoint(info, workspace, fit):
     assert json.loads(info(str(best), "--json"))["meta"]["scores"].keys() >= {"validation top1"}
 
 
+@pytest.mark.slow
 def test_a_repository(hub_server, workspace, tmp_path):
     files = {path.name: path.read_bytes() for path in (workspace / "number").iterdir()}
     commit = hub_server.commit("me/number", files)

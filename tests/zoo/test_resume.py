@@ -82,7 +82,7 @@ def differences(a, b, place=""):
     # In the middle of the first epoch, two batches after a checkpoint; between two epochs.
     pytest.param(0, 6, False, signal.SIGKILL, marks=pytest.mark.slow),
     pytest.param(1, 0, False, signal.SIGKILL, marks=pytest.mark.slow),
-    (2, 3, False, signal.SIGKILL),  # between two batches of one step
+    pytest.param(2, 3, False, signal.SIGKILL, marks=pytest.mark.slow),  # between two batches of one step
     pytest.param(1, 5, True, signal.SIGXFSZ, marks=pytest.mark.slow),  # while a checkpoint is written
 ])  # fmt: skip
 def test_killed_run_goes_on_as_if_nothing_had_happened(

@@ -80,6 +80,7 @@ def files(tmp_path_factory) -> dict[str, bytes]:
     return found | {"pytorch_model.bin": b"a pickle", "README.md": b"#", "onnx/model.onnx": b"x"}
 
 
+@pytest.mark.slow
 def test_pinned_files_are_those_of_their_commits_and_hashes(tmp_path, hub_server, files):
     settings, weights = "a" * 40, "refs/pr/3"
     old = {name: content for name, content in files.items() if name != "model.safetensors"}

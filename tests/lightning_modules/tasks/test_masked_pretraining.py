@@ -180,7 +180,7 @@ def trainer(folder, **kwargs) -> Trainer:
     return Trainer(accelerator="cpu", default_root_dir=folder, **quiet, **kwargs)
 
 
-@pytest.fixture(scope="module", params=["all_blocks", "official"])
+@pytest.fixture(scope="module", params=["all_blocks", pytest.param("official", marks=pytest.mark.slow)])
 def trained(request, teacher, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     module = tiny(teacher, variant=request.param, optim=dict(lr=3e-3, warmup_epochs=0), drop_path=0.2)
@@ -334,6 +334,7 @@ def fit(folder, name, batch_size, variant, **kwargs):
     return {"train": losses.train, "val": losses.val}
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     """Under ddp and fsdp2, for both variants: the same masks, losses and weights."""
     body = f"""

@@ -216,7 +216,7 @@ def test_the_loss_of_a_step(same_video_negatives):
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("head", ["muse", "sequential"])
+@pytest.mark.parametrize("head", [pytest.param("muse", marks=pytest.mark.slow), "sequential"])
 def test_learns_to_tell_videos_apart(head):
     seed_everything(0, verbose=False)
     model = tiny(head, max_words=24)

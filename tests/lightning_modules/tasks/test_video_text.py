@@ -274,6 +274,7 @@ class Record(Callback):
         self.rows.append(found)
 
 
+@pytest.mark.slow
 def test_all_four_losses_fall_and_the_unmasked_model_finds_videos():
     seed_everything(1, verbose=False)
     record = Record()

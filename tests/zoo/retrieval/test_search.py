@@ -92,6 +92,7 @@ def videos(workspace, tmp_path):
     return tmp_path / "mine"
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_the_same_as_never_interrupted(workspace):
     options = ("--window", "2", "--batch-size", "3", "--workers", "1")
     whole = start(workspace, "index", "model", "videos", "-o", "whole.index", *options)
@@ -114,6 +115,7 @@ def test_killed_and_resumed_is_the_same_as_never_interrupted(workspace):
     assert after.keys() >= before.keys() and after == content(workspace / "whole.index")
 
 
+@pytest.mark.slow
 def test_shares_of_several_processes_are_the_whole(workspace, model):
     shares = [start(workspace, "index", "model", "videos", "-o", "shared.index", "--shard", f"{k}/2") for k in (1, 2)]
     for share in shares:
