@@ -27,7 +27,7 @@ import datamodules
 import lightning_modules
 from lightning_modules.base import BaseModule
 from lightning_modules.training.optim import Optim
-from zoo.errors import ZooError, hint
+from zoo.errors import ZooError, cut, hint, shown
 
 __all__ = [
     "argument_names",
@@ -86,20 +86,20 @@ def check_config(config: dict) -> None:
     for section in ("model", "data"):
         value = config.get(section)
         if not isinstance(value, str | dict | None):
-            raise ZooError(f"{section} is {_shown(value)}; it takes class_path and init_args.")
+            raise ZooError(f"{section} is {shown(value)}; it takes class_path and init_args.")
         unknown = [key for key in value or () if key not in ("class_path", "init_args", "dict_kwargs")]
         if isinstance(value, dict) and unknown:
             raise ZooError(f"{section} has no key {unknown[0]!r:.80}; it takes class_path and init_args.")
         if isinstance(value, dict) and not isinstance(value.get("init_args"), dict | None):
-            raise ZooError(f"{section}.init_args is {_shown(value['init_args'])}; it maps arguments to values.")
+            raise ZooError(f"{section}.init_args is {shown(value['init_args'])}; it maps arguments to values.")
     if not isinstance(config.get("trainer", {}), dict):
-        raise ZooError(f"trainer is {_shown(config['trainer'])}; it maps arguments of the Trainer to values.")
+        raise ZooError(f"trainer is {shown(config['trainer'])}; it maps arguments of the Trainer to values.")
     for where, mapping in _mappings(config, ""):
         if "class_path" not in mapping:
             continue
         path = mapping["class_path"]
         if not isinstance(path, str) or not _CLASS_PATH.fullmatch(path):
-            raise ZooError(f"{where}class_path is {_shown(path)}; {_NAME_A_CLASS}.")
+            raise ZooError(f"{where}class_path is {shown(path)}; {_NAME_A_CLASS}.")
 
 
 def check_keys(config: dict, arguments: list[str]) -> None:
@@ -162,7 +162,7 @@ def import_class(class_path: str, section: str) -> type:
             raise ZooError(f"There is no {section} class {class_path!r:.80}: {nearest}")
     else:
         if not _CLASS_PATH.fullmatch(class_path):
-            raise ZooError(f"{section}.class_path is {_shown(class_path)}; {_NAME_A_CLASS}.")
+            raise ZooError(f"{section}.class_path is {shown(class_path)}; {_NAME_A_CLASS}.")
         module, _, name = class_path.rpartition(".")
         try:
             found = getattr(importlib.import_module(module), name)
@@ -194,15 +194,15 @@ def check_built(config: Namespace) -> None:
     """
     seed = config.get("seed_everything")
     if isinstance(seed, int) and not 0 <= seed < 2**32:
-        raise ZooError(f"seed_everything is {_shown(seed)}; it has to be from 0 to {2**32 - 1}.")
+        raise ZooError(f"seed_everything is {shown(seed)}; it has to be from 0 to {2**32 - 1}.")
     for name, (least, greatest) in _TRAINER_RANGES.items():
         value = config.trainer.get(name)
         if isinstance(value, int | float) and not isinstance(value, bool) and not least <= value <= greatest:
             allowed = f"from {least} to {greatest}" if greatest < math.inf else f"at least {least}"
-            raise ZooError(f"trainer.{name} is {_shown(value)}; it has to be {allowed}.")
+            raise ZooError(f"trainer.{name} is {shown(value)}; it has to be {allowed}.")
     devices = config.trainer.get("devices")
     if str(devices).lstrip("+").isdecimal() and int(str(devices)[:20]) > _MOST_PROCESSES:
-        raise ZooError(f"trainer.devices is {_shown(devices)}; it has to be at most {_MOST_PROCESSES}.")
+        raise ZooError(f"trainer.devices is {shown(devices)}; it has to be at most {_MOST_PROCESSES}.")
     if config.get("model.init_args") is not None and config["model.init_args"].get("optim", ...) is None:
         raise ZooError("model.optim is null; leave it out to train with the model's own settings.")
     data = config.get("data.class_path") or ""
@@ -246,24 +246,24 @@ def concise(error: Exception) -> ArgumentError:
     text = " ".join(str(error).split()) or type(error).__name__
     keys = re.findall(r'Parser key "([^"]+)": ', text)
     if not keys:
-        return error if isinstance(error, ArgumentError) else ArgumentError(None, f"{_cut(text).rstrip('.')}.")
+        return error if isinstance(error, ArgumentError) else ArgumentError(None, f"{cut(text).rstrip('.')}.")
     reason = text.rpartition(f'Parser key "{keys[-1]}": ')[2]
     reason = re.sub(r"^- Expected a path but .*? either not accessible or invalid - ", "", reason)
     reason = re.sub(r"^Does not validate .* - Problem with given class_path '[^']+': ", "", reason)
     union = re.match(r"Does not validate .*?Subtypes: \[(.*?)\] Errors: .*?Given value: (.*?)(?= - |$)", reason)
     if union is not None:
         types = re.sub(r"\b(?:\w+\.)+(\w+)", r"\1", union[1]).replace(", ", " or ")
-        reason = f"expected {types}, got {_cut(union[2])}"
+        reason = f"expected {types}, got {cut(union[2])}"
     reason = re.split(r" - Expected a | Given value type: ", reason)[0]
     reason = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", reason).replace("NoneType", "null")
-    return ArgumentError(None, f"{'.'.join(keys)}: {_cut(reason).rstrip('.')}.")
+    return ArgumentError(None, f"{'.'.join(keys)}: {cut(reason).rstrip('.')}.")
 
 
 def explain(error: Exception) -> ZooError:
     """What others' code raised while a run was set up, as one sentence that says where."""
     while isinstance(error.__cause__, Exception) and not isinstance(error, MisconfigurationException):
         error = error.__cause__
-    reason = _cut(" ".join(str(error).split())) or "no reason given"
+    reason = cut(" ".join(str(error).split())) or "no reason given"
     if isinstance(error, MisconfigurationException):
         return ZooError(f"The config cannot be used: {reason}")
     trace = error.__traceback__
@@ -305,14 +305,3 @@ def _may_be_called(class_path: str) -> bool:
 
 def _fits(found: object, base: type) -> bool:
     return inspect.isclass(found) and issubclass(found, base) and not inspect.isabstract(found) and found is not base
-
-
-def _shown(value: object) -> str:
-    try:
-        return _cut(repr(value))
-    except ValueError:  # an integer of more digits than Python prints
-        return "a number of thousands of digits"
-
-
-def _cut(text: str, length: int = 300) -> str:
-    return text if len(text) <= length else f"{text[:length]} ..."

@@ -17,7 +17,7 @@ from jsonargparse import ArgumentParser
 from torch import nn
 
 from lightning_modules.errors import ModelError
-from zoo.errors import hint
+from zoo.errors import cut, hint, shown
 from zoo.registry import registered_class_paths
 
 __all__ = ["check_arguments", "normalise", "normalise_of", "resolve"]
@@ -33,7 +33,7 @@ def resolve(class_path: object) -> type:
         ModelError: not registered, or registered and not there.
     """
     if not isinstance(class_path, str) or class_path not in registered_class_paths():
-        raise ModelError(f"{_shown(class_path)} is not a class of the zoo, so it is not imported; "
+        raise ModelError(f"{shown(class_path)} is not a class of the zoo, so it is not imported; "
                          "register it first (zoo.register) if it is yours.")  # fmt: skip
     module, _, name = class_path.rpartition(".")
     try:
@@ -43,11 +43,6 @@ def resolve(class_path: object) -> type:
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise ModelError(f"{class_path!r} is registered and no class of a module; register a LightningModule.")
     return found
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def normalise(config: dict) -> dict:
@@ -97,8 +92,7 @@ def check_arguments(cls: type, arguments: dict, include_training: bool) -> dict:
     try:
         checked = parser.parse_object({k: v for k, v in arguments.items() if k not in exact}).as_dict()
     except Exception as error:  # jsonargparse passes on what a user's own types raise
-        reason = " ".join(str(error).split())
-        reason = reason if len(reason) <= 500 else f"{reason[:500]}..."
+        reason = cut(" ".join(str(error).split()), 500)
         raise ModelError(f"The arguments of {cls.__name__} do not fit: {reason}") from error
     checked = {k: list(v) if isinstance(v, tuple) else v for k, v in checked.items()} | exact
     return {name: checked[name] for name in parameters if name in checked}

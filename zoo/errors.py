@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["UnknownModelError", "ZooError", "hint"]
+__all__ = ["UnknownModelError", "ZooError", "cut", "hint", "shown"]
 
 
 class ZooError(Exception):
@@ -22,3 +22,16 @@ def hint(name: str, known: Iterable[str], otherwise: str) -> str:
     """The end of a sentence about an unknown name: the nearest known one, or `otherwise` where none is near."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"did you mean {near[0]!r}?" if near else otherwise
+
+
+def shown(value: object) -> str:
+    """A value as messages quote it."""
+    try:
+        return cut(repr(value))
+    except ValueError:  # an integer of more digits than Python prints
+        return "a number of thousands of digits"
+
+
+def cut(text: str, length: int = 300) -> str:
+    """A text of at most `length` characters."""
+    return text if len(text) <= length else f"{text[:length]} ..."

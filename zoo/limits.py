@@ -1,9 +1,13 @@
 """How much one call may ask for: more than anybody needs, and little enough to be answered."""
 
+import os
+import zlib
+
 from zoo.errors import ZooError
 
 __all__ = ["BATCH", "CLIPS", "FRAMES", "PICTURED", "SECONDS", "SHARDS", "TOPK", "VIEWS_BYTES", "WINDOWS", "WORKERS",
-           "TooManyWindows", "check_range", "check_shard", "check_window_and_step", "check_windows"]  # fmt: skip
+           "TooManyWindows", "check_range", "check_shard", "check_window_and_step", "check_windows",
+           "in_share"]  # fmt: skip
 
 BATCH = (1, 1024)
 CLIPS = (1, 100)
@@ -45,6 +49,11 @@ def check_shard(shard: tuple[int, int]) -> None:
     """Refuse shares other than k of n with k from 1 to n."""
     check_range("the number of processes of shard", shard[1], SHARDS)
     check_range("shard", shard[0], (1, shard[1]))
+
+
+def in_share(name: str, shard: tuple[int, int]) -> bool:
+    """Whether a file belongs to share k of n; that depends on its name alone, wherever it stands in a listing."""
+    return zlib.crc32(os.fsencode(name)) % shard[1] == shard[0] - 1
 
 
 def check_window_and_step(window: float | None, step: float | None, prefix: str = "") -> None:

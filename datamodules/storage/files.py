@@ -372,12 +372,13 @@ def _entries(folder: str) -> dict[str, bool]:
 
 def _remote_entries(url: str) -> dict[str, bool]:
     try:
-        filesystem, path = _filesystem(url)
-        found = filesystem.ls(path, detail=True)
+        with _as_os_error():
+            filesystem, path = _filesystem(url)
+            found = filesystem.ls(path, detail=True)
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except Exception as error:  # the network libraries have exceptions of their own
-        raise DataError(f"{url} cannot be listed ({_one_line(error)}); check data.root and your access.") from error
+    except OSError as error:
+        raise DataError(f"{url} cannot be listed ({error.strerror}); check data.root and your access.") from error
     path = path.rstrip("/")
     # Some stores list a folder, or the file asked for, as an entry of itself.
     found = [(entry["name"].rstrip("/"), entry["type"]) for entry in found]

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from zoo.commands.console import print_json, show
+from zoo.commands.console import print_json, show, titled_table
 from zoo.errors import ZooError
 from zoo.limits import CLIPS, TOPK, check_range
 
@@ -62,14 +62,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _table(title: str, answers: list):
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("", justify="right", style="dim")
-    table.add_column("answer")
-    table.add_column("kind")
-    table.add_column("probability", justify="right")
+    table = titled_table(title, {"": "right", "answer": "left", "kind": "left", "probability": "right"})
     for i, answer in enumerate(answers, start=1):
         style = "bold" if i == 1 else None
         table.add_row(str(i), answer.text, answer.kind, f"{answer.probability:.1%}", style=style)

@@ -5,14 +5,17 @@ Everything goes through `printable`, so names of files, classes and tensors may 
 
 import json
 import sys
+from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich import box
+from rich.console import Console, JustifyMethod, RenderableType
+from rich.table import Table
 from rich.text import Text
 
 from zoo.printable import acts_on_terminal, printable
 
-__all__ = ["is_terminal", "print_json", "progress_bar", "show", "width"]
+__all__ = ["is_terminal", "print_json", "progress_bar", "show", "titled_table", "width"]
 
 # Wider than any line we print: rich cuts at the console's width, but pads a table only to the table's own.
 _PIPE_WIDTH = 100_000
@@ -50,6 +53,21 @@ def show(*parts: RenderableType) -> None:
     with console.capture() as capture:
         console.print(*parts, sep="\n")
     sys.stdout.writelines(line.rstrip() + "\n" for line in capture.get().splitlines())
+
+
+def titled_table(title: str | None, columns: Mapping[str, JustifyMethod], fold: str | None = None) -> Table:
+    """Return an empty table of results.
+
+    Args:
+        title: above it.
+        columns: headings and how their cells are justified; one without a heading is for the ranks.
+        fold: heading of the column whose long cells take several lines.
+    """
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for heading, justify in columns.items():
+        overflow = "fold" if heading == fold else "ellipsis"
+        table.add_column(heading, justify=justify, style=None if heading else "dim", overflow=overflow)
+    return table
 
 
 def print_json(value: Any) -> None:

@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zoo.commands.console import print_json, progress_bar, show
+from zoo.commands.console import print_json, progress_bar, show, titled_table
 from zoo.errors import ZooError
 from zoo.files import PICTURES, check_target
 from zoo.limits import (
@@ -238,27 +238,16 @@ def _title(video: str, results: list) -> str:
 
 
 def _table(title: str, result: _Answer):
-    from rich import box
-    from rich.table import Table
-
     views = result.num_clips * result.num_crops
     unit = "view" if views == 1 else "views"
-    table = Table(title=f"{title}  ({views} {unit})", title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("", justify="right", style="dim")
-    table.add_column("label")
-    table.add_column("probability", justify="right")
+    table = titled_table(f"{title}  ({views} {unit})", {"": "right", "label": "left", "probability": "right"})
     for i, prediction in enumerate(result.answer, start=1):
         table.add_row(str(i), prediction.label, f"{prediction.probability:.1%}", style="bold" if i == 1 else None)
     return table
 
 
 def _numbers_table(name: str, results: list):
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("video")
-    table.add_column(name, justify="right")
+    table = titled_table(None, {"video": "left", name: "right"})
     for result in results:
         table.add_row(_title(result.video, results), f"{result.answer:.4g}")
     return table
@@ -280,13 +269,9 @@ def _record(model, name: str, result: _Answer) -> dict:
 
 
 def _timeline_table(title: str, found):
-    from rich import box
-    from rich.table import Table
-
     unit = "window" if len(found.seconds) == 1 else "windows"
-    table = Table(title=f"{title}  ({len(found.seconds)} {unit})", title_justify="left", box=box.SIMPLE_HEAD)
-    for heading, justify in (("from", "right"), ("to", "right"), ("label", "left"), ("probability", "right")):
-        table.add_column(heading, justify=justify)
+    columns = {"from": "right", "to": "right", "label": "left", "probability": "right"}
+    table = titled_table(f"{title}  ({len(found.seconds)} {unit})", columns)
     for start, end, label, probability, _ in found.segments():
         table.add_row(clock(start), clock(end), label, f"{probability:.1%}")
     return table

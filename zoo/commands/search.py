@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from zoo.commands.console import print_json, show
+from zoo.commands.console import print_json, show, titled_table
 from zoo.files import PAGES, check_target
 from zoo.limits import TOPK, check_range
 from zoo.printable import clock
@@ -57,15 +57,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _table(query: str, hits: list):
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=query, title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("", justify="right", style="dim")
-    table.add_column("score", justify="right")
-    table.add_column("from", justify="right")
-    table.add_column("to", justify="right")
-    table.add_column("video", overflow="fold")
+    columns = {"": "right", "score": "right", "from": "right", "to": "right", "video": "left"}
+    table = titled_table(query, columns, fold="video")
     for number, hit in enumerate(hits, start=1):
         style = "bold" if number == 1 else None
         times = clock(hit.start), clock(hit.end)

@@ -14,7 +14,6 @@ import math
 import os
 import re
 import warnings
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -38,7 +37,7 @@ from zoo.build import load
 from zoo.errors import ZooError
 from zoo.files import check_folder, written
 from zoo.inference.predict import UnreadableVideo, check_finite, to_device
-from zoo.limits import BATCH, SECONDS, TooManyWindows, check_range, check_shard, check_windows
+from zoo.limits import BATCH, SECONDS, TooManyWindows, check_range, check_shard, check_windows, in_share
 from zoo.printable import printable
 from zoo.sources import refuse_empty
 
@@ -111,7 +110,7 @@ def extract(
                 "width": net.embed_dim, "weights": fingerprint(net.state_dict())}  # fmt: skip
     settings = {key: json.dumps(value, sort_keys=True) for key, value in settings.items()}
     out.mkdir(parents=True, exist_ok=True)
-    mine = {key: path for key, path in sources.items() if zlib.crc32(os.fsencode(key)) % shard[1] == shard[0] - 1}
+    mine = {key: path for key, path in sources.items() if in_share(key, shard)}
     kept = unreadable = 0
     report = on_files or (lambda done, total: None)
     for number, (key, path) in enumerate(mine.items()):

@@ -172,8 +172,6 @@ def value_of_views(model: BaseModule, views: Views, on_view: Callable[[], None] 
 
 def rank(model: BaseModule, scores: Tensor, topk: int) -> list[Prediction]:
     """Scores (num_classes,) -> the `topk` best with their names."""
-    if topk < 1:
-        raise ZooError(f"topk is {topk}; ask for at least one class.")
     names = model.class_names or [f"class {i}" for i in range(len(scores))]
     best = scores.topk(min(topk, len(scores)))
     pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)

@@ -18,7 +18,6 @@ import math
 import os
 import sys
 import warnings
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -37,7 +36,7 @@ from zoo.build import load
 from zoo.errors import UnknownModelError, ZooError
 from zoo.files import check_folder
 from zoo.inference.predict import UnreadableVideo, to_device
-from zoo.limits import BATCH, SECONDS, WORKERS, TooManyWindows, check_range, check_shard, check_windows
+from zoo.limits import BATCH, SECONDS, WORKERS, TooManyWindows, check_range, check_shard, check_windows, in_share
 from zoo.printable import printable
 from zoo.registry import info
 from zoo.retrieval.vector_index import HEAD, File, Hit, Index, Record
@@ -122,10 +121,9 @@ def index(
             raise ZooError(f"Another process is indexing into {out}; let it finish, or share the files out with "
                            "--shard 1/N, 2/N and so on.")  # fmt: skip
         known = target.files
-        # By name, so that a file is the same process's wherever it stands in the listing.
-        mine = [path for path in listing if zlib.crc32(os.fsencode(place.stored(path))) % count == num - 1]
+        mine = [path for path in listing if in_share(place.stored(path), shard)]
         done = {path for path in mine if _is_same(known.get(place.stored(path)), path)}
-        gone = {p for p in known if zlib.crc32(os.fsencode(p)) % count == num - 1 and _below(place.found(p), roots)}
+        gone = {p for p in known if in_share(p, shard) and _below(place.found(p), roots)}
         gone -= {place.stored(path) for path in done}
         target.tidy(gone)
         # Cut before leaving out what is done: a chunk has the same files however far an earlier run came.
