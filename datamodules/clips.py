@@ -36,7 +36,8 @@ from datamodules.storage.files import Folders, join
 from datamodules.storage.members import fetched_ahead
 from datamodules.unreadable import Listed, UnreadableTally
 from datamodules.video.frames import DECODERS, check_decoder, open_video
-from datamodules.video.resize import INTERPOLATIONS, MAX_SIDE, RESIZES, Reader, read_resized
+from datamodules.video.reader import Reader
+from datamodules.video.resize import INTERPOLATIONS, MAX_SIDE, RESIZES, read_resized
 from datamodules.video.sampling import MAX_FRAMES, SAMPLINGS
 
 __all__ = ["CLIP_RULES", "ClipDataModule", "ClipFormat", "FetchingAhead", "UnreadableTally", "warn_of_leaks"]

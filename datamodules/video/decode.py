@@ -11,8 +11,7 @@ that skips work, leaves out frames that neither are wanted nor serve others, and
 Every frame is identified by its time stamp before it is handed out. Where the index and the decoder disagree, the file
 is read in more careful ways (`_passes`), so that wrong tables cost time and not exactness.
 
-Other readers (`datamodules.video.torchcodec_reader`) offer what the rest of the package uses: a context manager with
-`num_frames`, `pts_seconds` and `read`.
+`datamodules.video.torchcodec_reader` is another reader.
 """
 
 import os
@@ -30,16 +29,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.video.opening import (
-    DecodeError,
-    check_positions,
-    check_size,
-    identity,
-    length_of,
-    open_container,
-    open_file,
-)
+from datamodules.video.opening import DecodeError, check_size, identity, length_of, open_container, open_file
 from datamodules.video.pixels import Painter
+from datamodules.video.reader import Reader
 
 __all__ = ["VideoReader", "forget_indices"]
 
@@ -113,10 +105,10 @@ def forget_indices() -> None:
     _indices.clear()
 
 
-class VideoReader:
+class VideoReader(Reader):
     """Reads frames of one video file (or still image, a video of one frame) by position.
 
-    A context manager; sound and other streams are ignored. `num_frames` counts the packets that the file really holds,
+    Sound and other streams are ignored. `num_frames` counts the packets that the file really holds,
     so a file that was cut off can be read as far as it goes. See `read` for what happens with damaged frames. A process
     remembers the indices of the files it has read last (by path, size and time of change).
 
@@ -142,17 +134,7 @@ class VideoReader:
             self._build_index()
             stack.pop_all()
 
-    def __enter__(self) -> "VideoReader":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __len__(self) -> int:
-        return self.num_frames
-
     def close(self) -> None:
-        """Closes the file; the reader is of no use afterwards."""
         if self._container is not None:
             self._container.close()
         self._file.close()
@@ -162,11 +144,6 @@ class VideoReader:
         """Average frames per second; 25 where the file does not tell."""
         rate = self._stream.average_rate or self._stream.guessed_rate
         return float(rate) if rate else 25.0
-
-    @property
-    def duration_seconds(self) -> float:
-        """Time from the first frame to the end of the last one."""
-        return float(self.pts_seconds[-1]) + 1.0 / self.fps
 
     @property
     def rotation(self) -> int:
@@ -188,25 +165,12 @@ class VideoReader:
     def read(
         self, indices: Sequence[int] | np.ndarray, *, short_side: int | None = None, interpolation: str = "bilinear"
     ) -> Tensor:
-        """Frames at the given positions, in the given order, which may be unsorted and repeat itself.
+        """Return the frames at the given positions, see `Reader.read`.
 
         A frame that cannot be decoded is replaced by the nearest one that can, with a warning; when that would be more
         than half of the different frames asked for, the file counts as unreadable.
-
-        Args:
-            indices: positions in 0 .. num_frames - 1.
-            short_side: length in pixels to which the shorter side is resized, frame by frame, so that memory stays
-                small for large videos; None keeps the size.
-            interpolation: see `resize.resize_short_side`.
-
-        Returns:
-            uint8 (T, 3, H, W), RGB; in memory the colours of a pixel stand together, as decoders and resizing have it.
-
-        Raises:
-            IndexError: a position is outside the video.
-            DecodeError: fewer than half of the frames can be decoded.
         """
-        indices = check_positions(self.path, indices, self.num_frames)
+        indices = self._positions(indices)
         places: dict[int, list[int]] = {}
         for place, position in enumerate(indices.tolist()):
             places.setdefault(position, []).append(place)

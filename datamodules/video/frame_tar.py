@@ -19,7 +19,7 @@ from datamodules.storage.members import open_tar
 from datamodules.video.frames import FrameFolder, NumberedFrames, open_video
 from datamodules.video.opening import DecodeError, check_size, open_container
 from datamodules.video.pixels import Painter
-from datamodules.video.resize import Reader
+from datamodules.video.reader import Reader
 
 __all__ = ["FrameTar", "frame_rate", "open_frames"]
 

@@ -2,9 +2,8 @@
 
 import os
 import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
@@ -13,10 +12,8 @@ from torch import Tensor
 from datamodules.errors import DataError
 from datamodules.storage.files import Folders, is_url, join
 from datamodules.video.decode import VideoReader
-from datamodules.video.opening import DecodeError, check_positions
-
-if TYPE_CHECKING:
-    from datamodules.video.torchcodec_reader import TorchCodecReader
+from datamodules.video.opening import DecodeError
+from datamodules.video.reader import Reader
 
 __all__ = ["DECODERS", "FrameFolder", "NumberedFrames", "check_decoder", "open_video"]
 
@@ -39,9 +36,7 @@ def check_decoder(decoder: str) -> None:
         check_torchcodec("cuda" if decoder == "torchcodec-cuda" else "cpu")
 
 
-def open_video(
-    path: str | os.PathLike[str], *, decoder: str = "pyav"
-) -> "VideoReader | FrameFolder | TorchCodecReader":
+def open_video(path: str | os.PathLike[str], *, decoder: str = "pyav") -> Reader:
     """The reader of a video file or still image, or of a folder of frames. Behind a URL, no suffix means a folder.
 
     Args:
@@ -64,8 +59,8 @@ def open_video(
     return TorchCodecReader(path, device="cuda" if decoder == "torchcodec-cuda" else "cpu")
 
 
-class NumberedFrames(ABC):
-    """Frames of one video as numbered pictures; `VideoReader`'s interface.
+class NumberedFrames(Reader):
+    """Frames of one video as numbered pictures.
 
     Position i is the picture with the i-th smallest number, wherever the numbers start.
 
@@ -79,25 +74,10 @@ class NumberedFrames(ABC):
         self.path, self.num_frames, self.fps = path, num_frames, fps
         self.pts_seconds = np.arange(num_frames) / fps
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:  # noqa: B027  (nothing stays open)
-        pass
-
-    def __len__(self) -> int:
-        return self.num_frames
-
     def read(
         self, indices: Sequence[int] | np.ndarray, *, short_side: int | None = None, interpolation: str = "bilinear"
     ) -> Tensor:
-        """Frames at the given positions, uint8 (T, 3, H, W), as `VideoReader.read` gives them.
-
-        Raises:
-            IndexError: a position is outside the video.
-            DecodeError: a picture cannot be read.
-        """
-        wanted, inverse = np.unique(check_positions(self.path, indices, self.num_frames), return_inverse=True)
+        wanted, inverse = np.unique(self._positions(indices), return_inverse=True)
         pictures = [picture.permute(1, 2, 0) for picture in self._pictures(wanted.tolist(), short_side, interpolation)]
         return torch.stack(pictures).index_select(0, torch.from_numpy(inverse)).permute(0, 3, 1, 2)
 

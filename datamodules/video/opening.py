@@ -3,13 +3,10 @@
 import io
 import logging
 import os
-from collections.abc import Sequence
 from typing import BinaryIO
 
 import av
-import numpy as np
 
-from datamodules.errors import DataError
 from datamodules.storage.files import RemoteFile, is_url
 from datamodules.storage.members import Member, as_member, open_member
 
@@ -17,7 +14,6 @@ __all__ = [
     "CONTAINERS",
     "MAX_PIXELS",
     "DecodeError",
-    "check_positions",
     "check_size",
     "identity",
     "length_of",
@@ -58,24 +54,6 @@ def check_size(path: str, width: int, height: int) -> None:
             f"{path} asks for frames of {width} x {height} pixels, above the limit of {MAX_PIXELS} pixels; its header "
             "is damaged or it has to be scaled down first."
         )
-
-
-def check_positions(path: str, indices: Sequence[int] | np.ndarray, num_frames: int) -> np.ndarray:
-    """Return positions of frames as int64 (T,).
-
-    Raises:
-        DataError: they are no list, or an empty one.
-        IndexError: one of them is outside the video.
-    """
-    indices = np.asarray(indices, dtype=np.int64)
-    if indices.ndim != 1 or len(indices) == 0:
-        raise DataError(f"indices have to be a non-empty list of frame positions, got shape {indices.shape}.")
-    if indices.min() < 0 or indices.max() >= num_frames:
-        raise IndexError(
-            f"{path} has {num_frames} frames: positions have to be in 0 .. {num_frames - 1}, "
-            f"got {indices.min()} .. {indices.max()}."
-        )
-    return indices
 
 
 def open_container(

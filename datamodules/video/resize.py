@@ -1,7 +1,5 @@
 """Frames and clips brought to a size: uint8 (T, 3, H, W), the same for every frame of a clip."""
 
-from typing import Protocol
-
 import numpy as np
 import torch
 import torchvision.transforms.v2.functional as F
@@ -9,6 +7,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 from datamodules.errors import DataError
+from datamodules.video.reader import Reader
 
 __all__ = [
     "MAX_SIDE",
@@ -18,7 +17,6 @@ __all__ = [
     "resize_short_side",
     "short_side_size",
     "squeeze",
-    "Reader",
     "read_resized",
     "center_crop",
     "crop_views",
@@ -72,13 +70,6 @@ def short_side_size(height: int, width: int, short_side: int) -> tuple[int, int]
 def squeeze(video: Tensor, size: int, interpolation: str = "bilinear") -> Tensor:
     """The whole frame as a square of `size` pixels, uint8 (T, 3, H, W) -> (T, 3, size, size)."""
     return F.resize(video, [size, size], **resize_options(interpolation))
-
-
-class Reader(Protocol):
-    """What `read_resized` needs of `datamodules.video.decode.VideoReader` and its like."""
-
-    def read(self, indices: np.ndarray, *, short_side: int | None = None, interpolation: str = "bilinear") -> Tensor:
-        """Frames, uint8 (T, 3, H, W)."""
 
 
 def read_resized(

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from datamodules.errors import DataError
 from datamodules.video.decode import VideoReader
-from datamodules.video.opening import DecodeError, check_positions, check_size, open_container, open_file
+from datamodules.video.opening import DecodeError, check_size, open_container, open_file
+from datamodules.video.reader import Reader
 from datamodules.video.resize import resize_short_side, short_side_size
 
 __all__ = ["TorchCodecReader", "check_torchcodec"]
@@ -37,8 +38,8 @@ def check_torchcodec(device: str = "cpu") -> None:
         raise DataError("The decoder torchcodec-cuda needs an NVIDIA GPU, and there is none; set decoder: torchcodec.")
 
 
-class TorchCodecReader:
-    """Reads frames by position, with `num_frames`, `pts_seconds` and `read` as `datamodules.video.decode.VideoReader`.
+class TorchCodecReader(Reader):
+    """Reads frames of one video file by position.
 
     A damaged frame makes the file unreadable; none is replaced by a neighbour.
 
@@ -72,17 +73,7 @@ class TorchCodecReader:
                 raise
             raise self._unreadable(error) from error
 
-    def __enter__(self) -> "TorchCodecReader":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __len__(self) -> int:
-        return self.num_frames
-
     def close(self) -> None:
-        """Closes the file; the reader is of no use afterwards."""
         self._decoder = None
         self._file.close()
 
@@ -92,21 +83,10 @@ class TorchCodecReader:
         with VideoReader(self.path) as reader:
             return reader.pts_seconds if len(reader) == len(self) else np.arange(len(self)) / self.fps
 
-    @property
-    def duration_seconds(self) -> float:
-        """Time from the first frame to the end of the last one."""
-        return float(self.pts_seconds[-1]) + 1.0 / self.fps
-
     def read(
         self, indices: Sequence[int] | np.ndarray, *, short_side: int | None = None, interpolation: str = "bilinear"
     ) -> Tensor:
-        """Frames at the given positions, uint8 (T, 3, H, W), as `VideoReader.read` gives them.
-
-        Raises:
-            IndexError: a position is outside the video.
-            DecodeError: a frame cannot be decoded.
-        """
-        indices = check_positions(self.path, indices, self.num_frames)
+        indices = self._positions(indices)
         if short_side is not None:
             check_size(self.path, *short_side_size(self.height, self.width, short_side)[::-1])
         wanted, inverse = np.unique(indices, return_inverse=True)
