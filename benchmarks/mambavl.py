@@ -7,10 +7,10 @@
 of one of 8 shapes (nouns); 160 videos of 8 actions to train, 60 others to validate. The vision tokens are those of the
 shipped videomamba-nano-motion, frozen, which knows motions and was never asked about shapes; they are computed once (of
 each training segment --draws random clips). Text tower, fusion and heads start from scratch, as in the recipe
-mambavl-demo. Each variant is trained with the same seeds, which decide on weights, order, clips and questions, and is
-scored once, after the last epoch, under the neutral question:
+mambavl-joint-demo. Each variant is trained with the same seeds, which decide on weights, order, clips and questions,
+and is scored once, after the last epoch, under the neutral question:
 
-- "shared": one A for both modalities, questions;
+- "joint": one A for both modalities, questions;
 - "separate": an A for each, questions;
 - "no questions": one A, and only the neutral question in training;
 - and on demand "concat", "cross_attention", "late".
@@ -45,19 +45,19 @@ from datamodules.epic_kitchens import EpicKitchens100
 from datamodules.loading import Draw
 from datamodules.synthetic.kitchen import generate_kitchen
 from lightning_modules.base import BaseModule
-from lightning_modules.nets.mambavl import CrossAttentionBlock, FusionBlock
+from lightning_modules.nets.mambavl_joint import CrossAttentionBlock, FusionBlock
 from lightning_modules.tasks.mambavl import ActionRecognition
 from zoo.recipe import find_recipe, read_recipe
 
 VARIANTS = {
-    "shared": ("shared", True),
+    "joint": ("joint", True),
     "separate": ("separate", True),
-    "no questions": ("shared", False),
+    "no questions": ("joint", False),
     "concat": ("concat", True),
     "cross_attention": ("cross_attention", True),
     "late": ("late", True),
 }
-DEFAULT = ("shared", "separate", "no questions")
+DEFAULT = ("joint", "separate", "no questions")
 LENGTHS = (1024, 2048, 4096, 8192, 16384)
 WIDTH, LANGUAGE = 192, 16
 
@@ -102,7 +102,9 @@ class Tokens(LightningDataModule):
 
     def __init__(self, root: Path, task: str, draws: int) -> None:
         super().__init__()
-        recipe = read_recipe(find_recipe("mambavl-demo" if task == "recognition" else "mambavl-demo-anticipation"))
+        recipe = read_recipe(
+            find_recipe("mambavl-joint-demo" if task == "recognition" else "mambavl-joint-demo-anticipation")
+        )
         self.arguments = recipe["model"]["init_args"]
         tower = zoo.load(self.arguments["init_from"])
         given = {**recipe["data"]["init_args"], "root": root, "num_workers": 0, "task": task, **tower.preprocessing}
@@ -155,7 +157,8 @@ def run(data: Tokens, name: str, seed: int, epochs: int) -> dict[str, Any]:
     """Trains one variant with one seed; its scores, and the seconds it took."""
     fusion, data.questions = VARIANTS[name]
     width = data.sets["val"][0]["tokens"].shape[-1]
-    fresh = {"fusion": fusion, "num_classes": len(data.actions), "feature_dim": width, "init_from": None}
+    fresh = {"fusion": fusion, "num_classes": len(data.actions), "init_from": None}
+    fresh["vision"] = {"tower": "features", "feature_dim": width}
     seed_everything(seed, verbose=False)
     model = ActionRecognition(**{**data.arguments, **fresh})
     quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_checkpointing", "enable_model_summary"), False)
@@ -218,7 +221,7 @@ def cost(lengths: Sequence[int]) -> list[dict[str, Any]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    blocks = {"shared": FusionBlock(WIDTH), "separate": FusionBlock(WIDTH, "separate")}
+    blocks = {"joint": FusionBlock(WIDTH), "separate": FusionBlock(WIDTH, "separate")}
     blocks["cross_attention"] = CrossAttentionBlock(WIDTH)
     rows = []
     for length in lengths:

@@ -21,6 +21,9 @@ _METRICS = {"top1": ("accuracy", "Top-1 accuracy"), "top5": ("top_5_accuracy", "
 _STAGES = {"val": "validation", "test": "test"}
 _TITLES = {"Breakfast": "Breakfast", "COIN": "COIN", "ImageNet": "ImageNet-1K",
            "SomethingSomethingV2": "Something-Something V2"}  # fmt: skip
+# What a module logs where evaluation read questions that were written with the labels.
+_LEAK = "questions_from_labels"
+_LEAKED = "the model read questions written from the labels, which leak the answer"
 _INPUT = (
     ("num_frames", "frames"),
     ("image_size", "pixels, square"),
@@ -79,8 +82,9 @@ def about_run(checkpoint: Checkpoint) -> About:
     for key, value in checkpoint.scores.items():
         stage, _, metric = key.partition("/")
         among_few = metric == "top5" and checkpoint.config["init_args"].get("num_classes", 6) <= 5  # always right
-        if stage in _STAGES and metric not in ("loss", "samples") and not among_few:
-            scores.append(Score(metric, value, _STAGES[stage]))
+        if stage in _STAGES and metric not in ("loss", "samples", _LEAK) and not among_few:
+            note = _LEAKED if checkpoint.scores.get(f"{stage}/{_LEAK}") else None
+            scores.append(Score(metric, value, _STAGES[stage], note))
     base = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(@.*)?", str(started_from(checkpoint)))
     return About(_dataset(recipe.get("data")), tuple(scores), base_model=base and base[1])
 
@@ -299,6 +303,8 @@ def _shown(score: Score) -> str:
 
 def _input(checkpoint: Checkpoint) -> Iterable[str]:
     args = checkpoint.config["init_args"]
+    prepared = args.get("preprocessing")
+    args = args | (prepared if isinstance(prepared, dict) else {})
     if args.get("sampling") != "dense":
         args = {key: value for key, value in args.items() if key != "frame_stride"}
     rows = [f"| {title} | {_text(args[key])} |" for key, title in _INPUT if args.get(key) is not None]

@@ -78,8 +78,6 @@ _RANGES = {
     "num_actions": _OUTPUTS,
     "feature_dim": _WIDTH,
     "vision_dim": _WIDTH,
-    "fusion_dim": _WIDTH,
-    "fusion_depth": _BLOCKS,
     "fusion_layers": _BLOCKS,
     "dim": _WIDTH,
     "target_dim": _WIDTH,

@@ -365,8 +365,9 @@ def test_actions_fit(tmp_path, task):
                             num_frames=6, num_workers=0, progress=False)  # fmt: skip
     data = EpicKitchens100(root, batch_size=2, num_workers=0, num_clips=2, num_crops=3, neutral=0.0)
     text = {"vocab_size": 514, **TOWER}
-    model = ActionRecognition(data.num_classes, 8, 14, 16, 1, num_frames=4, image_size=32, text=text, fusion_dim=16,
-                              fusion_depth=1, task=task)  # fmt: skip
+    model = ActionRecognition(data.num_classes, {"embed_dim": 16, "depth": 1}, num_frames=4, image_size=32, text=text,
+                              fusion="joint", fuser={"dim": 16, "depth": 1}, task=task,
+                              vocabulary={"num_verbs": 8, "num_nouns": 14})  # fmt: skip
     seen = {}
     for stage in ("training", "validation", "test", "predict"):
         step = getattr(model, f"{stage}_step")

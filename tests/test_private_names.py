@@ -43,6 +43,7 @@ NAMES = {
     "lightning.pytorch.strategies.ModelParallelStrategy": ("_data_parallel_size",),
     "torchdata.stateful_dataloader.StatefulDataLoader": ("next_iter_state",),
     "transformers.models.bert.modeling_bert.BertLayer": ("crossattention",),
+    "transformers.models.clip.modeling_clip.CLIPEncoderLayer": ("layer_norm1", "layer_norm2", "mlp", "self_attn"),
     "transformers.models.bert.modeling_bert.BertSelfAttention": ("all_head_size", "is_causal"),
     "transformers.models.bert.modeling_bert.BertPreTrainedModel": ("_init_weights",),
     "transformers.models.clip.modeling_clip.CLIPTextModel": (),

@@ -21,7 +21,7 @@ from hub.checkpoint import (
     check_state_dict,
     load_safetensors,
 )
-from hub.convert import videomamba_text
+from hub.convert import mambavl, videomamba_text
 from hub.convert.videomamba import read_official, to_zoo
 from hub.hashes import check_sha256
 from hub.lightning_ckpt import find_checkpoint, read_lightning
@@ -350,9 +350,25 @@ def _read_entry(entry: Entry, file: Path | None = None) -> tuple[Checkpoint, dic
         state_dict = read_lightning(file).state_dict
     elif entry.task == "video-text-pretraining":
         state_dict = videomamba_text.to_zoo(read_official(file)) | {"net.words.pieces": _word_pieces(entry)}
+    elif entry.init_args.get("fusion") == "published":
+        found = mambavl.to_zoo(read_official(file), file)
+        state_dict = found.weights | _roberta_pieces(entry)
+        if not found.has_tower:
+            features = {"tower": "features", "feature_dim": found.width}
+            config["init_args"] = {**config["init_args"], "vision": features}
     else:
         state_dict = to_zoo(read_official(file))
     return Checkpoint(config, state_dict), stored
+
+
+def _roberta_pieces(entry: Entry) -> dict[str, Tensor]:
+    """The tokenizer of an official MambaVL, as the module keeps it."""
+    from lightning_modules.nets.roberta import RobertaWords, read_words  # imports transformers
+
+    pieces = read_words(*(fetch_vocabulary(entry, name) for name in ("vocab.json", "merges.txt")))
+    words = RobertaWords(entry.init_args["text"].get("vocab_size", 50_265), max_words=3)
+    words.set_pieces(pieces)
+    return {f"net.tokenizer.{name}": tensor for name, tensor in words.state_dict().items()}
 
 
 def _word_pieces(entry: Entry) -> Tensor:

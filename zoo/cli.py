@@ -42,7 +42,7 @@ from zoo.checks import (
     import_class,
 )
 from zoo.commands.main import is_foreseen, report
-from zoo.configs import refuse_foreign_classes, resolve
+from zoo.configs import current_arguments, refuse_foreign_classes, resolve
 from zoo.errors import ZooError
 from zoo.files import written
 from zoo.plain_yaml import check_limits
@@ -154,11 +154,15 @@ class ZooCLI(LightningCLI):
             return
         content = read_checkpoint(Path(path), config.get("weights_only"))
         given = content.get("hyper_parameters")
+        earlier = None
         if isinstance(given, dict) and "_class_path" in given:
             # A checkpoint may come from anywhere: it names no classes but the zoo's, and the one that the user names.
             named = given["_class_path"]
             cls = import_class(named, "model") if named == config.get("model.class_path") else resolve(named)
-            refuse_foreign_classes(cls, {k: v for k, v in given.items() if k != "_class_path"})
+            arguments = {k: v for k, v in given.items() if k != "_class_path"}
+            refuse_foreign_classes(cls, arguments)
+            current = current_arguments(cls, arguments)
+            earlier = None if current == arguments else current
             # LightningCLI would take the checkpoint's number of classes in place of the one that was asked for.
             ours, theirs = config.get("model.init_args.num_classes"), given.get("num_classes")
             if None not in (ours, theirs) and ours != theirs:
@@ -167,7 +171,11 @@ class ZooCLI(LightningCLI):
         if self.continued is not None:
             self.finished = is_finished(content, config.trainer.max_epochs, config.trainer.max_steps)
         try:
-            super()._parse_ckpt_path()
+            if earlier is None:
+                super()._parse_ckpt_path()
+            else:  # as Lightning does, with the arguments under the names that they have now
+                model = {"class_path": named, "dict_kwargs": earlier}
+                self.config = self.parser.parse_object({self.config.subcommand: {"model": model}}, self.config)
         except ArgumentError as error:
             raise concise(error) from error
 

@@ -20,7 +20,7 @@ from lightning_modules.errors import ModelError
 from zoo.errors import cut, hint, shown
 from zoo.registry import registered_class_paths
 
-__all__ = ["check_arguments", "normalise", "normalise_of", "resolve"]
+__all__ = ["check_arguments", "current_arguments", "normalise", "normalise_of", "resolve"]
 
 _PLAIN = (str, bytes, int, float, complex, type(None), os.PathLike, enum.Enum)
 _COLLECTIONS = (list, tuple, dict, set, frozenset)
@@ -60,7 +60,13 @@ def normalise(config: dict) -> dict:
         raise ModelError(f"init_args maps arguments to values; this config has {str(init_args)[:80]!r}.")
     cls = resolve(config["class_path"])
     refuse_foreign_classes(cls, init_args)
+    init_args = current_arguments(cls, init_args)
     return {"class_path": config["class_path"], "init_args": check_arguments(cls, init_args, include_training=False)}
+
+
+def current_arguments(cls: type, init_args: dict) -> dict:
+    """Arguments of a config of an earlier release under the names that they have now; others as they are."""
+    return cls.current_arguments(init_args) if hasattr(cls, "current_arguments") else init_args
 
 
 def normalise_of(where: object, config: dict) -> dict:

@@ -77,13 +77,14 @@ def fetch_folder(
     return config, files
 
 
-def fetch_vocabulary(entry: Entry) -> Path:
-    """The word pieces of an official model, which its file lacks: those of the BERT it started from, one a line."""
+def fetch_vocabulary(entry: Entry, name: str = "vocab.txt") -> Path:
+    """A file of the tokenizer of an official model, which its own file lacks: that of the BERT or RoBERTa it started
+    from."""
     from lightning_modules.nets.pretrained import PINNED
 
     repository = entry.parts["text_weights"]
-    revision, sha256 = PINNED[repository]["vocab.txt"]
-    return hub.pull(repository, "vocab.txt", revision, sha256=sha256)
+    revision, sha256 = PINNED[repository][name]
+    return hub.pull(repository, name, revision, sha256=sha256)
 
 
 def weights_of(entry: Entry) -> Weights:
@@ -92,6 +93,12 @@ def weights_of(entry: Entry) -> Weights:
     Raises:
         ZooError: none are released.
     """
+    page = entry.meta.get("weights_page")
+    if entry.weights is None and page is not None:
+        raise ZooError(
+            f"The authors keep the weights of {entry.name} on a drive that {page} links; get the file there and name "
+            f"it, zoo.load({entry.name!r}, checkpoint=FILE) or --checkpoint FILE."
+        )
     if entry.weights is None:
         recipe = entry.name in list_recipes()
         train = f"`lightning fit --config {entry.name}` trains it and " if recipe else ""

@@ -66,7 +66,8 @@ class Entry:
             ``frames``, ``resolution`` (px), ``stored_frames`` (length of the temporal embedding in the file where it
             differs from ``frames``), ``top1`` and ``top5`` (percent, as published, with ``num_clips`` x ``num_crops``
             views), ``params`` (count), ``flops`` (per view, as published), ``init_from``, ``distilled``, ``masked``,
-            ``license``, ``paper``, ``labels_source``, ``note``. Unpublished values are None.
+            ``weights_page`` (where the authors link weights that cannot be fetched by name), ``license``, ``paper``,
+            ``labels_source``, ``note``. Unpublished values are None.
     """
 
     name: str
@@ -290,6 +291,7 @@ def _meta(row: dict[str, str]) -> dict[str, Any]:
         "init_from": row["init_from"] or None,
         "distilled": row["distilled"] == "1",
         "masked": row["masked"] == "1",
+        "weights_page": row["weights_page"] or None,
         "license": row["license"] or None,
         "paper": row["paper"] or None,
         "note": row["note"] or None,

@@ -16,7 +16,8 @@ RENAMED = {"norm.weight": "norm_f.weight"}
 
 
 def read_official(path: str | os.PathLike) -> dict[str, Tensor]:
-    """Reads a released file: weights under "model" (ImageNet files), under "module", or flat (video files).
+    """Reads a released file: weights under "model" (ImageNet files), under "module", flat (video files), or under
+    "model_state" (SlowFast's way, in which MambaVL's are).
 
     Raises:
         HubError: the file cannot be read as data, or holds no weights.
@@ -24,13 +25,15 @@ def read_official(path: str | os.PathLike) -> dict[str, Tensor]:
     if os.fspath(path).endswith(".safetensors"):
         return load_safetensors(path)
     content = load_pickle(path)
-    candidates = [content.get("model"), content.get("module"), content] if isinstance(content, dict) else []
+    places = ("model", "module", "model_state")
+    candidates = [*map(content.get, places), content] if isinstance(content, dict) else []
     for candidate in candidates:
         if is_state_dict(candidate):
             check_tensors(candidate, path)
             return dict(candidate)
     raise HubError(
-        f'{path} holds no weights, neither flat nor under "model" or "module"; check that it is a checkpoint.'
+        f'{path} holds no weights, neither flat nor under "model", "module" or "model_state"; check that it is a '
+        "checkpoint."
     )
 
 

@@ -7,6 +7,8 @@ _HOME = {
     "MaskedVideoMamba": "masked_videomamba",
     "BiMamba": "bimamba",
     "ClipTeacher": "clip_teacher",
+    "AvionTower": "avion",
+    "JointMambaVL": "mambavl_joint",
     "MambaVL": "mambavl",
     "Muse": "muse",
     "VideoTextNet": "video_text",

@@ -1,78 +1,70 @@
-"""MambaVL: video and a question about it, fused by selective state spaces that share their state transition matrix.
+"""MambaVL (arXiv 2409.11513) as its authors published it: video and text meet in one state transition matrix.
 
-What is published ("MambaVL: learning actions through questioning"; the abstract only, docs/protocol.md, section 22): a
-fusion of video and text by selective state-space models, one state transition matrix shared by both modalities, and
-question answering about action, object and scene as guidance. Everything else here is this zoo's choice; `FusionBlock`
-and `MambaVL` say which.
+Parameter names are those of the official files (docs/mambavl.md).
 
-Legend of shapes: B clips, N vision tokens, L language tokens, D width, E = expand * D inner channels, S states.
+Legend of shapes: B clips, N vision tokens, L positions of a question, W width of the text model, D width of the fusion,
+E = 2 D inner channels, S states, R rank of delta.
 """
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from torchvision.ops import StochasticDepth
+from transformers import RobertaModel
 
-from lightning_modules.checks import check_arguments, check_choice, check_sizes
+from lightning_modules.checks import check_arguments, check_choice
 from lightning_modules.errors import ModelError
-from lightning_modules.nets.bimamba import BiMamba
-from lightning_modules.nets.clip_tower import CLIP_SIZES, ClipTokenizer
-from lightning_modules.nets.videomamba import VideoMamba
-from lightning_modules.ops import bidirectional_conv1d, bidirectional_scan
+from lightning_modules.nets.roberta import RobertaWords
+from lightning_modules.ops import Linear, causal_conv1d, linear, selective_scan
 
-__all__ = [
-    "FUSIONS",
-    "TOKENS",
-    "CrossAttentionBlock",
-    "FusionBlock",
-    "MambaVL",
-    "Stream",
-    "build_text_tower",
-    "pool_tokens",
-    "text_sizes_of",
-]
+__all__ = ["FUSIONS", "GENERIC_QUESTIONS", "MLPFuser", "MambaMixer", "MambaVL", "TransformerFuser"]
 
-FUSIONS = ("shared", "separate", "concat", "cross_attention", "late")
-TOKENS = ("all", "frames", "cls")
+FUSIONS = ("published", "disjoint", "mlp", "transformer")
+SCANNED = ("published", "disjoint")
+"""Those that scan every token; the others see the class token and one vector of text."""
 
-TEXT_SIZES = CLIP_SIZES["text_config"]
-
-_NO_STEP = -1e4
-"""Step size before softplus at which a token changes nothing: exp(0 A) = 1 and 0 B x = 0, exactly."""
+GENERIC_QUESTIONS = {
+    "verb": "what action do the hands perform?",
+    "noun": "which object is it?",
+}
+"""Asked of each head where no question is given: they reveal nothing about the action."""
 
 
 class MambaVL(nn.Module):
-    """Vision tokens, language tokens, fusion blocks, one joint vector, heads for verb, noun, action and answer.
+    """Vision tokens and two questions, each read by a Mamba of its modality; the means are added.
 
     ::
 
-        clip (B, 3, T, H, W) -- vision -- Linear -- vision tokens (B, N, D)   --+
-                                                                                +-- depth x block --+
-        question             -- text   -- Linear -- language tokens (B, L, D) --+                   |
-                                                                                                    |
-             verb, noun, action, answer <- Linear <- joint (B, D) <- GELU, Linear <- [mean of vision tokens,
-                                                                                      mean of language tokens]
+        clip (B, 3, T, H, W) -- vision -- tokens (B, N, D) -- mamba_video -- mean --+-- + -- head0 -- verb
+                                                                  | A_log           +-- + -- head1 -- noun
+        verb question ---- embeddings -- txt_proj (B, L, D) -- mamba_text -- mean ------^     ^
+        noun question ---- embeddings -- txt_proj (B, L, D) -- mamba_text -- mean ------------^
 
-    Our choices: the heads and the pooling; that the answers to all questions are one vocabulary, [verbs, nouns,
-    actions], so that the question has to be read to know which kind of answer is wanted; and that there always is a
-    question, a neutral one where nothing is asked.
+    The two Mambas have one layer each, scan in one direction and share nothing but ``A_log``. There is no norm and no
+    residual connection, and padding counts in the mean. So for a head the question is a bias on its logits that does
+    not depend on the video, and with a fixed question a constant.
 
     Args:
-        vision: gives tokens of a clip; None takes features (B, N, `vision_dim`) in its place.
-        vision_dim: width of its tokens.
-        text: text tower of CLIP's form.
+        vision: gives tokens of a clip (`forward_tokens`); None takes features (B, N, D) in its place.
+        dim: width D: that of the vision tower, whose tokens are not projected.
+        text_model: from `lightning_modules.nets.roberta.build_roberta`, with layers for "mlp" and "transformer".
         tokenizer: makes ids of questions.
-        dim: width D of the fusion.
-        depth: number of fusion blocks.
-        fusion: one of `FUSIONS`, see `FusionBlock` and `CrossAttentionBlock`.
-        tokens: what is made of the vision tower's tokens, see `pool_tokens`.
-        num_verbs: outputs of the verb head.
-        num_nouns: outputs of the noun head.
-        num_actions: outputs of the action head.
+        num_verbs: outputs of ``head0``.
+        num_nouns: outputs of ``head1``.
+        fusion: one of `FUSIONS`:
+
+            - "published": as above.
+            - "disjoint": the text is scanned with a matrix of its own, ``B_log``. In the official code the option of
+              that name creates ``B_log`` and never uses it, so that its results are those of "published".
+            - "mlp" and "transformer": `MLPFuser` and `TransformerFuser` on the vision's first token and RoBERTa's
+              pooled output, the alternatives of the official code.
+        fuser: sizes of the transformer: ``depth``, ``heads``, ``positions``.
+        init: "mamba" (log(1..S) for A, Mamba's step sizes), or "official": what the two passes of the official code
+            leave, which run over everything but the vision tower and overwrite A, the step sizes and RoBERTa alike
+            (`official_init`).
         drop: dropout before the heads.
 
     Raises:
@@ -81,50 +73,65 @@ class MambaVL(nn.Module):
 
     def __init__(
         self,
-        vision: VideoMamba | None,
-        vision_dim: int,
-        text: CLIPTextModel,
-        tokenizer: ClipTokenizer,
+        vision: nn.Module | None,
         dim: int,
-        depth: int,
-        fusion: str,
-        tokens: str,
+        text_model: RobertaModel,
+        tokenizer: RobertaWords,
         num_verbs: int,
         num_nouns: int,
-        num_actions: int,
+        fusion: str = "published",
+        fuser: dict | None = None,
+        init: str = "mamba",
         drop: float = 0.0,
     ) -> None:
         super().__init__()
-        check_arguments(
-            {
-                "vision_dim": vision_dim, "dim": dim, "depth": depth, "num_verbs": num_verbs, "num_nouns": num_nouns,
-                "num_actions": num_actions, "drop": drop,
-            }
-        )  # fmt: skip
+        check_arguments({"dim": dim, "num_verbs": num_verbs, "num_nouns": num_nouns, "drop": drop})
         check_choice("fusion", fusion, FUSIONS)
-        check_choice("tokens", tokens, TOKENS)
-        self.tokens = tokens
+        check_choice("init", init, ("mamba", "official"))
+        self.fusion = fusion
         self.vision = vision
-        self.text = text
+        self.text_model = text_model
         self.tokenizer = tokenizer
-        self.vision_proj = nn.Linear(vision_dim, dim)
-        self.text_proj = nn.Linear(text.config.hidden_size, dim)
-        block = CrossAttentionBlock if fusion == "cross_attention" else FusionBlock
-        self.blocks = nn.ModuleList(block(dim, fusion) for _ in range(depth))
-        with torch.no_grad():
-            for name, weight in self.blocks.named_parameters():
-                if name.endswith("out_proj.weight"):  # of what is added to the residual streams, as in VideoMamba
-                    weight.div_(math.sqrt(depth))
-        self.vision_norm = nn.RMSNorm(dim, eps=1e-5)
-        self.text_norm = nn.RMSNorm(dim, eps=1e-5)
-        self.joint = nn.Linear(2 * dim, dim)
+        self.txt_proj = nn.Sequential(
+            nn.Linear(text_model.config.hidden_size, dim, bias=False), nn.ReLU(),
+            nn.Linear(dim, dim), nn.ReLU(),
+            nn.Linear(dim, dim),
+        )  # fmt: skip
+        if fusion in SCANNED:
+            self.mamba_video, self.mamba_text = MambaMixer(dim), MambaMixer(dim)
+            a_log = torch.arange(1, MambaMixer.STATES + 1, dtype=torch.float32).log().repeat(2 * dim, 1)
+            self.A_log = nn.Parameter(a_log)
+            if fusion == "disjoint":
+                self.B_log = nn.Parameter(a_log.clone())
+        else:
+            self.fuser = MLPFuser(dim) if fusion == "mlp" else TransformerFuser(dim, **(fuser or {}))
         self.drop = nn.Dropout(drop)
-        sizes = {"verb": num_verbs, "noun": num_nouns, "action": num_actions}
-        sizes["answer"] = sum(sizes.values())
-        self.heads = nn.ModuleDict({name: nn.Linear(dim, size) for name, size in sizes.items()})
-        for head in self.heads.values():
+        self.head0 = nn.Linear(dim, num_verbs)
+        self.head1 = nn.Linear(dim, num_nouns)
+        for head in (self.head0, self.head1):
             nn.init.trunc_normal_(head.weight, std=0.02)
             nn.init.zeros_(head.bias)
+        if init == "official":
+            self.official_init()
+
+    @torch.no_grad()
+    def official_init(self) -> None:
+        """The official code's last two passes: Xavier-uniform for every parameter of two or more dimensions, then every
+        linear layer truncated normal (0.02) with bias 0 and every LayerNorm 1 and 0. So all of A starts near -1, the
+        step sizes near softplus(0), and the embeddings of words are random, whatever they were."""
+        own = [module for name, module in self.named_children() if name != "vision"]
+        parameters = [p for module in own for p in module.parameters()] + list(self.parameters(recurse=False))
+        for parameter in parameters:
+            if parameter.ndim > 1:
+                nn.init.xavier_uniform_(parameter)
+        for module in (part for child in own for part in child.modules()):
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm):
+                nn.init.ones_(module.weight)
+                nn.init.zeros_(module.bias)
 
     @property
     def depth(self) -> int:
@@ -137,247 +144,172 @@ class MambaVL(nn.Module):
         return self.vision.layer_id(name.removeprefix(prefix)) if name.startswith(prefix) else self.depth + 1
 
     def encode_vision(self, video: Tensor) -> Tensor:
-        """Normalised clips (B, 3, T, H, W) -> tokens (B, N, D); without a vision tower features (B, N, vision_dim)."""
-        if self.vision is None:
-            # Features lie on a line in time and carry no position.
-            places = _waves(video.shape[1], self.vision_proj.out_features, video.device)
-            return self.vision_proj(video) + places.to(video.dtype)
-        return self.vision_proj(pool_tokens(self.vision.forward_tokens(video), self.vision.grid_size**2, self.tokens))
+        """Normalised clips (B, 3, T, H, W) -> tokens (B, N, D), class token first; features are those themselves."""
+        return video if self.vision is None else self.vision.forward_tokens(video)
 
-    def encode_text(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Texts -> tokens (M, L, D), and bool (M, L), False behind the end of a text. Equal texts are read once."""
+    def embed_text(self, ids: Tensor) -> Tensor:
+        """Ids (M, L) -> what is projected: embeddings (M, L, W), or for "mlp" and "transformer" the pooled output
+        (M, W) of the whole RoBERTa."""
+        if self.fusion in SCANNED:
+            return self.text_model.embeddings(input_ids=ids)
+        return self.text_model(input_ids=ids).pooler_output
+
+    def read_text(self, embedded: Tensor) -> Tensor:
+        """What `embed_text` gives -> vectors (M, D): the mean over all positions of a question, or the projection."""
+        projected = self.txt_proj(embedded)
+        if self.fusion not in SCANNED:
+            return projected
+        return self.mamba_text(projected, self.B_log if self.fusion == "disjoint" else self.A_log).mean(dim=1)
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Questions -> vectors (M, D). Equal texts are read once."""
         different = list(dict.fromkeys(texts))
-        device = self.text_proj.weight.device
+        device = self.head0.weight.device
         if device.type == "meta":  # operations are being counted, for which words do not matter
             ids = torch.zeros(len(different), self.tokenizer.max_words, dtype=torch.int64, device=device)
         else:
-            ids = self.tokenizer(different)
-        # The end token has the largest id and padding repeats it: the first one ends the text.
-        mask = torch.arange(ids.shape[1], device=device) <= ids.argmax(dim=1, keepdim=True)
-        tokens = self.text_proj(self.text(input_ids=ids).last_hidden_state)
+            ids = self.tokenizer(different).to(device)
         rows = torch.tensor([different.index(text) for text in texts], device=device)
-        return tokens[rows], mask[rows]
+        return self.read_text(self.embed_text(ids))[rows]
 
-    def fuse(self, vision: Tensor, language: Tensor, mask: Tensor) -> Tensor:
-        """Vision tokens (B, N, D), language tokens (B, L, D), bool (B, L) -> joint vectors (B, D)."""
-        for block in self.blocks:
-            vision, language = block(vision, language, mask)
-        weight = mask.unsqueeze(-1)
-        pooled = (self.text_norm(language) * weight).sum(dim=1) / weight.sum(dim=1)
-        return F.gelu(self.joint(torch.cat([self.vision_norm(vision).mean(dim=1), pooled.to(vision.dtype)], dim=-1)))
+    def read_vision(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, N, D) -> vectors (B, D): the mean of what `mamba_video` makes of all, or the first one."""
+        return self.mamba_video(tokens, self.A_log).mean(dim=1) if self.fusion in SCANNED else tokens[:, 0]
 
-    def forward(self, video: Tensor, questions: Sequence[str]) -> dict[str, Tensor]:
-        """Logits: verb (B, num_verbs), noun (B, num_nouns), action (B, num_actions), answer (B, the sum of the three).
+    def fuse(self, vision: Tensor, text: Tensor) -> Tensor:
+        """Vectors of clips and of questions, (B, D) both -> joint vectors (B, D)."""
+        return vision + text if self.fusion in SCANNED else self.fuser(vision, text)
+
+    def forward(self, video: Tensor, verb_questions: Sequence[str], noun_questions: Sequence[str]) -> dict[str, Tensor]:
+        """Logits: verb (B, num_verbs), noun (B, num_nouns).
 
         Args:
             video: as in `encode_vision`.
-            questions: B texts.
+            verb_questions: B texts for the verb's head.
+            noun_questions: B texts for the noun's head.
         """
-        joint = self.drop(self.fuse(self.encode_vision(video), *self.encode_text(questions)))
-        return {name: head(joint) for name, head in self.heads.items()}
+        vision = self.read_vision(self.encode_vision(video))
+        text = self.encode_text([*verb_questions, *noun_questions])
+        verb, noun = (self.drop(self.fuse(vision, part)) for part in text.split(len(vision)))
+        return {"verb": self.head0(verb), "noun": self.head1(noun)}
 
 
-def build_text_tower(sizes: dict) -> CLIPTextModel:
-    """CLIP's text tower with random weights.
-
-    Args:
-        sizes: those of `TEXT_SIZES` that are not ViT-B/32's, as arguments of `transformers.CLIPTextConfig`.
-
-    Raises:
-        ModelError: an unknown key or a value that does not fit.
-    """
-    # transformers keeps whatever it is given, so a misspelt size would go unnoticed.
-    check_sizes("text", sizes, TEXT_SIZES)
-    end = sizes.get("vocab_size", CLIPTextConfig.vocab_size) - 1
-    try:
-        special = {"bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}
-        return CLIPTextModel(CLIPTextConfig(**sizes, **special))
-    except Exception as error:  # transformers' checks raise a type of their own for each kind of mistake
-        raise ModelError(f"The sizes in text do not fit together: {' '.join(str(error).split())}") from error
-
-
-def text_sizes_of(tower: CLIPTextModel) -> dict:
-    """The sizes of a text tower, written out in full, as `build_text_tower` takes them."""
-    return {name: getattr(tower.config, name) for name in TEXT_SIZES}
-
-
-def pool_tokens(tokens: Tensor, patches: int, kind: str) -> Tensor:
-    """Tokens of a VideoMamba (B, 1 + T' * patches, C), class token first -> fewer of them.
-
-    Args:
-        tokens: after the final norm.
-        patches: of a frame (or tubelet).
-        kind: "all" (as they are), "frames" (class token and the mean over each frame's patches: (B, 1 + T', C)), or
-            "cls" (B, 1, C).
-    """
-    if kind == "all":
-        return tokens
-    first = tokens[:, :1]
-    if kind == "cls":
-        return first
-    return torch.cat([first, tokens[:, 1:].unflatten(1, (-1, patches)).mean(dim=2)], dim=1)
-
-
-def _waves(length: int, dim: int, device: torch.device) -> Tensor:
-    """Sine and cosine of the place at wavelengths from 2 pi to 10,000 times that (arXiv 1706.03762): (length, dim)."""
-    rates = torch.exp(torch.arange(0, dim, 2, device=device) * (-math.log(10_000) / dim))
-    angles = torch.arange(length, device=device).unsqueeze(1) * rates
-    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :dim]
-
-
-class Selection(NamedTuple):
-    """What a stream hands to the scan, all (B, length, ...): input, step size, B, C from the first token and, ending in
-    ``_b``, from the last; and the gate."""
-
-    x: Tensor
-    delta: Tensor
-    b: Tensor
-    c: Tensor
-    x_b: Tensor
-    delta_b: Tensor
-    b_b: Tensor
-    c_b: Tensor
-    gate: Tensor
-
-
-class Stream(BiMamba):
-    """What a modality has for itself: norm, projections, convolutions, step size, B, C, skip, gate; all but A."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__(dim)
-        del self.A_log, self.A_b_log  # the block's
-        self.norm = nn.RMSNorm(dim, eps=1e-5)
-
-    def select(self, tokens: Tensor, mask: Tensor | None) -> Selection:
-        """(B, length, D), bool (B, length) -> what is scanned; tokens that the mask leaves out change no state."""
-        h = self.norm(tokens)
-        h = h if mask is None else h * mask.unsqueeze(-1)
-        x, gate = self.in_proj(h).chunk(2, dim=-1)
-        x, x_b = bidirectional_conv1d(x, self.conv1d.weight, self.conv1d.bias, self.conv1d_b.weight, self.conv1d_b.bias)
-        found = []
-        for part, x_proj, dt_proj in ((x, self.x_proj, self.dt_proj), (x_b, self.x_proj_b, self.dt_proj_b)):
-            delta, b, c = self._selection(part, x_proj, dt_proj)
-            delta = delta + dt_proj.bias  # here and not in the scan, which takes both streams at once
-            delta = delta if mask is None else delta.masked_fill(~mask.unsqueeze(-1), _NO_STEP)
-            found += [part, delta, b, c]
-        return Selection(*found, gate)
-
-    def finish(self, y: Tensor, own: Selection) -> Tensor:
-        """Scanned (B, length, E) -> what is added to the tokens (B, length, D)."""
-        return self.out_proj((y + self.D * own.x + self.D_b * own.x_b) * F.silu(own.gate))
-
-
-class FusionBlock(nn.Module):
-    """x + Mamba(norm(x)) for two streams of tokens that meet in the state of one bidirectional scan.
-
-    "shared", the published idea::
-
-        language --norm, in_proj, conv-- x, delta, B, C --+                             +-- gate, out_proj -> + language
-                                                          +- [language, vision] -scan A-+
-        vision   --norm, in_proj, conv-- x, delta, B, C --+                             +-- gate, out_proj -> + vision
-
-    ``A_log`` and ``A_b_log`` (one for each direction) are single parameters: both streams' states decay by the same
-    matrix and both send gradients into it. Everything else is each stream's own (`Stream`).
-
-    Ours, since nothing is published about how the modalities exchange what they know: **one scan goes through both**,
-    the question first. The state that the question leaves is the one in which the video's first token is written, and
-    in the other direction the state that the video leaves is the one in which the question is read. It costs nothing
-    beside scanning each alone, and it is what a common A allows: states of both streams are in the same basis.
-
-    The alternatives differ in one thing each:
-
-    - "separate": each stream reads the same joint sequence with an A of its own: two scans. Equal to "shared" where the
-      two matrices are equal.
-    - "late": an A of its own, and each stream is scanned alone: the modalities meet in the joint vector only.
-    - "concat": one stream: both kinds of tokens go through the same weights, as in a Mamba over a longer text.
+class MambaMixer(nn.Module):
+    """Mamba's mixer (arXiv 2312.00752) from the first token to the last, for a matrix that belongs to somebody else.
 
     Args:
         dim: width D.
-        fusion: one of these.
     """
 
-    def __init__(self, dim: int, fusion: str = "shared") -> None:
-        super().__init__()
-        self.fusion = fusion
-        self.vision = Stream(dim)
-        if fusion != "concat":
-            self.language = Stream(dim)
-        for owner in ("vision_", "language_") if fusion in ("separate", "late") else ("",):
-            for name in ("A_log", "A_b_log"):
-                a_log = torch.arange(1, self.vision.state_size + 1, dtype=torch.float32).log()
-                self.register_parameter(owner + name, nn.Parameter(a_log.repeat(len(self.vision.D), 1)))
-
-    def forward(self, vision: Tensor, language: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, N, D), (B, L, D), bool (B, L) -> both, of the same shapes.
-
-        Tokens that the mask leaves out influence nothing.
-        """
-        length = language.shape[1]
-        if self.fusion == "concat":
-            tokens = torch.cat([language, vision], dim=1)
-            everything = torch.cat([mask, mask.new_ones(vision.shape[:2])], dim=1)
-            own = self.vision.select(tokens, everything)
-            tokens = tokens + self.vision.finish(self._scan(own), own)
-            return tokens[:, length:], tokens[:, :length]
-        seen, read = self.vision.select(vision, None), self.language.select(language, mask)
-        if self.fusion == "late":
-            from_vision, from_language = self._scan(seen, "vision_"), self._scan(read, "language_")
-        else:
-            both = Selection(*(torch.cat(pair, dim=1) for pair in zip(read, seen, strict=True)))
-            shared = self.fusion == "shared"
-            from_both = self._scan(both, "" if shared else "vision_")
-            from_vision = from_both[:, length:]
-            from_language = (from_both if shared else self._scan(both, "language_"))[:, :length]
-        return vision + self.vision.finish(from_vision, seen), language + self.language.finish(from_language, read)
-
-    def _scan(self, s: Selection, owner: str = "") -> Tensor:
-        """The scan in both directions, without skip and gate (B, length, E)."""
-        a, a_b = (-torch.exp(getattr(self, f"{owner}{name}").float()) for name in ("A_log", "A_b_log"))
-        return bidirectional_scan(s.x, s.delta, a, s.b, s.c, None, s.x_b, s.delta_b, a_b, s.b_b, s.c_b, None)
-
-
-class CrossAttentionBlock(nn.Module):
-    """The usual way, to compare with: each stream attends to itself, then to the other (LXMERT, arXiv 1908.07490).
-
-    Args:
-        dim: width D; heads of 64 channels where it allows.
-        fusion: not used; the blocks are made alike.
-    """
-
-    def __init__(self, dim: int, fusion: str = "cross_attention") -> None:
-        super().__init__()
-        self.layers = nn.ModuleDict(
-            {name: _Attention(dim) for name in ("vision", "language", "language_to_vision", "vision_to_language")}
-        )
-
-    def forward(self, vision: Tensor, language: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, N, D), (B, L, D), bool (B, L) -> both, of the same shapes."""
-        vision = vision + self.layers["vision"](vision, vision)
-        language = language + self.layers["language"](language, language, mask)
-        return (
-            vision + self.layers["language_to_vision"](vision, language, mask),
-            language + self.layers["vision_to_language"](language, vision),
-        )
-
-
-class _Attention(nn.Module):
-    """Multi-head attention of tokens to others, both normed."""
+    STATES = 16
+    TAPS = 4
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.num_heads = max(1, dim // 64)
-        self.norm = nn.LayerNorm(dim)
-        self.context_norm = nn.LayerNorm(dim)
-        self.q = nn.Linear(dim, dim)
-        self.kv = nn.Linear(dim, 2 * dim)
-        self.out_proj = nn.Linear(dim, dim)
+        inner = 2 * dim
+        self.dt_rank = math.ceil(dim / 16)
+        self.in_proj = Linear(dim, 2 * inner, bias=False)
+        self.conv1d = nn.Conv1d(inner, inner, self.TAPS, groups=inner)
+        self.x_proj = Linear(inner, self.dt_rank + 2 * self.STATES, bias=False)
+        self.dt_proj = Linear(self.dt_rank, inner)
+        self.D = nn.Parameter(torch.ones(inner))
+        self.out_proj = Linear(inner, dim, bias=False)
+        self._reset_parameters()
 
-    def forward(self, tokens: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, n, D), (B, m, D), bool (B, m) -> (B, n, D)."""
-        context = self.context_norm(context)
-        q, k, v = (
-            part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for part in (self.q(self.norm(tokens)), *self.kv(context).chunk(2, dim=-1))
-        )
-        allowed = None if mask is None else mask[:, None, None]
-        return self.out_proj(F.scaled_dot_product_attention(q, k, v, allowed).transpose(1, 2).flatten(2))
+    @torch.no_grad()
+    def _reset_parameters(self) -> None:
+        for layer in (self.in_proj, self.x_proj, self.out_proj):
+            nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5))
+        nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
+        dt = torch.exp(torch.empty_like(self.dt_proj.bias).uniform_(math.log(1e-3), math.log(0.1)))
+        self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
+
+    def forward(self, tokens: Tensor, a_log: Tensor) -> Tensor:
+        """(B, length, D), log of the decay rates (E, S) -> (B, length, D)."""
+        x, gate = self.in_proj(tokens).chunk(2, dim=-1)
+        x = causal_conv1d(x, self.conv1d.weight, self.conv1d.bias, "silu")
+        dt, b, c = self.x_proj(x).split([self.dt_rank, self.STATES, self.STATES], dim=-1)
+        y = selective_scan(
+            x, linear(dt, self.dt_proj.weight), -torch.exp(a_log.float()), b, c, self.D.float(), z=gate,
+            delta_bias=self.dt_proj.bias.float(), delta_softplus=True,
+        )  # fmt: skip
+        return self.out_proj(y)
+
+
+class MLPFuser(nn.Module):
+    """Two layers on both vectors, side by side: (B, D), (B, D) -> (B, D)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(2 * dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+
+    def forward(self, vision: Tensor, text: Tensor) -> Tensor:
+        return self.mlp(torch.cat([vision, text], dim=-1))
+
+
+class TransformerFuser(nn.Module):
+    """A transformer over four tokens, [its own for video, vision, its own for text, text]; the first is the result.
+
+    Args:
+        dim: width D.
+        depth: number of blocks.
+        heads: attention heads.
+        positions: learned positions of each modality, of which two are used.
+    """
+
+    def __init__(self, dim: int, depth: int = 6, heads: int = 4, positions: int = 5000) -> None:
+        super().__init__()
+        check_arguments({"depth": depth})
+        if heads < 1 or dim % heads or positions < 2:
+            raise ModelError(f"fuser has {heads} heads for a width of {dim} and {positions} positions; the width has "
+                             "to be a multiple of the heads, and two positions are needed.")  # fmt: skip
+        for modality in ("video", "text"):
+            for name, length in (("cls_token", 1), ("pos_embed", positions), ("type", 1)):
+                weight = nn.Parameter(torch.zeros(1, length, dim))
+                nn.init.trunc_normal_(weight, std=0.02)
+                self.register_parameter(f"{name}_{modality}", weight)
+        self.pos_drop = nn.Dropout(0.1)
+        self.blocks = nn.ModuleList(_FuserBlock(dim, heads, 0.1 * i / max(depth - 1, 1)) for i in range(depth))
+
+    def forward(self, vision: Tensor, text: Tensor) -> Tensor:
+        """(B, D), (B, D) -> (B, D)."""
+        parts = []
+        for name, vector in (("video", vision), ("text", text)):
+            first = getattr(self, f"cls_token_{name}").expand(len(vector), -1, -1)
+            tokens = torch.cat([first.to(vector.dtype), vector.unsqueeze(1)], dim=1)
+            places = getattr(self, f"pos_embed_{name}")[:, : tokens.shape[1]] + getattr(self, f"type_{name}")
+            parts.append(tokens + places)
+        tokens = self.pos_drop(torch.cat(parts, dim=1))
+        for block in self.blocks:
+            tokens = block(tokens)
+        return tokens[:, 0]
+
+
+class _FuserBlock(nn.Module):
+    """Attention and MLP, both after a norm; dropout of 0.1 throughout."""
+
+    def __init__(self, dim: int, heads: int, drop_path: float) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
+        self.attn = _FuserAttention(dim, heads)
+        layers = (nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim), nn.Dropout(0.1))
+        self.mlp = nn.ModuleDict({"mlp": nn.Sequential(*layers)})  # named as in the official files
+        self.drop_path = StochasticDepth(drop_path, "row")
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = tokens + self.drop_path(self.attn(self.norm1(tokens)))
+        return tokens + self.drop_path(self.mlp["mlp"](self.norm2(tokens)))
+
+
+class _FuserAttention(nn.Module):
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(0.1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        q, k, v = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=0.1 if self.training else 0.0)
+        return self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))

@@ -105,6 +105,23 @@ def test_a_model_without_a_run_has_a_card_too(recipe):
     assert "zoo.predict" not in text and 'zoo.load("org/name")' in text and "pipeline_tag" not in text
 
 
+def test_scores_of_a_model_that_read_the_labels_are_marked():
+    checkpoint = run()._replace(
+        scores={"val/action_top1": 0.5, "val/questions_from_labels": 1.0, "test/action_top1": 0.4}
+    )
+    card = make_card(checkpoint, about_run(checkpoint), "org/name")
+    marked, plain = (line for line in card.splitlines() if line.startswith("| action_top1"))
+    assert "questions written from the labels, which leak the answer" in marked and "validation" in marked
+    assert plain == "| action_top1 | test | 0.4 |" and "questions_from_labels" not in card
+
+
+def test_how_input_is_prepared_may_be_a_group():
+    arguments = {"num_frames": 8, "preprocessing": {"mean": [0.5, 0.25, 0.5], "sampling": "dense", "frame_stride": 3}}
+    checkpoint = Checkpoint({"class_path": "lightning_modules.ActionRecognition", "init_args": arguments}, WEIGHTS)
+    card = make_card(checkpoint, About(), "org/name")
+    assert "| frames | 8 |" in card and "| sampling | dense |" in card and "| frames from one to the next | 3 |" in card
+
+
 def test_a_card_follows_its_folder_to_another_place():
     checkpoint = run()
     card = make_card(checkpoint, about_run(checkpoint), "out/my_model/")

@@ -9,13 +9,14 @@ import torch
 import lightning_modules as lm
 from lightning_modules.checks import Range, check_range
 from lightning_modules.errors import ModelError
-from lightning_modules.nets import MambaVL, Muse, VideoMamba
+from lightning_modules.nets import JointMambaVL, Muse, VideoMamba
 from lightning_modules.nets.video_text import VideoTower
 
 NAN, INF = math.nan, math.inf
 SMALL = {"embed_dim": 16, "depth": 2, "num_frames": 2, "image_size": 32}
 BERT = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
 CLIP = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+ROBERTA = {**CLIP, "vocab_size": 261, "max_position_embeddings": 50}
 TEXT = {**CLIP, "vocab_size": 514, "max_position_embeddings": 20}
 MODULES = {
     "VideoClassifier": {**SMALL, "num_classes": 3},
@@ -27,7 +28,8 @@ MODULES = {
         "head": "muse", "num_frames": 2, "max_words": 8, "depth": 1,
     },
     "ActionRecognition": {
-        **SMALL, "num_classes": 3, "num_verbs": 2, "num_nouns": 2, "text": TEXT, "fusion_dim": 16, "fusion_depth": 1
+        "num_frames": 2, "image_size": 32, "num_classes": 3, "vision": {"embed_dim": 16, "depth": 2}, "text": ROBERTA,
+        "vocabulary": {"num_verbs": 2, "num_nouns": 2, "actions": [[0, 0], [0, 1], [1, 1]]},
     },
     "VideoTextPretraining": {**SMALL, "text": BERT, "fusion_layers": 1, "dim": 8, "max_words": 8, "mask_type": "tube"},
 }  # fmt: skip
@@ -40,10 +42,6 @@ WRONG = {
     "image_size": (0, -32, None, 10**6, NAN),
     "patch_size": (0, -16, None),
     "tubelet_size": (0, -1, None),
-    "feature_dim": (0, -1, 10**9),
-    "num_verbs": (0, None, 10**9),
-    "fusion_dim": (0, -16, None),
-    "fusion_depth": (0, -1, 10**9),
     "target_dim": (0, -1),
     "align_layers": (0, 10**9),
     "dim": (0, -8, 10**9),
@@ -136,7 +134,7 @@ def test_networks_alone():
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Muse(**wrong)
     with pytest.raises(ValueError, match="dim is -1"):
-        MambaVL(None, 8, None, None, -1, 1, "shared", "all", 2, 2, 2)
+        JointMambaVL(None, 8, None, None, -1, 1, "joint", "all", 2, 2, 2)
     with pytest.raises(ValueError, match="target_dim is 0"):
         VideoTower(16, 2, 2, 32, target_dim=0)
 
@@ -170,6 +168,8 @@ def test_integers_that_are_no_video_are_refused():
         for dtype in (torch.int64, torch.int32, torch.int8, torch.bool):
             with pytest.raises(ModelError, match=rf"The video is {str(dtype)[6:]}; pass uint8 of 0 to 255 or float"):
                 module(torch.zeros(1, 3, 2, 32, 32, dtype=dtype))
-    features = lm.ActionRecognition(**MODULES["ActionRecognition"] | {"feature_dim": 8})
+    features = lm.ActionRecognition(
+        **MODULES["ActionRecognition"] | {"vision": {"tower": "features", "feature_dim": 8}}
+    )
     with pytest.raises(ModelError, match="The features are int64; pass float"):
         features(torch.zeros(1, 4, 8, dtype=torch.int64))

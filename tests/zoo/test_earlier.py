@@ -23,6 +23,21 @@ def test_weights_and_config(source):
     torch.testing.assert_close(logits, torch.tensor([[0.04371256, 0.03404781]]), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("source", ["mambavl", "mambavl.ckpt"])
+def test_a_mambavl_of_one_family(source):
+    """It was called "shared", and what is in groups now were arguments of their own."""
+    with pytest.warns(UserWarning, match='"shared" is called "joint" now'):
+        model = zoo.load(EARLIER / source)
+    assert model.hparams.fusion == "joint" and model.class_names == ["open door", "close tap"]
+    assert model.preprocessing["num_frames"] == 2 and model.mean.flatten().tolist() == [0.5] * 3
+    video = (torch.arange(3 * 2 * 32 * 32).view(1, 3, 2, 32, 32) * 37 % 256).to(torch.uint8)
+    with torch.no_grad():
+        logits = model(video, ["what is opened?"])
+    torch.testing.assert_close(logits, torch.tensor([[-0.9178561, -0.0790612]]), rtol=1e-4, atol=1e-5)
+    first, second = model.answer(video, "which one?", 2)
+    assert (first.text, second.text) == ("open", "tap") and first.probability == pytest.approx(0.275921, rel=1e-4)
+
+
 @pytest.mark.slow
 def test_a_run_continues_from_its_checkpoint(tmp_path):
     generate(tmp_path / "data", num_train=12, num_val=4, num_test=0, classes=("grow", "move_left"), size=(48, 40),

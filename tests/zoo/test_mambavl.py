@@ -13,8 +13,10 @@ import torch
 
 import zoo
 from datamodules import EpicKitchens100
+from datamodules.annotations.question_files import GENERIC
 from datamodules.synthetic.kitchen import generate_kitchen
 from lightning_modules import ActionRecognition
+from lightning_modules.nets.mambavl import GENERIC_QUESTIONS
 from zoo.commands.main import main as zoo_main
 from zoo.configs import normalise
 from zoo.recipe import list_recipes, read_recipe
@@ -42,17 +44,17 @@ def workspace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mambavl")
     generate_kitchen(folder / "kitchen", num_train=4, num_val=5, num_test=1, actions=3, size=(48, 48), num_frames=12,
                      num_workers=0, progress=False)  # fmt: skip
-    run("lightning", "fit", "--config", "mambavl-demo", *SMALL, cwd=folder)
+    run("lightning", "fit", "--config", "mambavl-joint-demo", *SMALL, cwd=folder)
     return folder
 
 
 def test_a_run_of_the_demo(workspace):
-    version = workspace / "runs" / "mambavl-demo" / "version_0"
+    version = workspace / "runs" / "mambavl-joint-demo" / "version_0"
     with (version / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert any(row["val/score"] for row in rows) and {"val/unseen_verb_top1", "val/pair_top1"} <= set(rows[0])
     model = zoo.load(version)
-    assert model.num_classes == len(model.class_names) == len(model.hparams.actions)
+    assert model.num_classes == len(model.class_names) == len(model.vocabulary["actions"])
     # It started from the shipped weights, by far nearer than fresh ones are.
     donor = zoo.load("videomamba-nano-motion").net.layers.state_dict()
     ours = model.net.vision.layers.state_dict()
@@ -62,10 +64,10 @@ def test_a_run_of_the_demo(workspace):
 
 @pytest.mark.slow
 def test_predictions_for_the_challenge(workspace):
-    run("lightning", "predict", "--config", "mambavl-demo", "--ckpt_path", "best", *SMALL[:3],
+    run("lightning", "predict", "--config", "mambavl-joint-demo", "--ckpt_path", "best", *SMALL[:3],
         "--data.test=EPIC_100_test_timestamps.csv",
         "--trainer.callbacks+=lightning_modules.callbacks.EpicSubmission", cwd=workspace)  # fmt: skip
-    folder = workspace / "runs" / "mambavl-demo" / "predict_0"
+    folder = workspace / "runs" / "mambavl-joint-demo" / "predict_0"
     submission = json.loads((folder / "submission.json").read_text())
     with (workspace / "kitchen" / "annotations" / "EPIC_100_test_timestamps.csv").open() as file:
         wanted = [row["narration_id"] for row in csv.DictReader(file)]
@@ -75,7 +77,7 @@ def test_predictions_for_the_challenge(workspace):
 
 
 def test_ask(workspace, capsys):
-    version = workspace / "runs" / "mambavl-demo" / "version_0"
+    version = workspace / "runs" / "mambavl-joint-demo" / "version_0"
     clip = next(workspace.glob("kitchen/P01/videos/*.MP4"))
     zoo_main(["ask", str(version), str(clip), "what is the person doing?", "--topk", "3"])
     table = capsys.readouterr().out
@@ -91,7 +93,7 @@ def test_ask(workspace, capsys):
 
 def test_answers_that_are_no_numbers_are_refused(workspace, capsys, monkeypatch):
     clip = str(next(workspace.glob("kitchen/P01/videos/*.MP4")))
-    model = zoo.load(workspace / "runs/mambavl-demo/version_0")
+    model = zoo.load(workspace / "runs/mambavl-joint-demo/version_0")
     for parameter in model.parameters():
         torch.nn.init.constant_(parameter, torch.nan)
     monkeypatch.setattr("zoo.build.load", lambda *_, **__: model)  # loading refuses such weights by itself
@@ -106,8 +108,8 @@ def test_answers_that_are_no_numbers_are_refused(workspace, capsys, monkeypatch)
     [
         (["videomamba-nano-motion", "CLIP"], "answers no questions; use a MambaVL, or `zoo predict`"),
         (
-            ["mambavl-m-epic100", "CLIP"],
-            "has no released weights; `lightning fit --config mambavl-m-epic100` trains it",
+            ["mambavl-joint-m-epic100", "CLIP"],
+            "has no released weights; `lightning fit --config mambavl-joint-m-epic100` trains it",
         ),
         (["videomamba-nano-motion", "gone.mp4"], "There is no file gone.mp4"),
         (["videomamba-nano-motion", "CLIP", "--topk", "0"], "--topk is 0"),
@@ -130,12 +132,35 @@ def test_extract_and_train_on_features(workspace, monkeypatch, capsys):
     expected = {"features": "features", "videos": 10, "extracted": 0, "unreadable": 0, "kept": 10}
     assert json.loads(capsys.readouterr().out) == expected
     text = "{vocab_size: 514, hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 1}"
-    sizes = ["--model.num_classes=null", "--model.num_verbs=8", "--model.num_nouns=14", "--model.feature_dim=96",
-             "--model.text_weights=null", f"--model.text={text}", "--model.fusion_dim=16"]  # fmt: skip
-    run("lightning", "fit", "--config", "mambavl-epic100-features", *SMALL, "--data.features=features", *sizes,
+    sizes = ["--model.num_classes=null", "--model.vocabulary.num_verbs=8", "--model.vocabulary.num_nouns=14",
+             "--model.vision.feature_dim=96", "--model.text_weights=null", f"--model.text={text}",
+             "--model.fuser.dim=16"]  # fmt: skip
+    run("lightning", "fit", "--config", "mambavl-joint-epic100-features", *SMALL, "--data.features=features", *sizes,
         "--trainer.accelerator=cpu", "--trainer.precision=32", "--trainer.devices=1", cwd=workspace)  # fmt: skip
-    model = zoo.load(workspace / "runs" / "mambavl-epic100-features" / "version_0")
+    model = zoo.load(workspace / "runs" / "mambavl-joint-epic100-features" / "version_0")
     assert model.net.vision is None and model(torch.zeros(1, 3, 96)).shape == (1, model.num_classes)
+
+
+# The published family ------------------------------------------------------------------------------------------------
+
+
+def test_questions_about_a_published_model_go_to_both_heads(workspace, capsys):
+    run("lightning", "fit", "--config", "mambavl-demo", *SMALL, cwd=workspace)
+    version = workspace / "runs" / "mambavl-demo" / "version_0"
+    clip = next(workspace.glob("kitchen/P01/videos/*.MP4"))
+    zoo_main(["ask", str(version), str(clip), "which object is moved?", "--json", "--topk", "1000"])
+    asked = json.loads(capsys.readouterr().out)
+    assert asked["question"] == "which object is moved?"
+    for kind, count in (("verb", 8), ("noun", 14)):
+        of_kind = [answer["probability"] for answer in asked["answers"] if answer["kind"] == kind]
+        assert len(of_kind) == count and sum(of_kind) == pytest.approx(1, abs=1e-4)
+    zoo_main(["ask", str(version), str(clip), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["question"] == " ".join(GENERIC_QUESTIONS.values())
+
+
+def test_both_packages_ask_the_same_generic_questions():
+    assert GENERIC._asdict() == GENERIC_QUESTIONS
 
 
 # Registry and recipes ------------------------------------------------------------------------------------------------
@@ -143,7 +168,7 @@ def test_extract_and_train_on_features(workspace, monkeypatch, capsys):
 
 def test_registered_without_weights():
     ours = [entry for entry in entries() if entry.name.startswith("mambavl-")]
-    assert len(ours) == 6 and all(entry.weights is None for entry in ours)
+    assert len(ours) == 14 and all(entry.weights is None for entry in ours)
     for entry in ours:
         assert (entry.init_args.get("task") == "anticipation") == entry.name.endswith("anticipation")
         model = RECIPES[entry.name]["model"]
@@ -152,7 +177,8 @@ def test_registered_without_weights():
         assert normalise({"class_path": entry.class_path, "init_args": entry.init_args}) == normalise(
             {"class_path": entry.class_path, "init_args": {"num_frames": 16, **what_it_is}}
         )
-        assert model["init_args"]["text_weights"] == entry.parts["text_weights"]
+        assert entry.init_args["fusion"] == ("joint" if "-joint-" in entry.name else "published")
+        assert {name: model["init_args"][name] for name in entry.parts} == entry.parts
         assert RECIPES[entry.name]["trainer"]["callbacks"][-2]["init_args"]["monitor"] == "val/score"
 
 
@@ -177,21 +203,24 @@ def test_the_sizes_are_those_of_the_official_tables(name, official_tables):
     text = {"vocab_size": 514, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
             "num_attention_heads": 1}  # fmt: skip
     given = RECIPES[name]["model"]["init_args"]
-    sizes = {key: given[key] for key in ("num_classes", "num_verbs", "num_nouns")}
-    model = ActionRecognition(**sizes, feature_dim=16, fusion_dim=16, text=text)
+    sizes = {key: given.get(key) for key in ("num_classes", "vocabulary")}
+    model = ActionRecognition(**sizes, vision={"tower": "features", "feature_dim": 16}, text=text, fusion="joint")
     trainer = SimpleNamespace(datamodule=EpicKitchens100(official_tables))
     model.trainer = trainer
     model.setup("fit")
-    assert model.hparams.noun_names[299] == "noun 299" and len(model.hparams.actions) == 3806
+    assert model.vocabulary["noun_names"][299] == "noun 299" and len(model.vocabulary["actions"]) == 3806
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in RECIPES if "demo" not in name and "features" not in name])
 def test_each_recipe_trains(name, workspace, tmp_path):
     text = "{vocab_size: 514, hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 1}"
-    sizes = ["--model.num_classes=null", "--model.num_verbs=8", "--model.num_nouns=14", "--model.embed_dim=16",
-             "--model.depth=1", "--model.num_frames=4", "--model.image_size=32", "--model.text_weights=null",
-             f"--model.text={text}", "--model.fusion_dim=16", "--model.init_from=null"]  # fmt: skip
+    sizes = ["--model.num_classes=null", "--model.vocabulary.num_verbs=8", "--model.vocabulary.num_nouns=14",
+             "--model.vision.embed_dim=16", "--model.vision.depth=1", "--model.num_frames=4", "--model.image_size=28",
+             "--model.vision.patch_size=14", "--model.text_weights=null", f"--model.text={text}",
+             "--model.init_from=null", "--model.vision_weights=null"]  # fmt: skip
+    sizes += ["--model.fuser.dim=16"] if "joint" in name else []
+    sizes += ["--model.vision.heads=2"] if "avion" in name else []
     run("lightning", "fit", "--config", name, *SMALL[1:], f"--data.root={workspace / 'kitchen'}", *sizes,
         "--trainer.accelerator=cpu", "--trainer.precision=32", "--trainer.devices=1", cwd=tmp_path)  # fmt: skip
     assert (tmp_path / "runs" / name / "version_0" / "checkpoints" / "best.ckpt").is_file()

@@ -132,6 +132,8 @@ def test_models_without_weights_name_what_trains_and_what_builds_them():
         e.name for e in unreleased
     }
     for entry in unreleased:
+        if entry.meta["weights_page"]:  # tests/zoo/test_official_mambavl.py
+            continue
         sentence = (
             rf"{entry.name} has no released weights; `lightning fit --config {entry.name}` trains it and zoo.create"
         )

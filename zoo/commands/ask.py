@@ -51,8 +51,8 @@ def run(args: argparse.Namespace) -> None:
         raise ZooError(f"{args.model} answers no questions; use a MambaVL, or `zoo predict` for its classes.")
     model = to_device(model, args.device)
     views = read_views(model, args.video, args.clips, 1)
-    question = args.question or model.hparams.neutral_question
-    answers = model.answer(views.video, question, args.topk)
+    question = args.question or model.default_question
+    answers = model.answer(views.video, args.question, args.topk)
     check_finite(torch.tensor([answer.probability for answer in answers]))
     if args.json:
         found = [answer._asdict() for answer in answers]

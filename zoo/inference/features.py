@@ -31,7 +31,7 @@ from datamodules.video.sampling import clip_indices, range_in
 from datamodules.video.suffixes import VIDEO_SUFFIXES
 from hub.checkpoint import fingerprint
 from lightning_modules.base import BaseModule
-from lightning_modules.nets.mambavl import pool_tokens
+from lightning_modules.nets.mambavl_joint import pool_tokens
 from lightning_modules.nets.videomamba import VideoMamba
 from zoo.build import load
 from zoo.errors import ZooError

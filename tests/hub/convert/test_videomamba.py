@@ -10,7 +10,8 @@ from hub.convert.videomamba import read_official, to_zoo
 WEIGHTS = {"cls_token": torch.randn(1, 1, 4), "head.weight": torch.randn(2, 4)}
 
 
-@pytest.mark.parametrize("wrap", [lambda w: w, lambda w: {"model": w, "epoch": 3}, lambda w: {"module": w}])
+@pytest.mark.parametrize("wrap", [lambda w: w, lambda w: {"model": w, "epoch": 3}, lambda w: {"module": w},
+                                  lambda w: {"model_state": w, "cfg": "x: 1"}])  # fmt: skip
 @pytest.mark.parametrize("zipped", [True, False])
 def test_flat_and_nested(tmp_path, wrap, zipped):
     torch.save(wrap(WEIGHTS), tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)

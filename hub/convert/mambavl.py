@@ -1,0 +1,101 @@
+"""Official MambaVL files: the fusion has our names, AVION's tower has not (docs/mambavl.md)."""
+
+import re
+import warnings
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import Tensor
+
+from hub.errors import HubError
+
+__all__ = ["Converted", "to_zoo"]
+
+TOWER = "orvit."
+# What a file holds of parts that the model is without.
+_UNUSED = {
+    # Only the embeddings are read. The layers on top, and lists 0, 1, 2, ... that old releases of transformers saved.
+    "layers of RoBERTa that are not used": re.compile(
+        r"text_model\.(?:encoder\.|pooler\.|embeddings\.(?:position_ids|token_type_ids)$)"
+    ),
+    "ORViT-Motionformer, which is not here: the model takes its features": re.compile(
+        r"(?:cls_token|pos_embed|temp_embed)$|(?:patch_embed_3d|norm|pre_logits|blocks)\."
+    ),
+    # The official option Mamba_disjoint makes it and never reads it.
+    "B_log, which the official code never uses": re.compile(r"B_log$"),
+}
+_BLOCK = re.compile(r"orvit\.transformer\.resblocks\.(\d+)\.(.*)\.(weight|bias)")
+_LAYERS = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "attn.out_proj": "self_attn.out_proj",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+
+
+class Converted(NamedTuple):
+    """Weights under the zoo's names, and what the file says of the model.
+
+    Attributes:
+        weights: for an `ActionRecognition` of the published fusion, without the tokenizer's word pieces.
+        width: of the fusion; None where the file does not say.
+        has_tower: whether AVION's tower is in the file; without it the model takes features.
+    """
+
+    weights: dict[str, Tensor]
+    width: int | None
+    has_tower: bool
+
+
+def to_zoo(official: Mapping[str, Tensor], source: object) -> Converted:
+    """Official names -> names in an `ActionRecognition`.
+
+    What the model is without is left out, with a warning that says what it was. Everything else keeps its place, for a
+    comparison with the model that names each tensor which is missing or left over.
+
+    Args:
+        official: the file's ``model_state``.
+        source: the file, for messages.
+
+    Raises:
+        HubError: a matrix of queries, keys and values cannot be cut in three; two tensors get one name.
+    """
+    weights: dict[str, Tensor] = {}
+    unused: dict[str, int] = {}
+    for name, tensor in official.items():
+        name = name.removeprefix("module.")
+        reason = next((reason for reason, pattern in _UNUSED.items() if pattern.match(name)), None)
+        if reason is not None:
+            unused[reason] = unused.get(reason, 0) + 1
+            continue
+        for own, part in _renamed(name, tensor, source):
+            if own in weights:
+                raise HubError(f"{source} has two tensors for {own}; take the file as its authors wrote it.")
+            weights[own] = part
+    has_tower = any(name.startswith("net.vision.") for name in weights)
+    if not has_tower:
+        unused["no AVION tower, as of a model that was trained on cached features: it takes features here too"] = 0
+    if unused:
+        told = (f"{count} tensors of {reason}" if count else reason for reason, count in unused.items())
+        warnings.warn(f"{source} has {'; '.join(told)}.", stacklevel=2)
+    head = weights.get("net.head0.weight")
+    width = head.shape[1] if head is not None and head.ndim == 2 else None
+    return Converted(weights, width, has_tower)
+
+
+def _renamed(name: str, tensor: Tensor, source: object) -> list[tuple[str, Tensor]]:
+    if not name.startswith(TOWER):
+        return [(f"net.{name}", tensor)]
+    found = _BLOCK.fullmatch(name)
+    if found is None:
+        return [(f"net.vision.{name.removeprefix(TOWER)}", tensor)]
+    number, layer, kind = found.groups()
+    own = f"net.vision.layers.{number}"
+    if layer == "attn.Wqkv":
+        if tensor.ndim == 0 or tensor.shape[0] % 3:
+            raise HubError(f"{name} of {source} has the shape {tuple(tensor.shape)}, which is not queries, keys and "
+                           "values in one; take the file as its authors wrote it.")  # fmt: skip
+        parts = zip("qkv", tensor.chunk(3), strict=True)
+        return [(f"{own}.self_attn.{letter}_proj.{kind}", part.clone()) for letter, part in parts]
+    return [(f"{own}.{_LAYERS.get(layer, layer)}.{kind}", tensor)]

@@ -1,0 +1,268 @@
+"""RoBERTa (arXiv 1907.11692) from transformers as MambaVL reads questions, and a tokenizer saved with the weights.
+
+A model of the zoo is rebuilt from plain values and its weights alone, without a download: the sizes are a dict
+(`build_roberta`), and the tokenizer's word pieces are buffers (`RobertaWords`).
+"""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import RobertaConfig, RobertaModel, RobertaTokenizer
+
+from lightning_modules.checks import check_sizes
+from lightning_modules.errors import ModelError
+from lightning_modules.nets.pretrained import checkpoint_folder
+
+__all__ = ["RobertaWords", "build_roberta", "load_roberta", "pretrained_sizes", "read_words"]
+
+_BASE = {
+    "vocab_size": 50_265,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3_072,
+    "hidden_act": "gelu",
+    "max_position_embeddings": 514,
+    "type_vocab_size": 1,
+    "layer_norm_eps": 1e-5,
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+}
+PADDING = 1
+"""Id of padding, and its position; those of the other tokens are counted from 2."""
+
+
+def build_roberta(sizes: dict, whole: bool = False) -> RobertaModel:
+    """RoBERTa with random weights.
+
+    Parameter names are transformers' (``embeddings``, ``encoder.layer.N``, ``pooler``), which are those of the official
+    MambaVL files below ``text_model.`` too.
+
+    Args:
+        sizes: arguments of `transformers.RobertaConfig`; what is left out is RoBERTa-base's, so ``{}`` is RoBERTa-base.
+        whole: with layers and pooler; otherwise the embedding layer is all there is.
+
+    Raises:
+        ModelError: an unknown key or a value that does not fit.
+    """
+    check_sizes("text", sizes, _BASE)
+    sizes = _BASE | sizes
+    if not whole:
+        sizes["num_hidden_layers"] = 0
+    special = {"pad_token_id": PADDING, "bos_token_id": 0, "eos_token_id": 2}
+    try:
+        return RobertaModel(RobertaConfig(**sizes, **special, attn_implementation="sdpa"), add_pooling_layer=whole)
+    except Exception as error:  # transformers' checks raise a type of their own for each kind of mistake
+        raise ModelError(f"The sizes in text do not fit together: {' '.join(str(error).split())}") from error
+
+
+def pretrained_sizes(source: str) -> dict:
+    """The sizes of a pretrained RoBERTa, written out in full, as `build_roberta` takes them; see `load_roberta`."""
+    try:
+        with checkpoint_folder(source, weights=False) as folder:
+            config = RobertaConfig.from_pretrained(folder)
+    except ModelError:
+        raise
+    except Exception as error:  # transformers passes on what JSON raises
+        raise _unreadable(source, error) from error
+    return {name: getattr(config, name) for name in _BASE}
+
+
+def load_roberta(roberta: RobertaModel, source: str, weights: bool = True) -> tuple[Tensor, Tensor]:
+    """Gives `roberta` pretrained weights.
+
+    Args:
+        roberta: of the same sizes, from `build_roberta`; what it leaves out is left out of the checkpoint too.
+        source: repository of a RoBERTa on the Hugging Face Hub (``FacebookAI/roberta-base``), or a folder that
+            transformers wrote; see `lightning_modules.nets.pretrained`.
+        weights: False reads the word pieces alone.
+
+    Returns:
+        the word pieces, as `RobertaWords.set_pieces` takes them.
+
+    Raises:
+        ModelError: it cannot be fetched, or holds something else.
+    """
+    try:
+        with checkpoint_folder(source, weights=weights) as folder:
+            pieces = read_words(Path(folder, "vocab.json"), Path(folder, "merges.txt"))
+            if not weights:
+                return pieces
+            donor, found = RobertaModel.from_pretrained(
+                folder, dtype=torch.float32, output_loading_info=True, add_pooling_layer=False
+            )
+            missing = [name for name in found["missing_keys"] if not name.startswith("pooler.")]
+            if missing:
+                raise KeyError(f"it has no {min(missing)}")
+    except ModelError:
+        raise
+    except Exception as error:  # transformers passes on what safetensors and JSON raise
+        raise _unreadable(source, error) from error
+    own, theirs = roberta.state_dict(), donor.state_dict()
+    # The pooler belongs to a task that RoBERTa is not trained on, so checkpoints lack it.
+    taken = {name: theirs.get(name, weight) for name, weight in own.items()}
+    if {name: w.shape for name, w in taken.items()} != {name: w.shape for name, w in own.items()}:
+        raise ModelError(f"text and {source!r} have different sizes; set model.text to null to take those of "
+                         "the checkpoint.")  # fmt: skip
+    roberta.load_state_dict(taken)
+    return pieces
+
+
+def _unreadable(source: str, error: Exception) -> ModelError:
+    reason = " ".join(str(error).split()).partition(". ")[0]
+    return ModelError(f"The RoBERTa checkpoint {source!r} cannot be read ({reason}); name a RoBERTa of the Hugging "
+                      "Face Hub or a folder that holds one, with vocab.json and merges.txt.")  # fmt: skip
+
+
+class RobertaWords(nn.Module):
+    """RoBERTa's byte-level byte-pair tokenizer with its word pieces in buffers, saved and loaded with the weights.
+
+    Ids are RoBERTa's: start 0, padding 1, end 2, unknown 3, then bytes and word pieces by their frequency, and
+    ``<mask>`` last. The buffer ``bytes`` (int32, (256,)) has the id of each byte, in the order of the characters that
+    stand for them; ``merges`` (int32, (pieces, 3)) the ids of the two parts of each piece and its own, in the order in
+    which pieces are joined, unused ones -1. A vocabulary of 261 has no pieces: each byte is a token.
+
+    Args:
+        vocab_size: of the text model; at least 261.
+        max_words: tokens that a text is cut and filled up to, start and end included.
+
+    Raises:
+        ModelError: a vocabulary too small for bytes.
+    """
+
+    SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
+    BYTES = 256
+
+    def __init__(self, vocab_size: int, max_words: int) -> None:
+        super().__init__()
+        pieces = vocab_size - self.BYTES - len(self.SPECIAL) - 1
+        if pieces < 0 or max_words < 3:
+            raise ModelError(f"vocab_size {vocab_size} and max_words {max_words} have to be at least "
+                             f"{self.BYTES + len(self.SPECIAL) + 1} and 3: bytes, start, end, <mask>.")  # fmt: skip
+        self.vocab_size = vocab_size
+        self.max_words = max_words
+        first = len(self.SPECIAL)
+        self.register_buffer("bytes", torch.arange(first, first + self.BYTES, dtype=torch.int32))
+        self.register_buffer("merges", torch.full((pieces, 3), -1, dtype=torch.int32))
+        self._tokenizer: RobertaTokenizer | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is room for word pieces and there are none yet."""
+        return len(self.merges) > 0 and bool((self.merges < 0).all())
+
+    def forward(self, texts: Sequence[str]) -> Tensor:
+        """Texts -> ids int64 (len(texts), max_words): start, words, end, padding; ``<mask>`` hides a word.
+
+        Raises:
+            ModelError: the tokenizer has no word pieces.
+        """
+        if self._tokenizer is None:
+            self._tokenizer = self._build()
+        found = self._tokenizer(
+            list(texts), padding="max_length", truncation=True, max_length=self.max_words, return_tensors="pt"
+        )
+        return found.input_ids.to(self.merges.device)
+
+    @torch.no_grad()
+    def learn(self, texts: Iterable[str]) -> None:
+        """Takes the most frequent word pieces of `texts` (byte-pair encoding); the same texts give the same ones."""
+        from tokenizers import Tokenizer
+        from tokenizers.models import BPE
+        from tokenizers.pre_tokenizers import ByteLevel
+        from tokenizers.trainers import BpeTrainer
+
+        tokenizer = Tokenizer(BPE())
+        tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+        trainer = BpeTrainer(
+            vocab_size=self.vocab_size - len(self.SPECIAL) - 1, initial_alphabet=_alphabet(), show_progress=False
+        )
+        tokenizer.train_from_iterator((text.replace("<mask>", "") for text in texts), trainer)
+        first = len(self.SPECIAL)
+        ids = {character: first + i for i, character in enumerate(_alphabet())}
+        rows = []
+        for left, right in json.loads(tokenizer.to_str())["model"]["merges"][: len(self.merges)]:
+            own = ids.setdefault(left + right, first + self.BYTES + len(rows))
+            rows.append((ids[left], ids[right], own))
+        self.set_pieces((self.bytes.new_tensor([ids[c] for c in _alphabet()]), _rows(rows)))
+
+    @torch.no_grad()
+    def set_pieces(self, pieces: tuple[Tensor, Tensor]) -> None:
+        """Takes ids of the bytes (256,), and word pieces (n, 3) of which there is room for at most ``len(merges)``.
+
+        Raises:
+            ModelError: ids that are not in the vocabulary.
+        """
+        bytes_, merges = pieces
+        last = self.vocab_size - 1
+        if len(merges) > len(self.merges) or max(int(bytes_.max()), int(merges.max()) if len(merges) else 0) >= last:
+            raise ModelError(f"The word pieces need ids below {last} and {len(self.merges)} places, and there are "
+                             f"{len(merges)}; take those of the checkpoint that text describes.")  # fmt: skip
+        self.bytes.copy_(bytes_)
+        self.merges.fill_(-1)
+        self.merges[: len(merges)] = merges.to(self.merges)
+        self._tokenizer = None
+
+    def _build(self) -> RobertaTokenizer:
+        if self.is_empty:
+            raise ModelError("The tokenizer has no word pieces yet; load weights, start from a RoBERTa checkpoint "
+                             "(text_weights), or let it learn them from captions.")  # fmt: skip
+        # Loader processes are forked after the first text, and tokenizers warns at each if it had threads.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        token_of = dict(zip(self.bytes.tolist(), _alphabet(), strict=True))
+        pairs = []
+        for left, right, own in self.merges.tolist():
+            if left < 0:
+                break
+            pairs.append((token_of[left], token_of[right]))
+            token_of[own] = token_of[left] + token_of[right]
+        vocabulary = {token: i for i, token in token_of.items()}
+        vocabulary |= {token: i for i, token in enumerate(self.SPECIAL)} | {"<mask>": self.vocab_size - 1}
+        return RobertaTokenizer(vocab=vocabulary, merges=pairs)
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._tokenizer = None
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_tokenizer": None}
+
+
+def read_words(vocabulary: Path, merges: Path) -> tuple[Tensor, Tensor]:
+    """Word pieces of RoBERTa's files vocab.json and merges.txt, as `RobertaWords.set_pieces` takes them.
+
+    Raises:
+        ModelError: the files are of another tokenizer.
+    """
+    try:
+        ids = json.loads(vocabulary.read_text(encoding="utf-8"))
+        lines = merges.read_text(encoding="utf-8").splitlines()
+        pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+        special = [ids[token] for token in RobertaWords.SPECIAL]
+        found = (
+            torch.tensor([ids[character] for character in _alphabet()], dtype=torch.int32),
+            _rows([(ids[left], ids[right], ids[left + right]) for left, right in pairs]),
+        )
+        fits = special == list(range(len(special))) and ids["<mask>"] == max(ids.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{vocabulary.name} and {merges.name} cannot be read as a tokenizer ({error!r}); take those "
+                         "of a RoBERTa.") from error  # fmt: skip
+    if not fits:
+        raise ModelError(f"{vocabulary.name} does not number {', '.join(RobertaWords.SPECIAL)} from 0 and <mask> last; "
+                         "take the file of a RoBERTa.")  # fmt: skip
+    return found
+
+
+def _rows(rows: Sequence[Sequence[int]]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.int32).reshape(-1, 3)
+
+
+def _alphabet() -> list[str]:
+    """The 256 characters that stand for bytes, in the order of their code points."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    return sorted(ByteLevel.alphabet())
