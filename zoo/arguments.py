@@ -96,7 +96,8 @@ def _donor_arguments(config: dict, arguments: list[str]) -> dict | None:
         name, joined, inline = flag.removeprefix("--model.").removeprefix("init_args.").partition("=")
         if flag.startswith("--model."):
             given[name] = inline if joined else value
-    if given.get("init_from") is None or "embed_dim" in given:
+    told = any(name.partition(".")[0] in ("embed_dim", "vision") for name in given)
+    if given.get("init_from") in (None, "null") or told:
         return None
     donor = read_config_of(given["init_from"])
     of_the_data = ("num_classes", "class_names", "value_name", "value_mean")

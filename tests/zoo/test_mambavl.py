@@ -139,6 +139,12 @@ def test_extract_and_train_on_features(workspace, monkeypatch, capsys):
         "--trainer.accelerator=cpu", "--trainer.precision=32", "--trainer.devices=1", cwd=workspace)  # fmt: skip
     model = zoo.load(workspace / "runs" / "mambavl-joint-epic100-features" / "version_0")
     assert model.net.vision is None and model(torch.zeros(1, 3, 96)).shape == (1, model.num_classes)
+    text = "{vocab_size: 261, hidden_size: 16, num_attention_heads: 1}"
+    sizes[5:] = [f"--model.text={text}"]
+    run("lightning", "fit", "--config", "mambavl-epic100-features", *SMALL, "--data.features=features", *sizes,
+        "--trainer.accelerator=cpu", "--trainer.precision=32", "--trainer.devices=1", cwd=workspace)  # fmt: skip
+    model = zoo.load(workspace / "runs" / "mambavl-epic100-features" / "version_0")
+    assert model.net.vision is None and model(torch.zeros(1, 3, 96)).shape == (1, model.num_classes)
 
 
 # The published family ------------------------------------------------------------------------------------------------
