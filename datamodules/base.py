@@ -1,4 +1,4 @@
-"""What every DataModule of labelled videos shares: augmentation, views and mixing.
+"""Base of the DataModules of labelled videos: augmentation, views and mixing.
 
 A DataModule says which files and which labels (`listing`), this module makes batches of them as docs/batches.md
 describes.
@@ -172,7 +172,7 @@ class VideoDataModule(ClipDataModule):
         rand_augment_ops: operations of RandAugment per clip; 0 is off.
         rand_augment_magnitude: their magnitude, 0 .. 10.
         rand_augment_std: standard deviation of the magnitude.
-        auto_augment: policy of AutoAugment in place of RandAugment: "v0", see `datamodules.augment.auto_augment`.
+        auto_augment: policy of AutoAugment instead of RandAugment: "v0", see `datamodules.augment.auto_augment`.
         mixup: alpha of mixup; 0 is off, the published recipes have 0.8.
         cutmix: alpha of cutmix; 0 is off, the published recipes have 1.
         random_erasing: probability of random erasing; the published recipes have 0.25.
@@ -273,7 +273,7 @@ class VideoDataModule(ClipDataModule):
         return len(dataset) * (dataset.repeats if split == "train" else dataset.num_clips * dataset.num_crops)
 
     def check_listings(self, listings: dict[str, list[Sample]]) -> None:
-        """Raises `DataError` for labels that are no class; warns of videos listed twice."""
+        """Raises `DataError` for labels outside the classes; warns of videos listed twice."""
         num_classes = self.num_classes
         for split, samples in listings.items():
             strays = [f"{s.path} ({s.label})" for s in samples if not 0 <= s.label < num_classes]

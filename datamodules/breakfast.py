@@ -43,7 +43,7 @@ class Breakfast(VideoDataModule):
 
     Without lists persons up to 46 are trained on, and 47 to 54 validated and tested, which is the split of both lists
     and none of the four of the data set's authors (docs/protocol.md, section 10). With lists, validation and testing
-    stand in for each other.
+    replace each other.
 
     Args:
         root: folder of videos and lists, a path or a URL.
@@ -155,7 +155,7 @@ class Breakfast(VideoDataModule):
 
 
 def _persons(split: str) -> str:
-    """Who is in a split where there are no lists."""
+    """Name the persons of a split without lists."""
     return f"P03 to P{_FIRST_TESTED - 1}" if split == "train" else f"P{_FIRST_TESTED} to P54"
 
 

@@ -1,4 +1,4 @@
-"""Your own videos and captions, listed in tables."""
+"""Your own videos and captions in tables."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Whether values are what they have to be: arguments of constructors, and what files say.
+"""Check values: arguments of constructors, and contents of files.
 
 A constructor says once what it takes, and an error names argument, value and what is allowed:
 
@@ -18,7 +18,7 @@ __all__ = ["MAX_CLASSES", "Count", "Number", "OneOf", "OrNone", "Range", "SEED",
 
 
 class Rule(Protocol):
-    """What a value has to be; ``str`` gives it in words."""
+    """A condition on a value; ``str`` describes it."""
 
     def allows(self, value: Any) -> bool:
         """Whether the value is that."""
@@ -84,7 +84,7 @@ class Range:
 
 @dataclass(frozen=True)
 class OrNone:
-    """What the rule says, or None, which stands for a default."""
+    """A value that fits the rule, or None for a default."""
 
     rule: Rule
 

@@ -1,7 +1,7 @@
-"""What every DataModule of videos shares, whatever else an item has: clips, loaders, and what to do about broken files.
+"""Base of all DataModules of videos: clips, listings and loaders.
 
 A DataModule says which files there are (`listing`) and what an item of them is (`make_dataset`); this module finds
-mistakes before the run, deals the items out, and goes on in the middle of an epoch.
+mistakes before the run, deals the items out, and resumes in the middle of an epoch.
 """
 
 import os
@@ -57,7 +57,7 @@ CLIP_RULES = {
 
 @dataclass(frozen=True)
 class ClipFormat:
-    """What the model wants to see: num_frames x image_size x image_size pixels, and how they are taken.
+    """The model's input: num_frames x image_size x image_size pixels, and how they are taken.
 
     Attributes are those of `datamodules.video.views.load_views`.
     """
@@ -137,7 +137,7 @@ class ClipDataModule(L.LightningDataModule, ABC):
         sampling: "sparse", "dense", "ssv2", "intervals" or "middles", see `datamodules.video.sampling`.
         frame_stride: distance of frames where sampling is "dense".
         interpolation: "bilinear", "bicubic" or "bicubic-plain", see `datamodules.augment`.
-        resize: "crop" or "squeeze", what becomes of frames that are no squares in evaluation.
+        resize: "crop" or "squeeze", how frames become squares in evaluation.
         batch_size: items per training and evaluation batch, per process.
         eval_batch_size: items per validation, test and prediction batch; None is `batch_size`.
         num_workers: loader processes; 0 reads in the main one, None is one for each core that is left beside the
@@ -218,9 +218,9 @@ class ClipDataModule(L.LightningDataModule, ABC):
         self.shards, self.shuffle_buffer = [shards] if isinstance(shards, str) else shards, shuffle_buffer
         self.folders = Folders()
         self.origins: dict[str, str] = {}
-        """Of each split listed: the list or folder, or how its videos were chosen."""
+        """Split -> the list or folder of its videos, or how they were chosen."""
         self.skipped: dict[str, list[str]] = {}
-        """Of each split listed: videos that its list names and `listing` leaves out."""
+        """Split -> videos that its list names and `listing` leaves out."""
         self.datasets: dict[str, Dataset] = {}
         self._missing_paths: dict[str, list[str]] = {}
         self._tests_validation = False
@@ -235,14 +235,14 @@ class ClipDataModule(L.LightningDataModule, ABC):
         return suitable_workers(self.trainer.num_devices if self.trainer else 1)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """What a subclass knows about files gives way to the index where there are shards."""
+        """Where there are shards, their index replaces the subclass's `listing`."""
         super().__init_subclass__(**kwargs)
         if "listing" in vars(cls):
             cls.listing = _or_of_shards(cls.listing)
 
     @cached_property
     def shard_listings(self) -> ShardListings | None:
-        """What the shards hold; None where the videos are files."""
+        """The shards' listings; None if the videos are files."""
         root = getattr(self, "root", "")
         if not hasattr(self, "entry"):
             if self.shards is not None:
@@ -301,7 +301,7 @@ class ClipDataModule(L.LightningDataModule, ABC):
             print_overview(f"Data of {type(self).__name__}", self.describe())
 
     def teardown(self, stage: str) -> None:
-        """Says below the results of a test that they are those of the validation videos, where they are."""
+        """Print below the results of a test if they are those of the validation videos."""
         if stage == "test" and self._tests_validation and self.trainer.is_global_zero:
             print(
                 f"Scored on the {len(self.datasets['test'].tally.samples):,} validation videos: the data has no other "
@@ -337,7 +337,7 @@ class ClipDataModule(L.LightningDataModule, ABC):
         return len({sample.path for sample in dataset.tally.samples})
 
     def classes_in(self, dataset: Dataset) -> int | None:
-        """How many classes have a video in a split; None where there are no classes."""
+        """Count the classes that have a video in a split; None without classes."""
         return None
 
     def clips_in(self, split: str, dataset: Dataset) -> int:
@@ -380,7 +380,7 @@ class ClipDataModule(L.LightningDataModule, ABC):
         return {"train_loader": self._train_loader.state_dict(), "shards": self._order_of_shards}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Makes the next training loader go on where that one stood."""
+        """Make the next training loader resume where that one stood."""
         self._loader_state = state_dict if "train_loader" in state_dict else None
 
     @property

@@ -33,8 +33,8 @@ class COIN(VideoDataModule):
                                                    "subset": "training", ...}, ...}}
         train.csv    131/LtRSn-ntcLY.mp4,131         path and number, VideoMamba's
 
-    Labels are the recipe_type, the class names those of COIN.json. A
-    label belongs to the whole file, not to the part between start and end (docs/protocol.md, section 10).
+    Labels are the recipe_type, the class names those of COIN.json. A label belongs to the whole file, not to the part
+    between start and end (docs/protocol.md, section 10).
     Validation and testing have the same videos.
 
     Args:
@@ -49,7 +49,7 @@ class COIN(VideoDataModule):
         common: see `datamodules.base.VideoDataModule`.
 
     Raises:
-        DataError: from `setup`: there are no annotations, none of the videos, or entries that cannot be understood.
+        DataError: from `setup`: annotations or all videos are missing, or an entry is invalid.
     """
 
     def __init__(

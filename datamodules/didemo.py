@@ -35,7 +35,7 @@ class DiDeMo(RetrievalDataModule):
         common: see `datamodules.retrieval.RetrievalDataModule`.
 
     Raises:
-        DataError: from `setup`: a file is missing or has another form, or videos are nowhere.
+        DataError: from `setup`: a file is missing or has another form, or none of the videos is found.
     """
 
     title = "DiDeMo"

@@ -61,7 +61,7 @@ class ImageNet(VideoDataModule):
 
     @cached_property
     def class_names(self) -> list[str] | None:
-        """English names of the 1000 classes; of a part of them the wnids, or None where there are no folders."""
+        """English names of the 1000 classes; for fewer classes the wnids, or None without class folders."""
         wnids = self._wnids
         if self.num_classes != 1000:
             return wnids or None

@@ -1,4 +1,4 @@
-"""Which videos a training step sees, in which order and with which random numbers; and a loader that can go on.
+"""Order and random numbers of training samples, and loaders that resume.
 
 What a training item looks like depends on the run's seed, the epoch and the item's place in it, and on nothing else:
 not on the number of loader workers, not on how the places are dealt out to processes, not on whether the run was
@@ -96,7 +96,7 @@ class TrainSampler(DistributedSampler):
 
 
 class ClipLoader(StatefulDataLoader):
-    """A loader over a `TrainSampler` that goes on in the middle of an epoch and knows how long it was waited for.
+    """A loader over a `TrainSampler` that resumes in the middle of an epoch and measures the time spent waiting for it.
 
     Nothing is read, and the sampler's epoch not settled, before the first batch is asked for.
 
@@ -131,7 +131,7 @@ class ClipLoader(StatefulDataLoader):
         return {**super().state_dict(), "epoch": self.sampler.epoch, "num_workers": self.num_workers}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Goes on where the loader with this state stood, if the next epoch asked for is that one.
+        """Resume where the loader with this state stood, if the next epoch asked for is that one.
 
         Raises:
             DataError: that loader had another number of workers.
@@ -177,7 +177,7 @@ def worker_context(start_method: str | None) -> BaseContext:
     """How a loader starts its processes: as `multiprocessing.get_context(start_method)` does, but any may be killed.
 
     torch tells its loader processes by an event to end, and multiprocessing's events have a lock. A process killed at
-    the moment it asks never opens that lock again, and the main process waits for it without end in place of failing.
+    the moment it asks never opens that lock again, and the main process waits forever instead of failing.
     """
     base = type(multiprocessing.get_context(start_method))
     return type(base.__name__, (base,), {"Event": _Flag})()
@@ -206,9 +206,9 @@ def _deaths_told(num_workers: int) -> Iterator[None]:
 
 
 def worker_death(error: Exception) -> DataError | None:
-    """What to tell where torch found a loader process dead, which it may notice at any time; None for other errors.
+    """Return the error to raise if torch found a dead loader process; None for other errors.
 
-    A process that dies while it hands over a batch leaves a broken pipe behind, and that is all there is to see.
+    A process that dies while it hands over a batch is visible only as a broken pipe.
     """
     # Errors of the data set in a loader process arrive with a text that starts so.
     pipe_broke = isinstance(error, EOFError | ConnectionError) and not str(error).startswith("Caught ")

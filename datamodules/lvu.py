@@ -115,7 +115,7 @@ class FilmDataset(ClipDataset):
         window = draw.index - int(self.first_items[film])
 
         def read(number: int) -> list[dict]:
-            # Another film, in place of an unreadable one, has other windows.
+            # A film that replaces an unreadable one has other windows.
             spans = self.windows[number]
             return self._augmented(number, spans[window if number == film else window % len(spans)])
 
@@ -155,7 +155,7 @@ class LVU(VideoDataModule):
     genre (4), writer (10 ids of IMDb), year (9 decades). With a number: like_ratio, 10 * likes / (likes + dislikes),
     and view_count, the natural logarithm of the views.
 
-    Their batches have the number as `value` in place of `label`. The published code, and so VideoMamba's lists,
+    Their batches have the number as `value` instead of `label`. The published code, and so VideoMamba's lists,
     subtract `value_mean` from it; here a `VideoRegressor` does, which leaves the squared error as it is.
 
     `window_seconds` is the trimmed variant (60 in the published scripts): a training item is a window of a film, see
@@ -322,7 +322,7 @@ class LVU(VideoDataModule):
         return windows * (dataset.repeats if split == "train" else dataset.num_clips * dataset.num_crops)
 
     def windows(self, film: Film) -> list[Span]:
-        """Of a film; None where films are taken whole."""
+        """Return the windows of a film; [None] for whole films."""
         if self.window_seconds is None:
             return [None]
         return windows_of(film.seconds, self.window_seconds, self.window_stride)
@@ -364,7 +364,7 @@ def _official_rows(path: str, header: str) -> list[tuple[int, list[str]]] | None
 
 
 def _number(text: str) -> float | None:
-    """None where it is none, or not finite."""
+    """Parse a finite number; None for anything else."""
     try:
         value = float(text)
     except ValueError:

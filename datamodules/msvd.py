@@ -27,7 +27,8 @@ class MSVD(RetrievalDataModule):
         common: see `datamodules.retrieval.RetrievalDataModule`.
 
     Raises:
-        DataError: from `setup`: a file is missing, has another form or is no harmless pickle, or videos are nowhere.
+        DataError: from `setup`: a file is missing, has another form or is an unsafe pickle, or all videos are
+            missing.
     """
 
     title = "MSVD"

@@ -1,4 +1,4 @@
-"""What a run reads, as a table before the training starts."""
+"""A table of the data, printed before the training starts."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,8 +17,8 @@ class SplitOverview(NamedTuple):
         split: "train", "val" or "test".
         videos: number of different files.
         clips: items of an epoch: clips, pairs or windows, times views or repeats.
-        classes: number of classes that have a video; None where there are no classes.
-        num_classes: number of all classes; None where there are no classes.
+        classes: number of classes that have a video; None without classes.
+        num_classes: number of all classes; None without classes.
         origin: list or folder that names the videos, or how they were set aside; empty where it is not known.
         left_out: videos that are listed but not used: missing, or without what is needed of them.
     """

@@ -46,7 +46,7 @@ class Pair(NamedTuple):
 
 
 def read_pairs(path: str) -> Iterator[tuple[str, Pair]]:
-    """What a corpus holds: ("image" or "video", `Pair`), in the order of the file, which is
+    """Read a corpus: yield ("image" or "video", `Pair`) in the order of the file, which is
 
         {"video": "a.mp4", "caption": "..."}           .jsonl, .ndjson: an object on each line
         [{"image": "a.jpg", "caption": "..."}, ...]    anything else: a list of them
@@ -222,7 +222,7 @@ class PairSampler(DistributedSampler):
         num_replicas: number of processes.
         rank: this process, from 0.
         seed: an epoch depends on seed + epoch (`set_epoch`) and nothing else.
-        shards: of each corpus, the pairs of each of its shards, or None where it lies in files. Pairs of a shard then
+        shards: for each corpus, the number of pairs of each shard; None for a corpus of files. Pairs of a shard then
             stay near each other, see `datamodules.shards.reading.shard_order`.
         buffer: see there.
 
@@ -345,7 +345,7 @@ class PairCorpora(RetrievalDataModule):
 
     title = "The corpus"
     source = "those who made it"
-    shard_listings = None  # each corpus says for itself whether it lies in shards
+    shard_listings = None  # each corpus names its own shards
 
     def __init__(
         self,

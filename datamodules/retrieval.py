@@ -1,4 +1,4 @@
-"""What the DataModules of captioned videos share: pairs to train on, videos with all their captions to evaluate.
+"""Base of the DataModules of captioned videos: pairs to train on, videos with all their captions to evaluate.
 
 A DataModule says which captions which video has (`entries`), this module finds the files and makes batches as
 docs/batches.md describes.
@@ -60,7 +60,7 @@ def frame_positions(
     fps: float | None = None,
     path: str = "The video",
 ) -> np.ndarray:
-    """Which frames stand for a video.
+    """Choose the frames of a clip.
 
     Without `fps` they are those of `datamodules.video.sampling`, taken from the frames of the span. With it, one frame
     is kept every 1 / fps seconds, and of these, where they are more than T, T in equal steps with the first and the
@@ -73,7 +73,7 @@ def frame_positions(
         seconds: (n,), times of the video's frames, ascending from 0.
         clip: T = num_frames, and the rule.
         mode: "train" draws frames at random, "test" does not.
-        span: first and last second that count, both included; the nearest frame where there is none in between.
+        span: first and last second that count, both included; the nearest frame if the span has none.
         fps: frames per second.
         path: what an error calls the video.
 
@@ -222,7 +222,7 @@ class RetrievalDataModule(ClipDataModule):
         root: folder of annotations and videos, a path or a URL.
         videos: folder of the videos, searched three folders deep; None is root/videos, or root without such a folder.
             With `check_files` off nothing is searched: the files are right in this folder, None being root.
-        train: captions of the training videos in place of the official files: a table with the columns video and
+        train: captions of the training videos instead of the official files: a table with the columns video and
             caption, or JSON, see `datamodules.annotations.captions.read_captions`.
         val: the same for validation.
         test: the same for testing.
@@ -313,14 +313,14 @@ class RetrievalDataModule(ClipDataModule):
         return found
 
     def names_of(self, name: str) -> list[str]:
-        """What the file of a video may be called, with or without suffix, the likeliest first."""
+        """Return possible names of a video's file, with or without suffix, most likely first."""
         return list(dict.fromkeys((name, plain_name(name))))
 
     def locate(self, entries: Sequence[Captions], split: str) -> list[str]:
-        """Paths of the videos; of those that are nowhere, where they would be.
+        """Return the paths of the videos; for missing ones, where they are expected.
 
         Raises:
-            DataError: there is none of them.
+            DataError: all of them are missing.
         """
         names = [entry.name for entry in entries]
         return locate_videos(

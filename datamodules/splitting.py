@@ -1,4 +1,4 @@
-"""Which videos are set aside for validation where a data set has no splits of its own."""
+"""Set videos aside for validation in data sets without splits."""
 
 import re
 from collections import Counter, defaultdict
@@ -64,7 +64,7 @@ def check_groups(train: Sequence[str], val: Sequence[str], where: str) -> None:
 
 
 def origin_of(split: str, source: str, fraction: float, seed: int, in_groups: bool = False) -> str:
-    """How the videos of a split were chosen from those of `source`."""
+    """Describe how the videos of a split were chosen from those of `source`."""
     if split == "train":
         return f"the rest of {source}"
     return f"{fraction:.0%} of {source}, by class{' in whole groups' if in_groups else ''}, seed {seed}"

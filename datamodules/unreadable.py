@@ -1,4 +1,4 @@
-"""Videos that cannot be read: which they are, what is read in their place, and when there are too many."""
+"""Count unreadable videos, replace them in training, and stop the run if there are too many."""
 
 import os
 import warnings

@@ -46,7 +46,7 @@ class VideoCSV(VideoDataModule):
         delimiter: what separates path and label.
         val_fraction: share of each class set aside where `val` is None, in (0, 1).
         split_seed: seed of that choice.
-        group: column of the groups; None takes every video for itself.
+        group: column of the groups; None: every video is its own group.
         common: see `datamodules.base.VideoDataModule`.
 
     Raises:

@@ -22,10 +22,10 @@ class VideoFolder(VideoDataModule):
     | train/<class>/, val/<class>/ | train | val | val |
     | <class>/ | the rest | a seeded `val_fraction` of each class | as val |
 
-    All splits have the same class folders. Hidden files and those without one of `VIDEO_SUFFIXES` are passed over.
+    All splits have the same class folders. Hidden files and those without one of `VIDEO_SUFFIXES` are skipped.
 
-    Pieces of one film, or views of one person, look alike: where some of them are trained on and others validated on,
-    the score says too much. `group` finds what belongs together in a file's path below its split (or root):
+    Pieces of one film, or views of one person, look alike: with some of them in training and others in validation, the
+    score is too good. `group` finds what belongs together in a file's path below its split (or root):
 
         running/film12_003.mp4        group: '([^/]+)_\\d+\\.mp4$'    film12, whatever its class
 
@@ -36,11 +36,11 @@ class VideoFolder(VideoDataModule):
         val_fraction: share of each class set aside where the folder has no splits, in (0, 1).
         split_seed: seed of that choice.
         group: regular expression with a capture group that finds the group of a video in its path,
-            "<class>/<file>"; None takes every video for itself.
+            "<class>/<file>"; None: every video is its own group.
         common: see `datamodules.base.VideoDataModule`.
 
     Raises:
-        DataError: `group` is no such expression; from `setup`: the folder is missing, has no classes or no videos,
+        DataError: `group` is not such an expression; from `setup`: the folder is missing, has no classes or no videos,
             splits differ in their classes, or `group` does not fit each video.
     """
 

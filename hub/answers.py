@@ -28,9 +28,9 @@ from hub.errors import HubError
 __all__ = ["SHORT", "escaped", "limited", "shortened"]
 
 SHORT = 64 * 2**20  # bytes; of a file for people or with settings: config.json, tokenizer.json, README.md, vocab.txt
-API_BYTES = 16 * 2**20  # of an answer that is no file, such as a list of files
+API_BYTES = 16 * 2**20  # of other answers, such as a list of files
 ERROR_BYTES = 2**16  # of the body of an error; the rest is not read
-QUOTED_CHARACTERS = 300  # of what a server says in words
+QUOTED_CHARACTERS = 300  # of a message of the server
 REQUESTS = 100  # for one file or one question, retries and redirects included, and one more per MiB that arrived
 HEADER_SECONDS = 60.0  # until the headers of an answer are complete
 WINDOW_SECONDS = 60.0  # in each such time, a body has to bring ...
@@ -38,14 +38,14 @@ WINDOW_BYTES = 2**16
 WAIT_SECONDS = 60  # of all waits that a server may ask for by Retry-After
 TIMEOUTS = {"connect": 30.0, "read": 60.0, "write": 60.0, "pool": 60.0}  # where huggingface_hub sets none
 
-# A name that stands for itself in a folder, on every system: no separator, no drive, no dots at the start.
+# A plain file name on every system: no separator, no drive, no dots at the start.
 _PLAIN = re.compile(r"[0-9A-Za-z][\w.+=~-]{0,199}", flags=re.ASCII)
 _SPOKEN = ("x-error-message", "x-hf-warning", "content-disposition")
 
 
 @dataclass
 class _Task:
-    """What is asked for, and what has come so far."""
+    """A request, and what has arrived so far."""
 
     what: str
     most: int

@@ -1,4 +1,4 @@
-"""A Lightning callback that shares what was trained."""
+"""A Lightning callback that pushes the trained model."""
 
 import shlex
 from dataclasses import replace
@@ -16,8 +16,8 @@ __all__ = ["PushToHub"]
 class PushToHub(Callback):
     """Pushes the best checkpoint to the Hugging Face Hub at the end of a fit.
 
-    The token is huggingface_hub's own affair: HF_TOKEN, or ``hf auth login``. It is asked for at the start, so that a
-    missing one is not found out after days of training. An interrupted run pushes nothing; ``zoo push RUN org/name``
+    The token is that of huggingface_hub: HF_TOKEN, or ``hf auth login``. It is checked at the start, not after days of
+    training. An interrupted run pushes nothing; ``zoo push RUN org/name``
     does it later. In a config::
 
         trainer:

@@ -1,4 +1,4 @@
-"""The README.md of a pushed model: what the Hub reads of it, and what people do."""
+"""The README.md of a pushed model: metadata for the Hub, and text for people."""
 
 import re
 import shlex
@@ -15,7 +15,7 @@ from hub.errors import HubError
 __all__ = ["About", "Score", "about_run", "address", "make_card"]
 
 LIBRARY = "video-mamba-zoo"
-# The block of the card that says how to load the model: it names the place, which changes when a folder is pushed.
+# The block of the card that shows how to load the model: it names the place, which changes when a folder is pushed.
 USAGE = re.compile(r"<!-- usage -->\n.*?<!-- /usage -->", flags=re.DOTALL)
 _METRICS = {"top1": ("accuracy", "Top-1 accuracy"), "top5": ("top_5_accuracy", "Top-5 accuracy")}
 _STAGES = {"val": "validation", "test": "test"}
@@ -54,7 +54,7 @@ class Score(NamedTuple):
 
 @dataclass(frozen=True)
 class About:
-    """What a card says beside the config.
+    """Facts for a card beyond the config.
 
     Attributes:
         dataset: name of the training and test data: ``Kinetics-400``.
@@ -76,7 +76,7 @@ class About:
 
 
 def about_run(checkpoint: Checkpoint) -> About:
-    """What a training run's own files say: the data, the scores, and a repository that it started from."""
+    """Collect facts from a training run's files: the data, the scores, and a repository that it started from."""
     recipe = _recipe(checkpoint)
     scores = []
     for key, value in checkpoint.scores.items():
@@ -103,7 +103,7 @@ def _model_named(checkpoint: Checkpoint, argument: str) -> str | None:
 
 
 def _shell(word: str) -> str:
-    """A word of a shell's command line, on one line and without what Markdown or HTML could take for its own."""
+    """Quote a word for a shell, on one line and without Markdown or HTML syntax."""
     word = f"./{word}" if word.startswith("-") else word
     if word.isprintable() and "<" not in word:
         return shlex.quote(word)
@@ -111,7 +111,7 @@ def _shell(word: str) -> str:
 
 
 def _python(text: str) -> str:
-    """A string of Python in double quotes, on one line; what else holds of `_shell` holds here."""
+    """Quote a string for Python, with the same guarantees as `_shell`."""
     return '"' + _plain(text.replace("\\", "\\\\").replace('"', '\\"')) + '"'
 
 
@@ -125,14 +125,14 @@ def _escape(character: str) -> str:
 
 
 def _text(words: object) -> str:
-    """Words of others in running text or in a table, which neither Markdown nor HTML takes for its own."""
+    """Escape foreign text for running text or a table in Markdown."""
     line = " ".join(str(words).split())
     line = "".join(c if c.isprintable() else _escape(c) for c in line)
     return re.sub(r"([\\`*\[\]|])|(&|<)", lambda m: f"\\{m[1]}" if m[1] else {"&": "&amp;", "<": "&lt;"}[m[2]], line)
 
 
 def _code(words: object) -> str:
-    """A name of others as code; its fence is longer than any in it."""
+    """Format a foreign name as code, with a fence longer than any in it."""
     line = "".join(c if c.isprintable() else _escape(c) for c in str(words))
     longest = max(map(len, re.findall(r"`+", line)), default=0)
     fence = "`" * (longest + 1)
@@ -164,7 +164,7 @@ def make_card(checkpoint: Checkpoint, about: About, place: str) -> str:
 
 
 def address(card: str, checkpoint: Checkpoint, place: str, license: str | None = None) -> str:
-    """A card whose title and usage block name another place; one without such a block is somebody's own, and stays.
+    """Change the place in a card's title and usage block; a card without such a block is kept.
 
     Args:
         card: text of a README.md.
@@ -350,7 +350,7 @@ def _recipe(checkpoint: Checkpoint) -> dict:
 
 
 def _dataset(data: object) -> str | None:
-    """The name of a run's data: of a published set its own, else that of the folder."""
+    """Return the name of a run's data: of a published set its title, else that of the folder."""
     if not isinstance(data, dict) or not isinstance(data.get("class_path"), str):
         return None
     name = data["class_path"].rpartition(".")[2]

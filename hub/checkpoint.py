@@ -59,7 +59,7 @@ TORCH_HEADS = (b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")
 # Bounds of what a config may hold: the 21,841 class names of ImageNet-21k take a third of the values and a fifth of the
 # bytes. Without them a few megabytes of somebody else's file take minutes and gigabytes.
 MOST_VALUES, DEEPEST, MOST_TEXT = 65_536, 16, 4 << 20
-# Of a safetensors file: 200 bytes for each of 20,000 tensors.
+# Limit of a safetensors header: 200 bytes for each of 20,000 tensors.
 LONGEST_HEADER = 4 << 20
 
 _reading_pickle = threading.Lock()
@@ -73,7 +73,7 @@ class Checkpoint(NamedTuple):
         state_dict: the weights.
         recipe: text of the YAML config it was trained with, where known.
         extras: further files of the folder (METRICS, CURVES, CARD) by name.
-        scores: what the run measured with these weights, as it logged it: {"val/top1": 0.93}.
+        scores: metrics that the run logged for these weights: {"val/top1": 0.93}.
     """
 
     config: dict
@@ -84,7 +84,7 @@ class Checkpoint(NamedTuple):
 
 
 class Saveable(Protocol):
-    """What `save` needs of a module."""
+    """The attributes of a module that `save` uses."""
 
     config: dict
     training_weights: tuple[str, ...]
@@ -170,7 +170,7 @@ def with_hash(config: dict, sha256: str) -> str:
 
 
 def _check_replaceable(target: Path, folder: str | os.PathLike) -> None:
-    """Lets through what is not there, an empty folder, and a folder that holds nothing but a model of the zoo."""
+    """Accept a missing or empty folder, and one that holds nothing but a model of the zoo."""
     if not target.exists():
         return
     remedy = "choose another folder, or remove it"
@@ -246,7 +246,7 @@ def _read_config_file(path: Path) -> tuple[dict, str | None]:
 
 
 def check_config(config: object, complaint: str) -> None:
-    """Lets through plain values that are neither too many nor too deep: numbers, strings, None, and lists and mappings.
+    """Accept plain values within limits: numbers, strings, None, and lists and mappings.
 
     Args:
         config: of a model; lists may contain each other, as only a pickle's can.
@@ -262,7 +262,7 @@ def check_config(config: object, complaint: str) -> None:
         parts = value.items() if isinstance(value, dict) else value if isinstance(value, list | tuple) else None
         if parts is None:
             if value is not None and not isinstance(value, str | int | float):
-                raise HubError(f"{complaint}: it holds a {type(value).__name__}; what says what the network is has to "
+                raise HubError(f"{complaint}: it holds a {type(value).__name__}; arguments of the network have to "
                                "be numbers, strings and lists.")  # fmt: skip
             continue
         count += len(parts)
@@ -377,7 +377,7 @@ def load_safetensors(path: str | os.PathLike) -> dict[str, Tensor]:
 
 
 def _check_header(path: str | os.PathLike) -> Path:
-    """Lets through a file whose first 8 bytes announce a header that fits into it; the library compares the rest."""
+    """Accept a file whose first 8 bytes announce a header that fits into it; the library checks the rest."""
     path = check_file(path)
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -434,7 +434,7 @@ def _check_archive(path: Path) -> None:
 
 
 def check_file(path: str | os.PathLike) -> Path:
-    """Lets through an ordinary file that is not empty: a device may have no end, and a pipe no beginning.
+    """Accept a regular file that is not empty; a device or a pipe may never end.
 
     Raises:
         HubError: it is something else, or is not there.

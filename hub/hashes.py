@@ -1,4 +1,4 @@
-"""What a file is, by its content: the hashes that the Hub and our own folders record."""
+"""Hashes of files, as the Hub and our own folders record them."""
 
 import hashlib
 from pathlib import Path
@@ -15,10 +15,10 @@ def sha256_of(path: Path) -> str:
 
 
 def check_sha256(path: Path, expected: str, remedy: str = "delete it and fetch it again") -> None:
-    """Compares a file with its recorded hash.
+    """Compare a file with its recorded hash.
 
     Raises:
-        HubError: it is another file.
+        HubError: they differ.
     """
     found = sha256_of(path)
     if found != expected.lower():

@@ -24,7 +24,7 @@ __all__ = ["find_checkpoint", "read_lightning"]
 
 
 def find_checkpoint(run: Path) -> Path | None:
-    """The ``.ckpt`` that stands for a run's folder: its best, else its only one; None where the folder is no run.
+    """Return the ``.ckpt`` of a run's folder: its best, else its only one; None if the folder is not a run.
 
     Raises:
         HubError: several checkpoints, none of them called best.
@@ -44,7 +44,7 @@ def read_lightning(path: str | os.PathLike) -> Checkpoint:
 
     The run's full configuration is taken along as the recipe where the ``lightning`` command left it in its folder,
     and with it the log of the metrics and the picture of the curves. A checkpoint of a run with averaged weights (EMA)
-    holds the averages as its weights; the others, kept beside them to go on training, are left out. So are weights
+    holds the averages as its weights; the others, kept for resuming, are left out. So are weights
     that the module names as of no use after training; it may also name another class as what the trained model is
     (``shared_as``).
 
@@ -79,7 +79,7 @@ def read_lightning(path: str | os.PathLike) -> Checkpoint:
 
 
 def _shared_as(content: dict, trained: str, path: Path) -> tuple[str, tuple[str, ...]]:
-    """The class that the trained model is of, and what the names of weights begin with that it is without."""
+    """Return the class of the trained model, and prefixes of the weights that it does not have."""
     if "shared_as" not in content:
         return trained, ()
     shared = content["shared_as"]
@@ -128,7 +128,7 @@ def _plain(value: object) -> object:
 
 
 def _scores(log: bytes, epoch: object, global_step: object, best: bool) -> dict[str, float]:
-    """What metrics.csv says of the weights of one checkpoint.
+    """Read the scores of one checkpoint from metrics.csv.
 
     Args:
         log: a row per logging call, with the columns epoch and step; most cells are empty.

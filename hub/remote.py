@@ -253,7 +253,7 @@ def _stays_inside(name: str) -> bool:
 
 
 def _refuse_outside(path: Path, filename: str) -> None:
-    """A file of the cache is used only where it lies there: in the folders of its repository, or that of shared files.
+    """Refuse a file of the cache that is outside the folders of its repository and the folder of shared files.
 
     Each of the folders may be a link to another disk.
     """
@@ -302,7 +302,7 @@ def _cached(repo_id: str, filename: str, revision: str | None) -> bool:
 
 
 def _look_once(repo_id: str, filename: str, revision: str | None) -> str | None:
-    """Asks for the file's etag, so that no connection is said at once: hf_hub_download tries for 25 seconds.
+    """Ask for the file's etag, to report a missing connection at once: hf_hub_download retries for 25 seconds.
 
     What the Hub answers is left to hf_hub_download to judge.
     """

@@ -89,7 +89,7 @@ def load(source: str | os.PathLike, *, checkpoint: str | os.PathLike | None = No
     outline = _outline(found, arguments, where)
     resized = stored or any(key in overrides for key in RESIZABLE)
     if resized and not _same_shapes(state_dict, outline.state_dict()) and hasattr(outline, "adapt_state_dict"):
-        # What the file lacks or has too much is told by comparing it with the model before resizing.
+        # Compare with the model before resizing, to name missing and unexpected tensors.
         others = {key: value for key, value in overrides.items() if key not in RESIZABLE}
         as_stored = _outline(found, _arguments(found.config, others | stored), where)
         check_state_dict(state_dict, as_stored.state_dict(), where)
@@ -106,12 +106,12 @@ def load(source: str | os.PathLike, *, checkpoint: str | os.PathLike | None = No
 
 
 def initialise(module: BaseModule, source: str | os.PathLike) -> bool:
-    """Gives a module the weights of another one to start training from.
+    """Initialise a module with the weights of another one.
 
     Position embeddings are interpolated, and image weights inflated, where frames or resolution differ. The head keeps
     its fresh weights where the number or the names of the classes differ, or what a predicted number is, and so do
     weights that only the training needs (`BaseModule.training_weights`); everything else has to fit. Masked pretraining
-    leaves its decoder behind, and says what else was not trained (`MaskedPretraining.classifier_weights`).
+    drops its decoder and whatever else was not trained (`MaskedPretraining.classifier_weights`).
 
     Args:
         module: a classifier.
@@ -153,10 +153,10 @@ def read_config_of(source: str | os.PathLike) -> dict:
 
 
 def read_local(path: Path) -> Checkpoint:
-    """What a model folder, a run's folder or a ``.ckpt`` holds, with its config normalised.
+    """Read a model folder, a run's folder or a ``.ckpt``, and normalise its config.
 
     Raises:
-        HubError: it cannot be read, or is none of the three.
+        HubError: it cannot be read, or is something else.
         ModelError: its class is not registered, or the arguments do not fit.
         ZooError: a file that does not say which model it is.
     """
@@ -300,7 +300,7 @@ def _same_shapes(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor
 
 
 def _read_source(source: str | os.PathLike) -> tuple[Checkpoint, dict]:
-    """What a source holds, and the arguments with which the file was made where it differs from the config."""
+    """Read a source; also return the arguments that the file was made with where they differ from the config."""
     path, text = Path(source).expanduser(), os.fspath(source)
     unknown = None
     if isinstance(source, str):
@@ -329,7 +329,7 @@ def _read_source(source: str | os.PathLike) -> tuple[Checkpoint, dict]:
 
 
 def _read_entry(entry: Entry, file: Path | None = None) -> tuple[Checkpoint, dict]:
-    """As `_read_source`, for an entry: its weights from `file` where given, else from where the registry says."""
+    """Same as `_read_source` for an entry: weights from `file` if given, else from the place in the registry."""
     config = {"class_path": entry.class_path, "init_args": entry.init_args}
     frames = entry.meta.get("stored_frames")
     stored = {} if frames is None else {"num_frames": frames}

@@ -1,7 +1,7 @@
-"""What is checked of a config beside what jsonargparse checks, and what its and Lightning's complaints come down to.
+"""Checks of a config beyond those of jsonargparse, and short forms of its and Lightning's error messages.
 
-The types of sections and the classes they name are looked at before anything is called: parsing and building call
-whatever a ``class_path`` names.
+Types of sections and the classes they name are checked before anything is called: parsing and building call whatever
+a ``class_path`` names.
 """
 
 import dataclasses
@@ -76,7 +76,7 @@ _MOST_PROCESSES = 1024  # of one machine
 
 
 def check_config(config: dict) -> None:
-    """Checks the types of what a config file says: sections, arguments and class paths.
+    """Check the types of sections, arguments and class paths of a config file.
 
     Raises:
         ZooError: one of them is of another type than it has to be.
@@ -189,8 +189,8 @@ def check_built(config: Namespace) -> None:
     """Checks a parsed config before anything in it is built: ranges that others take as they are, and what is called.
 
     Raises:
-        ZooError: a number out of its range; a ``class_path`` that is not a class, nor a function that says that it
-            returns a module (``zoo.load``).
+        ZooError: a number out of its range; a ``class_path`` that is neither a class nor a function annotated to
+            return a module (``zoo.load``).
     """
     seed = config.get("seed_everything")
     if isinstance(seed, int) and not 0 <= seed < 2**32:
@@ -260,7 +260,7 @@ def concise(error: Exception) -> ArgumentError:
 
 
 def explain(error: Exception) -> ZooError:
-    """What others' code raised while a run was set up, as one sentence that says where."""
+    """Turn an error of other code during the setup of a run into one sentence that names the place."""
     while isinstance(error.__cause__, Exception) and not isinstance(error, MisconfigurationException):
         error = error.__cause__
     reason = cut(" ".join(str(error).split())) or "no reason given"
@@ -288,7 +288,7 @@ def _mappings(value: Any, where: str) -> Iterator[tuple[str, dict]]:
 
 
 def _may_be_called(class_path: str) -> bool:
-    """Whether a path names a class, or a function that says that it returns a module."""
+    """Whether a path names a class, or a function annotated to return a module."""
     module, _, name = class_path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)

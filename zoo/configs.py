@@ -1,4 +1,4 @@
-"""Configs from outside: the classes that they may name, and the arguments that these take.
+"""Check configs from outside: the classes they may name, and the arguments of these.
 
 Only classes that the zoo or the user registered are imported.
 """

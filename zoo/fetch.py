@@ -1,4 +1,4 @@
-"""Where a model's files are, and how they get into the cache; loads no torch for models of the registry."""
+"""Locate a model's files and fetch them into the cache; for models of the registry without loading torch."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ REPOSITORY = re.compile(r"(?:hf://)?(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\
 
 
 def fetch(source: str) -> list[Path]:
-    """Downloads what `zoo.load` reads, so that it needs no connection afterwards.
+    """Download what `zoo.load` reads, for use without a connection.
 
     Args:
         source: a registered name, or a Hub repository as for `zoo.load`; of a repository the card and the files of the
@@ -57,7 +57,7 @@ def fetch_folder(
         repo_id: the repository.
         revision: branch, tag or commit.
         sha256: of the weights; None takes what the config records.
-        complete: fetch what lies beside config and weights too.
+        complete: fetch the other files of the folder too.
 
     Raises:
         HubError: the files cannot be fetched.
@@ -109,5 +109,5 @@ def weights_of(entry: Entry) -> Weights:
 
 
 def started_from(entry: Entry) -> str:
-    """What `zoo.create` starts an entry from, in words."""
+    """Describe what `zoo.create` starts an entry from."""
     return f"from {' and '.join(entry.parts.values())}" if entry.parts else "untrained"

@@ -1,4 +1,4 @@
-"""Files that the zoo writes: targets are checked before long work, and a file is there complete or not at all."""
+"""Files that the zoo writes: targets are checked before long work, and files are written completely or not at all."""
 
 import os
 import stat
@@ -66,7 +66,7 @@ def written(path: str | os.PathLike, endings: Sequence[str] = ()) -> Iterator[Pa
         endings: see `check_target`.
 
     Raises:
-        ZooError: the file cannot be written, be it for want of space; what was there before is unchanged.
+        ZooError: the file cannot be written, for example because the disk is full; the old file is unchanged.
     """
     target = check_target(path, endings)
     # Short, since the name of the target may be as long as names can be.

@@ -1,4 +1,4 @@
-"""How much one call may ask for: more than anybody needs, and little enough to be answered."""
+"""Upper limits of what one call may ask for."""
 
 import os
 import zlib

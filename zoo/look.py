@@ -1,4 +1,4 @@
-"""What is known of a model that the registry does not name: a folder, a run, a checkpoint or a repository."""
+"""Describe a model that is not in the registry: a folder, a run, a checkpoint or a repository."""
 
 import math
 import os
@@ -18,7 +18,7 @@ __all__ = ["look"]
 
 
 def look(source: str) -> Entry:
-    """Describe what `zoo.load` would load; of a repository its config is fetched and not the weights.
+    """Describe what `zoo.load` would load; of a repository only the config is fetched.
 
     Args:
         source: a model folder, a run's folder, a ``.ckpt``, or a repository ``org/name`` or ``hf://org/name@revision``.
@@ -39,7 +39,7 @@ def look(source: str) -> Entry:
         file = find_checkpoint(path) if is_run else path
         return _entry(source, found, Weights(folder=os.fspath(file)))
     if repository is None or source.startswith((".", "~")):
-        read_config_of(source)  # which says why it is none of these
+        read_config_of(source)  # raises the error that names the reason
     file = hub.pull(repository["repo"], CONFIG, repository["revision"])
     config = Checkpoint(normalise(read_config(file)), {})
     commit = commit_of(file, CONFIG)

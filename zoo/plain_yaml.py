@@ -1,7 +1,7 @@
 """YAML of recipes and configs, read within limits.
 
-Aliases may stand for the same part again and again, so that a file of a few lines means more values than fit into any
-memory; and a part may contain itself. What a file means is counted while it is read, before anything is copied.
+Aliases can repeat a part, so that a file of a few lines expands to more values than fit into memory; and a part can
+contain itself. Values are counted while the file is read, before anything is copied.
 """
 
 import stat
@@ -15,7 +15,7 @@ from zoo.errors import ZooError
 __all__ = ["MAX_VALUES", "check_limits", "count_values", "load_yaml", "read_yaml"]
 
 MAX_BYTES = 4 * 2**20
-MAX_VALUES = 200_000  # with each alias replaced by what it stands for; a list of ImageNet-21k's classes has 21,841
+MAX_VALUES = 200_000  # with aliases expanded; a list of ImageNet-21k's classes has 21,841
 MAX_DEPTH = 64
 
 

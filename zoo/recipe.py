@@ -78,7 +78,7 @@ def merge(below: dict, above: dict) -> dict:
 
 
 def change_callbacks(callbacks: list[dict], changes: dict[str, dict | None]) -> list[dict]:
-    """A list of callbacks with arguments of some changed, or some left out.
+    """Change arguments of callbacks in a list, or remove callbacks.
 
     Args:
         callbacks: mappings with ``class_path`` and perhaps ``init_args``.

@@ -1,4 +1,4 @@
-"""What the zoo knows: names, aliases, configurations and where the weights are.
+"""Registry of models: names, aliases, configurations and places of the weights.
 
 An entry is a row of ``weights.csv`` (one checkpoint: file, data set, scores) on top of a file of ``models/`` (one
 network size: ``class_path`` and ``init_args``), with the facts of its data set (`zoo.datasets`). A row with a
@@ -299,7 +299,7 @@ def _meta(row: dict[str, str]) -> dict[str, Any]:
 
 
 def _aliases(name: str, dataset: Dataset) -> tuple[str, ...]:
-    """The name with its default parts left out, in all combinations, shortest first."""
+    """Return the name without its default parts, in all combinations, shortest first."""
     defaults = {f"f{dataset.default_frames}", "r224"}
     choices = [(part, "") if part in defaults else (part,) for part in name.split("-")]
     names = {"-".join(filter(None, chosen)) for chosen in itertools.product(*choices)} - {name}
@@ -311,7 +311,7 @@ def _is_task(known: str, wanted: str) -> bool:
 
 
 def _unknown(name: str, names: Mapping[str, str]) -> str:
-    """One sentence with up to three near names, one per model; the right parts in another order are nearest."""
+    """Return one sentence that suggests up to three near names; the same parts in another order come first."""
     parts = name.lower().replace("_", "-").split("-")
     reordered = [known for known in names if sorted(known.split("-")) == sorted(parts)]
     near: dict[str, str] = {}

@@ -106,10 +106,10 @@ def discard(made: list[Path]) -> None:
 
 
 def read_checkpoint(checkpoint: Path, weights_only: bool | None = None) -> dict:
-    """What a checkpoint of a run holds; tensors stay on the disk until they are used.
+    """Read a checkpoint of a run; tensors stay on the disk until they are used.
 
     Raises:
-        ZooError: there is none, or the file is none.
+        ZooError: the file is missing, or is not a checkpoint.
     """
     file = checkpoint / "meta.pt" if checkpoint.is_dir() else checkpoint  # a folder: FSDP's sharded format
     other = "pass the .ckpt of a run to --ckpt_path, and weights alone to --model.init_from"
@@ -152,13 +152,13 @@ def is_finished(content: dict, max_epochs: int | None, max_steps: int) -> bool:
 
 
 def loggers(folder: Path, first_step: int | None = None) -> list[Logger]:
-    """CSV and TensorBoard loggers of a training in `folder`; from `first_step` on, what they hold is written anew."""
+    """CSV and TensorBoard loggers of a training in `folder`; rows from `first_step` on are replaced."""
     events = TensorBoardLogger(*_place(folder), default_hp_metric=False, purge_step=first_step)
     return [Metrics(folder, first_step or 0), events]
 
 
 class Metrics(CSVLogger):
-    """metrics.csv in a folder; rows that are there already stay, up to the step from which the training goes on.
+    """metrics.csv in a folder; existing rows stay, up to the step at which the training resumes.
 
     Lightning's own CSVLogger deletes the file of an earlier run.
 

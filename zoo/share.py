@@ -1,4 +1,4 @@
-"""From checkpoints to folders and repositories that others can load, with a card that says what is known."""
+"""Convert and push checkpoints to folders and repositories that others can load, with a model card."""
 
 import os
 import shlex
@@ -20,7 +20,7 @@ __all__ = ["convert", "push"]
 def convert(path: str | os.PathLike, folder: str | os.PathLike, name: str | None = None) -> Path:
     """Writes a checkpoint as a folder in the hub format: safetensors weights, config.json and a card.
 
-    What a run left beside its checkpoint goes along: its config, what it logged, and the picture of its curves.
+    The run's config, its logged metrics and the picture of its curves are copied too.
 
     Args:
         path: an official file (then `name` is needed), or a Lightning ``.ckpt`` of a module of the zoo, or a run's
@@ -28,7 +28,7 @@ def convert(path: str | os.PathLike, folder: str | os.PathLike, name: str | None
         folder: where to write; see `hub.save`.
         name: registered name of the model the weights belong to.
 
-    The folder is loaded before it gets its name, so what cannot be used leaves none.
+    The folder is loaded before it gets its final name, so a model that cannot be loaded leaves no folder.
 
     Raises:
         HubError: every tensor has to be used up; keys and shapes that do not fit are listed.
@@ -79,14 +79,14 @@ def push(source: str | os.PathLike, repo_id: str, *, private: bool = False, lice
     path = Path(source).expanduser()
     if not path.exists():
         raise ZooError(f"{path} does not exist; push a run's folder, a .ckpt file or a model folder.")
-    load(path)  # what cannot be loaded is not shared
+    load(path)  # do not share what cannot be loaded
     checkpoint = read_local(path)
     model = path if (path / CONFIG).is_file() else checkpoint
     return hub.push(model, repo_id, private=private, license=license, about=_about(checkpoint))
 
 
 def _about(checkpoint: Checkpoint) -> About:
-    """What a run's files say, with the model that it started from looked up in the registry."""
+    """Collect facts from a run's files, and from the registry entry of the model that it started from."""
     about, source = about_run(checkpoint), started_from(checkpoint)
     if source is None or Path(source).expanduser().exists():
         return about
@@ -99,7 +99,7 @@ def _about(checkpoint: Checkpoint) -> About:
 
 
 def _about_entry(entry: Entry) -> About:
-    """What the registry knows of a published checkpoint."""
+    """Collect facts from the registry about a published checkpoint."""
     meta = entry.meta
     clips, crops = meta.get("num_clips"), meta.get("num_crops")
     views = "" if clips is None or crops is None else f", {clips} x {crops} views"
@@ -114,7 +114,7 @@ def _about_entry(entry: Entry) -> About:
         scores=tuple(scores),
         license=meta.get("license"),
         base_model=weights.repo_id if weights else None,
-        # The Hub has no name for pretraining; what it is good for without more of it is features.
+        # The Hub has no task for pretraining; such a model provides features.
         task="feature-extraction" if entry.task.endswith("-pretraining") else entry.task,
         paper=meta.get("paper"),
         note=f"Converted from the published weights of {entry.name}." if weights and weights.repo_id else None,

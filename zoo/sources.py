@@ -1,4 +1,4 @@
-"""The videos that paths on the command line and arguments of functions stand for."""
+"""Find the videos behind paths from the command line or from arguments of functions."""
 
 import os
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ __all__ = ["find_videos", "refuse_empty"]
 
 
 def refuse_empty(paths: Sequence[str | os.PathLike]) -> None:
-    """Refuse empty paths, which are a forgotten variable of a script, and would mean the current folder.
+    """Refuse empty paths, which come from unset variables of scripts and would mean the current folder.
 
     Raises:
         ZooError: one is empty.
@@ -21,13 +21,13 @@ def refuse_empty(paths: Sequence[str | os.PathLike]) -> None:
 def find_videos(paths: Sequence[str]) -> list[str]:
     """Return files as they are, and for each folder its videos at any depth, sorted; each path once.
 
-    Hidden files and folders are passed over, links are followed.
+    Hidden files and folders are skipped, links are followed.
 
     Args:
-        paths: local files, whatever they hold, and folders.
+        paths: local files of any kind, and folders.
 
     Raises:
-        ZooError: a path does not exist or is no file, or there is no video in any of the folders.
+        ZooError: a path does not exist, or none of the folders holds a video.
     """
     from datamodules.video.suffixes import VIDEO_SUFFIXES
 

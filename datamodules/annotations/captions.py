@@ -1,4 +1,4 @@
-"""Files that say which captions a video has: tables, JSON, lists of names."""
+"""Files with the captions of videos: tables, JSON, lists of names."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ __all__ = ["Captions", "are_texts", "captions_in", "captions_of", "read_captions
 
 
 class Captions(NamedTuple):
-    """What annotations say of one video.
+    """The annotations of one video.
 
     Attributes:
         name: its id, file name or path.
@@ -29,7 +29,7 @@ class Captions(NamedTuple):
 def read_captions(path: str) -> list[Captions]:
     """Videos in the order of their first mention, from any of
 
-        video,caption                                     .csv: a row per caption, more columns are passed over
+        video,caption                                     .csv: a row per caption, other columns are ignored
         [{"video": "a.mp4", "caption": "..."}, ...]       .json: a caption or a list of them; a video may come again
         {"a.mp4": ["...", "..."], ...}                    .json
 
@@ -54,7 +54,7 @@ def captions_in(entry: Any, key: str, source: str) -> tuple[str, list[str]]:
     """Return what an object from JSON has under `key`, the name of a file, and its caption or captions.
 
     Raises:
-        DataError: it lacks one of them, or has something else there.
+        DataError: it lacks one of them, or has another type there.
     """
     name, captions = values_of(entry, {key: str, "caption": (str, list)}, source)
     captions = [captions] if isinstance(captions, str) else captions
@@ -69,10 +69,10 @@ def are_texts(value: Any) -> bool:
 
 
 def values_of(entry: Any, kinds: Mapping[str, type | tuple[type, ...]], source: str) -> list[Any]:
-    """What an object from JSON has under the keys of `kinds`.
+    """Return the values that an object from JSON has under the keys of `kinds`.
 
     Raises:
-        DataError: it is no object, lacks a key, or has something else there.
+        DataError: it is not an object, lacks a key, or has another type there.
     """
     for key, kind in kinds.items():
         if not isinstance(entry, dict) or not isinstance(entry.get(key), kind):

@@ -25,7 +25,7 @@ class Row(NamedTuple):
 
 
 def read_rows(path: str, delimiter: str | None) -> list[Row]:
-    """Rows `path<delimiter>label`, split at the last delimiter; a header and empty lines are passed over.
+    """Rows `path<delimiter>label`, split at the last delimiter; a header and empty lines are skipped.
 
     Args:
         path: the list.
@@ -73,7 +73,7 @@ def read_numbered(path: str, delimiter: str | None, root: str) -> list[tuple[str
 
 
 def find_list(folders: Folders, root: str, lists: Mapping[str, str], split: str) -> str | None:
-    """The list of a split, where validation and testing stand in for each other; None where no split has one.
+    """Return the list of a split; validation and testing replace each other. None if no split has a list.
 
     Args:
         folders: the file system.
@@ -99,7 +99,7 @@ def find_list(folders: Folders, root: str, lists: Mapping[str, str], split: str)
 def read_csv(path: str, delimiter: str = ",") -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     """The columns of a table with a header, and its rows with the numbers of their lines.
 
-    A value that a row lacks is empty; values beyond the header are passed over.
+    A value that a row lacks is empty; values beyond the header are ignored.
 
     Raises:
         DataError: the file is missing, is not UTF-8, or is not a table.
@@ -131,7 +131,7 @@ def read_names(path: str) -> list[str]:
 
 
 def parse_json(text: str, path: str, line: int | None = None, *, remedy: str = "download it again") -> Any:
-    """What a text in JSON says.
+    """Parse a text in JSON.
 
     Args:
         text: the text.

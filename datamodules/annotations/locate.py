@@ -1,4 +1,4 @@
-"""Where the videos are that annotation files name."""
+"""Locate the videos that annotation files name."""
 
 import os
 import warnings
@@ -21,7 +21,7 @@ def plain_name(name: str) -> str:
 
 
 def find_videos(folders: Folders, top: str, names: Collection[str]) -> dict[str, list[str]]:
-    """Where under `top` there are videos of these names, which may lack the suffix; folders of frames have none.
+    """Find videos of these names under `top`; names may lack the suffix, and folders of frames have none.
 
     The nearest to `top` come first, up to three folders deep.
     """
@@ -55,13 +55,13 @@ def locate_videos(
     what: str,
     source: str,
 ) -> list[str]:
-    """Paths of videos; of those that are nowhere, where they would be.
+    """Return the paths of videos; for missing ones, where they are expected.
 
     Args:
         folders: the file system.
         root: folder of the data set.
         names: one for each video, with or without suffix.
-        candidates: what the file of each video may be called, with or without suffix, the likeliest first.
+        candidates: possible names of each video's file, with or without suffix, most likely first.
         videos: folder that is searched, see `find_videos`; None is root/videos, or root without such a folder.
         suffix: of files that are not there.
         search: False takes the files to be right in that folder, None being root.
@@ -69,7 +69,7 @@ def locate_videos(
         source: where to get them, for errors.
 
     Raises:
-        DataError: there is none of them.
+        DataError: all of them are missing.
     """
     top = join(root, "videos" if videos is None else videos)
     if videos is None and not (search and folders.is_folder(top)):

@@ -72,7 +72,7 @@ def index_shards(
 
 
 def _line_of(path: Path) -> tuple[dict[str, Any], int, set[str]]:
-    """A shard's line, how many of its samples had nothing to see or nothing said of them, and the kinds of the rest."""
+    """Return a shard's line, the number of its samples without media or without label, and the kinds of the others."""
     from webdataset.tariterators import base_plus_ext
 
     line: dict[str, Any] = {"shard": path.name, "bytes": path.stat().st_size, "sha256": _sha256(path),
@@ -137,7 +137,7 @@ def check_shards(folder: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
         raise DataError(f"{folder} has no index of shards; is it the folder that zoo shard wrote?")
     good, bad = [], []
     for index in indices:
-        read_index(str(index))  # says what is wrong with it
+        read_index(str(index))  # raises if it is damaged
         for line in index.read_text(encoding="utf-8-sig").split("\n")[1:]:
             if not line.strip():
                 continue

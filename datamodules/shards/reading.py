@@ -1,4 +1,4 @@
-"""Listings whose videos lie in tar shards (the WebDataset format): what is in them, and in which order to read it.
+"""Listings of videos in tar shards (the WebDataset format), and the order in which to read them.
 
 A folder of shards has an index for each split, `train.index.jsonl`, a JSON object on each line:
 
@@ -95,7 +95,7 @@ def has_index(folder: str, name: str) -> bool:
 
 
 def open_shards(sources: Sequence[str], name: str) -> list[ShardFolder]:
-    """What the sources hold of a split ("train", "val", "test").
+    """Open the shards of a split ("train", "val", "test").
 
     Args:
         sources: folders of shards, or shards by name, where ``{000..123}`` and, of the last part, ``*`` stand for
@@ -187,7 +187,7 @@ def _fault_of(shard: Any, fields: list[str]) -> str | None:
 
 
 def _lies_below(name: str) -> bool:
-    """Whether a name that an index gives leads into its own folder or one inside, and nowhere else."""
+    """Whether a name from an index leads into its own folder or one inside."""
     plain = unquote(name).replace("\\", "/")  # as servers may read it
     return name.endswith(".tar") and not set("!?#:\0") & set(plain) and not {"", ".", ".."} & set(plain.split("/"))
 
@@ -210,7 +210,7 @@ def _samples(folder: str, fields: list[str], shards: list[dict]) -> Iterator[tup
 
 
 class ShardListings:
-    """The splits of a DataModule whose files lie in shards.
+    """The splits of a DataModule whose files are in shards.
 
     Args:
         sources: see `open_shards`.

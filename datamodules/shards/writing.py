@@ -2,13 +2,13 @@
 
 A sample is a few members of one key, which any reader of the format takes:
 
-    000000042.mp4    the file, byte by byte, or coded anew
+    000000042.mp4    the file, byte by byte, or re-encoded
     000000042.cls    its class, or
     000000042.txt    its captions, one on each line
-    000000042.json   all that the listing says of it, and the file's name
+    000000042.json   the fields of its entry in the listing, and the file's name
 
-A shard has its name only when it is whole, and a folder its index only when all shards are. An interrupted writing goes
-on behind the last whole shard, which a journal beside them remembers.
+A shard gets its name when it is complete, and the folder its index when all shards are. A journal beside them records
+the complete shards, so an interrupted run resumes behind the last one.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ class Source(NamedTuple):
     Attributes:
         path: its file, a path, a URL or a member of another shard.
         name: what to call it.
-        fields: what the listing says of it, in values that JSON has.
+        fields: the other fields of its entry in the listing, as JSON values.
     """
 
     path: str
@@ -75,7 +75,7 @@ class Written(NamedTuple):
 
 
 class _File(NamedTuple):
-    """What a sample's file became: its bytes and suffix, or why there is none."""
+    """Bytes and suffix of a sample's file, or why it cannot be read."""
 
     data: bytes
     suffix: str
@@ -103,10 +103,10 @@ def write_shards(
         sources: the samples; all have the same fields.
         out: the folder, made where it does not exist.
         split: "train", "val" or "test".
-        about: what the index says of all samples, such as the names of the classes.
-        max_bytes: a shard that has reached as many bytes is the last one's; single samples may be longer.
+        about: facts of all samples for the index header, such as the names of the classes.
+        max_bytes: start the next shard after this many bytes; single samples may be longer.
         shuffle_seed: write the samples in a random order; None keeps theirs.
-        short_side: code videos with a longer shorter side anew, at this one, in pixels; None copies all files.
+        short_side: re-encode videos with a longer shorter side to this one, in pixels; None copies all files.
         crf: quality of that, lower is better, see `datamodules.video.encoding.reencode`.
         num_workers: processes that read and code files; 0 does it in this one.
         on_files: called with the number of finished samples and of all.
@@ -260,7 +260,7 @@ after_fork(_let_go)
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Says which file cannot be written, whatever the system does not allow."""
+    """Turn an error of the system into a `DataError` that names the file."""
     try:
         yield
     except BrokenPipeError:  # the reader of the output has left
@@ -420,7 +420,7 @@ def parse_size(text: str) -> int:
     """Bytes of a size such as 500MB, 1.5GB, 2GiB or 1000000.
 
     Raises:
-        DataError: it is none, or not above 0.
+        DataError: not a size, or not above 0.
     """
     found = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([kmgt]?)(i?)b?\s*", text.lower())
     size = found and int(float(found[1]) * (1024 if found[3] else 1000) ** " kmgt".index(found[2] or " "))

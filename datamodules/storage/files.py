@@ -1,6 +1,6 @@
 """Files and folders, given by a local path or by any URL that fsspec knows (`s3://`, `hf://`, `memory://`, ...).
 
-Paths are plain strings, as they stand in lists and batches. Local ones go straight to the system.
+Paths are plain strings, as in lists and batches. Local ones are opened directly.
 """
 
 import os
@@ -39,7 +39,7 @@ def resolve(path: str | os.PathLike[str]) -> str:
 
 
 def join(folder: str, *names: str) -> str:
-    """`folder/name/...`; a name that is absolute or a URL starts anew, an empty one adds nothing."""
+    """Return `folder/name/...`; an absolute name or a URL replaces the folder, an empty one adds nothing."""
     for name in names:
         if is_url(name):
             folder = name
@@ -89,14 +89,14 @@ def read_text(path: str) -> str:
 
 
 MOST_NAMES = 100_000
-"""Names that a pattern with braces may stand for; the largest published sets of shards have 41,000."""
+"""Most names that a pattern with braces expands to; the largest published sets of shards have 41,000."""
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """The names that a pattern stands for, as shells have it: ``{a,b}``, ``{000..123}``, ``{0..9..3}``, nested too.
+    """Expand a pattern as shells do: ``{a,b}``, ``{000..123}``, ``{0..9..3}``, nested too.
 
     Raises:
-        DataError: they are more than `MOST_NAMES`, which is found out before they are made.
+        DataError: more than `MOST_NAMES`; checked before they are made.
     """
     try:
         names = list(islice(_expanded(pattern), MOST_NAMES + 1))
@@ -117,7 +117,7 @@ def _expanded(pattern: str) -> Iterator[str]:
             if depth == 0:
                 break
         else:
-            continue  # is never closed, and stands for itself
+            continue  # never closed, so a plain character
         start, inner, rest = pattern[:opening], pattern[opening + 1 : place], pattern[place + 1 :]
         if len(commas) > 1:
             parts = [pattern[a + 1 : b] for a, b in pairwise([*commas, place])]
@@ -289,7 +289,7 @@ def _as_os_error() -> Iterator[None]:
     try:
         yield
     except (FileNotFoundError, IsADirectoryError) as error:
-        # fsspec calls a file missing whatever kept it from being looked at.
+        # fsspec reports any failure to look at a file as a missing file.
         cause = error.__cause__
         if not isinstance(cause, OSError) or isinstance(cause, FileNotFoundError):
             raise
@@ -299,15 +299,14 @@ def _as_os_error() -> Iterator[None]:
 
 
 class Folders:
-    """Looks into folders. While `kept`, each is listed once only: asking a network disk for 240,000 files one by one
-    takes minutes."""
+    """Lists folders, each only once while `kept`: asking a network disk for 240,000 files one by one takes minutes."""
 
     def __init__(self) -> None:
         self._kept: dict[str, dict[str, bool]] | None = None
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """What was listed is remembered until the outermost of these ends."""
+        """Cache listings until the outermost of these blocks ends."""
         if self._kept is not None:
             yield
             return
@@ -318,7 +317,7 @@ class Folders:
             self._kept = None
 
     def entries(self, folder: str) -> dict[str, bool]:
-        """name -> whether it is a folder itself; empty where there is no such folder.
+        """Return name -> whether it is a folder; empty for a missing folder.
 
         Raises:
             DataError: the folder cannot be listed.

@@ -1,4 +1,4 @@
-"""Files inside tar shards, each with a path of its own, so that whatever takes the path of a file takes them too.
+"""Files inside tar shards, each with a path of its own that works wherever a path of a file does.
 
     /data/k400/train-000003.tar!10752+812345!abseiling/xyz.mp4
     ------------------------- the shard, a local path or a URL
@@ -141,7 +141,7 @@ def _check_header(member: Member, block: bytes) -> None:
 
 
 class _Slice:
-    """A part of a local file as a file. It keeps no position in the system, so others may read the same shard."""
+    """A part of a local file as a file; its position is its own, so others can read the same shard."""
 
     def __init__(self, member: Member) -> None:
         self._start, self._size, self._position = member.offset, member.size, 0
@@ -174,7 +174,7 @@ class _Slice:
         return self._position
 
     def fileno(self) -> int:
-        """Of the shard, whose size and time of change tell it from one that took its place."""
+        """Descriptor of the shard, whose size and time of change distinguish it from a replaced one."""
         return self._file.fileno()
 
     def close(self) -> None:
@@ -234,7 +234,7 @@ def open_tar(file: BinaryIO) -> Iterator[tarfile.TarFile]:
     """An uncompressed tar from elsewhere, to be looked through once, in time and memory that its length bounds.
 
     Raises:
-        tarfile.TarError: from the block too: whatever is wrong with it.
+        tarfile.TarError: the tar is damaged; also raised in the block.
     """
     try:
         with tarfile.open(fileobj=_Bounded(file), mode="r:") as tar:

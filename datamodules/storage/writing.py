@@ -1,4 +1,4 @@
-"""Files and folders that are there complete or not at all: made beside their place, and moved to it at the end."""
+"""Files and folders that are written completely or not at all: made beside their place, and moved to it at the end."""
 
 import os
 import shutil

@@ -90,7 +90,7 @@ class _Index:
     from_table: bool = False
 
     def position(self, pts: int | None) -> int | None:
-        """Of the frame with this time stamp; None where there is none."""
+        """Return the position of the frame with this time stamp, or None."""
         if pts is None:
             return None
         place = int(self.pts.searchsorted(pts))
@@ -288,13 +288,13 @@ class VideoReader(Reader):
         if self._container.format.name == "avi" or None in pts:
             return self._countable(len(pts))
         stamps, keys = np.array(pts), np.array(keys)
-        # An edit list that goes back: what comes before a key frame is put out before it, whatever the stamps.
+        # An edit list that jumps back: frames before a key frame are output before it, whatever their stamps.
         goes_back = self._format == "mov" and (stamps < np.maximum.accumulate(stamps))[keys].any()
         index = None if goes_back else self._index_of(stamps, keys)
         return index or self._countable(len(pts))
 
     def _countable(self, num_frames: int) -> _Index:
-        """Of a file whose frames can only be counted."""
+        """Return the index of a file whose frames can only be counted."""
         return _Index(num_frames, None, None, None, np.arange(num_frames) / self.fps)
 
     def _index_of(
@@ -463,7 +463,7 @@ class VideoReader(Reader):
                 yield from self._container.demux(self._stream)
                 return
             except IndexError:
-                continue  # PyAV, at the first packet of a stream that begins late in the file: go on behind it
+                continue  # from PyAV, at the first packet of a stream that begins late in the file: skip it
             except (av.FFmpegError, OSError):
                 return  # the file ends in the middle of a packet: what came before counts
 
@@ -500,7 +500,7 @@ class VideoReader(Reader):
 
 
 def _key_frames(packet_of: np.ndarray, is_key: np.ndarray) -> np.ndarray:
-    """For each position of presentation, the position of the key frame to seek to; 0 where there is none.
+    """Return, for each position of presentation, the position of the key frame to seek to, or 0.
 
     That key frame comes before it in the file and in presentation. (Frames that follow a key frame in the file and are
     shown before it may refer to the group before.)

@@ -1,4 +1,4 @@
-"""Videos coded anew at a smaller size, as large collections of them are stored."""
+"""Re-encode videos at a smaller size, as large collections are stored."""
 
 import contextlib
 import io
@@ -30,7 +30,7 @@ def reencode(path: str | os.PathLike[str], short_side: int, *, crf: int = 23) ->
         crf: x264's constant rate factor, 0 (lossless) .. 51; 23 is its own choice.
 
     Returns:
-        The file; None where the video is no larger than that, and a file of its own already.
+        The file; None if the video is a file that is no larger than that already.
 
     Raises:
         DecodeError: the video cannot be read, or fewer than half of its frames.
@@ -57,7 +57,7 @@ def reencode(path: str | os.PathLike[str], short_side: int, *, crf: int = 23) ->
                     target.mux(stream.encode())
         except (av.FFmpegError, OSError, ValueError) as error:
             reason = " ".join(str(error).split())
-            raise DecodeError(f"{path} cannot be coded anew ({reason}); leave out the short side.") from error
+            raise DecodeError(f"{path} cannot be re-encoded ({reason}); leave out the short side.") from error
     if 2 * written < expected:
         raise DecodeError(f"{path} is damaged: {written} of its {expected} frames can be decoded; copy or download it "
                           "again.")  # fmt: skip

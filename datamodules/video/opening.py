@@ -24,7 +24,7 @@ __all__ = [
 CONTAINERS = ("mov", "matroska", "avi", "mpegts", "mpeg", "mpegvideo", "m4v", "h264", "hevc", "mjpeg", "ivf", "ogg",
               "asf", "flv", "gif", "jpeg_pipe", "png_pipe", "apng", "webp_pipe", "bmp_pipe")  # fmt: skip
 """libav's names of the formats that are read, which hold their pictures themselves. Others are texts (SDP, HLS, DASH,
-concat) that make libav listen to the network, or read whatever file or address they name."""
+concat) that make libav listen to the network, or read any file or address they name."""
 
 # What matters in libav's log is raised as well; Python prints it where nobody handles it.
 logging.getLogger("libav").addHandler(logging.NullHandler())

@@ -31,8 +31,8 @@ INTERPOLATIONS = ("bilinear", "bicubic", "bicubic-plain")
 `bicubic-plain` without it, as models of videos and language were."""
 
 RESIZES = ("crop", "squeeze")
-"""What becomes of a frame that is no square in evaluation: `crop` cuts squares out of it once its shorter side has
-`short_side` pixels; `squeeze` makes it one, whatever its proportions."""
+"""How a frame becomes a square in evaluation: `crop` resizes its shorter side to `short_side` pixels and cuts squares
+out of it; `squeeze` resizes it to a square and ignores its proportions."""
 
 
 def resize_options(interpolation: str) -> dict:

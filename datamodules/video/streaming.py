@@ -95,7 +95,7 @@ def stream_windows(
 class FrameStream:
     """Reads a video file, or a folder of its frames, from the first frame to the last, once.
 
-    A context manager. Damaged frames are passed over: the one before stays on display. Time stamps that are missing, go
+    A context manager. Damaged frames are skipped: the one before stays on display. Time stamps that are missing, go
     back, or lie far beyond the end of the file are replaced by the frame rate.
 
     Args:

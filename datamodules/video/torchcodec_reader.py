@@ -1,6 +1,6 @@
-"""torchcodec in place of PyAV, on the CPU or an NVIDIA GPU; an extra (`pip install "video-mamba-zoo[torchcodec]"`).
+"""torchcodec instead of PyAV, on the CPU or an NVIDIA GPU; an extra (`pip install "video-mamba-zoo[torchcodec]"`).
 
-It wants the libraries of FFmpeg, 4 to 8, from the system. docs/data.md says when it pays.
+It needs the libraries of FFmpeg 4 to 8 on the system. See docs/data.md for when it is faster.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The views of one video that a model sees when it is tested: several clips in time, several crops in space."""
+"""The views of one video for testing: several clips in time, several crops in space."""
 
 import os
 from collections.abc import Sequence
@@ -59,7 +59,7 @@ def load_views(
         short_side: length of the shorter side before cropping, at least image_size.
         sampling: see `sampling.clip_indices`, with mode "test".
         interpolation: one of `resize.INTERPOLATIONS`.
-        resize: "crop", or "squeeze" the whole frame to a square, whatever short_side and num_crops.
+        resize: "crop", or "squeeze" the whole frame to a square, which ignores short_side and num_crops.
         num_clips: clips, spread over the video.
         num_crops: 1 (middle) or 3 (along the longer side).
         spans: stretches of the video, first and last second, which have `num_clips` clips each, one stretch after the

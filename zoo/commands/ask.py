@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLES
     parser.add_argument("model", help="MambaVL: registered name, model folder, run, .ckpt, or Hub repository")
     parser.add_argument("video", help="video or image file")
-    parser.add_argument("question", nargs="?", default="", help="in plain words")
+    parser.add_argument("question", nargs="?", default="", help="question in plain words (default: what is happening)")
     parser.add_argument("--checkpoint", metavar="FILE", help="take the weights from this file")
     parser.add_argument("--topk", type=int, default=5, metavar="K", help="answers to show (default 5)")
     parser.add_argument("--clips", type=int, default=1, metavar="N", help="clips in time to average (default 1)")

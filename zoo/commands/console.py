@@ -1,4 +1,4 @@
-"""Where the subcommands print: fitted to a terminal; plain, uncut and without padding into a pipe or a file.
+"""Output of the subcommands: fitted to a terminal; plain, uncut and without padding in a pipe or a file.
 
 Everything goes through `printable`, so names of files, classes and tensors may hold any characters.
 """
@@ -22,7 +22,7 @@ _PIPE_WIDTH = 100_000
 
 
 def is_terminal() -> bool:
-    """Whether somebody looks at standard output."""
+    """Whether standard output is a terminal."""
     return Console().is_terminal
 
 
@@ -85,7 +85,7 @@ def _in_json(char: str) -> str:
 
 
 def progress_bar(unit: str, quiet: bool):
-    """A `rich.progress.Progress` on standard error, which vanishes when done; none unless somebody looks at it.
+    """A `rich.progress.Progress` on standard error, which disappears when done; shown only on a terminal.
 
     What its ``console`` prints appears above the bar.
     """

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the folder and say how to use it."""
+    """Write the folder and print how to use it."""
     from zoo.share import convert
 
     folder = convert(args.checkpoint, args.folder, name=args.name)

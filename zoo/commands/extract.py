@@ -12,7 +12,7 @@ __all__ = ["add_arguments", "run"]
 
 _EXAMPLES = """\
 examples:
-  zoo extract videomamba-m-k400 EPIC-KITCHENS/ -o features/             again after an interruption
+  zoo extract videomamba-m-k400 EPIC-KITCHENS/ -o features/             run again to resume
   zoo extract videomamba-m-k400 EPIC-KITCHENS/ -o features/ --shard 1/2 &   two processes share the videos
   lightning fit --config mambavl-epic100-features --data.root EPIC-KITCHENS --data.features $PWD/features
 """
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Extract what is not there yet, and say what was done."""
+    """Extract missing features and print a summary."""
     shard = parse_shard(args.shard)
     check_range("--window", args.window, SECONDS)
     check_range("--stride", args.stride, SECONDS)

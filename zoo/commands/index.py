@@ -1,4 +1,4 @@
-"""`zoo index`: one's own videos as vectors, to search them by text."""
+"""`zoo index`: index your videos, to search them by text."""
 
 import argparse
 import math
@@ -13,7 +13,7 @@ __all__ = ["add_arguments", "run"]
 
 _EXAMPLES = """\
 examples:
-  zoo index my-muse videos/ -o my.index                  again after an interruption, or when videos came or went
+  zoo index my-muse videos/ -o my.index                  run again to resume, or when videos were added or removed
   zoo index my-muse a/ b/ film.mkv -o my.index --window 5
   zoo index my-muse videos/ -o my.index --shard 1/2 &    two processes, each with its own half of the files
   zoo index my-muse videos/ -o my.index --shard 2/2 &
@@ -27,10 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLES
     parser.add_argument("model", help="text-video model: registered name, model folder, .ckpt, or Hub repository")
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="folders, searched at any depth, or video files")
-    parser.add_argument("-o", "--out", required=True, metavar="INDEX", help="folder of the index, new or to go on with")
+    parser.add_argument(
+        "-o", "--out", required=True, metavar="INDEX", help="folder of the index; an existing index is updated"
+    )
     parser.add_argument(
         "--window", type=float, metavar="SECONDS",
-        help="cut longer videos into equal stretches of at most so many seconds, each found by itself; inf never cuts "
+        help="split longer videos into equal stretches of at most SECONDS, each searched by itself; inf never splits "
         "(default: that of the index, 20 for a new one)",
     )  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="clips at once (default 8)")
@@ -45,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Make the index or go on with it, and say what was done."""
+    """Make or update the index, and print a summary."""
     shard = parse_shard(args.shard)
     check_range("--batch-size", args.batch_size, BATCH)
     check_range("--workers", args.workers or 0, WORKERS)

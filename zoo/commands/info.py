@@ -1,4 +1,4 @@
-"""`zoo info`: one model, all that is recorded about it and how to load it."""
+"""`zoo info`: everything recorded about one model, and how to load it."""
 
 import argparse
 import dataclasses
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _facts(entry: Entry, registered: bool) -> Iterator[tuple[str, str]]:
-    """The lines of the table; what is not recorded is left out."""
+    """Yield the rows of the table that have a value."""
     meta, args = entry.meta, entry.init_args
     if entry.aliases:
         yield "also called", ", ".join(entry.aliases)

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def is_cached(weights: Weights | None) -> bool:
-    """Whether the weights lie on this machine already, so that loading needs no network."""
+    """Whether the weights are on this machine, so that loading needs no network."""
     if weights is None:
         return False
     if weights.repo_id is None:
@@ -84,7 +84,7 @@ def is_cached(weights: Weights | None) -> bool:
 
 
 def markdown(found: list[Entry]) -> list[str]:
-    """The lines of a Markdown table of models, the same on every machine: what is cached is left out."""
+    """The lines of a Markdown table of models, the same on every machine, so without the column of cached models."""
     columns = [column for column in _COLUMNS if column.title != "cached"]
     rows = [[column.title for column in columns], ["--:" if column.numeric else "---" for column in columns]]
     for entry in found:
@@ -94,7 +94,7 @@ def markdown(found: list[Entry]) -> list[str]:
 
 
 def _record(entry: Entry) -> dict:
-    """What a program wants of an entry, without the class names; `zoo info --json` has all."""
+    """Return an entry for programs, without the class names; `zoo info --json` has all fields."""
     keys = ("dataset", "frames", "resolution", "top1", "top5", "num_clips", "num_crops", "params", "flops")
     return {
         "name": entry.name,
@@ -140,12 +140,12 @@ def _print_table(found: list[Entry]) -> None:
     show(table)
     if is_terminal():
         left_out = [column.title for column in _COLUMNS if column not in columns]
-        hidden = f" Left out for want of width: {', '.join(left_out)}." if left_out else ""
+        hidden = f" Left out (terminal too narrow): {', '.join(left_out)}." if left_out else ""
         show("", Text(f"{len(found)} models. `zoo info NAME` tells the rest.{hidden}", style="dim"))
 
 
 def _that_fit(rows: list[dict[str, str]], available: int) -> list[_Column]:
-    """The columns, less the least important ones while the table is wider than `available` characters."""
+    """Drop the least important columns until the table fits into `available` characters."""
     widths = {column: max(len(column.title), *(len(row[column.title]) for row in rows)) for column in _COLUMNS}
     columns = list(_COLUMNS)
     while sum(widths[column] + _GAP for column in columns) - _GAP > available and len(columns) > 1:

@@ -4,7 +4,7 @@ A subcommand is a module of this package, named in `COMMANDS`, with two function
 ``run(args)``. Only the chosen one is imported, which keeps `zoo list` and every `--help` fast.
 
 Exit status: 0 success, 1 the request could not be served (one sentence on standard error), 2 the command line is wrong,
-130 interrupted. Errors that nobody foresaw keep their traceback.
+130 interrupted. Unexpected errors keep their traceback.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: Words of the command line after `zoo`; None: those of this process.
     """
-    if hasattr(sys.stdout, "reconfigure"):  # names in a language that the terminal's encoding lacks are no failure
+    if hasattr(sys.stdout, "reconfigure"):  # names that the terminal cannot encode must not fail
         sys.stdout.reconfigure(errors="backslashreplace")
     report(lambda: _run(sys.argv[1:] if argv is None else list(argv)), program="zoo")
 
@@ -64,7 +64,7 @@ def report(command: Callable[[], object], *, program: str, usage_errors: tuple[t
     Args:
         command: What to run.
         program: Name before the sentence.
-        usage_errors: Errors that mean that the command line is wrong: status 2 in place of 1.
+        usage_errors: Errors of the command line, with exit status 2 instead of 1.
 
     Raises:
         SystemExit: The command failed for a foreseen reason; see the head of this module for the statuses.

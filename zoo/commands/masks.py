@@ -1,4 +1,4 @@
-"""`zoo masks`: what masked pretraining shows of a video."""
+"""`zoo masks`: show which patches of a video masked pretraining keeps visible."""
 
 import argparse
 from pathlib import Path
@@ -34,11 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frames", type=int, default=8, metavar="N", help="frames of the clip (default 8)")
     parser.add_argument("--size", type=int, default=224, metavar="PX", help="side of the square input (default 224)")
     parser.add_argument("--patch", type=int, default=16, metavar="PX", help="side of a patch (default 16)")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, another mask (default 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the mask (default 0)")
     parser.add_argument(
         "--teacher",
         metavar="CLIP",
-        help=f"whose attention: CLIP's name or folder (default {TEACHER})",
+        help=f"CLIP model that gives the attention: name or folder (default {TEACHER})",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--plot", metavar="PNG", help="save the frames with what stays visible")

@@ -1,4 +1,4 @@
-"""What several subcommands take and check in the same way."""
+"""Options that several subcommands share."""
 
 import re
 
@@ -9,7 +9,7 @@ __all__ = ["parse_shard"]
 
 
 def parse_shard(text: str | None) -> tuple[int, int]:
-    """Read ``--shard K/N``; None is the only one.
+    """Parse ``--shard K/N``; None means 1/1.
 
     Raises:
         ZooError: it is not of that form, or out of range.

@@ -1,4 +1,4 @@
-"""`zoo predict`: what happens in a video, or when in a long one."""
+"""`zoo predict`: label a video, or label a long one over time."""
 
 import argparse
 from contextlib import suppress
@@ -41,7 +41,7 @@ or the whole video as one long clip:
 """
 
 
-_BARS = 10  # finished videos keep their bar up to so many
+_BARS = 10  # with at most 10 videos, finished ones keep their bar
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -125,7 +125,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace, sliding: bool) -> None:
-    """Refuse what can be told to be wrong before the model is loaded."""
+    """Refuse wrong options before the model is loaded."""
     check_range("--topk", args.topk, TOPK)
     if args.clips is not None:
         check_range("--clips", args.clips, CLIPS)
@@ -141,7 +141,7 @@ def _check(args: argparse.Namespace, sliding: bool) -> None:
 
 
 def _check_lengths(videos: list[str], step: float | None) -> None:
-    """Compare the length that each file claims with the distance of the windows, where it was given."""
+    """Refuse videos whose claimed length makes too many windows at a given step."""
     from datamodules.video.opening import DecodeError
     from datamodules.video.streaming import FrameStream
 
@@ -212,7 +212,7 @@ def _show_timelines(args: argparse.Namespace, model, results: list[tuple]) -> No
 
 
 class _Answer(NamedTuple):
-    """What a model says of one video.
+    """A model's answer for one video.
 
     Attributes:
         video: the file.
@@ -232,7 +232,7 @@ class _Answer(NamedTuple):
 
 
 def _title(video: str, results: list) -> str:
-    """The file's name; with its folder where several are shown, since data sets number the files of each class anew."""
+    """Return the file's name; among several with its folder, since data sets number the files of each class from 1."""
     path = Path(video)
     return path.name if len(results) == 1 else str(Path(path.parent.name, path.name))
 

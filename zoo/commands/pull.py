@@ -1,4 +1,4 @@
-"""`zoo pull`: models into the cache, ahead of their use."""
+"""`zoo pull`: download models into the cache."""
 
 import argparse
 from pathlib import Path
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Download what each name means; one that fails does not keep the others from being fetched."""
+    """Download the models; if one fails, the others are still fetched."""
     names = _wanted(args.names)
     from hub.errors import HubError
     from lightning_modules.errors import ModelError
@@ -60,7 +60,7 @@ def _count(records: list[dict]) -> str:
 
 
 def _wanted(names: list[str]) -> list[str]:
-    """The models meant, each once; what is no name and no repository is refused before anything is downloaded."""
+    """Return the models to fetch, each once; raise for unknown names before anything is downloaded."""
     found: dict[str, None] = {}
     for name in names:
         if any(sign in name for sign in "*?["):

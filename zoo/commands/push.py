@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `zoo push`."""
     parser.epilog = _EXAMPLES
     parser.add_argument("source", metavar="RUN_OR_FOLDER", help="folder of a run, Lightning .ckpt, or model folder")
-    parser.add_argument("repository", metavar="org/name", help="repository on the Hub, made if there is none")
+    parser.add_argument("repository", metavar="org/name", help="repository on the Hub; created if missing")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     parser.add_argument(
         "--license", metavar="ID", help="such as apache-2.0 (default: that of the weights it started from, if known)"
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Push, and say how others use it."""
+    """Push, and print how others can use the model."""
     from huggingface_hub.utils import disable_progress_bars
 
     from zoo.share import push

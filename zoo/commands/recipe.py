@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _head(path: Path) -> list[str]:
-    """The comment at the top of a recipe, which says what it is and where it departs from its source."""
+    """Return the comment at the top of a recipe: what it trains, and how it differs from its source."""
     lines = path.read_text(encoding="utf-8").splitlines()
     return list(itertools.takewhile(lambda line: line.startswith("#"), lines))
 

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("queries", nargs="+", metavar="TEXT", help="what to look for")
     parser.add_argument("--topk", type=int, default=10, metavar="K", help="results for each text (default 10)")
     parser.add_argument("--html", metavar="FILE.html", help="write a page with the results as pictures that play")
-    parser.add_argument("--model", help="the model of the index, where it is not found by itself")
+    parser.add_argument("--model", help="model of the index, if it cannot be found automatically")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -67,7 +67,7 @@ def _table(query: str, hits: list):
 
 
 def _shown(path: str) -> str:
-    """Relative to the current folder where it lies below."""
+    """Return a path relative to the current folder if it is below it."""
     below = os.path.relpath(path)
     return path if below.startswith("..") else below
 

@@ -1,4 +1,4 @@
-"""`zoo shard`: a data set as tar shards, for storage that likes few large files, and for corpora that fit no disk."""
+"""`zoo shard`: a data set as tar shards, for storage that prefers few large files."""
 
 import argparse
 import os
@@ -35,7 +35,7 @@ examples:
 Then train on them, from this disk or any other place:
   lightning fit --config videomamba-m-k400 --data.root k400-shards/
   lightning fit --config videomamba-m-k400 --data.root s3://bucket/k400-shards
-The same command again goes on after an interruption. docs/shards.md tells the rest.
+The same command again goes on after an interruption. See docs/shards.md.
 """
 
 _SPLITS = ("train", "val", "test")
@@ -44,32 +44,30 @@ _SPLITS = ("train", "val", "test")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `zoo shard`."""
     parser.epilog = _EXAMPLES
-    parser.add_argument("data", metavar="DATA", help="what to write, or shards to make an index of; see below")
-    parser.add_argument("-o", "--out", metavar="FOLDER", help="where to write the shards, new or to go on with")
-    parser.add_argument("--root", metavar="FOLDER", help="where the videos are (default: what DATA says)")
+    parser.add_argument("data", metavar="DATA", help="data to write, or shards to index; see below")
+    parser.add_argument("-o", "--out", metavar="FOLDER", help="folder of the shards; an interrupted run resumes there")
+    parser.add_argument("--root", metavar="FOLDER", help="folder of the videos (default: from DATA)")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="another argument of the DataModule; repeat it"
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="argument of the DataModule; may be repeated"
     )
     parser.add_argument(
-        "--split", action="append", choices=_SPLITS, help="write this one (default: all there are); repeat it"
+        "--split", action="append", choices=_SPLITS, help="split to write (default: all); may be repeated"
     )
     parser.add_argument("--max-size", default="1GB", metavar="SIZE", help="size of a shard: 500MB, 2GiB (default 1GB)")
     parser.add_argument(
         "--shuffle-seed", type=int, default=0, metavar="N",
         help="order of the training samples, so that each shard has samples of all classes (default 0)",
     )  # fmt: skip
-    parser.add_argument(
-        "--in-order", action="store_true", help="leave training samples in the order of the listing, as the others are"
-    )
+    parser.add_argument("--in-order", action="store_true", help="do not shuffle the training samples")
     parser.add_argument(
         "--short-side", type=int, metavar="PX",
-        help="code videos with a longer shorter side anew (H.264, no sound); 320 is usual (default: copy all as it is)",
+        help="re-encode larger videos to this shorter side (H.264, no sound); usual: 320 (default: copy the files)",
     )  # fmt: skip
     parser.add_argument(
-        "--crf", type=int, default=23, metavar="N", help="quality of that, lower is better (default 23)"
+        "--crf", type=int, default=23, metavar="N", help="quality of re-encoded videos, lower is better (default 23)"
     )
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="processes that read and code (default: cores with --short-side, or 0)"
+        "--workers", type=int, metavar="N", help="processes (default: one per core with --short-side, else 0)"
     )
     parser.add_argument("--classes", metavar="FILE", help="names of the classes, for the index of .tar files")
     parser.add_argument("--check", action="store_true", help="DATA is a folder of shards: look for damaged ones")
@@ -77,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write shards, or an index of shards, or check some; and say what was done."""
+    """Write shards, index shards or check shards, and print a summary."""
     from datamodules.shards.writing import parse_size
 
     check_range("--workers", args.workers or 0, WORKERS)
@@ -163,7 +161,7 @@ def _write(args: argparse.Namespace, max_bytes: int, report: Any) -> "dict[str, 
 
 
 def _samples(args: argparse.Namespace) -> list[tuple[str, list, dict[str, Any]]]:
-    """(split, sources, what the index says of all) of each split to write, in the order of `_SPLITS`."""
+    """Return (split, sources, index header) for each split to write, in the order of `_SPLITS`."""
     from datamodules.clips import warn_of_leaks
     from datamodules.pairs import PairCorpora
     from zoo.commands.shard_sources import data_module, is_list, listings, sources_of_pairs, sources_of_split

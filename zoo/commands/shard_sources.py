@@ -29,7 +29,7 @@ def is_list(data: str) -> bool:
 
 
 def data_module(data: str, root: str | None, settings: Sequence[str]) -> ClipDataModule:
-    """The DataModule that is meant.
+    """Build the DataModule that `data` names.
 
     Args:
         data: a folder, a list of paths and labels, a recipe or config, or a DataModule's name.
@@ -37,7 +37,7 @@ def data_module(data: str, root: str | None, settings: Sequence[str]) -> ClipDat
         settings: "key=value" for other arguments, in YAML.
 
     Raises:
-        ZooError: there is no such thing, a setting is wrong, or it has no listing that an index could hold.
+        ZooError: no such data, a wrong setting, or a DataModule that cannot be sharded.
     """
     given = dict(_setting(text) for text in settings)
     if os.path.isdir(data):
@@ -111,7 +111,7 @@ def listings(data: ClipDataModule, splits: Sequence[str] | None) -> dict[str, li
 
 
 def sources_of_split(data: ClipDataModule, entries: Sequence[Any]) -> tuple[list[Source], dict[str, Any]]:
-    """Of each entry its source, and what the index says of all."""
+    """Build one Source per entry, and the index header."""
     root = f"{data.root}/"
     fields = [field for field in entries[0]._fields if field != "path"] if entries else []
     sources = [
@@ -140,7 +140,7 @@ def sources_of_pairs(path: str, media: str | None) -> tuple[list[Source], dict[s
 
 
 def _name(path: str, root: str) -> str:
-    """What people know a file by: its path below root, or the name it has in another shard."""
+    """Return the name of a file: its path below root, or its name in another shard."""
     name = path.rpartition("!")[2] if ".tar!" in path else path
     return name.removeprefix(root)
 

@@ -72,8 +72,9 @@ def extract(
     device: str = "auto",
     on_files: Callable[[int, int], None] | None = None,
 ) -> Extracted:
-    """Write features of all videos below a folder. What is there already is kept, so that a run that was interrupted
-    goes on where it stopped; a file has its name only when it is complete.
+    """Write features of all videos below a folder.
+
+    Features that are there already are kept, so an interrupted run resumes where it stopped.
 
     Args:
         model: a model with a VideoMamba for clips, or anything `zoo.load` takes.
@@ -136,7 +137,7 @@ def extract(
 def find_sources(data: Path) -> dict[str, Path]:
     """Videos below a folder by their names: files, folders of numbered pictures, tars; sorted.
 
-    Of a video and its extracted frames (EPIC-KITCHENS' folders videos and rgb_frames) the frames are taken.
+    Where a video and its extracted frames are there (EPIC-KITCHENS' folders videos and rgb_frames), take the frames.
 
     Raises:
         ZooError: there are none, or two of the same name.

@@ -1,4 +1,4 @@
-"""What happens when in a video of any length: a classifier on windows that slide over it."""
+"""Labels over time in a video of any length: a classifier on sliding windows."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -39,7 +39,7 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True)
 class Timeline:
-    """What a classifier says about each window of a video, n windows and K classes.
+    """Predictions of a classifier for each window of a video, n windows and K classes.
 
     Attributes:
         path: the file.

@@ -21,7 +21,7 @@ __all__ = ["Prediction", "UnreadableVideo", "check_finite", "classifier", "extra
 
 
 class UnreadableVideo(UserWarning):
-    """A file is left out of what was made of several."""
+    """One of several files cannot be read and is skipped."""
 
 
 class Prediction(NamedTuple):
@@ -92,7 +92,7 @@ def predict(
 def predict_value(
     model: BaseModule | str, path: str | os.PathLike, *, num_clips: int | None = None, num_crops: int | None = None
 ) -> float:
-    """The number that a regressor predicts for a video (or still image), ``model.value_name`` says what it is.
+    """Return the number that a regressor predicts for a video or still image; ``model.value_name`` is its name.
 
     It is the mean over ``num_clips`` x ``num_crops`` views.
 

@@ -45,7 +45,7 @@ from zoo.sources import find_videos, refuse_empty
 __all__ = ["WINDOW_SECONDS", "Summary", "check_queries", "index", "made_with", "search"]
 
 WINDOW_SECONDS = 20.0
-"""Longest stretch that one vector stands for: the clips that the published models were trained on have 2 to 30 s."""
+"""Longest stretch that one vector represents: the clips that the published models were trained on have 2 to 30 s."""
 
 
 class Summary(NamedTuple):
@@ -82,7 +82,7 @@ def index(
     on_files: Callable[[int, int], None] | None = None,
 ) -> Summary:
     """Makes an index of the videos in folders, or continues one: files that are in it and have not changed (size,
-    time of change) are passed over, those that have changed are read again, and those that are gone are dropped.
+    time of change) are skipped, files that have changed are read again, and files that are gone are dropped.
 
     A file that cannot be read is one warning; it is noted and tried again only when it has changed.
 
@@ -90,7 +90,7 @@ def index(
         model: a text-video model, which is put into eval mode, or anything `zoo.load` takes.
         folders: searched at any depth; files are taken too. What the index has from other folders stays.
         out: the index's folder.
-        window: longest stretch in seconds that one vector stands for; longer videos are cut into equal stretches,
+        window: longest stretch in seconds that one vector represents; longer videos are cut into equal stretches,
             ``math.inf`` never cuts. None is that of the index, 20 for a new one.
         batch_size: clips that the model sees at once.
         num_workers: processes that read videos; 0 reads in this one, None is one per core, at most 4.
@@ -404,7 +404,7 @@ def _open(out: Path, source: str | None, model: nn.Module, window: float | None,
 
 
 def made_with(index: Index) -> dict:
-    """Return what an index says of its model: `source`, `config` and `sha256`.
+    """Return what an index records about its model: `source`, `config` and `sha256`.
 
     Raises:
         ZooError: it was not made from videos by a model, or its index.json has other types than docs/search.md says.
