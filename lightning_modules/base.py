@@ -68,7 +68,7 @@ class BaseModule(LightningModule, ABC):
         names: list[str] = []
         for base in cls.__mro__:
             parameters = inspect.signature(base.__init__).parameters.values()
-            names += [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+            names += [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name[0] != "_"]
             if all(p.kind is not p.VAR_KEYWORD for p in parameters):
                 break
         return names
@@ -95,12 +95,13 @@ class BaseModule(LightningModule, ABC):
                              "pass locals() first thing in the constructor.")  # fmt: skip
         arguments = {name: given[name] for name in names}
         check_constructor(constructor, arguments)
-        training_only = [name for name in self.training_only() if name in arguments]
+        parameters = inspect.signature(constructor).parameters
+        training_only = [name for name in names if parameters[name].kind is inspect.Parameter.KEYWORD_ONLY]
         if "optim" in arguments and "optim" not in training_only:
             raise ModelError(f"{type(self).__name__} declares optim among what is saved; put it after *.")
         if isinstance(arguments.get("optim"), Mapping):
-            arguments["optim"] = inspect.signature(constructor).parameters["optim"].default.changed(arguments["optim"])
-        self.training_arguments = {name: arguments.pop(name) for name in training_only}
+            arguments["optim"] = parameters["optim"].default.changed(arguments["optim"])
+        self.training_arguments |= {name: arguments.pop(name) for name in training_only}
         self.save_hyperparameters({k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()})
 
     @property
@@ -284,7 +285,7 @@ class BaseModule(LightningModule, ABC):
 def _declared(constructor: Callable) -> list[str]:
     """Names of the arguments that a constructor declares; those of ``*args`` and ``**kwargs`` have none."""
     parameters = inspect.signature(constructor).parameters.values()
-    return [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name[0] != "_"]
 
 
 def _class_path(cls: type) -> str:

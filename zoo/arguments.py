@@ -17,7 +17,7 @@ import datamodules
 import lightning_modules
 import lightning_modules.callbacks
 from zoo.build import read_config_of
-from zoo.checks import argument_names, check_config, check_keys, import_class
+from zoo.checks import check_config, check_keys, constructor_parameters, import_class
 from zoo.errors import ZooError
 from zoo.plain_yaml import load_yaml
 from zoo.recipe import RECIPES, change_callbacks, find_recipe, merge, read_recipe
@@ -110,7 +110,7 @@ def _donor_arguments(config: dict, arguments: list[str]) -> dict | None:
     if class_path.rpartition(".")[2] != donor["class_path"].rpartition(".")[2]:
         # Another training has other arguments, as masked pretraining has for its decoder.
         cls = import_class(class_path, "model")
-        init_args = {name: value for name, value in init_args.items() if name in argument_names(cls)}
+        init_args = {name: value for name, value in init_args.items() if name in constructor_parameters(cls)}
     return {"class_path": class_path, "init_args": init_args}
 
 

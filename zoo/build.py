@@ -111,7 +111,8 @@ def initialise(module: BaseModule, source: str | os.PathLike) -> bool:
     Position embeddings are interpolated, and image weights inflated, where frames or resolution differ. The head keeps
     its fresh weights where the number or the names of the classes differ, or what a predicted number is, and so do
     weights that only the training needs (`BaseModule.training_weights`); everything else has to fit. Masked pretraining
-    drops its decoder and whatever else was not trained (`MaskedPretraining.classifier_weights`).
+    drops its decoder and whatever else was not trained (`MaskedPretraining.classifier_weights`), except for more of its
+    kind.
 
     Args:
         module: a classifier.
@@ -127,7 +128,7 @@ def initialise(module: BaseModule, source: str | os.PathLike) -> bool:
     found, _ = _read_source(source)
     check_finite(found.state_dict, os.fspath(source))
     donor = resolve(found.config["class_path"])
-    if hasattr(donor, "classifier_weights"):
+    if hasattr(donor, "classifier_weights") and not isinstance(module, donor):
         found = found._replace(state_dict=donor.classifier_weights(found.state_dict, found.config["init_args"]))
     state_dict, expected = module.adapt_state_dict(found.state_dict), module.state_dict()
     head = [key for key in expected if key.startswith("net.head.")]

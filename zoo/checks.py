@@ -30,12 +30,13 @@ from lightning_modules.training.optim import Optim
 from zoo.errors import ZooError, cut, hint, shown
 
 __all__ = [
-    "argument_names",
     "check_built",
     "check_config",
     "check_keys",
     "check_processes",
     "concise",
+    "constructor_parameters",
+    "constructors",
     "explain",
     "import_class",
 ]
@@ -127,7 +128,7 @@ def check_keys(config: dict, arguments: list[str]) -> None:
                 continue
             cls = import_class(named, section)
             flags = [f.removeprefix("init_args.") for f in flags]
-        known = argument_names(cls)
+        known = list(constructor_parameters(cls))
         in_optim = _OPTIM if section == "model" and "optim" in known else []
         for name in [*given, *(f.split(".")[0].rstrip("+") for f in flags)]:
             if name in known or name in ("help", "class_path", "init_args", "dict_kwargs"):
@@ -174,15 +175,24 @@ def import_class(class_path: str, section: str) -> type:
     return found
 
 
-def argument_names(cls: type) -> list[str]:
-    """Names of the constructor's arguments; where it passes ``**kwargs`` on, those of its base classes too."""
-    names: list[str] = []
+def constructor_parameters(cls: type) -> dict[str, inspect.Parameter]:
+    """The constructor's parameters by their names; where it passes ``**kwargs`` on, those of its base classes too."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in constructors(cls):
+        parameters = list(inspect.signature(base.__init__).parameters.values())[1:]
+        found = {
+            p.name: p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name[0] != "_"
+        } | found
+    saved = {name: p for name, p in found.items() if p.kind is not p.KEYWORD_ONLY}
+    return saved | found
+
+
+def constructors(cls: type) -> Iterator[type]:
+    """The class, and its bases as long as constructors pass ``**kwargs`` on."""
     for base in cls.__mro__:
-        parameters = inspect.signature(base.__init__).parameters.values()
-        names += [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name != "self"]
-        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+        yield base
+        if all(p.kind is not p.VAR_KEYWORD for p in inspect.signature(base.__init__).parameters.values()):
             break
-    return names
 
 
 def check_built(config: Namespace) -> None:

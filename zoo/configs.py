@@ -6,7 +6,6 @@ Only classes that the zoo or the user registered are imported.
 import collections.abc
 import enum
 import importlib
-import inspect
 import os
 import types
 import typing
@@ -17,6 +16,7 @@ from jsonargparse import ArgumentParser
 from torch import nn
 
 from lightning_modules.errors import ModelError
+from zoo.checks import constructor_parameters, constructors
 from zoo.errors import cut, hint, shown
 from zoo.registry import registered_class_paths
 
@@ -79,7 +79,7 @@ def normalise_of(where: object, config: dict) -> dict:
 
 def check_arguments(cls: type, arguments: dict, include_training: bool) -> dict:
     """Arguments with their types checked and the defaults filled in."""
-    parameters = inspect.signature(cls).parameters
+    parameters = constructor_parameters(cls)
     training_only = {n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
     known = [n for n in parameters if include_training or n not in training_only]
     for name in arguments:
@@ -87,10 +87,7 @@ def check_arguments(cls: type, arguments: dict, include_training: bool) -> dict:
             nearest = hint(name, known, f"it takes {', '.join(known)}.")
             raise ModelError(f"{cls.__name__} has no argument {name!r}: {nearest}")
     arguments = {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()}
-    try:
-        hints = typing.get_type_hints(cls.__init__)
-    except (NameError, TypeError):  # types that exist for type checkers only
-        hints = {}
+    hints = _hints_of(cls) or {}
     # jsonargparse takes a millisecond for each entry of a list.
     exact = {name: value for name, value in arguments.items() if name in hints and _is_exactly(value, hints[name])}
     parser = ArgumentParser(exit_on_error=False)
@@ -102,6 +99,17 @@ def check_arguments(cls: type, arguments: dict, include_training: bool) -> dict:
         raise ModelError(f"The arguments of {cls.__name__} do not fit: {reason}") from error
     checked = {k: list(v) if isinstance(v, tuple) else v for k, v in checked.items()} | exact
     return {name: checked[name] for name in parameters if name in checked}
+
+
+def _hints_of(cls: type) -> dict[str, Any] | None:
+    """Types of the constructor's arguments; None where some exist for type checkers only."""
+    hints: dict[str, Any] = {}
+    for base in constructors(cls):
+        try:
+            hints = typing.get_type_hints(base.__init__) | hints
+        except (NameError, TypeError):
+            return None
+    return hints
 
 
 def _is_exactly(value: object, hint: object) -> bool:
@@ -120,9 +128,8 @@ def refuse_foreign_classes(cls: type, init_args: dict) -> None:
     Raises:
         ModelError: one of them is not registered.
     """
-    try:
-        hints = typing.get_type_hints(cls.__init__)
-    except (NameError, TypeError):  # types that exist for type checkers only: any argument may be an object then
+    hints = _hints_of(cls)
+    if hints is None:  # any argument may be an object then
         hints = dict.fromkeys(init_args, object)
     for name, value in init_args.items():
         for class_path, arguments in _named_classes(value, takes_objects=not _is_plain(hints.get(name, Any))):

@@ -1,6 +1,7 @@
 """Image and video classification with VideoMamba."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,7 +10,6 @@ from lightning_modules.base import IMAGENET_MEAN, IMAGENET_STD
 from lightning_modules.errors import ModelError
 from lightning_modules.tasks.clips import ClipModule
 from lightning_modules.training.metrics import SampleAccuracy
-from lightning_modules.training.optim import Optim
 
 __all__ = ["VideoClassifier"]
 
@@ -38,16 +38,8 @@ class VideoClassifier(ClipModule):
         interpolation: "bilinear", or "bicubic" (with antialiasing, as the image models were trained).
         scan_order: order in which the blocks scan a clip's tokens: "spatial_first" or another one of
             `lightning_modules.nets.scan_orders`. Weights fit all of them, but were trained for one.
-        drop: dropout before the head.
-        drop_path: stochastic depth of the last block, growing linearly from 0.
         label_smoothing: share of the target spread over all classes.
-        init: "mamba" or "official", see `lightning_modules.nets.bimamba.BiMamba`.
-        checkpoint_blocks: how many of the first blocks are recomputed in the backward pass to save memory.
-        compile: run the blocks through torch.compile; the first steps then take minutes.
-        init_from: weights that the ``lightning`` command starts from: a registered name, a model folder, a ``.ckpt`` or
-            a Hub repository. The head is replaced where the classes differ; see `zoo.initialise`.
-        freeze_backbone: train the head only (linear probe).
-        optim: optimiser and schedule, see `lightning_modules.Optim`.
+        training: optimiser, start and regularisation, see `lightning_modules.tasks.clips.ClipModule`.
 
     Raises:
         ModelError: class names that do not match ``num_classes``; sizes that do not fit; data with other classes than
@@ -72,17 +64,10 @@ class VideoClassifier(ClipModule):
         interpolation: str = "bilinear",
         scan_order: str = "spatial_first",
         *,
-        drop: float = 0.0,
-        drop_path: float = 0.0,
         label_smoothing: float = 0.1,
-        init: str = "mamba",
-        checkpoint_blocks: int = 0,
-        compile: bool = False,
-        init_from: str | None = None,
-        freeze_backbone: bool = False,
-        optim: Optim = Optim(),
+        **training: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**training)
         self.save_config(locals())
         if num_classes is None or num_classes < 1:
             raise ModelError(f"num_classes is {num_classes}; a classifier needs at least 1.")

@@ -9,6 +9,7 @@ from torchmetrics import Metric
 from lightning_modules.base import BaseModule
 from lightning_modules.errors import ModelError
 from lightning_modules.nets.videomamba import VideoMamba, adapt_state_dict
+from lightning_modules.training.optim import Optim
 
 __all__ = ["ClipModule"]
 
@@ -17,8 +18,20 @@ class ClipModule(BaseModule):
     """Abstract base of modules that see a clip through a VideoMamba with a linear head.
 
     Validation and testing average over all views of a video and count every video once, also across processes. A
-    subclass calls `build` in its constructor and says what the head's outputs mean: `loss_of`, `scores_of`,
-    `evaluate`.
+    subclass passes the arguments below on, as ``**training``, calls `build` in its constructor, and says what the
+    head's outputs mean: `loss_of`, `scores_of`, `evaluate`.
+
+    Args:
+        drop: dropout before the head.
+        drop_path: stochastic depth of the last block, growing linearly from 0.
+        init: "mamba" or "official", see `lightning_modules.nets.bimamba.BiMamba`.
+        checkpoint_blocks: how many of the first blocks are recomputed in the backward pass to save memory.
+        compile: run the blocks through torch.compile; the first steps then take minutes.
+        init_from: weights that the ``lightning`` command starts from: a registered name, a model folder, a ``.ckpt`` or
+            a Hub repository. The head is replaced where the classes differ, or what a predicted number is; see
+            `zoo.initialise`.
+        freeze_backbone: train the head only (linear probe).
+        optim: optimiser and schedule, see `lightning_modules.Optim`.
 
     Attributes:
         metric: what `evaluate` adds to; its `compute` gives names and numbers, ``samples`` among them.
@@ -28,6 +41,22 @@ class ClipModule(BaseModule):
     net: VideoMamba
     metric: Metric
     predicted = "scores"
+
+    def __init__(
+        self,
+        *,
+        drop: float = 0.0,
+        drop_path: float = 0.0,
+        init: str = "mamba",
+        checkpoint_blocks: int = 0,
+        compile: bool = False,
+        init_from: str | None = None,
+        freeze_backbone: bool = False,
+        optim: Optim = Optim(),
+        _class_path: str | None = None,  # from a checkpoint: Lightning passes on all that it finds there
+    ) -> None:
+        super().__init__()
+        self.save_config(locals())
 
     def build(self, outputs: int) -> None:
         """Makes ``self.net`` from the arguments that `save_config` recorded.

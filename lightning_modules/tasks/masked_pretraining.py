@@ -3,6 +3,7 @@
 import functools
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,6 @@ from torch import Tensor
 
 from lightning_modules.base import IMAGENET_MEAN, IMAGENET_STD
 from lightning_modules.errors import ModelError
-from lightning_modules.nets.clip_teacher import ClipTeacher
 from lightning_modules.nets.masked_videomamba import MaskedVideoMamba, aligned_blocks, take
 from lightning_modules.nets.masking import Generators, draw_visible, num_visible
 from lightning_modules.nets.videomamba import adapt_state_dict
@@ -51,18 +51,11 @@ class MaskedPretraining(TaughtByClip):
         sampling: how frames are picked, see `datamodules.video.sampling`.
         frame_stride: frames between two picked ones where ``sampling`` is "dense".
         interpolation: "bilinear" or "bicubic".
-        teacher: a `lightning_modules.nets.ClipTeacher`, or the name or folder of a CLIP checkpoint, which is fetched
-            when training starts. It is not saved.
         teacher_interval: blocks of the teacher between two aligned ones.
-        mask_type: one of `lightning_modules.nets.masking.MASK_TYPES`.
-        mask_ratio: share of masked patches.
         norm: "l2" brings features and targets to unit length before the loss; "none" leaves them.
         loss: "l2" (2 - 2 cos), "mse" or "smooth_l1", the mean over tokens; see `lightning_modules.training.losses`.
-        drop_path: stochastic depth of the last block, growing linearly from 0.
-        init: "mamba" or "official", see `lightning_modules.nets.bimamba.BiMamba`.
-        checkpoint_blocks: how many of the first blocks are recomputed in the backward pass to save memory.
-        compile: run the blocks through torch.compile; the first steps then take minutes.
         optim: optimiser and schedule, see `lightning_modules.Optim`.
+        taught: the teacher and the masks, see `lightning_modules.tasks.taught_by_clip.TaughtByClip`.
 
     Raises:
         ModelError: options that do not exist or do not fit together.
@@ -87,26 +80,22 @@ class MaskedPretraining(TaughtByClip):
         frame_stride: int = 4,
         interpolation: str = "bilinear",
         *,
-        teacher: ClipTeacher | str | None = None,
         teacher_interval: int = 1,
-        mask_type: str = "attention",
-        mask_ratio: float = 0.8,
         norm: str = "l2",
         loss: str = "l2",
-        drop_path: float = 0.0,
-        init: str = "mamba",
-        checkpoint_blocks: int = 0,
-        compile: bool = False,
         optim: Optim = Optim(warmup_lr=0.0, betas=(0.9, 0.95)),
+        **taught: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**taught)
         self.save_config(locals())
+        args = self.training_arguments
         try:
             self.net = MaskedVideoMamba(
                 embed_dim, depth, num_frames, image_size, patch_size, tubelet_size, target_dim, align_layers,
-                align_interval, variant, drop_path=drop_path, init=init, checkpoint_blocks=checkpoint_blocks,
+                align_interval, variant, drop_path=args["drop_path"], init=args["init"],
+                checkpoint_blocks=args["checkpoint_blocks"],
             )  # fmt: skip
-            num_visible(mask_type, mask_ratio, self.net.frames, self.net.grid_size)
+            num_visible(args["mask_type"], args["mask_ratio"], self.net.frames, self.net.grid_size)
         except ValueError as error:
             raise ModelError(str(error)) from error
         if norm not in ("l2", "none") or loss not in ALIGNMENT_LOSSES:
@@ -115,7 +104,7 @@ class MaskedPretraining(TaughtByClip):
         if norm == "none" and loss == "l2":
             raise ModelError("loss 'l2' is 2 - 2 cos, which needs unit vectors; set norm: l2, or loss: mse.")
         self.set_normalisation(mean, std)
-        self.adopt_teacher(teacher, target_dim)
+        self.adopt_teacher(target_dim)
         self.mean_loss = SampleMean()
 
     def setup(self, stage: str) -> None:
@@ -154,9 +143,12 @@ class MaskedPretraining(TaughtByClip):
         return tokens if pool is None else tokens[:, 0]
 
     def adapt_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of this model at other frames or another resolution, with position embeddings interpolated to fit."""
-        net = {key.removeprefix("net."): tensor for key, tensor in state_dict.items()}
-        return {f"net.{key}": tensor for key, tensor in adapt_state_dict(net, self.net).items()}
+        """Weights of this model at other frames or another resolution, with position embeddings interpolated to fit;
+        or of a classifier, whose head is left while the decoder keeps its values."""
+        net = {key.removeprefix("net."): tensor for key, tensor in state_dict.items() if key[:9] != "net.head."}
+        adapted = {f"net.{key}": tensor for key, tensor in adapt_state_dict(net, self.net).items()}
+        decoder = {key: tensor for key, tensor in self.state_dict().items() if key.startswith("net.clip_decoder.")}
+        return decoder | adapted
 
     @staticmethod
     def classifier_weights(state_dict: dict[str, Tensor], init_args: dict) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """A number for each video with VideoMamba."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,7 +10,6 @@ from lightning_modules.base import IMAGENET_MEAN, IMAGENET_STD
 from lightning_modules.errors import ModelError
 from lightning_modules.tasks.clips import ClipModule
 from lightning_modules.training.metrics import SampleError
-from lightning_modules.training.optim import Optim
 
 __all__ = ["VideoRegressor"]
 
@@ -39,15 +39,7 @@ class VideoRegressor(ClipModule):
         interpolation: "bilinear", or "bicubic" (with antialiasing, as the image models were trained).
         scan_order: order in which the blocks scan a clip's tokens: "spatial_first" or another one of
             `lightning_modules.nets.scan_orders`. Weights fit all of them, but were trained for one.
-        drop: dropout before the head.
-        drop_path: stochastic depth of the last block, growing linearly from 0.
-        init: "mamba" or "official", see `lightning_modules.nets.bimamba.BiMamba`.
-        checkpoint_blocks: how many of the first blocks are recomputed in the backward pass to save memory.
-        compile: run the blocks through torch.compile; the first steps then take minutes.
-        init_from: weights that the ``lightning`` command starts from: a registered name, a model folder, a ``.ckpt`` or
-            a Hub repository. The head is replaced where it is a classifier's or another number's; see `zoo.initialise`.
-        freeze_backbone: train the head only (linear probe).
-        optim: optimiser and schedule, see `lightning_modules.Optim`.
+        training: optimiser, start and regularisation, see `lightning_modules.tasks.clips.ClipModule`.
 
     Raises:
         ModelError: sizes that do not fit; data with classes, or with another number than the model's.
@@ -72,17 +64,9 @@ class VideoRegressor(ClipModule):
         frame_stride: int = 4,
         interpolation: str = "bilinear",
         scan_order: str = "spatial_first",
-        *,
-        drop: float = 0.0,
-        drop_path: float = 0.0,
-        init: str = "mamba",
-        checkpoint_blocks: int = 0,
-        compile: bool = False,
-        init_from: str | None = None,
-        freeze_backbone: bool = False,
-        optim: Optim = Optim(),
+        **training: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**training)
         self.save_config(locals())
         self.value_name, self.value_mean = value_name, value_mean
         self.build(1)

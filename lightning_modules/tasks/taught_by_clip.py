@@ -11,16 +11,47 @@ __all__ = ["TaughtByClip"]
 
 
 class TaughtByClip(BaseModule):
-    """Abstract base of modules that learn from CLIP. A subclass has the training argument ``teacher`` and calls
-    `adopt_teacher` in its constructor."""
+    """Abstract base of modules that learn from CLIP, which sees all of a clip of which they see a part.
 
-    def adopt_teacher(self, teacher: ClipTeacher | str | None, target_dim: int) -> None:
+    A subclass passes these arguments on, as ``**taught``, and calls `adopt_teacher` in its constructor. None of them is
+    saved.
+
+    Args:
+        init_from: weights that the ``lightning`` command starts from: a registered name, a model folder, a ``.ckpt`` or
+            a Hub repository; see `zoo.initialise`.
+        teacher: a `lightning_modules.nets.ClipTeacher`, or the name or folder of a CLIP checkpoint, which is fetched
+            when training starts.
+        mask_type: one of `lightning_modules.nets.masking.MASK_TYPES`.
+        mask_ratio: share of masked patches of clips.
+        drop_path: stochastic depth of the last block, growing linearly from 0.
+        init: "mamba" or "official", see `lightning_modules.nets.bimamba.BiMamba`.
+        checkpoint_blocks: how many of the first blocks are recomputed in the backward pass to save memory.
+        compile: run the blocks through torch.compile; the first steps then take minutes.
+    """
+
+    def __init__(
+        self,
+        *,
+        init_from: str | None = None,
+        teacher: ClipTeacher | str | None = None,
+        mask_type: str = "attention",
+        mask_ratio: float = 0.8,
+        drop_path: float = 0.0,
+        init: str = "mamba",
+        checkpoint_blocks: int = 0,
+        compile: bool = False,
+        _class_path: str | None = None,  # from a checkpoint: Lightning passes on all that it finds there
+    ) -> None:
+        super().__init__()
+        self.save_config(locals())
+
+    def adopt_teacher(self, target_dim: int) -> None:
         """Remembers the teacher; one given by its name is fetched on first use.
 
         Args:
-            teacher: one, or the name or folder of a CLIP checkpoint; None is none.
             target_dim: width that its features have to have.
         """
+        teacher = self.training_arguments["teacher"]
         # In a list, and so neither among the parameters nor in the checkpoints.
         self._teacher = [teacher] if isinstance(teacher, ClipTeacher) else []
         self._target_dim = target_dim

@@ -1,6 +1,7 @@
 """VideoMamba with language: pretraining on pairs, zero-shot retrieval."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,6 @@ from torch import Tensor
 from lightning_modules.base import IMAGENET_MEAN, IMAGENET_STD
 from lightning_modules.errors import ModelError
 from lightning_modules.nets.bert import BertWords, build_bert, load_bert, pretrained_sizes
-from lightning_modules.nets.clip_teacher import ClipTeacher
 from lightning_modules.nets.masked_videomamba import take
 from lightning_modules.nets.masking import draw_visible, num_visible
 from lightning_modules.nets.video_text import TextOutput, VideoOutput, VideoTextNet, VideoTower
@@ -63,27 +63,20 @@ class VideoTextPretraining(TaughtByClip):
         frame_stride: frames between two picked ones where ``sampling`` is "dense".
         interpolation: "bicubic", "bicubic-plain" (without antialiasing, as the released models have it) or "bilinear".
         resize: "crop" the middle of a frame in evaluation, or "squeeze" all of it to a square, as the released models.
-        init_from: model or run to start from: another one of these, or one whose video tower alone is taken.
         text_weights: BERT checkpoint to start from, ``google-bert/bert-base-uncased`` or a folder; its tokenizer is
             taken too. Without one, word pieces are learned from the DataModule's ``captions``.
-        teacher: a `lightning_modules.nets.ClipTeacher`, or the name or folder of a CLIP checkpoint, which is fetched
-            when training starts; None is unmasked tuning. It is not saved.
         target_dim: width of the teacher's features after its projection: 512 of CLIP's B/16.
         variant: "all_blocks" or "official", as `lightning_modules.MaskedPretraining` has them.
-        mask_type: one of `lightning_modules.nets.masking.MASK_TYPES`.
-        mask_ratio: share of masked patches of clips.
         image_mask_ratio: the same of images.
         word_ratio: share of words that are to be guessed.
         global_batch: False is published: matching draws wrong answers from the batch of its process, and words are
             averaged there. True does both over all processes, so that a step is that of one process with all pairs;
             every process then holds the tokens of all videos (docs/video_text.md).
         rerank: candidates that the matching head puts in order in a test; 0 tests the vectors alone.
-        drop_path: stochastic depth of the last block, growing linearly from 0.
-        init: "mamba" or "official", see `lightning_modules.nets.bimamba.BiMamba`.
-        checkpoint_blocks: how many of the first blocks are recomputed in the backward pass to save memory.
         checkpoint_text: recompute BERT's layers too.
-        compile: run the blocks through torch.compile; the first steps then take minutes.
         optim: optimiser and schedule, see `lightning_modules.Optim`.
+        taught: start, teacher and masks, see `lightning_modules.tasks.taught_by_clip.TaughtByClip`. Without a teacher
+            it is unmasked tuning. ``init_from`` is another one of these, or a model whose video tower alone is taken.
 
     Raises:
         ModelError: options that do not exist or do not fit together.
@@ -112,26 +105,20 @@ class VideoTextPretraining(TaughtByClip):
         interpolation: str = "bicubic",
         resize: str = "crop",
         *,
-        init_from: str | None = None,
         text_weights: str | None = None,
-        teacher: ClipTeacher | str | None = None,
         target_dim: int = 512,
         variant: str = "all_blocks",
-        mask_type: str = "attention",
-        mask_ratio: float = 0.8,
         image_mask_ratio: float = 0.5,
         word_ratio: float = 0.5,
         global_batch: bool = False,
         rerank: int = 128,
-        drop_path: float = 0.0,
-        init: str = "mamba",
-        checkpoint_blocks: int = 0,
         checkpoint_text: bool = False,
-        compile: bool = False,
         optim: Optim = Optim(lr=4e-4, min_lr=4e-6, warmup_lr=0.0, warmup_epochs=1.0),
+        **taught: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**taught)
         self.save_config(locals())
+        args = self.training_arguments
         if text is None:
             if text_weights is None:
                 raise ModelError("text and text_weights are both missing; name a BERT checkpoint in text_weights, or "
@@ -146,16 +133,17 @@ class VideoTextPretraining(TaughtByClip):
             words.set_pieces(load_bert(bert, text_weights))
         try:
             tower = VideoTower(
-                embed_dim, depth, num_frames, image_size, patch_size, None if teacher is None else target_dim, variant,
-                drop_path=drop_path, init=init, checkpoint_blocks=checkpoint_blocks,
+                embed_dim, depth, num_frames, image_size, patch_size,
+                None if args["teacher"] is None else target_dim, variant,
+                drop_path=args["drop_path"], init=args["init"], checkpoint_blocks=args["checkpoint_blocks"],
             )  # fmt: skip
-            for frames, ratio in ((num_frames, mask_ratio), (1, image_mask_ratio)):
-                num_visible(mask_type, ratio, frames, tower.grid_size)
+            for frames, ratio in ((num_frames, args["mask_ratio"]), (1, image_mask_ratio)):
+                num_visible(args["mask_type"], ratio, frames, tower.grid_size)
         except ValueError as error:
             raise ModelError(str(error)) from error
         self.net = VideoTextNet(tower, bert, words, dim, checkpoint_text)
         self.set_normalisation(mean, std)
-        self.adopt_teacher(teacher, target_dim)
+        self.adopt_teacher(target_dim)
         self.ranks = RetrievalRanks()
         self.reranker = Reranker(rerank)
 

@@ -242,6 +242,23 @@ def test_it_is_loaded_without_a_teacher(trained, tmp_path):
         assert longer(clips(frames=8)).shape == (1, 4, 1 + 8 * 16, 12)
 
 
+def test_it_starts_from_its_own_kind_or_from_a_classifier(trained, tmp_path):
+    """From the first with the decoder, whatever the frames; from the second without."""
+    module, _, folder, *_ = trained
+    more = tiny(variant=module.hparams.variant, num_frames=8)
+    initialise(more, folder / "run.ckpt")
+    ours, theirs = more.net.state_dict(), module.net.state_dict()
+    assert {name for name in ours if not torch.equal(ours[name], theirs[name])} == {"temporal_pos_embedding"}
+    classifier = VideoClassifier(5, 32, 3, num_frames=4, image_size=32, patch_size=8)
+    hub.save(classifier, tmp_path / "classifier")
+    fresh = tiny(variant=module.hparams.variant)
+    decoder = {k: v.clone() for k, v in fresh.net.state_dict().items() if k.startswith("clip_decoder.")}
+    assert decoder and initialise(fresh, tmp_path / "classifier") is False
+    ours = fresh.net.state_dict()
+    for name, weight in (classifier.net.state_dict() | decoder).items():
+        assert name.startswith("head.") or torch.equal(ours[name], weight), name
+
+
 def test_a_classifier_starts_from_it(trained):
     """All but head, decoder and, for the official variant, the final norm; other frames are interpolated."""
     module, _, folder, *_ = trained

@@ -152,6 +152,8 @@ def test_the_teacher_moves_with_the_module_and_is_in_no_checkpoint(tmp_path):
     assert content["state_dict"].keys() == model.state_dict().keys()
     assert {name.split(".")[0] for name in content["state_dict"]} == {"net", "distill_head"}
     assert "teacher" not in content["hyper_parameters"] and "distill_weight" not in content["hyper_parameters"]
+    again = SelfDistillation.load_from_checkpoint(tmp_path / "run.ckpt", teacher=VideoClassifier(**TEACHER))
+    assert all(torch.equal(weight, again.state_dict()[name]) for name, weight in model.state_dict().items())
 
 
 # Training ------------------------------------------------------------------------------------------------------------
