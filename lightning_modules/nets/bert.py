@@ -13,7 +13,6 @@ Legend of shapes: M texts, L words, D width of BERT, K tokens of a context, C th
 """
 
 import copy
-import os
 import re
 from collections.abc import Iterable, Sequence
 
@@ -27,6 +26,7 @@ from transformers.models.bert.modeling_bert import BertLayer
 from lightning_modules.checks import check_sizes
 from lightning_modules.errors import ModelError
 from lightning_modules.nets.pretrained import fitting_sizes, pretrained_folder
+from lightning_modules.nets.saved_tokenizer import SavedTokenizer
 
 __all__ = ["BertWords", "build_bert", "clean_text", "encode_words", "fuse", "load_bert", "predict_words",
            "pretrained_sizes"]  # fmt: skip
@@ -179,7 +179,7 @@ def clean_text(text: str) -> str:
     return " ".join(text.split())
 
 
-class BertWords(nn.Module):
+class BertWords(SavedTokenizer):
     """BERT's tokenizer with its word pieces in a buffer, so that they are saved and loaded with the weights.
 
     The buffer ``pieces``, uint8 (vocab_size, 32), has the UTF-8 bytes of each piece, filled up with 0; the number of a
@@ -193,21 +193,19 @@ class BertWords(nn.Module):
         ModelError: a vocabulary or texts too short for the special tokens.
     """
 
+    START = "a BERT checkpoint (text_weights)"
     SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
     BYTES = 32
 
     def __init__(self, vocab_size: int, max_words: int) -> None:
-        super().__init__()
+        super().__init__(max_words)
         if vocab_size < len(self.SPECIAL) or max_words < 3:
             raise ModelError(f"vocab_size {vocab_size} and max_words {max_words} have to be at least "
                              f"{len(self.SPECIAL)} and 3: {', '.join(self.SPECIAL)}; start, a word, end.")  # fmt: skip
-        self.max_words = max_words
         self.register_buffer("pieces", torch.zeros(vocab_size, self.BYTES, dtype=torch.uint8))
-        self._tokenizer: BertTokenizer | None = None
 
     @property
     def is_empty(self) -> bool:
-        """Whether there are no word pieces yet."""
         return not bool(self.pieces.any())
 
     @property
@@ -269,18 +267,6 @@ class BertWords(nn.Module):
         self.pieces[: len(rows)] = rows.to(self.pieces.device)
         self._tokenizer = None
 
-    def _made(self) -> BertTokenizer:
-        if self._tokenizer is not None:
-            return self._tokenizer
-        if self.is_empty:
-            raise ModelError("The tokenizer has no word pieces yet; load weights, start from a BERT checkpoint "
-                             "(text_weights), or let it learn them from captions.")  # fmt: skip
-        # Loader processes are forked after the first text, and tokenizers warns at each if it had threads.
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    def _build(self) -> BertTokenizer:
         rows = (bytes(row).rstrip(b"\0").decode() for row in self.pieces.cpu().numpy())
-        self._tokenizer = BertTokenizer(vocab={piece: i for i, piece in enumerate(rows) if piece})
-        return self._tokenizer
-
-    def _load_from_state_dict(self, *args, **kwargs) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._tokenizer = None
+        return BertTokenizer(vocab={piece: i for i, piece in enumerate(rows) if piece})

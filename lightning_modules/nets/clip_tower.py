@@ -5,12 +5,11 @@ A model of the zoo is rebuilt from plain values and its weights alone, without a
 """
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoConfig,
     CLIPConfig,
@@ -24,6 +23,7 @@ from transformers import (
 from lightning_modules.checks import check_sizes
 from lightning_modules.errors import ModelError
 from lightning_modules.nets.pretrained import fitting_sizes, pretrained_folder
+from lightning_modules.nets.saved_tokenizer import SavedTokenizer, byte_characters
 
 __all__ = [
     "CLIP_SIZES",
@@ -169,7 +169,7 @@ def freeze_clip(clip: CLIPModel, layers: int) -> None:
     clip.vision_model.pre_layrnorm.requires_grad_(False)
 
 
-class ClipTokenizer(nn.Module):
+class ClipTokenizer(SavedTokenizer):
     """CLIP's byte-pair tokenizer with its word pieces in a buffer, so that they are saved and loaded with the weights.
 
     Ids are CLIP's: 256 bytes, the same 256 at the end of a word, one per word piece in the order in which pieces are
@@ -185,22 +185,20 @@ class ClipTokenizer(nn.Module):
         ModelError: a vocabulary too small for bytes.
     """
 
+    START = "a CLIP checkpoint (clip_weights)"
     BYTES = 256
 
     def __init__(self, vocab_size: int, max_words: int) -> None:
-        super().__init__()
+        super().__init__(max_words)
         pieces = vocab_size - 2 * self.BYTES - 2
         if pieces < 0 or max_words < 3:
             raise ModelError(f"vocab_size {vocab_size} and max_words {max_words} have to be at least "
                              f"{2 * self.BYTES + 2} and 3: bytes, start and end.")  # fmt: skip
         self.vocab_size = vocab_size
-        self.max_words = max_words
         self.register_buffer("merges", torch.full((pieces, 2), -1, dtype=torch.int32))
-        self._tokenizer: CLIPTokenizer | None = None
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is room for word pieces and there are none yet."""
         return len(self.merges) > 0 and bool((self.merges < 0).all())
 
     def forward(self, texts: Sequence[str]) -> Tensor:
@@ -209,9 +207,7 @@ class ClipTokenizer(nn.Module):
         Raises:
             ModelError: the tokenizer has no word pieces.
         """
-        if self._tokenizer is None:
-            self._tokenizer = self._build()
-        ids = self._tokenizer(
+        ids = self._made()(
             list(texts), padding=True, truncation=True, max_length=self.max_words, return_tensors="pt"
         ).input_ids
         return ids.to(self.merges.device)
@@ -227,7 +223,10 @@ class ClipTokenizer(nn.Module):
         tokenizer = Tokenizer(BPE(end_of_word_suffix="</w>", continuing_subword_prefix=""))
         tokenizer.normalizer, tokenizer.pre_tokenizer = clip.normalizer, clip.pre_tokenizer
         trainer = BpeTrainer(
-            vocab_size=self.vocab_size, initial_alphabet=_alphabet(), end_of_word_suffix="</w>", show_progress=False
+            vocab_size=self.vocab_size,
+            initial_alphabet=byte_characters(),
+            end_of_word_suffix="</w>",
+            show_progress=False,
         )
         tokenizer.train_from_iterator(texts, trainer)
         pairs = json.loads(tokenizer.to_str())["model"]["merges"]
@@ -241,11 +240,6 @@ class ClipTokenizer(nn.Module):
         self._tokenizer = None
 
     def _build(self) -> CLIPTokenizer:
-        if self.is_empty:
-            raise ModelError("The tokenizer has no word pieces yet; load weights, start from a CLIP checkpoint "
-                             "(clip_weights), or let it learn them from captions.")  # fmt: skip
-        # Loader processes are forked after the first text, and tokenizers warns at each if it had threads.
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         tokens = _byte_tokens()
         vocab = {token: i for i, token in enumerate(tokens)}
         pairs = []
@@ -257,10 +251,6 @@ class ClipTokenizer(nn.Module):
             vocab.setdefault(tokens[-1], len(tokens) - 1)
         vocab |= {"<|startoftext|>": self.vocab_size - 2, "<|endoftext|>": self.vocab_size - 1}
         return CLIPTokenizer(vocab=vocab, merges=pairs)
-
-    def _load_from_state_dict(self, *args, **kwargs) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._tokenizer = None
 
 
 def merges_of(tokenizer: CLIPTokenizer, source: str | Path) -> Tensor:
@@ -289,13 +279,6 @@ def _pair_ids(pairs: Sequence[Sequence[str]]) -> Tensor:
     return torch.tensor(found, dtype=torch.int32).reshape(-1, 2)
 
 
-def _alphabet() -> list[str]:
-    """The 256 characters that stand for bytes, in CLIP's order, which is that of their code points."""
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    return sorted(ByteLevel.alphabet())
-
-
 def _byte_tokens() -> list[str]:
-    alphabet = _alphabet()
+    alphabet = byte_characters()
     return [*alphabet, *(f"{character}</w>" for character in alphabet)]

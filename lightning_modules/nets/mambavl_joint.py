@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from lightning_modules.checks import check_arguments, check_choice, check_sizes
-from lightning_modules.errors import ModelError
 from lightning_modules.nets.bimamba import BiMamba
 from lightning_modules.nets.clip_tower import CLIP_SIZES, ClipTokenizer
+from lightning_modules.nets.pretrained import fitting_sizes
 from lightning_modules.nets.videomamba import VideoMamba
 from lightning_modules.ops import bidirectional_conv1d, bidirectional_scan
 
@@ -187,11 +187,9 @@ def build_text_tower(sizes: dict) -> CLIPTextModel:
     # transformers keeps whatever it is given, so a misspelt size would go unnoticed.
     check_sizes("text", sizes, TEXT_SIZES)
     end = sizes.get("vocab_size", CLIPTextConfig.vocab_size) - 1
-    try:
+    with fitting_sizes("text"):
         special = {"bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}
         return CLIPTextModel(CLIPTextConfig(**sizes, **special))
-    except Exception as error:  # transformers' checks raise a type of their own for each kind of mistake
-        raise ModelError(f"The sizes in text do not fit together: {' '.join(str(error).split())}") from error
 
 
 def text_sizes_of(tower: CLIPTextModel) -> dict:

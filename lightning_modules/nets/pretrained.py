@@ -65,7 +65,7 @@ def pretrained_folder(kind: str, source: str, *, weights: bool = True) -> Iterat
     """A `checkpoint_folder` that the block reads with transformers.
 
     Args:
-        kind: CLIP or BERT.
+        kind: CLIP, BERT or RoBERTa.
         source: see `checkpoint_folder`.
         weights: see `checkpoint_folder`.
 

@@ -5,17 +5,17 @@ A model of the zoo is rebuilt from plain values and its weights alone, without a
 """
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import RobertaConfig, RobertaModel, RobertaTokenizer
 
 from lightning_modules.checks import check_sizes
 from lightning_modules.errors import ModelError
-from lightning_modules.nets.pretrained import checkpoint_folder
+from lightning_modules.nets.pretrained import fitting_sizes, pretrained_folder
+from lightning_modules.nets.saved_tokenizer import SavedTokenizer, byte_characters
 
 __all__ = ["RobertaWords", "build_roberta", "load_roberta", "pretrained_sizes", "read_words"]
 
@@ -54,21 +54,14 @@ def build_roberta(sizes: dict, whole: bool = False) -> RobertaModel:
     if not whole:
         sizes["num_hidden_layers"] = 0
     special = {"pad_token_id": PADDING, "bos_token_id": 0, "eos_token_id": 2}
-    try:
+    with fitting_sizes("text"):
         return RobertaModel(RobertaConfig(**sizes, **special, attn_implementation="sdpa"), add_pooling_layer=whole)
-    except Exception as error:  # transformers' checks raise a type of their own for each kind of mistake
-        raise ModelError(f"The sizes in text do not fit together: {' '.join(str(error).split())}") from error
 
 
 def pretrained_sizes(source: str) -> dict:
     """The sizes of a pretrained RoBERTa, written out in full, as `build_roberta` takes them; see `load_roberta`."""
-    try:
-        with checkpoint_folder(source, weights=False) as folder:
-            config = RobertaConfig.from_pretrained(folder)
-    except ModelError:
-        raise
-    except Exception as error:  # transformers passes on what JSON raises
-        raise _unreadable(source, error) from error
+    with pretrained_folder("RoBERTa", source, weights=False) as folder:
+        config = RobertaConfig.from_pretrained(folder)
     return {name: getattr(config, name) for name in _BASE}
 
 
@@ -87,21 +80,16 @@ def load_roberta(roberta: RobertaModel, source: str, weights: bool = True) -> tu
     Raises:
         ModelError: it cannot be fetched, or holds something else.
     """
-    try:
-        with checkpoint_folder(source, weights=weights) as folder:
-            pieces = read_words(Path(folder, "vocab.json"), Path(folder, "merges.txt"))
-            if not weights:
-                return pieces
-            donor, found = RobertaModel.from_pretrained(
-                folder, dtype=torch.float32, output_loading_info=True, add_pooling_layer=False
-            )
-            missing = [name for name in found["missing_keys"] if not name.startswith("pooler.")]
-            if missing:
-                raise KeyError(f"it has no {min(missing)}")
-    except ModelError:
-        raise
-    except Exception as error:  # transformers passes on what safetensors and JSON raise
-        raise _unreadable(source, error) from error
+    with pretrained_folder("RoBERTa", source, weights=weights) as folder:
+        pieces = read_words(Path(folder, "vocab.json"), Path(folder, "merges.txt"))
+        if not weights:
+            return pieces
+        donor, found = RobertaModel.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, add_pooling_layer=False
+        )
+        missing = [name for name in found["missing_keys"] if not name.startswith("pooler.")]
+        if missing:
+            raise KeyError(f"it has no {min(missing)}")
     own, theirs = roberta.state_dict(), donor.state_dict()
     # The pooler belongs to a task that RoBERTa is not trained on, so checkpoints lack it.
     taken = {name: theirs.get(name, weight) for name, weight in own.items()}
@@ -112,13 +100,7 @@ def load_roberta(roberta: RobertaModel, source: str, weights: bool = True) -> tu
     return pieces
 
 
-def _unreadable(source: str, error: Exception) -> ModelError:
-    reason = " ".join(str(error).split()).partition(". ")[0]
-    return ModelError(f"The RoBERTa checkpoint {source!r} cannot be read ({reason}); name a RoBERTa of the Hugging "
-                      "Face Hub or a folder that holds one, with vocab.json and merges.txt.")  # fmt: skip
-
-
-class RobertaWords(nn.Module):
+class RobertaWords(SavedTokenizer):
     """RoBERTa's byte-level byte-pair tokenizer with its word pieces in buffers, saved and loaded with the weights.
 
     Ids are RoBERTa's: start 0, padding 1, end 2, unknown 3, then bytes and word pieces by their frequency, and
@@ -134,25 +116,23 @@ class RobertaWords(nn.Module):
         ModelError: a vocabulary too small for bytes.
     """
 
+    START = "a RoBERTa checkpoint (text_weights)"
     SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
     BYTES = 256
 
     def __init__(self, vocab_size: int, max_words: int) -> None:
-        super().__init__()
+        super().__init__(max_words)
         pieces = vocab_size - self.BYTES - len(self.SPECIAL) - 1
         if pieces < 0 or max_words < 3:
             raise ModelError(f"vocab_size {vocab_size} and max_words {max_words} have to be at least "
                              f"{self.BYTES + len(self.SPECIAL) + 1} and 3: bytes, start, end, <mask>.")  # fmt: skip
         self.vocab_size = vocab_size
-        self.max_words = max_words
         first = len(self.SPECIAL)
         self.register_buffer("bytes", torch.arange(first, first + self.BYTES, dtype=torch.int32))
         self.register_buffer("merges", torch.full((pieces, 3), -1, dtype=torch.int32))
-        self._tokenizer: RobertaTokenizer | None = None
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is room for word pieces and there are none yet."""
         return len(self.merges) > 0 and bool((self.merges < 0).all())
 
     def forward(self, texts: Sequence[str]) -> Tensor:
@@ -161,9 +141,7 @@ class RobertaWords(nn.Module):
         Raises:
             ModelError: the tokenizer has no word pieces.
         """
-        if self._tokenizer is None:
-            self._tokenizer = self._build()
-        found = self._tokenizer(
+        found = self._made()(
             list(texts), padding="max_length", truncation=True, max_length=self.max_words, return_tensors="pt"
         )
         return found.input_ids.to(self.merges.device)
@@ -179,16 +157,16 @@ class RobertaWords(nn.Module):
         tokenizer = Tokenizer(BPE())
         tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
         trainer = BpeTrainer(
-            vocab_size=self.vocab_size - len(self.SPECIAL) - 1, initial_alphabet=_alphabet(), show_progress=False
+            vocab_size=self.vocab_size - len(self.SPECIAL) - 1, initial_alphabet=byte_characters(), show_progress=False
         )
         tokenizer.train_from_iterator((text.replace("<mask>", "") for text in texts), trainer)
         first = len(self.SPECIAL)
-        ids = {character: first + i for i, character in enumerate(_alphabet())}
+        ids = {character: first + i for i, character in enumerate(byte_characters())}
         rows = []
         for left, right in json.loads(tokenizer.to_str())["model"]["merges"][: len(self.merges)]:
             own = ids.setdefault(left + right, first + self.BYTES + len(rows))
             rows.append((ids[left], ids[right], own))
-        self.set_pieces((self.bytes.new_tensor([ids[c] for c in _alphabet()]), _rows(rows)))
+        self.set_pieces((self.bytes.new_tensor([ids[c] for c in byte_characters()]), _rows(rows)))
 
     @torch.no_grad()
     def set_pieces(self, pieces: tuple[Tensor, Tensor]) -> None:
@@ -208,12 +186,7 @@ class RobertaWords(nn.Module):
         self._tokenizer = None
 
     def _build(self) -> RobertaTokenizer:
-        if self.is_empty:
-            raise ModelError("The tokenizer has no word pieces yet; load weights, start from a RoBERTa checkpoint "
-                             "(text_weights), or let it learn them from captions.")  # fmt: skip
-        # Loader processes are forked after the first text, and tokenizers warns at each if it had threads.
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        token_of = dict(zip(self.bytes.tolist(), _alphabet(), strict=True))
+        token_of = dict(zip(self.bytes.tolist(), byte_characters(), strict=True))
         pairs = []
         for left, right, own in self.merges.tolist():
             if left < 0:
@@ -223,13 +196,6 @@ class RobertaWords(nn.Module):
         vocabulary = {token: i for i, token in token_of.items()}
         vocabulary |= {token: i for i, token in enumerate(self.SPECIAL)} | {"<mask>": self.vocab_size - 1}
         return RobertaTokenizer(vocab=vocabulary, merges=pairs)
-
-    def _load_from_state_dict(self, *args, **kwargs) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._tokenizer = None
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_tokenizer": None}
 
 
 def read_words(vocabulary: Path, merges: Path) -> tuple[Tensor, Tensor]:
@@ -244,7 +210,7 @@ def read_words(vocabulary: Path, merges: Path) -> tuple[Tensor, Tensor]:
         pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
         special = [ids[token] for token in RobertaWords.SPECIAL]
         found = (
-            torch.tensor([ids[character] for character in _alphabet()], dtype=torch.int32),
+            torch.tensor([ids[character] for character in byte_characters()], dtype=torch.int32),
             _rows([(ids[left], ids[right], ids[left + right]) for left, right in pairs]),
         )
         fits = special == list(range(len(special))) and ids["<mask>"] == max(ids.values())
@@ -259,10 +225,3 @@ def read_words(vocabulary: Path, merges: Path) -> tuple[Tensor, Tensor]:
 
 def _rows(rows: Sequence[Sequence[int]]) -> Tensor:
     return torch.tensor(rows, dtype=torch.int32).reshape(-1, 3)
-
-
-def _alphabet() -> list[str]:
-    """The 256 characters that stand for bytes, in the order of their code points."""
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    return sorted(ByteLevel.alphabet())

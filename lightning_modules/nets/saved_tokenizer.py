@@ -1,0 +1,61 @@
+"""Tokenizers of transformers that are saved and loaded with a model's weights."""
+
+import os
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from lightning_modules.errors import ModelError
+
+__all__ = ["SavedTokenizer", "byte_characters"]
+
+
+class SavedTokenizer(nn.Module, ABC):
+    """Base of the tokenizers whose word pieces are buffers.
+
+    The tokenizer of transformers is built at the first text, and again after other pieces are loaded or set; setting
+    them resets `_tokenizer`.
+
+    Args:
+        max_words: tokens that a text is cut to, start and end included.
+    """
+
+    START: ClassVar[str]
+    """Where word pieces come from, for the error without them: "a CLIP checkpoint (clip_weights)"."""
+
+    def __init__(self, max_words: int) -> None:
+        super().__init__()
+        self.max_words = max_words
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+
+    @property
+    @abstractmethod
+    def is_empty(self) -> bool:
+        """Whether there is room for word pieces and there are none yet."""
+
+    @abstractmethod
+    def _build(self) -> PreTrainedTokenizerBase:
+        """Build the tokenizer from the buffers."""
+
+    def _made(self) -> PreTrainedTokenizerBase:
+        if self._tokenizer is None:
+            if self.is_empty:
+                raise ModelError(f"The tokenizer has no word pieces yet; load weights, start from {self.START}, or let "
+                                 "it learn them from captions.")  # fmt: skip
+            # Loader processes are forked after the first text, and tokenizers warns at each if it had threads.
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+            self._tokenizer = self._build()
+        return self._tokenizer
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._tokenizer = None
+
+
+def byte_characters() -> list[str]:
+    """The 256 characters that represent bytes in CLIP's and RoBERTa's tokenizers, in the order of their code points."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    return sorted(ByteLevel.alphabet())
