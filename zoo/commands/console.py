@@ -5,7 +5,9 @@ Everything goes through `printable`, so names of files, classes and tensors may 
 
 import json
 import sys
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from rich import box
@@ -15,7 +17,7 @@ from rich.text import Text
 
 from zoo.printable import acts_on_terminal, printable
 
-__all__ = ["is_terminal", "print_json", "progress_bar", "show", "titled_table", "width"]
+__all__ = ["is_terminal", "long_work", "print_json", "progress_bar", "show", "titled_table", "width"]
 
 # Wider than any line we print: rich cuts at the console's width, but pads a table only to the table's own.
 _PIPE_WIDTH = 100_000
@@ -82,6 +84,27 @@ def print_json(value: Any) -> None:
 
 def _in_json(char: str) -> str:
     return json.dumps(char)[1:-1] if acts_on_terminal(char) else char
+
+
+@contextmanager
+def long_work(unit: str, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar with warnings printed above it.
+
+    Args:
+        unit: of what is counted.
+        quiet: without the bar.
+
+    Yields:
+        A function that takes what is being done, and the finished and all units of it.
+    """
+    with progress_bar(unit, quiet) as progress, warnings.catch_warnings():
+        task = progress.add_task("reading", total=None)
+        warnings.showwarning = lambda message, *_: progress.console.print(f"zoo: {message}", soft_wrap=True)
+
+        def report(doing: str, done: int, total: int) -> None:
+            progress.update(task, description=doing, completed=done, total=total)
+
+        yield report
 
 
 def progress_bar(unit: str, quiet: bool):

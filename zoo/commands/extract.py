@@ -1,9 +1,8 @@
 """`zoo extract`: features of long videos, to train on without decoding them again."""
 
 import argparse
-import warnings
 
-from zoo.commands.console import print_json, progress_bar, show
+from zoo.commands.console import long_work, print_json, show
 from zoo.commands.options import parse_shard
 from zoo.files import check_folder
 from zoo.limits import BATCH, SECONDS, check_range
@@ -42,11 +41,9 @@ def run(args: argparse.Namespace) -> None:
     check_range("--stride", args.stride, SECONDS)
     check_range("--batch-size", args.batch_size, BATCH)
     check_folder(args.out)
-    with progress_bar("videos", args.json) as progress, warnings.catch_warnings():
-        task = progress.add_task("reading the model", total=None)
+    with long_work("videos", args.json) as report:
         from zoo.inference.features import extract
 
-        warnings.showwarning = lambda message, *_: progress.console.print(f"zoo: {message}", soft_wrap=True)
         done = extract(
             args.model,
             args.data,
@@ -57,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
             batch_size=args.batch_size,
             shard=shard,
             device=args.device,
-            on_files=lambda done, total: progress.update(task, description="extracting", completed=done, total=total),
+            on_files=lambda *counts: report("extracting", *counts),
         )
     if args.json:
         print_json({"features": args.out, **done._asdict()})

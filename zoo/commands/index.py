@@ -2,9 +2,8 @@
 
 import argparse
 import math
-import warnings
 
-from zoo.commands.console import print_json, progress_bar, show
+from zoo.commands.console import long_work, print_json, show
 from zoo.commands.options import parse_shard
 from zoo.files import check_folder
 from zoo.limits import BATCH, SECONDS, WORKERS, check_range
@@ -54,20 +53,9 @@ def run(args: argparse.Namespace) -> None:
     if args.window not in (None, math.inf):
         check_range("--window", args.window, SECONDS)
     check_folder(args.out)
-    with progress_bar("files", args.json) as progress, warnings.catch_warnings():
-        task = progress.add_task("reading the model", total=None)
-        from zoo.inference.predict import UnreadableVideo
+    with long_work("files", args.json) as report:
         from zoo.retrieval.search import index
 
-        others = warnings.showwarning
-
-        def show_warning(message: Warning, category: type[Warning], *rest: object) -> None:
-            if issubclass(category, UnreadableVideo):
-                progress.console.print(f"zoo: {message}", soft_wrap=True)
-            else:
-                others(message, category, *rest)
-
-        warnings.showwarning = show_warning
         summary = index(
             args.model,
             args.folders,
@@ -78,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
             shard=shard,
             dtype=args.dtype,
             device=args.device,
-            on_files=lambda done, total: progress.update(task, description="indexing", completed=done, total=total),
+            on_files=lambda *counts: report("indexing", *counts),
         )
     if args.json:
         print_json({"index": args.out, **summary._asdict()})

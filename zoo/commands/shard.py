@@ -2,10 +2,9 @@
 
 import argparse
 import os
-import warnings
 from typing import TYPE_CHECKING, Any
 
-from zoo.commands.console import print_json, progress_bar, show
+from zoo.commands.console import long_work, print_json, show
 from zoo.errors import ZooError
 from zoo.limits import WORKERS, check_range
 
@@ -92,13 +91,7 @@ def run(args: argparse.Namespace) -> None:
                        f"Where to write? Name a folder: zoo shard {args.data} -o FOLDER.")  # fmt: skip
     if args.out is not None and "://" in args.out:
         raise ZooError(f"{args.out} is a URL; write to a local folder and copy that.")
-    with progress_bar("shards" if indexing else "samples", args.json) as progress, warnings.catch_warnings():
-        task = progress.add_task("reading the listing", total=None)
-        warnings.showwarning = lambda message, *_: progress.console.print(f"zoo: {message}", soft_wrap=True)
-
-        def report(split: str, done: int, total: int) -> None:
-            progress.update(task, description=split, completed=done, total=total)
-
+    with long_work("shards" if indexing else "samples", args.json) as report:
         written = _index(args, report) if indexing else _write(args, max_bytes, report)
     where = os.path.dirname(args.data) or "." if indexing else args.out
     if args.json:

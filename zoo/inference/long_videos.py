@@ -13,7 +13,7 @@ from torch import Tensor
 from datamodules.video.streaming import FrameStream, Window, stream_windows
 from lightning_modules.base import BaseModule
 from zoo.datasets import datasets
-from zoo.inference.predict import Prediction, check_finite, classifier
+from zoo.inference.predict import Prediction, check_finite, classifier, evaluating
 from zoo.limits import check_window_and_step, check_windows
 from zoo.registry import class_labels
 
@@ -148,21 +148,16 @@ def timeline(
             **{key: given[key] for key in ("image_size", "short_side", "interpolation")},
         )  # fmt: skip
         spans, probabilities, stills = [], [], _Stills()
-        training = model.training
-        model.eval()
-        try:
-            for batch in _batches(windows, batch_size or max(1, _FRAMES_AT_ONCE // frames)):
-                with torch.inference_mode():
-                    clips = torch.stack([clip for *_, clip in batch]).to(model.device)
-                    probabilities.append(check_finite(model(clips).float().softmax(dim=1).cpu()))
-                for start, end, clip in batch:
-                    stills.add((start + end) / 2, clip[:, frames // 2])
-                    spans.append((start, end))
-                check_windows(path, stream.seconds, every)  # the file may be longer than it claims
-                if on_seconds is not None:
-                    on_seconds(stream.seconds, stream.expected_seconds)
-        finally:
-            model.train(training)
+        for batch in _batches(windows, batch_size or max(1, _FRAMES_AT_ONCE // frames)):
+            with evaluating(model):
+                clips = torch.stack([clip for *_, clip in batch]).to(model.device)
+                probabilities.append(check_finite(model(clips).float().softmax(dim=1).cpu()))
+            for start, end, clip in batch:
+                stills.add((start + end) / 2, clip[:, frames // 2])
+                spans.append((start, end))
+            check_windows(path, stream.seconds, every)  # the file may be longer than it claims
+            if on_seconds is not None:
+                on_seconds(stream.seconds, stream.expected_seconds)
         duration = stream.seconds
     seconds = np.minimum(np.asarray(spans), duration)
     seconds[-1, 1] = duration

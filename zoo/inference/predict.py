@@ -2,7 +2,8 @@
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, overload
 
 import torch
@@ -15,7 +16,7 @@ from zoo.build import load
 from zoo.errors import ZooError
 from zoo.limits import CLIPS, VIEWS_BYTES, check_range
 
-__all__ = ["Prediction", "UnreadableVideo", "check_finite", "classifier", "extract_features", "predict",
+__all__ = ["Prediction", "UnreadableVideo", "check_finite", "classifier", "evaluating", "extract_features", "predict",
            "predict_value", "rank", "read_views", "regressor", "score_views", "to_device",
            "value_of_views"]  # fmt: skip
 
@@ -178,6 +179,18 @@ def rank(model: BaseModule, scores: Tensor, topk: int) -> list[Prediction]:
     return [Prediction(names[index], probability, index) for probability, index in pairs]
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode, without gradients, while the block runs."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(training)
+
+
 def check_finite(output: Tensor) -> Tensor:
     """Return what a model gave.
 
@@ -237,15 +250,10 @@ def _mean_over_views(
     model: BaseModule, views: Views, function: Callable[[Tensor], Tensor], on_view: Callable[[], None] | None = None
 ) -> Tensor:
     """Mean of `function` over the views, run one at a time so that memory does not grow with their number."""
-    training = model.training
-    model.eval()
     results = []
-    try:
-        with torch.inference_mode():
-            for view in views.video:
-                results.append(function(view.unsqueeze(0).to(model.device)).float().cpu())
-                if on_view is not None:
-                    on_view()
-            return check_finite(torch.stack(results).mean(0)[0])
-    finally:
-        model.train(training)
+    with evaluating(model):
+        for view in views.video:
+            results.append(function(view.unsqueeze(0).to(model.device)).float().cpu())
+            if on_view is not None:
+                on_view()
+        return check_finite(torch.stack(results).mean(0)[0])
