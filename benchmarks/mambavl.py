@@ -1,4 +1,4 @@
-"""MambaVL on a generated kitchen: does one state transition matrix do, do questions help, and what does fusion cost?
+"""MambaVL on a generated kitchen: the published fusion beside others, what questions tell, and what fusion costs.
 
     python benchmarks/mambavl.py [--seeds 3] [--epochs 20] [--variants NAME ...] [--task recognition]
                                  [--skip-cost | --skip-training] [--output FILE.json]
@@ -6,19 +6,28 @@
 **Training.** Videos in EPIC-KITCHENS format (datamodules/synthetic/kitchen.py): an action is one of 8 motions (verbs)
 of one of 8 shapes (nouns); 160 videos of 8 actions to train, 60 others to validate. The vision tokens are those of the
 shipped videomamba-nano-motion, frozen, which knows motions and was never asked about shapes; they are computed once (of
-each training segment --draws random clips). Text tower, fusion and heads start from scratch, as in the recipe
-mambavl-joint-demo. Each variant is trained with the same seeds, which decide on weights, order, clips and questions,
-and is scored once, after the last epoch, under the neutral question:
+each training segment --draws random clips). Text model, fusion and heads start from scratch, as in the recipes
+mambavl-demo and mambavl-joint-demo. Each variant is trained with the same seeds, which decide on weights, order, clips
+and questions, and is scored once, after the last epoch.
+
+The published family, fusions "published", "disjoint" and "transformer", reads two questions beside each segment:
+
+- under its own name trained on questions written from the labels (datamodules/synthetic/questions.py). Scored twice:
+  with the two generic questions, and with those of the labels (`leaked`), as its authors score;
+- with "generic" behind its name trained and scored with the generic questions.
+
+This zoo's own family is scored under the neutral question:
 
 - "joint": one A for both modalities, questions;
 - "separate": an A for each, questions;
 - "no questions": one A, and only the neutral question in training;
 - and on demand "concat", "cross_attention", "late".
 
-Chance is 1/8 for verb and noun and 1/64 for the action. `answers` is the share of validation segments whose best answer
-out of all 22 + actions is the right one, asked with the first wording of each kind.
+Chance is 1/8 for verb and noun and 1/64 for the action. `answers` (own family) is the share of validation segments
+whose best answer out of all 22 + actions is the right one, asked with the first wording of each kind.
 
-**Cost.** Forward pass of one fusion block over N vision tokens and 16 language tokens, width 192, batch 1, one thread.
+**Cost.** Forward pass over N vision tokens, width 192, batch 1, one thread: of one fusion block of the own family with
+16 language tokens; of the published fusion with two questions of 40.
 """
 
 import argparse
@@ -45,11 +54,19 @@ from datamodules.epic_kitchens import EpicKitchens100
 from datamodules.loading import Draw
 from datamodules.synthetic.kitchen import generate_kitchen
 from lightning_modules.base import BaseModule
+from lightning_modules.nets.mambavl import MambaVL
 from lightning_modules.nets.mambavl_joint import CrossAttentionBlock, FusionBlock
+from lightning_modules.nets.roberta import RobertaWords, build_roberta
 from lightning_modules.tasks.mambavl import ActionRecognition
 from zoo.recipe import find_recipe, read_recipe
 
-VARIANTS = {
+# Fusion, and whether training asks (own family) or reads what was written from the labels (published family).
+PUBLISHED = {
+    f"{fusion}{'' if told else ' generic'}": (fusion, told)
+    for fusion in ("published", "disjoint", "transformer")
+    for told in (True, False)
+}
+OWN = {
     "joint": ("joint", True),
     "separate": ("separate", True),
     "no questions": ("joint", False),
@@ -57,7 +74,8 @@ VARIANTS = {
     "cross_attention": ("cross_attention", True),
     "late": ("late", True),
 }
-DEFAULT = ("joint", "separate", "no questions")
+VARIANTS = PUBLISHED | OWN
+DEFAULT = (*PUBLISHED, "joint", "separate", "no questions")
 LENGTHS = (1024, 2048, 4096, 8192, 16384)
 WIDTH, LANGUAGE = 192, 16
 
@@ -105,12 +123,17 @@ class Tokens(LightningDataModule):
         recipe = read_recipe(
             find_recipe("mambavl-joint-demo" if task == "recognition" else "mambavl-joint-demo-anticipation")
         )
-        self.arguments = recipe["model"]["init_args"]
-        tower = zoo.load(self.arguments["init_from"])
+        self.arguments = {
+            "own": recipe["model"]["init_args"],
+            "published": read_recipe(find_recipe("mambavl-demo"))["model"]["init_args"] | {"task": task},
+        }
+        tower = zoo.load(self.arguments["own"]["init_from"])
         given = {**recipe["data"]["init_args"], "root": root, "num_workers": 0, "task": task, **tower.preprocessing}
-        self.epic = EpicKitchens100(**given)
+        files = [f"EPIC_100_{split}_questions.csv" for split in ("train", "validation")]
+        self.epic = EpicKitchens100(**given, questions="as_published", question_files=files)
         self.epic.setup("fit")
-        self.task, self.questions = task, True
+        self.task, self.asks = task, True
+        self.questions = "generic"
         self.batch_size = given["batch_size"]
         self.verb_names, self.noun_names, self.actions = self.epic.verb_names, self.epic.noun_names, self.epic.actions
         self.captions = self.epic.captions
@@ -134,8 +157,10 @@ class Tokens(LightningDataModule):
         batch = default_collate([{key: item[key] for key in kept} for item in items])
         draws = [int(torch.randint(len(item["tokens"]), ())) if training else 0 for item in items]
         batch["features"] = torch.stack([item["tokens"][draw] for item, draw in zip(items, draws, strict=True)])
+        if self.asks if training else self.questions == "as_published":
+            batch |= {name: [item[name] for item in items] for name in ("verb_question", "noun_question")}
         if training:
-            asked = [draw_question(KINDS if self.questions else (), 0.5) for _ in items]
+            asked = [draw_question(KINDS if self.asks else (), 0.5) for _ in items]
             batch["question"] = [question.text for question in asked]
             batch["answer"] = torch.tensor([self.answer(q.kind, i["index"]) for q, i in zip(asked, items, strict=True)])
         return batch
@@ -155,23 +180,32 @@ class Tokens(LightningDataModule):
 
 def run(data: Tokens, name: str, seed: int, epochs: int) -> dict[str, Any]:
     """Trains one variant with one seed; its scores, and the seconds it took."""
-    fusion, data.questions = VARIANTS[name]
-    width = data.sets["val"][0]["tokens"].shape[-1]
+    fusion, data.asks = VARIANTS[name]
+    data.questions = "generic"
+    own = name in OWN
     fresh = {"fusion": fusion, "num_classes": len(data.actions), "init_from": None}
-    fresh["vision"] = {"tower": "features", "feature_dim": width}
+    fresh["vision"] = {"tower": "features", "feature_dim": data.sets["val"][0]["tokens"].shape[-1]}
     seed_everything(seed, verbose=False)
-    model = ActionRecognition(**{**data.arguments, **fresh})
+    model = ActionRecognition(**{**data.arguments["own" if own else "published"], **fresh})
     quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_checkpointing", "enable_model_summary"), False)
     trainer = Trainer(max_epochs=epochs, accelerator="cpu", num_sanity_val_steps=0, limit_val_batches=0, **quiet)
     start = time.perf_counter()
     trainer.fit(model, datamodule=data)
     seconds = time.perf_counter() - start
-    (scores,) = trainer.test(model, datamodule=data, verbose=False)
-    found = {key.removeprefix("test/"): round(value, 4) for key, value in scores.items()}
-    record = {"variant": name, "seed": seed, "seconds": round(seconds), "scores": found}
-    record["answers"] = answers(model, data) if data.questions and data.task == "recognition" else None
-    print(name, seed, {key: found[key] for key in _shown(data.task)}, record["answers"], f"{seconds:.0f} s", flush=True)
+    found = _test(trainer, model, data)
+    record = {"variant": name, "seed": seed, "seconds": round(seconds), "scores": found, "leaked": None}
+    record["answers"] = answers(model, data) if own and data.asks and data.task == "recognition" else None
+    if not own and data.asks:
+        data.questions = "as_published"
+        record["leaked"] = _test(trainer, model, data)
+    shown = [scores and {key: scores[key] for key in _shown(data.task)} for scores in (found, record["leaked"])]
+    print(name, seed, *shown, record["answers"], f"{seconds:.0f} s", flush=True)
     return record
+
+
+def _test(trainer: Trainer, model: ActionRecognition, data: Tokens) -> dict[str, float]:
+    (scores,) = trainer.test(model, datamodule=data, verbose=False)
+    return {key.removeprefix("test/"): round(value, 4) for key, value in scores.items()}
 
 
 @torch.inference_mode()
@@ -204,6 +238,10 @@ def print_runs(runs: Sequence[dict[str, Any]]) -> None:
         told = [run["answers"] for run in those if run["answers"]]
         means = " / ".join(f"{statistics.mean(t[kind] for t in told):.1%}" for kind in QUESTIONS) if told else "-"
         table.add_row(name, str(len(those)), *cells, means)
+        leaked = [run["leaked"] for run in those if run["leaked"]]
+        if leaked:
+            cells = [_spread([scores[key] for scores in leaked]) for key in keys]
+            table.add_row(f"{name}, reading the labels' questions", str(len(leaked)), *cells, "-")
     Console().print(table)
 
 
@@ -223,18 +261,26 @@ def cost(lengths: Sequence[int]) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     blocks = {"joint": FusionBlock(WIDTH), "separate": FusionBlock(WIDTH, "separate")}
     blocks["cross_attention"] = CrossAttentionBlock(WIDTH)
+    text = build_roberta({"vocab_size": 261, "hidden_size": 64, "num_attention_heads": 2})
+    published = MambaVL(None, WIDTH, text, RobertaWords(261, 40), 8, 8).eval()
+    questions = torch.randn(2, 40, 64)
     rows = []
     for length in lengths:
         vision, language = torch.randn(1, length, WIDTH), torch.randn(1, LANGUAGE, WIDTH)
         mask = torch.ones(1, LANGUAGE, dtype=torch.bool)
-        for name, block in blocks.items():
-            call = partial(block, vision, language, mask)
+        calls = {"published": partial(_published, published, vision, questions)}
+        calls |= {name: partial(block, vision, language, mask) for name, block in blocks.items()}
+        for name, call in calls.items():
             milliseconds = 1e3 * fastest(call, budget_seconds=1.0, most=10)
             mib, _ = peak_memory(call)
             rows.append({"block": name, "tokens": length, "ms": round(milliseconds, 2),
                          "mib": None if mib is None else round(mib, 1)})  # fmt: skip
     torch.set_num_threads(threads)
     return rows
+
+
+def _published(net: MambaVL, vision: torch.Tensor, questions: torch.Tensor) -> torch.Tensor:
+    return net.fuse(net.read_vision(vision), net.read_text(questions))
 
 
 def print_cost(rows: Sequence[dict[str, Any]]) -> None:

@@ -217,9 +217,15 @@ def test_the_sizes_are_those_of_the_official_tables(name, official_tables):
     assert model.vocabulary["noun_names"][299] == "noun 299" and len(model.vocabulary["actions"]) == 3806
 
 
+TRAINED = [name for name in RECIPES if "demo" not in name and "features" not in name]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in RECIPES if "demo" not in name and "features" not in name])
-def test_each_recipe_trains(name, workspace, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "questions"),
+    [(name, "generic") for name in TRAINED] + [(name, "as_published") for name in TRAINED if "joint" not in name],
+)
+def test_each_recipe_trains(name, questions, workspace, tmp_path):
     text = "{vocab_size: 514, hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 1}"
     sizes = ["--model.num_classes=null", "--model.vocabulary.num_verbs=8", "--model.vocabulary.num_nouns=14",
              "--model.vision.embed_dim=16", "--model.vision.depth=1", "--model.num_frames=4", "--model.image_size=28",
@@ -227,6 +233,13 @@ def test_each_recipe_trains(name, workspace, tmp_path):
              "--model.init_from=null", "--model.vision_weights=null"]  # fmt: skip
     sizes += ["--model.fuser.dim=16"] if "joint" in name else []
     sizes += ["--model.vision.heads=2"] if "avion" in name else []
+    if questions == "as_published":
+        files = [f"EPIC_100_{split}_actions_gpt_questions_clean.pkl" for split in ("train", "validation")]
+        sizes += [f"--data.question_files={json.dumps(files)}", f"--data.questions={questions}"]
     run("lightning", "fit", "--config", name, *SMALL[1:], f"--data.root={workspace / 'kitchen'}", *sizes,
         "--trainer.accelerator=cpu", "--trainer.precision=32", "--trainer.devices=1", cwd=tmp_path)  # fmt: skip
-    assert (tmp_path / "runs" / name / "version_0" / "checkpoints" / "best.ckpt").is_file()
+    version = tmp_path / "runs" / name / "version_0"
+    assert (version / "checkpoints" / "best.ckpt").is_file()
+    with (version / "metrics.csv").open() as file:
+        marked = [row.get("val/questions_from_labels") for row in csv.DictReader(file)]
+    assert any(marked) == (questions == "as_published")
