@@ -3,7 +3,7 @@
 An entry is a row of ``weights.csv`` (one checkpoint: file, data set, scores) on top of a file of ``models/`` (one
 network size: ``class_path`` and ``init_args``), with the facts of its data set (`zoo.datasets`). A row with a
 ``folder`` is shipped in the package and described by that folder's ``config.json`` instead; one without folder and
-``repo_id`` is a model whose weights nobody released.
+``repo_id`` is a model whose weights nobody released, or that are only linked from a page (``weights_page``).
 Everything here is plain data: nothing imports torch, so `zoo list` answers at once.
 """
 

@@ -59,6 +59,10 @@ _MOVED = {
 }
 
 
+Questions = Sequence[str] | Mapping[str, Sequence[str] | None] | None
+"""What is asked about each clip of a batch, see `ActionRecognition.forward`."""
+
+
 class Answer(NamedTuple):
     """One answer to a question; ``kind`` is "verb", "noun" or "action", ``probability`` in [0, 1]."""
 
@@ -385,7 +389,7 @@ class ActionRecognition(BaseModule):
         """What is asked where nothing is; of the published family the questions for verb and noun."""
         return " ".join(GENERIC_QUESTIONS.values()) if self.is_published else self._asked["neutral"]
 
-    def forward(self, video: Tensor, questions: "Questions" = None) -> Tensor:
+    def forward(self, video: Tensor, questions: Questions = None) -> Tensor:
         """Logits of the actions (B, num_classes).
 
         Args:
@@ -399,7 +403,7 @@ class ActionRecognition(BaseModule):
         """
         return self._action_logits(self.forward_heads(video, questions))
 
-    def forward_heads(self, video: Tensor, questions: "Questions" = None) -> dict[str, Tensor]:
+    def forward_heads(self, video: Tensor, questions: Questions = None) -> dict[str, Tensor]:
         """Logits of the heads, "verb" (B, num_verbs) and "noun" (B, num_nouns); of the joint family also "action" and
         "answer". Arguments as in `forward`."""
         seen = self._network_input(video)
@@ -500,7 +504,7 @@ class ActionRecognition(BaseModule):
         self.log("train/loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
         return loss
 
-    def _questions(self, batch: dict) -> "Questions":
+    def _questions(self, batch: dict) -> Questions:
         """What a batch asks."""
         if not self.is_published:
             return batch.get("question")
@@ -642,10 +646,6 @@ class ActionRecognition(BaseModule):
                  "best_scores": values}  # fmt: skip
         names = {name: [batch[name][i] for i in kept] for name in ("path", "narration_id")}
         return {**names, **{name: values[kept].cpu() for name, values in found.items()}}
-
-
-Questions = Sequence[str] | Mapping[str, Sequence[str] | None] | None
-"""What is asked about each clip of a batch, see `ActionRecognition.forward`."""
 
 
 def _group(name: str, given: object, defaults: Mapping[str, Any]) -> dict[str, Any]:

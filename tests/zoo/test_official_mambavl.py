@@ -11,6 +11,7 @@ import torch
 import zoo
 from lightning_modules import ActionRecognition
 from lightning_modules.nets.roberta import RobertaWords
+from zoo.commands.main import main as zoo_main
 from zoo.errors import ZooError
 
 ROBERTA = "FacebookAI/roberta-base"
@@ -170,7 +171,9 @@ def test_a_whole_avion_b(hub_server, tmp_path, words):
 
 
 @pytest.mark.parametrize("name", ["mambavl-avion-b-epic100", "mambavl-avion-l-epic100"])
-def test_where_the_authors_keep_the_weights(name):
+def test_where_the_authors_keep_the_weights(name, capsys):
+    zoo_main(["info", name])
+    assert "on a drive that https://github.com/Dongzhikang/MambaVL links" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(
         ZooError, match=rf"drive that https://github\.com/Dongzhikang/MambaVL links.*{name}'.*checkpoint"
     ):

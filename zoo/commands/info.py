@@ -90,7 +90,9 @@ def _facts(entry: Entry, registered: bool) -> Iterator[tuple[str, str]]:
         yield "size", f"{meta['params']:,} parameters{flops}"
     yield "class", entry.class_path
     yield "settings", ", ".join(f"{key}={value}" for key, value in args.items() if key != "class_names")
-    if entry.weights is None:
+    if entry.weights is None and meta.get("weights_page"):
+        yield "weights", f"on a drive that {meta['weights_page']} links: zoo.load({entry.name!r}, checkpoint=FILE)"
+    elif entry.weights is None:
         yield "weights", f"none released: zoo.create builds it {started_from(entry)}"
     elif entry.weights.repo_id is None:
         yield "weights", f"{'shipped, in ' if registered else ''}{entry.weights.folder}"

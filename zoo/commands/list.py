@@ -107,7 +107,9 @@ def _record(entry: Entry) -> dict:
 
 
 def _source(entry: Entry) -> str | None:
-    return (entry.weights.repo_id or "shipped") if entry.weights else None
+    if entry.weights is None:
+        return "authors' drive" if entry.meta.get("weights_page") else None
+    return entry.weights.repo_id or "shipped"
 
 
 def _cells(entry: Entry) -> dict[str, str]:
