@@ -141,6 +141,7 @@ DATAMODULES = {
     "SomethingSomethingV2": ssv2,
     "ImageNet": imagenet,
 }
+MIXED_LABELS = {"mixup": 0.8, "cutmix": 1.0}
 MIXING = {"mixup": 0.8, "cutmix": 1.0, "random_erasing": 0.5, "repeats": 2}
 MODULES = {
     "VideoClassifier": lambda: VideoClassifier(2, embed_dim=16, depth=1, num_frames=4, image_size=32),
@@ -359,15 +360,19 @@ def test_masked_pretraining_takes_videos_of_either_kind(root, tmp_path, datamodu
 # Actions ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("task", ["recognition", "anticipation"])
-def test_actions_fit(tmp_path, task):
+@pytest.mark.parametrize(("task", "fusion"), [("recognition", "joint"), ("anticipation", "joint"),
+                                              ("recognition", "published"), ("anticipation", "published")])  # fmt: skip
+def test_actions_fit(tmp_path, task, fusion):
     root = generate_kitchen(tmp_path / "kitchen", num_train=2, num_val=2, num_test=0, actions=2, size=(32, 32),
                             num_frames=6, num_workers=0, progress=False)  # fmt: skip
-    data = EpicKitchens100(root, batch_size=2, num_workers=0, num_clips=2, num_crops=3, neutral=0.0)
+    mixed = (fusion, task) == ("published", "recognition")
+    data = EpicKitchens100(root, batch_size=2, num_workers=0, num_clips=2, num_crops=3, neutral=0.0,
+                           **(MIXED_LABELS if mixed else {}))  # fmt: skip
     text = {"vocab_size": 514, **TOWER}
+    fuser = {"dim": 16, "depth": 1} if fusion == "joint" else None
+    vocabulary = {"num_verbs": 8, "num_nouns": 14}
     model = ActionRecognition(data.num_classes, {"embed_dim": 16, "depth": 1}, num_frames=4, image_size=32, text=text,
-                              fusion="joint", fuser={"dim": 16, "depth": 1}, task=task,
-                              vocabulary={"num_verbs": 8, "num_nouns": 14})  # fmt: skip
+                              fusion=fusion, fuser=fuser, task=task, vocabulary=vocabulary)  # fmt: skip
     seen = {}
     for stage in ("training", "validation", "test", "predict"):
         step = getattr(model, f"{stage}_step")
@@ -383,7 +388,10 @@ def test_actions_fit(tmp_path, task):
     assert set(seen) == {"training", "validation", "test", "predict"}
     for stage, batch in seen.items():
         views = (6,) if stage in ("test", "predict") else ()
-        assert batch["video"].shape == (2, *views, 3, 4, 32, 32) and batch["video"].dtype == torch.uint8, stage
+        blended = mixed and stage == "training"
+        assert batch["video"].shape == (2, *views, 3, 4, 32, 32), stage
+        assert batch["video"].dtype == (torch.float32 if blended else torch.uint8)
+        assert ("verb_target" in batch) == ("noun_target" in batch) == blended
         assert all(batch[key].dtype == torch.int64 for key in ("verb", "noun", "action", "index"))
         assert batch["unseen"].shape == (2,) and batch["tail"].shape == (2, 2)
         assert batch["unseen"].dtype == batch["tail"].dtype == torch.bool

@@ -136,6 +136,10 @@ def check_keys(config: dict, arguments: list[str]) -> None:
             if name in (_MOVED if in_optim else ()):
                 raise ZooError(f"model.{name} is part of model.optim: write --model.optim.{_MOVED[name]}, or in a "
                                f"config optim with {_MOVED[name].partition('.')[0]} below it.")  # fmt: skip
+            group, entry = getattr(cls, "moved_arguments", {}).get(name, (None, None))
+            if group is not None:
+                raise ZooError(f"{section}.{name} is part of {section}.{group}: write --{section}.{group}.{entry}, or "
+                               f"in a config {group} with {entry} below it.")  # fmt: skip
             whole = {n.rpartition(".")[2]: n for n in [*(f"optim.{n}" for n in in_optim), *known]}
             near = difflib.get_close_matches(str(name), whole, n=1)
             nearest = f"did you mean {whole[near[0]]!r}?" if near else f"it takes {', '.join(known)}."

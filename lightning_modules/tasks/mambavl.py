@@ -46,7 +46,6 @@ _PREPROCESSING = {
     "short_side": None,
     **{name: PREPROCESSING_DEFAULTS[name] for name in ("sampling", "frame_stride", "interpolation")},
 }
-# What is an argument of its own in earlier configs: the group and the name that it has now.
 _MOVED = {
     **{name: ("vision", name) for tower in _TOWERS.values() for name in tower if name != "heads"},
     "max_words": ("questions", "max_words"),
@@ -139,6 +138,9 @@ class ActionRecognition(BaseModule):
     Raises:
         ModelError: sizes, names or options that do not exist or do not fit.
     """
+
+    moved_arguments = _MOVED
+    """Arguments of earlier releases: the group and the name that each has now."""
 
     def __init__(
         self,

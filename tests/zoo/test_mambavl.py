@@ -17,8 +17,10 @@ from datamodules.annotations.question_files import GENERIC
 from datamodules.synthetic.kitchen import generate_kitchen
 from lightning_modules import ActionRecognition
 from lightning_modules.nets.mambavl import GENERIC_QUESTIONS
+from zoo.checks import check_keys
 from zoo.commands.main import main as zoo_main
 from zoo.configs import normalise
+from zoo.errors import ZooError
 from zoo.recipe import list_recipes, read_recipe
 from zoo.registry import entries
 
@@ -167,6 +169,29 @@ def test_questions_about_a_published_model_go_to_both_heads(workspace, capsys):
 
 def test_both_packages_ask_the_same_generic_questions():
     assert GENERIC._asdict() == GENERIC_QUESTIONS
+
+
+@pytest.mark.parametrize(
+    ("config", "arguments", "sentence"),
+    [
+        (
+            {"fusion_dim": 96},
+            [],
+            "model.fusion_dim is part of model.fuser: write --model.fuser.dim, or in a config fuser",
+        ),
+        (
+            {},
+            ["--model.num_verbs=8"],
+            "model.num_verbs is part of model.vocabulary: write --model.vocabulary.num_verbs",
+        ),
+        ({}, ["--model.feature_dim", "8"], "model.feature_dim is part of model.vision"),
+        ({"fussion": "mlp"}, [], "has no argument 'fussion': did you mean 'fusion'"),
+    ],
+)
+def test_arguments_that_are_in_groups_now_are_named(config, arguments, sentence):
+    model = {"class_path": "lightning_modules.ActionRecognition", "init_args": config}
+    with pytest.raises(ZooError, match=sentence):
+        check_keys({"model": model}, arguments)
 
 
 # Registry and recipes ------------------------------------------------------------------------------------------------
