@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, St
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.optim import Optimizer
 
 from lightning_modules.errors import ModelError
@@ -76,9 +76,10 @@ def shard(net: nn.Module, mesh: DeviceMesh) -> None:
         return
     # A warning for networks that add to a block's output in place, which ours do not.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    for block in blocks(net):
-        fully_shard(block, mesh=mesh)
-    fully_shard(net, mesh=mesh)
+    # gloo adds up what NCCL averages, in torch 2.7 without a word; sums in float64 are divided by torch itself.
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.float64 if mesh.device_type == "cpu" else None)
+    for part in (*blocks(net), net):
+        fully_shard(part, mesh=mesh, mp_policy=policy)
     for method in ("forward_tokens", "forward_features", "forward_with_tokens"):
         if hasattr(net, method):  # called in place of forward, they gather the weights too
             register_fsdp_forward_method(net, method)
