@@ -258,7 +258,7 @@ class VideoDataModule(ClipDataModule):
 
     @property
     def repeats_in_sampler(self) -> int:
-        """How often a video is drawn in training."""
+        """Number of times a video is drawn in a training epoch."""
         return self.repeats if self.repeat_mode == "sampler" else 1
 
     @property
@@ -273,7 +273,7 @@ class VideoDataModule(ClipDataModule):
         return len(dataset) * (dataset.repeats if split == "train" else dataset.num_clips * dataset.num_crops)
 
     def check_listings(self, listings: dict[str, list[Sample]]) -> None:
-        """Raises `DataError` for labels outside the classes; warns of videos listed twice."""
+        """Raise `DataError` for labels outside the classes; warn of videos listed twice."""
         num_classes = self.num_classes
         for split, samples in listings.items():
             strays = [f"{s.path} ({s.label})" for s in samples if not 0 <= s.label < num_classes]
@@ -333,14 +333,14 @@ class VideoDataModule(ClipDataModule):
         return self._loader("test", self.eval_batch_size or max(1, self.batch_size // views))
 
     def on_before_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
-        """Stops the run where too many videos turned out to be unreadable, see `ClipDataModule`."""
+        """Stop the run if too many videos are unreadable, see `ClipDataModule`."""
         batch = super().on_before_batch_transfer(batch, dataloader_idx)
         seeds = batch.get("seed", torch.randint(2**32, (1,)))
         self._mixing_seed = int(seeds.sum()) % 2**32  # read before the transfer: a GPU would have to be waited for
         return batch
 
     def on_after_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
-        """Mixes training batches on the device."""
+        """Mix training batches on the device."""
         if self.trainer is not None and self.trainer.training:
             with seeded(self._mixing_seed, batch["video"].device):
                 return self.mixer(batch, self.num_classes)

@@ -96,17 +96,17 @@ class OrNone:
 
 
 SHARE = Number(0, 1)
-"""Also of a probability."""
+"""A share or a probability."""
 
 MAX_CLASSES = 100_000
 """Larger numbers cannot be labels: they are typing errors, or another column."""
 
 SEED = Count(-(2**63), 2**63 - 1)
-"""What torch's generators take."""
+"""A seed of torch's generators."""
 
 
 def check(**arguments: tuple[Any, Rule]) -> None:
-    """Raises `DataError` for the first argument that is not what its rule says.
+    """Raise `DataError` for the first argument that is not what its rule says.
 
     Args:
         arguments: of each its value and its rule.

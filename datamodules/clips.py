@@ -52,7 +52,7 @@ CLIP_RULES = {
     "resize": OneOf(*RESIZES),
     "decoder": OneOf(*DECODERS),
 }
-"""What the arguments of a `ClipFormat` have to be."""
+"""Rules for the arguments of a `ClipFormat`."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class ClipFormat:
 
 
 def warn_of_leaks(listings: dict[str, Sequence[Listed]]) -> None:
-    """Warns of training videos that are also evaluated."""
+    """Warn of training videos that are also evaluated."""
     trained = {sample.path for sample in listings.get("train", ())}
     for split, samples in listings.items():
         leaks = list(dict.fromkeys(sample.path for sample in samples if sample.path in trained))
@@ -164,7 +164,7 @@ class ClipDataModule(L.LightningDataModule, ABC):
     """An entry of the listing: a NamedTuple that begins with `path`."""
 
     repeats_in_sampler = 1
-    """How often a training item is drawn, see `datamodules.loading.TrainSampler`."""
+    """Number of times a training item is drawn, see `datamodules.loading.TrainSampler`."""
 
     def __init__(
         self,
@@ -259,7 +259,7 @@ class ClipDataModule(L.LightningDataModule, ABC):
 
     @abstractmethod
     def check_listings(self, listings: dict[str, list]) -> None:
-        """Raises `DataError` for mistakes in the listings of the splits asked for, and warns of what looks odd."""
+        """Raise `DataError` for mistakes in the listings of the splits asked for, and warn of odd ones."""
 
     @abstractmethod
     def make_dataset(self, split: str, samples: list, clip: ClipFormat) -> Dataset:
@@ -281,7 +281,7 @@ class ClipDataModule(L.LightningDataModule, ABC):
         return ClipFormat(**{name: values[name] for name in self._clip_arguments})
 
     def setup(self, stage: str | None = None) -> None:
-        """Lists the videos that `stage` needs; every mistake in the listing is raised here, before any long work."""
+        """List the videos that `stage` needs; every mistake in the listing is raised here, before any long work."""
         splits = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
         clip = self.clip
         with self.folders.kept():
@@ -321,7 +321,7 @@ class ClipDataModule(L.LightningDataModule, ABC):
             self.origins, self.skipped = origins, skipped
 
     def describe(self) -> list[SplitOverview]:
-        """What each split that was set up holds, in the order of `setup`; a fit prints it before its first step."""
+        """Describe each split that was set up, in the order of `setup`; a fit prints this before its first step."""
         return [self._describe(split, dataset) for split, dataset in self.datasets.items()]
 
     def _describe(self, split: str, dataset: Dataset) -> SplitOverview:
@@ -373,7 +373,7 @@ class ClipDataModule(L.LightningDataModule, ABC):
         return loader
 
     def state_dict(self) -> dict:
-        """Where the training epoch stands. Lightning keeps this too, but does not give it back to a loader that was
+        """Position in the training epoch. Lightning keeps this too, but does not give it back to a loader that was
         made before the checkpoint was read, which is what asking for the number of steps does."""
         if self._train_loader is None:
             return {}
@@ -385,7 +385,7 @@ class ClipDataModule(L.LightningDataModule, ABC):
 
     @property
     def _order_of_shards(self) -> str | None:
-        """What the order of training samples depends on besides the seed; None for files."""
+        """Digest of what the order of training samples depends on besides the seed; None for files."""
         listings = self.shard_listings
         return listings and f"{listings.split('train').digest} {self.shuffle_buffer}"
 
@@ -435,7 +435,7 @@ class ClipDataModule(L.LightningDataModule, ABC):
         return self.test_dataloader()
 
     def on_before_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
-        """Stops the run, from the main process, where too many videos turned out to be unreadable."""
+        """Stop the run, from the main process, if too many videos are unreadable."""
         for dataset in self.datasets.values():
             dataset.tally.check()
         return batch

@@ -16,7 +16,7 @@ __all__ = ["COIN"]
 
 _SOURCE = "https://github.com/coin-dataset/annotations"
 _SUBSETS = {"training": "train", "testing": "test", "validation": "test"}
-"""Of COIN.json; its description says validation where the file says testing."""
+"""Subsets of COIN.json; its description says validation where the file says testing."""
 
 
 class COIN(VideoDataModule):

@@ -133,7 +133,7 @@ class Kinetics(VideoDataModule):
         return found or next((folder for folder in self._folders(split) if self.folders.subfolders(folder)), None)
 
     def _folders(self, split: str) -> list[str]:
-        """Where the videos of a split may be, given by any of its names, the likeliest first."""
+        """Return folders that may hold the videos of a split, given by any of its names, most likely first."""
         names = next((names for names in _SPLIT_NAMES.values() if split in names), (split,))
         return [join(self.root, form.format(name)) for form in _FOLDERS_OF_SPLITS for name in names]
 
@@ -164,7 +164,7 @@ class Kinetics(VideoDataModule):
         return samples
 
     def _base(self, paths: list[str], split: str) -> str:
-        """Where the paths of a list start: root, or a folder of the split where root has none of them."""
+        """Return the folder that the paths of a list start from: root, or a folder of the split."""
         if not self.check_files:
             return self.root
         paths = [path for path in paths if not is_url(path) and not os.path.isabs(path)]
@@ -204,7 +204,7 @@ class Kinetics(VideoDataModule):
         return samples
 
     def _places(self, said: str, split: str, name: str) -> list[str]:
-        """Folders in which a video of a class may lie, the likeliest first.
+        """Return folders that may hold a video of a class, most likely first.
 
         Args:
             said: split of the video by its row.

@@ -127,7 +127,7 @@ class ClipLoader(StatefulDataLoader):
             yield batch
 
     def state_dict(self) -> dict:
-        """Where the current epoch stands."""
+        """Return the position in the current epoch."""
         return {**super().state_dict(), "epoch": self.sampler.epoch, "num_workers": self.num_workers}
 
     def load_state_dict(self, state_dict: dict) -> None:
@@ -174,7 +174,7 @@ def suitable_workers(num_processes: int = 1) -> int:
 
 
 def worker_context(start_method: str | None) -> BaseContext:
-    """How a loader starts its processes: as `multiprocessing.get_context(start_method)` does, but any may be killed.
+    """Return `multiprocessing.get_context(start_method)`, made safe against killed loader processes.
 
     torch tells its loader processes by an event to end, and multiprocessing's events have a lock. A process killed at
     the moment it asks never opens that lock again, and the main process waits forever instead of failing.
@@ -190,7 +190,7 @@ def ignore_interrupts(worker_id: int) -> None:
 
 @contextmanager
 def _deaths_told(num_workers: int) -> Iterator[None]:
-    """Turns what torch raises in the block where one of its loader processes died into a `DataError`."""
+    """Turn the error that torch raises for a dead loader process into a `DataError`."""
     try:
         try:
             yield
@@ -224,7 +224,7 @@ def worker_death(error: Exception) -> DataError | None:
 
 @contextmanager
 def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Runs the block with torch's generators, of the CPU and of `device`, at `seed`, and puts them back after it."""
+    """Run the block with torch's generators, of the CPU and of `device`, at `seed`, and restore them after it."""
     device = torch.device(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the generators of every device

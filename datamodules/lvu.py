@@ -25,7 +25,7 @@ from datamodules.video.sampling import frames_of
 __all__ = ["CLASSES", "LVU", "VALUES", "Film", "FilmDataset", "windows_of"]
 
 CLASSES = {"relationship": 4, "way_speaking": 5, "scene": 6, "director": 10, "genre": 4, "writer": 10, "year": 9}
-"""How many classes a task has (docs/protocol.md, section 10)."""
+"""Number of classes of each task (docs/protocol.md, section 10)."""
 VALUES = {"like_ratio": ("like_ratio", 9.138220535629456), "view_count": ("log_view_count", 11.76425435683139)}
 """Names and means of 10 * likes / (likes + dislikes), and of the natural logarithm of the views (same place)."""
 
@@ -217,8 +217,8 @@ class LVU(VideoDataModule):
 
     @cached_property
     def class_names(self) -> list[str] | None:
-        """From all lists of the task; "class 2" where no list has an example. None for numbers, and for lists of
-        numbers."""
+        """Class names from all lists of the task; "class 2" for a class without examples. None for numbers, and for
+        lists of numbers."""
         if self.task in VALUES:
             return None
         names: dict[int, str] = {}

@@ -33,7 +33,7 @@ class SplitOverview(NamedTuple):
 
 
 def print_overview(title: str, splits: Sequence[SplitOverview]) -> None:
-    """Prints a table with a row per split, and below it the first videos that are left out."""
+    """Print a table with a row per split, and below it the first videos that are left out."""
     console = get_console()
     console.print(_table(title, splits))
     for row in splits:

@@ -301,7 +301,7 @@ def _in_shards(kind: Sequence[tuple[tuple, Sequence[int] | None]]) -> bool:
 
 
 def _merged(lengths: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Where to take from several sequences put end to end, each in its order and spread evenly over the whole."""
+    """Interleave sequences that are put end to end: positions, each sequence in its order and spread evenly."""
     places = [torch.arange(n) + torch.rand(n, generator=generator, dtype=torch.float64) for n in lengths]
     return torch.cat([place / len(place) for place in places]).argsort(stable=True)
 

@@ -236,13 +236,13 @@ class RetrievalDataModule(ClipDataModule):
     """
 
     title = "The data set"
-    """What errors call it."""
+    """Name for errors."""
     source = ""
-    """Where to get it."""
+    """Address of the download, for errors."""
     paragraphs = False
     """Whether all captions of a video are sentences of one."""
     suffix = ".mp4"
-    """Of files that are not there."""
+    """Suffix of missing files."""
     span: tuple[float, float] | None = None
     """First and last second that count, of videos whose annotations do not say."""
     annotation_folders: Sequence[str] = ("", "annotations")
@@ -329,7 +329,7 @@ class RetrievalDataModule(ClipDataModule):
         )  # fmt: skip
 
     def check_listings(self, listings: dict[str, list[CaptionedVideo]]) -> None:
-        """Warns of videos listed twice and of empty captions."""
+        """Warn of videos listed twice and of empty captions."""
         for split, videos in listings.items():
             paths: set[str] = set()
             doubles = [video.path for video in videos if video.path in paths or paths.add(video.path)]

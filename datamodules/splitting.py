@@ -13,7 +13,7 @@ __all__ = ["check_groups", "check_split", "group_pattern", "groups_of", "origin_
 
 
 def check_split(val_fraction: float, split_seed: int) -> None:
-    """Raises `DataError` for a share that is not between 0 and 1, both excluded, or a seed that torch does not take."""
+    """Raise `DataError` for a share that is not between 0 and 1, both excluded, or a seed that torch does not take."""
     check(split_seed=(split_seed, SEED))
     if not 0 < val_fraction < 1:
         raise DataError(f"val_fraction is {val_fraction}; it is a share between 0 and 1, both excluded.")
@@ -38,7 +38,7 @@ def group_pattern(pattern: str | None) -> re.Pattern | None:
 
 
 def groups_of(names: Sequence[str], pattern: re.Pattern) -> list[str]:
-    """What the pattern's capture groups find in each name.
+    """Return what the pattern's capture groups match in each name.
 
     Raises:
         DataError: it does not fit every name.
@@ -54,7 +54,7 @@ def groups_of(names: Sequence[str], pattern: re.Pattern) -> list[str]:
 
 
 def check_groups(train: Sequence[str], val: Sequence[str], where: str) -> None:
-    """Raises `DataError` for groups that are both trained on and validated on."""
+    """Raise `DataError` for groups that are both trained on and validated on."""
     both = sorted(set(train) & set(val))
     if both:
         raise DataError(
@@ -98,7 +98,7 @@ def set_aside(
 
 
 def _whole_groups(labels: Sequence[Hashable], fraction: float, seed: int, groups: Sequence[Hashable]) -> list[bool]:
-    """Takes groups in random order: those of which validation lacks at least a half, then one for each class that
+    """Take groups in random order: those of which validation lacks at least a half, then one for each class that
     validation still lacks. No class loses its last training video."""
     members = _places(groups)
     if len(members) < 2:
@@ -136,7 +136,7 @@ def _whole_groups(labels: Sequence[Hashable], fraction: float, seed: int, groups
 
 
 def _places(keys: Sequence[Hashable]) -> dict[Hashable, list[int]]:
-    """Where each key stands, keys in the order of their first place."""
+    """Return the positions of each key, keys in the order of their first position."""
     places = defaultdict(list)
     for place, key in enumerate(keys):
         places[key].append(place)

@@ -169,7 +169,7 @@ class SomethingSomethingV2(VideoDataModule):
         return [Sample(path, int(row.label)) for path, row in zip(paths, rows, strict=True)]
 
     def _paths(self, names: list[str], suffix: str = "") -> list[str]:
-        """Where the videos are, given as ids, file names, folders or paths; `suffix` is that of missing ones."""
+        """Locate the videos, given as ids, file names, folders or paths; `suffix` is that of missing ones."""
         folders = _FOLDERS if self.videos is None else (self.videos,)
         best: list[str] = []
         most = -1

@@ -26,7 +26,7 @@ class Listed(Protocol):
 
 
 class UnreadableTally:
-    """Which videos of a listing could not be read, in memory that the loader's workers share.
+    """Marks the unreadable videos of a listing, in memory that the loader's workers share.
 
     Args:
         samples: the listing.
@@ -46,14 +46,14 @@ class UnreadableTally:
         return count > self.max_count or count == len(self.samples)
 
     def report_missing(self, indices: Sequence[int], split: str) -> None:
-        """Notes files that are known not to exist, with one warning for all."""
+        """Note files that are known not to exist, with one warning for all."""
         if indices:
             self.flags[indices] = 1
             shown = some([self.samples[index].path for index in indices])
             warnings.warn(f"{len(indices)} of the {len(self.samples)} {split} videos do not exist: {shown}.")
 
     def report(self, index: int, error: DecodeError, consequence: str) -> None:
-        """Notes a broken video, with one warning per video."""
+        """Note a broken video, with one warning per video."""
         if not self.flags[index]:
             self.flags[index] = 1
             warnings.warn(f"{error} ({consequence})", stacklevel=2)
@@ -78,7 +78,7 @@ class UnreadableTally:
         return None
 
     def check(self, *, at_start: bool = False) -> None:
-        """Raises `DataError` with counts and the first culprits where too many videos are broken.
+        """Raise `DataError` with counts and the first culprits where too many videos are broken.
 
         Args:
             at_start: whether the run has not read anything yet, so that a path is likelier wrong than a disk gone.

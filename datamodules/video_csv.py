@@ -82,7 +82,7 @@ class VideoCSV(VideoDataModule):
 
     @cached_property
     def class_names(self) -> list[str]:
-        """From `classes`, or else from the training list."""
+        """Class names from `classes`, or else from the training list."""
         if self.classes is not None:
             return read_names(join(self.root, self.classes))
         path = join(self.root, self.lists["train"])

@@ -93,7 +93,7 @@ def shortened(text: object, most: int = QUOTED_CHARACTERS) -> str:
 
 
 def _watch() -> None:
-    """Watches every client of huggingface_hub, also those that other libraries make."""
+    """Watch every client of huggingface_hub, also those that other libraries make."""
     from huggingface_hub import set_client_factory
     from huggingface_hub.utils import _http
 

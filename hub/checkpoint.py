@@ -93,7 +93,7 @@ class Saveable(Protocol):
 
 
 def save(model: Saveable, folder: str | os.PathLike, recipe: str | None = None) -> Path:
-    """Writes a module of the zoo to `folder`; see `write`."""
+    """Write a module of the zoo to `folder`; see `write`."""
     return write(checkpoint_of(model)._replace(recipe=recipe), folder)
 
 
@@ -114,7 +114,7 @@ def fingerprint(state_dict: Mapping[str, Tensor]) -> str:
 
 
 def write(checkpoint: Checkpoint, folder: str | os.PathLike, check: Callable[[Path], object] | None = None) -> Path:
-    """Writes a folder that `read` and ``zoo.load`` understand.
+    """Write a folder that `read` and ``zoo.load`` understand.
 
     The folder is never half-written, and a failure leaves what was there before. A folder of this format is replaced.
 
@@ -192,7 +192,7 @@ def _check_replaceable(target: Path, folder: str | os.PathLike) -> None:
 
 
 def read(folder: str | os.PathLike) -> Checkpoint:
-    """Reads a folder written by `save`.
+    """Read a folder written by `save`.
 
     Raises:
         HubError: a file is missing, is not what its name says, the config has other keys, or the weights are not those
@@ -213,7 +213,7 @@ def read(folder: str | os.PathLike) -> Checkpoint:
 
 
 def read_config(path: Path) -> dict:
-    """Reads class_path and init_args of a config.json; the class is not imported here.
+    """Read class_path and init_args of a config.json; the class is not imported here.
 
     Raises:
         HubError: the file is missing, is not JSON, or has other keys.
@@ -287,7 +287,7 @@ def read_text(path: Path) -> str:
 
 
 def check_state_dict(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> None:
-    """Compares keys, shapes and kinds with what the model has; `expected` may be on the meta device.
+    """Compare keys, shapes and kinds with what the model has; `expected` may be on the meta device.
 
     Raises:
         HubError: one sentence with the keys missing and left over and the shapes that differ.
@@ -316,7 +316,7 @@ def check_state_dict(state_dict: Mapping[str, Tensor], expected: Mapping[str, Te
 
 
 def check_finite(state_dict: Mapping[str, Tensor], source: str) -> None:
-    """Looks for NaN and infinity among the weights: every answer of such a model would be NaN.
+    """Refuse weights with NaN or infinity: every answer of such a model would be NaN.
 
     Raises:
         HubError: the first tensor that has one.
@@ -332,7 +332,7 @@ def check_finite(state_dict: Mapping[str, Tensor], source: str) -> None:
 
 
 def check_tensors(state_dict: Mapping[str, Tensor], path: str | os.PathLike) -> None:
-    """Compares the sizes that the tensors of a file claim with the file.
+    """Compare the sizes that the tensors of a file claim with the file.
 
     A tensor that `torch.Tensor.expand` made takes four bytes in a file and may ask for any memory where it is copied.
 
@@ -361,7 +361,7 @@ def is_state_dict(value: object) -> bool:
 
 
 def load_safetensors(path: str | os.PathLike) -> dict[str, Tensor]:
-    """Reads a ``.safetensors`` file.
+    """Read a ``.safetensors`` file.
 
     Raises:
         HubError: missing, empty or damaged file, or one of another format.
@@ -388,7 +388,7 @@ def _check_header(path: str | os.PathLike) -> Path:
 
 
 def load_pickle(path: str | os.PathLike, mmap: bool = False) -> object:
-    """Reads a ``.pth``, ``.pt`` or ``.ckpt`` file as data only: a pickle that wants to run code is refused.
+    """Read a ``.pth``, ``.pt`` or ``.ckpt`` file as data only: a pickle that wants to run code is refused.
 
     Tensors may claim more memory than the file has; see `check_tensors`.
 
@@ -425,7 +425,7 @@ def load_pickle(path: str | os.PathLike, mmap: bool = False) -> object:
 
 
 def _check_archive(path: Path) -> None:
-    """Refuses an archive that unpacks to more than its own size; torch.save compresses nothing."""
+    """Refuse an archive that unpacks to more than its own size; torch.save compresses nothing."""
     with zipfile.ZipFile(path) as archive:
         size = sum(entry.file_size for entry in archive.infolist())
     if size > path.stat().st_size:

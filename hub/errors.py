@@ -1,4 +1,4 @@
-"""What the hub raises when a file, folder or download is at fault; command lines print its sentence."""
+"""Errors of files, folders and downloads; command lines print the sentence."""
 
 __all__ = ["HubError", "UnreachableError"]
 

@@ -1,4 +1,4 @@
-"""Folders that the hub writes: complete, or not there at all."""
+"""Write folders completely or not at all."""
 
 import shutil
 import uuid
@@ -31,7 +31,7 @@ def written(folder: Path) -> Iterator[Path]:
 
 
 def _take_place(beside: Path, target: Path) -> None:
-    """Renames `beside` to `target`, which keeps its old content if that fails."""
+    """Rename `beside` to `target`, which keeps its old content if that fails."""
     if not target.exists():
         beside.rename(target)
         return

@@ -40,7 +40,7 @@ def find_checkpoint(run: Path) -> Path | None:
 
 
 def read_lightning(path: str | os.PathLike) -> Checkpoint:
-    """Reads config and weights of a ``.ckpt`` written while training a module of the zoo.
+    """Read config and weights of a ``.ckpt`` written while training a module of the zoo.
 
     The run's full configuration is taken along as the recipe where the ``lightning`` command left it in its folder,
     and with it the log of the metrics and the picture of the curves. A checkpoint of a run with averaged weights (EMA)

@@ -29,7 +29,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def pull(repo_id: str, filename: str, revision: str | None = None, *, sha256: str | None = None) -> Path:
-    """Returns the local path of a file of a Hub repository, downloading it on first use.
+    """Return the local path of a file of a Hub repository, downloading it on first use.
 
     HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE are respected. The file is compared with the hash in the Hub's
     metadata whenever it is asked for; where it differs (a bad download, or damage on the disk since) it is fetched
@@ -125,7 +125,7 @@ def push(
     about: Union["About", None] = None,
     message: str = "Upload a model of the zoo",
 ) -> str:
-    """Puts a model into a Hub repository, in one commit; the repository is made if need be.
+    """Put a model into a Hub repository, in one commit; the repository is made if need be.
 
     Where the connection breaks, the repository's files stay as they were; pushing again then succeeds. The token is
     that of HF_TOKEN or of ``hf auth login``; it goes into no file.
@@ -186,7 +186,7 @@ def _written(checkpoint: "Checkpoint", scratch: Path) -> Path:
 
 
 def check_login() -> None:
-    """Asks the Hub who the token belongs to.
+    """Ask the Hub who the token belongs to.
 
     Raises:
         HubError: there is no token, it is not valid, or the Hub cannot be reached.
@@ -201,7 +201,7 @@ def check_login() -> None:
 
 
 def _commit(repo_id: str, content: dict[str, bytes | Path], private: bool, message: str) -> str:
-    """Makes the repository's model files those of `content`, with one commit."""
+    """Make the repository's model files those of `content`, with one commit."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     from hub.checkpoint import FILES
@@ -328,7 +328,7 @@ def _look_once(repo_id: str, filename: str, revision: str | None) -> str | None:
 def _explained(
     repo_id: str, revision: str | None, what: str, no_entry: str = "", pushing: bool = False
 ) -> Iterator[None]:
-    """Turns the errors of huggingface_hub and of the connection into a sentence each."""
+    """Turn the errors of huggingface_hub and of the connection into a sentence each."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -410,7 +410,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _refuse(sentence: str, error: BaseException, kind: type[HubError] = HubError) -> NoReturn:
-    """Raises a `HubError`; a token that the HTTP library quotes is told neither by it nor by its cause."""
+    """Raise a `HubError`; neither it nor its cause contains a token that the HTTP library quotes."""
     from huggingface_hub import get_token
 
     token = get_token()

@@ -34,7 +34,7 @@ __all__ = list(_HOME)
 
 
 def _refuse_shadows() -> None:
-    """Raises `ImportError` where another file or folder is found under the name of one of our packages."""
+    """Raise `ImportError` where another file or folder is found under the name of one of our packages."""
     ours = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     for name in ("hub", "datamodules", "lightning_modules"):
         try:

@@ -1,4 +1,4 @@
-"""From a name or a config to a module, with or without weights."""
+"""Build modules from names or configs, with or without weights."""
 
 import os
 import threading
@@ -40,7 +40,7 @@ SUFFIXES = (".ckpt", ".pth", ".pt", ".safetensors", "/")
 
 
 def create(name: str, **overrides: Any) -> BaseModule:
-    """Builds a registered model with fresh weights, in training mode.
+    """Build a registered model with fresh weights, in training mode.
 
     A model made of pretrained parts, such as MUSE on CLIP's towers, starts from these (`Entry.parts`; they are fetched
     on first use). An argument of None makes the part random: ``zoo.create("muse-vit-b32-msrvtt", clip_weights=None)``.
@@ -60,7 +60,7 @@ def create(name: str, **overrides: Any) -> BaseModule:
 
 
 def load(source: str | os.PathLike, *, checkpoint: str | os.PathLike | None = None, **overrides: Any) -> BaseModule:
-    """Loads a model with its weights, in eval mode.
+    """Load a model with its weights, in eval mode.
 
     Args:
         source: a registered name, a folder in the hub format, a Lightning ``.ckpt`` of a module of the zoo, the folder
@@ -174,7 +174,7 @@ def read_local(path: Path) -> Checkpoint:
 
 
 def _refuse_another_head(config: dict, overrides: dict, where: str) -> None:
-    """Raises `ZooError` for another number of classes than the weights have: those of its head cannot be loaded."""
+    """Raise `ZooError` for another number of classes than the weights have: those of its head cannot be loaded."""
     ours, theirs = overrides.get("num_classes"), config["init_args"].get("num_classes")
     if "num_classes" in overrides and theirs is not None and ours != theirs:
         raise ZooError(f"{where} has weights for {theirs} classes and num_classes is {ours}; build it with "
@@ -201,7 +201,7 @@ def _is_ours(config: dict) -> bool:
 
 
 def _construct(config: dict, arguments: dict) -> BaseModule:
-    """Calls the constructor.
+    """Call the constructor.
 
     Raises:
         ModelError: a value that it does not take, or sizes that nothing can be made of.
@@ -234,7 +234,7 @@ def _outline(found: Checkpoint, arguments: dict, where: str) -> BaseModule:
 
 
 class _Thread(threading.local):
-    """What the hook on the registration of parameters does in a thread: nothing, outside of `_without_values`.
+    """State of the parameter registration hook in a thread; the hook is active only within `_without_values`.
 
     Attributes:
         left: how many more parameters may be registered; None leaves them as they are.
@@ -251,7 +251,7 @@ _installed = False
 
 
 def _to_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
-    """Moves a parameter to the meta device, where what initialises it does nothing."""
+    """Move a parameter to the meta device, where what initialises it does nothing."""
     if parameter is None or _here.left is None:
         return None
     _here.left -= 1
@@ -285,7 +285,7 @@ def _without_values(tensors: int) -> Iterator[None]:
 
 
 def _allocate(module: nn.Module) -> None:
-    """Gives the parameters of a module made `_without_values` memory, but no values; shared ones stay shared."""
+    """Give the parameters of a module made `_without_values` memory, but no values; shared ones stay shared."""
     device = torch.get_default_device()
     made: dict[nn.Parameter, nn.Parameter] = {}
     for part in module.modules():

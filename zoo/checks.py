@@ -200,7 +200,7 @@ def constructors(cls: type) -> Iterator[type]:
 
 
 def check_built(config: Namespace) -> None:
-    """Checks a parsed config before anything in it is built: ranges that others take as they are, and what is called.
+    """Check a parsed config before anything in it is built: ranges that others take as they are, and what is called.
 
     Raises:
         ZooError: a number out of its range; a ``class_path`` that is neither a class nor a function annotated to
@@ -233,7 +233,7 @@ def check_built(config: Namespace) -> None:
 
 
 def check_processes(devices: int, nodes: int) -> None:
-    """Compares what the trainer counts on with the processes that torchrun or SLURM started.
+    """Compare what the trainer counts on with the processes that torchrun or SLURM started.
 
     A trainer of one device takes no notice of the others: each process would train a model of its own.
 

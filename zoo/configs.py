@@ -46,7 +46,7 @@ def resolve(class_path: object) -> type:
 
 
 def normalise(config: dict) -> dict:
-    """Checks a config and fills in the defaults of arguments it leaves out, so that two configs can be compared.
+    """Check a config and fill in the defaults of arguments it leaves out, so that two configs can be compared.
 
     Raises:
         ModelError: a class that is not registered, an unknown argument, or a value of a wrong type.
@@ -123,7 +123,7 @@ def _is_exactly(value: object, hint: object) -> bool:
 
 
 def refuse_foreign_classes(cls: type, init_args: dict) -> None:
-    """Looks up the classes that arguments name in turn, at any depth: jsonargparse imports them to check arguments.
+    """Resolve the classes that arguments name, at any depth: jsonargparse imports them to check arguments.
 
     Raises:
         ModelError: one of them is not registered.

@@ -1,4 +1,4 @@
-"""What the zoo raises for a caller's mistake; the command line prints its sentence instead of a traceback."""
+"""Errors for a caller's mistake; the command line prints the sentence instead of a traceback."""
 
 import difflib
 from collections.abc import Iterable

@@ -88,7 +88,7 @@ def fetch_vocabulary(entry: Entry, name: str = "vocab.txt") -> Path:
 
 
 def weights_of(entry: Entry) -> Weights:
-    """Where the weights of an entry are.
+    """Return the place of the weights of an entry.
 
     Raises:
         ZooError: none are released.

@@ -15,7 +15,7 @@ __all__ = ["PAGES", "PICTURES", "UNFINISHED", "check_folder", "check_target", "w
 
 PAGES = (".html", ".htm")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".pdf", ".svg", ".svgz", ".eps", ".ps")
-"""What matplotlib writes; the ending chooses the format."""
+"""Formats that matplotlib writes; the ending chooses."""
 
 UNFINISHED = ".unfinished"
 """Ending of the hidden file that becomes the target when it is complete."""
@@ -88,7 +88,7 @@ def written(path: str | os.PathLike, endings: Sequence[str] = ()) -> Iterator[Pa
 
 
 def _existing_or_new(path: str | os.PathLike, is_wanted: Callable[[int], bool], wanted: str) -> Path:
-    """What `path` leads to, if it is of the wanted kind or can be made."""
+    """Return the target of `path`, if it is of the wanted kind or can be made."""
     try:
         target = Path(os.path.realpath(path))
         there = target

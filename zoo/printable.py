@@ -1,4 +1,4 @@
-"""What is printed: text from elsewhere (names of files and classes, answers of servers) made safe, and times."""
+"""Make text from outside (names of files and classes, answers of servers) safe to print, and format times."""
 
 import unicodedata
 import warnings

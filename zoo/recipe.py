@@ -37,7 +37,7 @@ def find_recipe(name: str) -> Path:
 
 
 def read_recipe(path: Path) -> dict:
-    """Reads a YAML config with its includes.
+    """Read a YAML config with its includes.
 
     ``include`` is a list of layers: the first lies at the bottom, each later one covers what it has in common with
     those below, and the file's own values lie on top. Mappings are merged key by key; lists and everything else are

@@ -31,7 +31,7 @@ _HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Weights:
-    """Where the weights of an entry are: a file of a Hugging Face repository, or a local folder in the hub format.
+    """Place of the weights of an entry: a file of a Hugging Face repository, or a local folder in the hub format.
 
     Attributes:
         repo_id: Repository on the Hugging Face Hub, ``org/name``; None for a local folder.

@@ -64,7 +64,7 @@ class Runs(NamedTuple):
 
 
 def new_folder(parent: Path, prefix: str) -> Path:
-    """Makes ``<parent>/<prefix>_N`` with the next free N; two programs started at once get different ones.
+    """Make ``<parent>/<prefix>_N`` with the next free N; two programs started at once get different ones.
 
     Processes other than the first take the newest folder and make none. They write nothing of their own, and Lightning
     tells them the first one's folder wherever it matters.
@@ -84,7 +84,7 @@ def new_folder(parent: Path, prefix: str) -> Path:
 
 
 def discard(made: list[Path]) -> None:
-    """Removes the folder of a run that did not start, and the folders around it that were made for it.
+    """Remove the folder of a run that did not start, and the folders around it that were made for it.
 
     A folder that holds a checkpoint, metrics or anything else than the record of a start stays.
 
@@ -219,7 +219,7 @@ def _numbered(parent: Path, prefix: str) -> list[Path]:
 
 
 def _place(folder: Path) -> tuple[Path, str, str | int]:
-    """How Lightning names a folder; a version's number alone, which the progress bar shows."""
+    """Split a folder into the parts that Lightning takes; of a version only the number, for the progress bar."""
     version = _VERSION.fullmatch(folder.name)
     return folder.parent.parent, folder.parent.name, int(version[1]) if version else folder.name
 

@@ -18,7 +18,7 @@ __all__ = ["convert", "push"]
 
 
 def convert(path: str | os.PathLike, folder: str | os.PathLike, name: str | None = None) -> Path:
-    """Writes a checkpoint as a folder in the hub format: safetensors weights, config.json and a card.
+    """Write a checkpoint as a folder in the hub format: safetensors weights, config.json and a card.
 
     The run's config, its logged metrics and the picture of its curves are copied too.
 
@@ -61,7 +61,7 @@ def convert(path: str | os.PathLike, folder: str | os.PathLike, name: str | None
 
 
 def push(source: str | os.PathLike, repo_id: str, *, private: bool = False, license: str | None = None) -> str:
-    """Shares a trained or converted model on the Hugging Face Hub, in one commit.
+    """Share a trained or converted model on the Hugging Face Hub, in one commit.
 
     Args:
         source: a run's folder, a ``.ckpt``, or a folder in the hub format.

@@ -32,7 +32,7 @@ def index_shards(
     class_names: list[str] | None = None,
     on_files: Callable[[int, int], None] | None = None,
 ) -> Written:
-    """Writes the index of shards that others made, in their folder. A sample's class is its member .cls, its captions
+    """Write the index of shards that others made, in their folder. A sample's class is its member .cls, its captions
     are its .txt, or else "caption" or "captions" in its .json.
 
     Args:
@@ -124,7 +124,7 @@ def _said(path: Path, tar: tarfile.TarFile, parts: dict[str, tarfile.TarInfo]) -
 
 
 def check_shards(folder: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
-    """Reads all shards of a folder, and compares them with the digests in its indices.
+    """Read all shards of a folder, and compare them with the digests in its indices.
 
     Returns:
         Names of the shards that are as they should be, and of those that are missing or damaged.

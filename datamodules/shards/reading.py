@@ -169,7 +169,7 @@ def _check_header(path: str, header: dict[str, Any]) -> None:
 
 
 def _fault_of(shard: Any, fields: list[str]) -> str | None:
-    """What is wrong with the line of a shard; None where nothing is."""
+    """Return what is wrong with the line of a shard, or None."""
     if not isinstance(shard, dict):
         return "it is not an object"
     for key, kind in _SHARD.items():
@@ -278,7 +278,7 @@ def _listed(names: set[str]) -> str:
 
 
 def _hashable(values: dict[str, Any]) -> dict[str, Any]:
-    """Lists, which JSON makes of tuples, as the tuples they were."""
+    """Turn lists back into the tuples that they were before JSON."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 

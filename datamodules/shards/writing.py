@@ -57,7 +57,7 @@ class Source(NamedTuple):
 
 
 class Written(NamedTuple):
-    """What was done for a split.
+    """Summary of the shards of a split.
 
     Attributes:
         samples: in all shards.
@@ -95,7 +95,7 @@ def write_shards(
     num_workers: int = 0,
     on_files: Callable[[int, int], None] | None = None,
 ) -> Written:
-    """Writes ``<split>-000000.tar``, ... and ``<split>.index.jsonl`` into a folder, or resumes an interrupted run.
+    """Write ``<split>-000000.tar``, ... and ``<split>.index.jsonl`` into a folder, or resume an interrupted run.
 
     Files that cannot be read are left out, with a warning each.
 
@@ -161,14 +161,14 @@ def _digest(sources: Sequence[Source]) -> str:
 
 
 def summary(index: Path, kept: int | None) -> Written:
-    """What an index says was done; with `kept` None, all shards had been there."""
+    """Return the summary of an index; `kept` None means that all shards existed before."""
     header = json.loads(index.read_text(encoding="utf-8").partition("\n")[0])
     return Written(header["samples"], header["shards"], header["bytes"], header["left_out"],
                    header["shards"] if kept is None else kept)  # fmt: skip
 
 
 class _Journal:
-    """The finished shards of an unfinished folder: settings in the first line, then a line for each shard."""
+    """Record of the finished shards of an unfinished folder: settings in the first line, then a line per shard."""
 
     def __init__(self, file: BinaryIO, index: Path, made_of: dict[str, Any]) -> None:
         self._file, self._index, self._made_of = file, index, made_of
@@ -201,13 +201,13 @@ class _Journal:
         self._append(self._lines[-1])
 
     def finish(self) -> None:
-        """Writes the index, and removes the journal."""
+        """Write the index, and remove the journal."""
         shards = [line["shard"] for line in self._lines if line["shard"] is not None]
         write_index(self._index, {**self._made_of, "left_out": self.samples - self.written}, shards)
         self.drop()
 
     def drop(self) -> None:
-        """Removes the journal."""
+        """Remove the journal."""
         os.unlink(self._file.name)
 
     def _append(self, value: dict[str, Any]) -> None:
@@ -218,7 +218,7 @@ class _Journal:
 
 @contextlib.contextmanager
 def _journal(path: Path, index: Path, made_of: dict[str, Any]) -> Iterator[_Journal | None]:
-    """The journal of a writing that only this process does; None where there is nothing left to do."""
+    """Open and lock the journal; None if the index is complete already."""
     with _writing(path), open(path, "a+b") as file, _held_here(file.fileno()):
         if not lock(file, wait=False):
             raise DataError(f"Another process is writing {made_of['split']} shards to {path.parent}; let it finish.")
@@ -239,7 +239,7 @@ _held: set[int] = set()
 
 @contextlib.contextmanager
 def _held_here(descriptor: int) -> Iterator[None]:
-    """A forked process shares the lock, and would keep it when this one is killed; so it gives its share up."""
+    """Make forked processes close the file: they share its lock, and would keep it when this process is killed."""
     _held.add(descriptor)
     try:
         yield
@@ -271,7 +271,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def _other(there: dict[str, Any], here: dict[str, Any]) -> str:
-    """Which settings differ."""
+    """Name the settings that differ."""
     settings = [key for key, value in here["settings"].items() if there.get("settings", {}).get(key) != value]
     others = [key for key, value in here.items() if key != "settings" and there.get(key) != value]
     names = {"sources": "files or labels", "class_names": "class names"}
@@ -279,7 +279,7 @@ def _other(there: dict[str, Any], here: dict[str, Any]) -> str:
 
 
 def _whole_lines(file: BinaryIO) -> list[dict[str, Any]]:
-    """What the journal says, without a line that was being written when the process died, which is cut off."""
+    """Read the journal, and cut off a line that was being written when the process died."""
     file.seek(0)
     text = file.read()
     end = text.rfind(b"\n") + 1
@@ -290,7 +290,7 @@ def _whole_lines(file: BinaryIO) -> list[dict[str, Any]]:
 
 
 def write_index(path: Path, header: dict[str, Any], shards: Sequence[dict[str, Any]]) -> None:
-    """Writes an index, whole or not at all: the header with totals, then a line for each shard."""
+    """Write an index, whole or not at all: the header with totals, then a line for each shard."""
     totals = {"samples": sum(len(shard["offset"]) for shard in shards), "shards": len(shards),
               "bytes": sum(shard["bytes"] for shard in shards)}  # fmt: skip
     with _writing(path), written(path, locked=True) as beside, open(beside, "wb") as file:
@@ -301,14 +301,14 @@ def write_index(path: Path, header: dict[str, Any], shards: Sequence[dict[str, A
 
 
 def _json(value: Any) -> bytes:
-    """In UTF-8, which has no halves of characters; file names that are not in UTF-8 come with such."""
+    """JSON in UTF-8; lone surrogates, from file names that are not UTF-8, become question marks."""
     return json.dumps(value, ensure_ascii=False).encode(errors="replace")
 
 
 def _files(
     sources: Iterator[Source], short_side: int | None, crf: int, pool: Executor | None, num_workers: int
 ) -> Iterator[tuple[Source, _File]]:
-    """What each sample's file becomes, in their order."""
+    """Yield each sample with its file, in order."""
     if pool is None:
         yield from ((source, _converted(source.path, short_side, crf)) for source in sources)
         return
@@ -349,7 +349,7 @@ def _converted(path: str, short_side: int | None, crf: int) -> _File:
 
 
 class _Hashing:
-    """A file for writing that knows the digest of what was written."""
+    """A file for writing that hashes what is written."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self.digest = file, hashlib.sha256()
@@ -367,7 +367,7 @@ def _write_shard(
     max_bytes: int,
     report: Callable[[int], None],
 ) -> tuple[dict[str, Any] | None, int]:
-    """A shard's line of the index (None where no file of it could be read), and how many samples it took."""
+    """Write a shard; return its line of the index (None if no file could be read) and the number of samples used."""
     from webdataset import TarWriter
 
     size, taken, kept = 0, 0, []

@@ -237,8 +237,8 @@ def _filesystem(url: str) -> "tuple[AbstractFileSystem, str]":
 
 @cache
 def _http_options() -> dict[str, Any]:
-    """What makes fsspec's client take no more from a server than it asked for: a few bytes on the server's side could
-    fill the memory here, by an answer that does not end or one that unpacks into terabytes."""
+    """Options that limit answers of HTTP servers to what was asked for: an endless answer, or one that unpacks into
+    terabytes, could fill the memory."""
     import aiohttp
     import fsspec
 

@@ -36,10 +36,10 @@ __all__ = ["AHEAD", "RANGE_ATTEMPTS", "Member", "as_member", "fetched_ahead", "o
 T = TypeVar("T")
 
 AHEAD = 4
-"""How many remote members a process fetches at a time."""
+"""Remote members that a process fetches at a time."""
 
 RANGE_ATTEMPTS = 3
-"""How often a remote range is asked for before the member counts as unreadable: a day of training meets dropped
+"""Requests for a remote range before the member counts as unreadable: a day of training meets dropped
 connections."""
 
 _ADDRESS = re.compile(r"(.+\.tar)!(\d{1,18})\+(\d{1,18})!(.+)", re.DOTALL)
@@ -131,7 +131,7 @@ def _open_remote(member: Member) -> "io.BytesIO | _Slice":
 
 
 def _check_header(member: Member, block: bytes) -> None:
-    """Compares with the tar's own header of the member: a shard that was replaced must not give another video."""
+    """Compare with the tar's own header of the member: a shard that was replaced must not give another video."""
     try:
         found = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape").size
     except tarfile.HeaderError:

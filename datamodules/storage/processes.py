@@ -1,5 +1,5 @@
-"""Helper processes that leave Ctrl-C to the process that started them, and do not outlive it; and what differs between
-systems: how many there should be, what a forked one has to forget, locks on files."""
+"""Helper processes that leave Ctrl-C to the process that started them and do not outlive it; and differences between
+systems: number of cores, cleaning up after a fork, locks on files."""
 
 import multiprocessing
 import os
@@ -24,13 +24,13 @@ def usable_cores() -> int:
 
 
 def after_fork(forget: Callable[[], object]) -> None:
-    """Calls `forget` in every forked process; Windows forks none."""
+    """Call `forget` in every forked process; Windows forks none."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=forget)
 
 
 def lock(file: BinaryIO, *, wait: bool = True) -> bool:
-    """Locks an open file against other processes until it is closed, and tells whether that succeeded.
+    """Lock an open file against other processes until it is closed; return whether that succeeded.
 
     On Windows nothing is locked: there, one process at a time may write to a folder.
 

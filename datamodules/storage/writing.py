@@ -12,13 +12,13 @@ __all__ = ["written", "written_folder"]
 
 @contextmanager
 def written(path: Path, *, locked: bool = False) -> Iterator[Path]:
-    """Gives a name to write to; that file becomes `path` when the block has run, and is removed where the block fails.
+    """Give a name to write to; that file becomes `path` when the block has run, and is removed where the block fails.
 
     What was at `path` before is replaced then. A block that writes no file, or removes it, changes nothing.
 
     Args:
         path: in a folder that exists.
-        locked: whether no other process can be writing the same file; then what a killed one has left is written over.
+        locked: no other process writes the same file, so the remains of a killed one are overwritten.
     """
     beside = path.with_name(f".{path.name}.part" if locked else f".{path.name}.{os.getpid()}.part")
     try:
@@ -31,7 +31,7 @@ def written(path: Path, *, locked: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def written_folder(path: Path) -> Iterator[Path]:
-    """Gives an empty folder to fill, which becomes `path` when the block has run, and is removed where the block fails.
+    """Give an empty folder to fill, which becomes `path` when the block has run, and is removed where the block fails.
 
     Missing folders above it are made. What was at `path` before is replaced then.
     """

@@ -60,7 +60,7 @@ _IN_ORDER = ("mpeg4", "msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "h263", "flv1", "mj
 """Codecs that output frames in the order of the file unless they say otherwise (`has_b_frames`)."""
 
 _LINE = attrgetter("timestamp", "is_keyframe", "size", "is_discard")
-"""What is asked of a line of a container's table as libav has it."""
+"""Fields that are read from a line of libav's index."""
 
 
 class _IndexMismatch(Exception):
@@ -69,7 +69,7 @@ class _IndexMismatch(Exception):
 
 @dataclass(frozen=True, eq=False)
 class _Index:
-    """Where the frames of a file are; the arrays are in order of presentation.
+    """Index of the frames of a file; arrays are in order of presentation.
 
     Attributes:
         num_frames: how many there are.
@@ -101,7 +101,7 @@ _indices: OrderedDict[tuple, _Index] = OrderedDict()
 
 
 def forget_indices() -> None:
-    """Empties what this process remembers of the files it has read."""
+    """Empty what this process remembers of the files it has read."""
     _indices.clear()
 
 
@@ -195,7 +195,7 @@ class VideoReader(Reader):
     # Opening -------------------------------------------------------------------------------------------------------
 
     def _open(self, *, probe: bool) -> None:
-        """Opens file and decoder. libav decodes the first frames of a file to learn what headers may not say; without
+        """Open file and decoder. libav decodes the first frames of a file to learn what headers may not say; without
         `probe` it leaves that out where the header does."""
         self._container = None
         self._file = open_file(self.path)
@@ -243,7 +243,7 @@ class VideoReader(Reader):
         check_size(self.path, width, height)
 
     def _build_index(self) -> None:
-        """Sets num_frames, pts_seconds and what `read` needs."""
+        """Set num_frames, pts_seconds and the index."""
         self._index = self._find_index()
         self.num_frames = self._index.num_frames
         self.pts_seconds = self._index.seconds
@@ -260,7 +260,7 @@ class VideoReader(Reader):
         return index
 
     def _index_from_table(self) -> _Index | None:
-        """From the table of an AVI file, which has a line for each frame; None where it does not list what is there.
+        """Index from the table of an AVI file, which has a line for each frame; None if it does not fit the file.
 
         Other containers list when frames are decoded and not when they are shown.
         """
@@ -300,7 +300,7 @@ class VideoReader(Reader):
     def _index_of(
         self, stamps: np.ndarray, keys: np.ndarray, *, in_order: bool = False, from_table: bool = False
     ) -> _Index | None:
-        """From the packets' time stamps, in file order; None where they do not tell frames apart."""
+        """Index from the packets' time stamps, in file order; None if two of them are equal."""
         packet_of = np.arange(len(stamps))
         if (stamps[1:] > stamps[:-1]).all():
             key_of = np.maximum.accumulate(packet_of * keys)
@@ -352,7 +352,7 @@ class VideoReader(Reader):
         return self._passes_for(self._index) if self._index.num_frames == self.num_frames else [self._read_counting]
 
     def _read_seeking(self, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Seeks where that spares work and leaves out what nothing refers to; a lost frame is a mismatch."""
+        """Seek where that saves work, and skip frames that nothing refers to; a lost frame is a mismatch."""
         for run in self._runs(wanted):
             current = -1
             targets = iter(run)
@@ -384,7 +384,7 @@ class VideoReader(Reader):
         yield run
 
     def _read_through(self, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Decodes from the start and places frames by time stamp, which shows which ones are lost."""
+        """Decode from the start and place frames by time stamp, which shows which ones are lost."""
 
         def placed() -> Iterator[tuple[int, av.VideoFrame]]:
             last = -1
@@ -398,7 +398,7 @@ class VideoReader(Reader):
         return _nearest(wanted, placed())
 
     def _read_counting(self, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Decodes from the start and counts: for files without usable time stamps."""
+        """Decode from the start and count: for files without usable time stamps."""
         return _nearest(wanted, enumerate(self._decode_all()))
 
     def _decode_run(self, run: list[int]) -> Iterator[av.VideoFrame]:
@@ -429,7 +429,7 @@ class VideoReader(Reader):
         return self._decode(packets(), needed)
 
     def _decode_all(self) -> Iterator[av.VideoFrame]:
-        """Decodes from the start; after reopening where packets were read, as not every format can seek, nor to before
+        """Decode from the start; after reopening where packets were read, as not every format can seek, nor to before
         time 0."""
         if not (self._at_start and self._probed):
             self.close()

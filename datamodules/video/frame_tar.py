@@ -72,7 +72,7 @@ def _open_binary(path: str) -> Any:
 
 @lru_cache(maxsize=32)
 def _tar_index(path: str) -> np.ndarray:
-    """Where the numbered pictures lie: int64 (n, 2), offset and size, by their numbers."""
+    """Return offset and size of the numbered pictures, int64 (n, 2), sorted by number."""
     found = []
     with _open_binary(path) as file:
         try:

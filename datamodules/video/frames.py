@@ -1,4 +1,4 @@
-"""Videos that were taken apart into numbered pictures, and the choice of the reader for a path."""
+"""Videos as numbered pictures, and the choice of the reader for a path."""
 
 import os
 import re
@@ -21,13 +21,13 @@ _FRAME = re.compile(r"\D*(\d+)\.(?:jpe?g|png)", re.IGNORECASE)
 
 
 DECODERS = ("pyav", "torchcodec", "torchcodec-cuda")
-"""What decodes video files; still images and folders of them are always read with PyAV."""
+"""Decoders of video files; still images and folders of them are always read with PyAV."""
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 
 
 def check_decoder(decoder: str) -> None:
-    """Raises `DataError` for one that does not exist, or cannot be used here."""
+    """Raise `DataError` for one that does not exist, or cannot be used here."""
     if decoder not in DECODERS:
         raise DataError(f"decoder is {decoder!r}; it has to be one of {', '.join(DECODERS)}.")
     if decoder != "pyav":
@@ -108,7 +108,7 @@ class FrameFolder(NumberedFrames):
         super().__init__(path, len(self._names), fps)
 
     def _pictures(self, positions: list[int], short_side: int | None, interpolation: str) -> list[Tensor]:
-        """Raises `DecodeError` for a picture that cannot be read, or has another size than the others."""
+        """Raise `DecodeError` for a picture that cannot be read, or has another size than the others."""
         pictures = []
         for position in positions:
             with VideoReader(join(self.path, self._names[position])) as reader:

@@ -48,7 +48,7 @@ class _Nameless:
 
 
 def check_size(path: str, width: int, height: int) -> None:
-    """Raises `DecodeError` for frames, as they are or resized, of more than `MAX_PIXELS`."""
+    """Raise `DecodeError` for frames, as they are or resized, of more than `MAX_PIXELS`."""
     if width * height > MAX_PIXELS:
         raise DecodeError(
             f"{path} asks for frames of {width} x {height} pixels, above the limit of {MAX_PIXELS} pixels; its header "
@@ -145,7 +145,7 @@ def _open_url(url: str) -> BinaryIO:
 
 
 def identity(path: str, file: BinaryIO) -> tuple:
-    """What tells a file from one that took its place."""
+    """Return what distinguishes a file from one that replaced it."""
     if isinstance(file, RemoteFile | io.BytesIO):  # behind a URL, or in a shard there
         return path, length_of(file)
     status = os.fstat(file.fileno())

@@ -1,4 +1,4 @@
-"""From decoded frames to RGB pictures of one size: converted by libswscale, resized by torchvision."""
+"""Turn decoded frames into RGB pictures of one size: libswscale converts, torchvision resizes."""
 
 import threading
 
@@ -53,7 +53,7 @@ class Painter:
 
 
 class _OfThread(threading.local):
-    """What a thread keeps: setting up a converter costs more than converting a small frame."""
+    """The converter of a thread: setting one up costs more than converting a small frame."""
 
     def __init__(self) -> None:
         self.converter = VideoReformatter()

@@ -1,4 +1,4 @@
-"""What all readers of a video's frames have in common."""
+"""Base of all readers of a video's frames."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

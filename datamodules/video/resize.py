@@ -36,7 +36,7 @@ out of it; `squeeze` resizes it to a square and ignores its proportions."""
 
 
 def resize_options(interpolation: str) -> dict:
-    """What torchvision's resizing is told for one of `INTERPOLATIONS`; `ValueError` for others."""
+    """Return the options of torchvision's resizing for one of `INTERPOLATIONS`; raise `DataError` for others."""
     if interpolation not in INTERPOLATIONS:
         raise DataError(f"interpolation has to be one of {', '.join(INTERPOLATIONS)}, got {interpolation!r}.")
     mode = InterpolationMode(interpolation.removesuffix("-plain"))
@@ -44,7 +44,7 @@ def resize_options(interpolation: str) -> dict:
 
 
 def resize_short_side(video: Tensor, short_side: int, interpolation: str = "bilinear") -> Tensor:
-    """Resizes so that the shorter side has `short_side` pixels; the longer one is truncated to an integer.
+    """Resize so that the shorter side has `short_side` pixels; the longer one is truncated to an integer.
 
     Args:
         video: uint8 (T, 3, H, W).

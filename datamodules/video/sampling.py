@@ -1,4 +1,4 @@
-"""Which frames make a clip: positions in a video of n frames, as plain numpy functions.
+"""Choose the frames of a clip: positions in a video of n frames, as plain numpy functions.
 
 The rules are those of the published VideoMamba protocol, rounding included: `numpy.round` sends ties to the even
 neighbour. All positions are in 0 .. n - 1; files shorter than the clip repeat frames. Drawing of T = 4 frames, n = 16:

@@ -149,7 +149,7 @@ class FrameStream:
 
 
 def _samples_before(seconds: float, period: float) -> int:
-    """How many of the times (i + 1/2) period lie before a time; one that is hit does not."""
+    """Count the times (i + 1/2) period that are less than `seconds`."""
     return max(0, math.ceil(seconds / period - 0.5 - 1e-9))
 
 

@@ -25,7 +25,7 @@ _AT_ONCE = 16
 
 
 def check_torchcodec(device: str = "cpu") -> None:
-    """Raises `DataError` where torchcodec cannot be used on the device, "cpu" or "cuda"."""
+    """Raise `DataError` where torchcodec cannot be used on the device, "cpu" or "cuda"."""
     try:
         import torchcodec.decoders  # noqa: F401
     except (ImportError, OSError, RuntimeError) as error:

@@ -50,7 +50,7 @@ def load_views(
     spans: Sequence[tuple[float, float] | None] = (None,),
     decoder: str = "pyav",
 ) -> Views:
-    """Reads the views of a video, of a folder of its frames, or of a still image, a video of one frame.
+    """Read the views of a video, of a folder of its frames, or of a still image, a video of one frame.
 
     Args:
         path: local, or a URL that fsspec knows.

@@ -1,1 +1,1 @@
-"""From other people's checkpoints to the zoo's parameter names; every tensor has to be used up."""
+"""Convert official checkpoints to the zoo's parameter names; every tensor has to be used up."""

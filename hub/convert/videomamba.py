@@ -16,7 +16,7 @@ RENAMED = {"norm.weight": "norm_f.weight"}
 
 
 def read_official(path: str | os.PathLike) -> dict[str, Tensor]:
-    """Reads a released file: weights under "model" (ImageNet files), under "module", flat (video files), or under
+    """Read a released file: weights under "model" (ImageNet files), under "module", flat (video files), or under
     "model_state" (SlowFast's way, in which MambaVL's are).
 
     Raises:

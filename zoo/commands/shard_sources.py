@@ -1,4 +1,4 @@
-"""What `zoo shard` writes: the samples of a folder, a list, a recipe's data or any DataModule."""
+"""Samples for `zoo shard`: from a folder, a list, a recipe's data or any DataModule."""
 
 import importlib
 import os

@@ -51,7 +51,7 @@ _PASSED_OVER = ("flow_frames",)
 
 
 class Extracted(NamedTuple):
-    """What `extract` did: videos found (in this share), read now, unreadable among these, and there before."""
+    """Summary of a run of `extract`: videos found (in this share), extracted now, unreadable, and kept from before."""
 
     videos: int
     extracted: int

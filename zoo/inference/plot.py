@@ -63,7 +63,7 @@ def plot_predictions(rows: Sequence[tuple[str, Tensor, np.ndarray, list[Predicti
 
 
 def plot_masks(views: Views, shown: Tensor, attention: Tensor | None, out: str | os.PathLike) -> Path:
-    """Draws the frames of a clip, the attention that chose the patches where there is one, and what stays visible.
+    """Draw the frames of a clip, the attention that chose the patches where there is one, and what stays visible.
 
     Args:
         views: one view, uint8 (1, 3, T, H, W).
@@ -96,7 +96,7 @@ def plot_masks(views: Views, shown: Tensor, attention: Tensor | None, out: str |
 
 
 def plot_timelines(rows: Sequence[tuple[str, Timeline]], out: str | os.PathLike) -> Path:
-    """Draws, for each video, pictures of it, a strip with its labels, and below it the probability of each class that
+    """Draw, for each video, pictures of it, a strip with its labels, and below it the probability of each class that
     is the best one at some time, in colour where it is: the 12 longest, in the order in which they come.
 
     Args:

@@ -49,7 +49,7 @@ WINDOW_SECONDS = 20.0
 
 
 class Summary(NamedTuple):
-    """What `index` did.
+    """Summary of a run of `index`.
 
     Attributes:
         videos: found in the folders (with ``shard``, this process's share of them); the sum of the next three.
@@ -81,7 +81,7 @@ def index(
     device: str = "auto",
     on_files: Callable[[int, int], None] | None = None,
 ) -> Summary:
-    """Makes an index of the videos in folders, or continues one: files that are in it and have not changed (size,
+    """Make an index of the videos in folders, or continue one: files that are in it and have not changed (size,
     time of change) are skipped, files that have changed are read again, and files that are gone are dropped.
 
     A file that cannot be read is one warning; it is noted and tried again only when it has changed.
@@ -291,7 +291,7 @@ def _fill(
     progress: tuple[int, int],
     on_files: Callable[[int, int], None] | None,
 ) -> int:
-    """Makes the vectors of what the loader gives and adds them; returns how many files could not be read."""
+    """Add the vectors of what the loader yields to the index; return the number of unreadable files."""
     done, total = progress
     report = on_files or (lambda done, total: None)
     report(done, total)
@@ -318,7 +318,7 @@ def _fill(
 
 
 def _save(target: Index, place: _Place, records: list[Record], vectors: Tensor, files: list[File]) -> None:
-    """Adds what belongs together; of a file that turned out to be damaged on the way, nothing but that."""
+    """Add what belongs together; of a file that turned out to be damaged on the way, nothing but that."""
     broken = {file.path for file in files if file.error is not None}
     kept = [number for number, record in enumerate(records) if record.path not in broken]
     target.add(
@@ -334,12 +334,12 @@ def _as_it_is(batch: _Batch) -> _Batch:
 
 
 def _warn_plainly(worker: int) -> None:
-    """Past a progress bar of the main process, which may have been forked while it held its lock."""
+    """Bypass the progress bar of the main process, which may have been forked while it held its lock."""
     warnings.showwarning = lambda message, *_: print(f"zoo: {printable(str(message))}", file=sys.__stderr__)
 
 
 def _load(model: nn.Module | str | os.PathLike, out: Path) -> tuple[str | None, nn.Module]:
-    """Where to find a model again, and the model.
+    """Return a path or name that finds the model again, and the model.
 
     Raises:
         ZooError: it cannot compare texts with videos.
@@ -369,7 +369,7 @@ def _is_registered(name: str) -> bool:
 
 
 def _describe(model: nn.Module) -> dict:
-    """What tells a model from another: its config and the SHA-256 of its weights."""
+    """Identify a model by its config and the SHA-256 of its weights."""
     config = json.loads(json.dumps(getattr(model, "config", None)))
     return {"config": config, "sha256": fingerprint(model.state_dict())}
 
