@@ -1,6 +1,6 @@
 """Base of the DataModules of labelled videos: augmentation, views and mixing.
 
-A DataModule says which files and which labels (`listing`), this module makes batches of them as docs/batches.md
+A DataModule says which files and which labels (`list_videos`), this module makes batches of them as docs/batches.md
 describes.
 """
 
@@ -137,25 +137,8 @@ def collate_clips(items: Sequence[dict | list[dict]]) -> dict:
     return default_collate([clip for item in items for clip in (item if isinstance(item, list) else [item])])
 
 
-def _or_of_shards(names: property | cached_property) -> property:
-    """The names that the shards have, where there are shards."""
-
-    def class_names(self: "VideoDataModule") -> list[str] | None:
-        if self.shard_listings is None:
-            return names.__get__(self, type(self))
-        found, expected = self.shard_listings.class_names, vars(self).get("num_classes")
-        if found is not None and expected not in (None, len(found)):
-            raise DataError(
-                f"{self.shard_listings.sources[0]} has {len(found)} classes, but num_classes is {expected}; set "
-                "data.num_classes."
-            )
-        return found
-
-    return property(class_names, doc=names.__doc__)
-
-
 class VideoDataModule(ClipDataModule):
-    """Abstract base of DataModules of labelled videos. A subclass has `class_names` and `listing`.
+    """Abstract base of DataModules of labelled videos. A subclass has `list_classes` and `list_videos`.
 
     Args:
         num_clips: clips per video for testing and prediction; None is 4, or 2 where sampling is "ssv2".
@@ -237,19 +220,25 @@ class VideoDataModule(ClipDataModule):
         self.auto_augment = auto_augment
         self.mixer = BatchMixer(mixup=mixup, cutmix=cutmix, erasing=random_erasing)
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "class_names" in vars(cls):
-            cls.class_names = _or_of_shards(vars(cls)["class_names"])
-
-    @property
-    @abstractmethod
+    @cached_property
     def class_names(self) -> list[str] | None:
         """Names of the classes in the order of the labels; None where the files have numbers only."""
+        if self.shard_listings is None:
+            return self.list_classes()
+        found, expected = self.shard_listings.class_names, vars(self).get("num_classes")
+        if found is not None and expected not in (None, len(found)):
+            raise DataError(
+                f"{self.shard_listings.sources[0]} has {len(found)} classes, but num_classes is {expected}; set "
+                "data.num_classes."
+            )
+        return found
 
     @abstractmethod
-    def listing(self, split: str) -> list[Sample]:
-        """The videos of "train", "val" or "test", in a fixed order; raises `DataError` where that fails."""
+    def list_classes(self) -> list[str] | None:
+        """`class_names` of videos that are files; raises `DataError` where that fails."""
+
+    @abstractmethod
+    def list_videos(self, split: str) -> list[Sample]: ...
 
     @cached_property
     def num_classes(self) -> int:

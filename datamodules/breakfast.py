@@ -79,12 +79,11 @@ class Breakfast(VideoDataModule):
         self.delimiter = delimiter
         self.published_test = published_test
 
-    @property
-    def class_names(self) -> list[str]:
+    def list_classes(self) -> list[str]:
         """The ten activities."""
         return list(ACTIVITIES)
 
-    def listing(self, split: str) -> list[Sample]:
+    def list_videos(self, split: str) -> list[Sample]:
         as_published = split == "test" and self.published_test
         with self.folders.kept():
             source = find_list(self.folders, self.root, self.lists, split)

@@ -1,17 +1,16 @@
 """Base of all DataModules of videos: clips, listings and loaders.
 
-A DataModule says which files there are (`listing`) and what an item of them is (`make_dataset`); this module finds
+A DataModule says which files there are (`list_videos`) and what an item of them is (`make_dataset`); this module finds
 mistakes before the run, deals the items out, and resumes in the middle of an epoch.
 """
 
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, wraps
+from functools import cached_property
 from multiprocessing import get_all_start_methods
-from typing import Any
 
 import lightning as L
 import numpy as np
@@ -111,19 +110,9 @@ class FetchingAhead(ABC):
         return [self[item] for item in fetched_ahead(items, list(map(self.path_of, numbers)))]
 
 
-def _or_of_shards(listing: Callable[[Any, str], list]) -> Callable[[Any, str], list]:
-    @wraps(listing)
-    def listed(self: "ClipDataModule", split: str) -> list:
-        if self.shard_listings is None:
-            return listing(self, split)
-        self.origins[split] = f"shards of {', '.join(self.shard_listings.sources)}"
-        return self.shard_listings.split(split).entries
-
-    return listed
-
-
 class ClipDataModule(L.LightningDataModule, ABC):
-    """Abstract base of DataModules of videos. A subclass has `listing`, `check_listings` and `make_dataset`.
+    """Abstract base of DataModules of videos. A subclass has `list_videos`, `check_listings` and
+    `make_dataset`.
 
     Clip arguments that are None are taken from the attached model's `preprocessing`.
 
@@ -220,7 +209,7 @@ class ClipDataModule(L.LightningDataModule, ABC):
         self.origins: dict[str, str] = {}
         """Split -> the list or folder of its videos, or how they were chosen."""
         self.skipped: dict[str, list[str]] = {}
-        """Split -> videos that its list names and `listing` leaves out."""
+        """Split -> videos that its list names and `list_videos` leaves out."""
         self.datasets: dict[str, Dataset] = {}
         self._missing_paths: dict[str, list[str]] = {}
         self._tests_validation = False
@@ -233,12 +222,6 @@ class ClipDataModule(L.LightningDataModule, ABC):
         if self._num_workers is not None:
             return self._num_workers
         return suitable_workers(self.trainer.num_devices if self.trainer else 1)
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Where there are shards, their index replaces the subclass's `listing`."""
-        super().__init_subclass__(**kwargs)
-        if "listing" in vars(cls):
-            cls.listing = _or_of_shards(cls.listing)
 
     @cached_property
     def shard_listings(self) -> ShardListings | None:
@@ -253,9 +236,17 @@ class ClipDataModule(L.LightningDataModule, ABC):
         found = root and any(has_index(root, split) for split in ("train", "val", "test"))
         return ShardListings([root], self.entry) if found else None
 
-    @abstractmethod
     def listing(self, split: str) -> list:
-        """The videos of "train", "val" or "test", in a fixed order; raises `DataError` where that fails."""
+        """The videos of "train", "val" or "test", in a fixed order: those of the shards, or else `list_videos`."""
+        if self.shard_listings is None:
+            return self.list_videos(split)
+        self.origins[split] = f"shards of {', '.join(self.shard_listings.sources)}"
+        return self.shard_listings.split(split).entries
+
+    @abstractmethod
+    def list_videos(self, split: str) -> list:
+        """The videos of "train", "val" or "test" where they are files, in a fixed order; raises `DataError` where that
+        fails."""
 
     @abstractmethod
     def check_listings(self, listings: dict[str, list]) -> None:

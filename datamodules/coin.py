@@ -74,8 +74,7 @@ class COIN(VideoDataModule):
         self.lists = {"train": train, "val": val, "test": test}
         self.delimiter = delimiter
 
-    @cached_property
-    def class_names(self) -> list[str] | None:
+    def list_classes(self) -> list[str] | None:
         """Tasks in the order of their recipe_type; None for lists without COIN.json."""
         path = self._annotations
         if path is None:
@@ -108,7 +107,7 @@ class COIN(VideoDataModule):
         kinds = {"class": str, "recipe_type": int, "subset": str}
         return {video: tuple(values_of(entry, kinds, path)) for video, entry in database.items()}
 
-    def listing(self, split: str) -> list[Sample]:
+    def list_videos(self, split: str) -> list[Sample]:
         with self.folders.kept():
             source = find_list(self.folders, self.root, self.lists, split)
             self.origins[split] = source or self._annotations or ""

@@ -250,7 +250,7 @@ class EpicKitchens100(ClipDataModule):
         questions = [text for texts in QUESTIONS.values() for text in texts]
         return [*questions, *self.verb_names, *self.noun_names, *narrations]
 
-    def listing(self, split: str) -> list[Segment]:
+    def list_videos(self, split: str) -> list[Segment]:
         with self.folders.kept():
             name = self.lists[split] or _LISTS["val" if split == "test" else split]
             path = self._find(name)

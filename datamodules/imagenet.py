@@ -59,8 +59,7 @@ class ImageNet(VideoDataModule):
         check(num_classes=(num_classes, Count(1, MAX_CLASSES)))
         self.num_classes = num_classes
 
-    @cached_property
-    def class_names(self) -> list[str] | None:
+    def list_classes(self) -> list[str] | None:
         """English names of the 1000 classes; for fewer classes the wnids, or None without class folders."""
         wnids = self._wnids
         if self.num_classes != 1000:
@@ -83,7 +82,7 @@ class ImageNet(VideoDataModule):
                 return names
         return []
 
-    def listing(self, split: str) -> list[Sample]:
+    def list_videos(self, split: str) -> list[Sample]:
         split = "val" if split == "test" else split
         folder = join(self.root, split)
         with self.folders.kept():

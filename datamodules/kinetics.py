@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +86,7 @@ class Kinetics(VideoDataModule):
         check(num_classes=(num_classes, Count(1, MAX_CLASSES)))
         self.num_classes = num_classes
 
-    @cached_property
-    def class_names(self) -> list[str] | None:
+    def list_classes(self) -> list[str] | None:
         """Sorted names; None where there are numbers only."""
         with self.folders.kept():
             names = self._names_of(self._class_source)
@@ -112,7 +111,7 @@ class Kinetics(VideoDataModule):
         videos = _official_rows(source)
         return None if videos is None else sorted({_plain(video["label"]) for _, video in videos})
 
-    def listing(self, split: str) -> list[Sample]:
+    def list_videos(self, split: str) -> list[Sample]:
         with self.folders.kept():
             source = self.origins[split] = self._source(split)
             if split == "test" and self._existing("test") is None:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -215,8 +214,7 @@ class LVU(VideoDataModule):
         self.num_classes = CLASSES.get(task)
         self.value_name, self.value_mean = VALUES.get(task, (None, None))
 
-    @cached_property
-    def class_names(self) -> list[str] | None:
+    def list_classes(self) -> list[str] | None:
         """Class names from all lists of the task; "class 2" for a class without examples. None for numbers, and for
         lists of numbers."""
         if self.task in VALUES:
@@ -234,7 +232,7 @@ class LVU(VideoDataModule):
                         )
         return [names.get(number, f"class {number}") for number in range(self.num_classes)] if names else None
 
-    def listing(self, split: str) -> list[Film]:
+    def list_videos(self, split: str) -> list[Film]:
         with self.folders.kept():
             source = self.origins[split] = self._source(split)
             rows = _official_rows(source, _HEADERS[self.task])

@@ -393,8 +393,8 @@ class PairCorpora(RetrievalDataModule):
         pairs = self.datasets["train"].pairs if "train" in self.datasets else self.listing("train")
         return [pair.caption for pair in pairs]
 
-    def listing(self, split: str) -> Any:
-        return self._pairs() if split == "train" else super().listing(split)
+    def list_videos(self, split: str) -> Any:
+        return self._pairs() if split == "train" else super().list_videos(split)
 
     def _pairs(self) -> PairList:
         """All pairs, those of pictures first."""

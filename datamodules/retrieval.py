@@ -284,7 +284,7 @@ class RetrievalDataModule(ClipDataModule):
         videos = self.datasets["train"].videos if "train" in self.datasets else self.listing("train")
         return [caption for video in videos for caption in video.captions]
 
-    def listing(self, split: str) -> list[CaptionedVideo]:
+    def list_videos(self, split: str) -> list[CaptionedVideo]:
         with self.folders.kept():
             own = self.lists[split]
             if own is not None:

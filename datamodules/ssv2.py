@@ -4,7 +4,6 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +87,7 @@ class SomethingSomethingV2(VideoDataModule):
         check(num_classes=(num_classes, Count(1, MAX_CLASSES)))
         self.num_classes = num_classes
 
-    @cached_property
-    def class_names(self) -> list[str] | None:
+    def list_classes(self) -> list[str] | None:
         """Templates without brackets, in the order of the labels; None for lists without labels.json."""
         with self.folders.kept():
             path = self._find(*self.labels)
@@ -103,7 +101,7 @@ class SomethingSomethingV2(VideoDataModule):
             )
         return names
 
-    def listing(self, split: str) -> list[Sample]:
+    def list_videos(self, split: str) -> list[Sample]:
         with self.folders.kept():
             source = self.origins[split] = self._source(split)
             if source.endswith(".json"):

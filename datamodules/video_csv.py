@@ -1,6 +1,5 @@
 """Videos and labels listed in text files."""
 
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +79,7 @@ class VideoCSV(VideoDataModule):
         self.val_fraction, self.split_seed = val_fraction, split_seed
         self.group = group
 
-    @cached_property
-    def class_names(self) -> list[str]:
+    def list_classes(self) -> list[str]:
         """Class names from `classes`, or else from the training list."""
         if self.classes is not None:
             return read_names(join(self.root, self.classes))
@@ -99,7 +97,7 @@ class VideoCSV(VideoDataModule):
         labels = [self._number(row, path) for row in rows]
         return [str(label) for label in range(max(labels) + 1)]
 
-    def listing(self, split: str) -> list[Sample]:
+    def list_videos(self, split: str) -> list[Sample]:
         name = self.lists[split]
         if self.lists["val"] is not None or (split == "test" and name is not None):
             samples, groups = self._read(name)

@@ -1,6 +1,5 @@
 """Videos in one folder per class."""
 
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +58,7 @@ class VideoFolder(VideoDataModule):
         self.val_fraction, self.split_seed = val_fraction, split_seed
         self._group = group_pattern(group)
 
-    @cached_property
-    def class_names(self) -> list[str]:
+    def list_classes(self) -> list[str]:
         """Names of the class folders, sorted."""
         folder = join(self.root, "train") if self._has_splits else self.root
         names = self.folders.subfolders(folder)
@@ -76,7 +74,7 @@ class VideoFolder(VideoDataModule):
             raise DataError(f"{self.root} is not a folder; check data.root.")
         return self.folders.is_folder(join(self.root, "train"))
 
-    def listing(self, split: str) -> list[Sample]:
+    def list_videos(self, split: str) -> list[Sample]:
         if not self._has_splits:
             return self._set_aside(split)
         folder = self.origins[split] = self._split_folder(split)

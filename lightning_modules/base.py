@@ -35,7 +35,7 @@ PREPROCESSING_DEFAULTS = {
 
 
 class BaseModule(LightningModule, ABC):
-    """Base of the zoo's modules; concrete classes are final. docs/extend.md has a whole example.
+    """Base of the zoo's modules. docs/extend.md has a whole example.
 
     A subclass sets ``self.net`` in its constructor and has a ``training_step`` that returns the loss. What the network
     *is* are plain positional-or-keyword arguments of the constructor, and what matters only while training stands after
@@ -73,19 +73,16 @@ class BaseModule(LightningModule, ABC):
                 break
         return names
 
-    def save_config(self, given: Mapping[str, Any] | None = None) -> None:
+    def save_config(self, given: Mapping[str, Any]) -> None:
         """Checks and records the constructor's arguments: ``self.save_config(locals())``, before anything else.
 
         Args:
-            given: ``locals()`` of the constructor; names that are not its arguments are skipped. None, for code
-                written before this argument existed, looks up the caller's.
+            given: ``locals()`` of the constructor; names that are not its arguments are skipped.
 
         Raises:
             ModelError: a number is out of its range, see `lightning_modules.checks`; an argument is missing in `given`;
                 ``optim`` is declared before ``*``.
         """
-        if given is None:
-            given = inspect.currentframe().f_back.f_locals
         # `super().__init__()` puts __class__ among the locals: the class whose constructor this is.
         constructor = given.get("__class__", type(self)).__init__
         names = [name for name in _declared(constructor) if name != "self"]

@@ -49,11 +49,10 @@ class ListData(VideoDataModule):
         super().__init__(**common)
         self.lists = {"train": train, "val": val or train, "test": val or train}
 
-    @property
-    def class_names(self):
+    def list_classes(self):
         return [f"class {i}" for i in range(NUM_CLASSES)]
 
-    def listing(self, split):
+    def list_videos(self, split):
         return self.lists[split]
 
 
@@ -392,9 +391,9 @@ def test_loader_made_by_hand(grey_videos):
 class Named(ListData):
     """Tells where its lists come from."""
 
-    def listing(self, split):
+    def list_videos(self, split):
         self.origins[split] = f"the {split} list \x1b[31m"
-        return super().listing(split)
+        return super().list_videos(split)
 
 
 def test_a_fit_begins_with_a_table_of_its_data(grey_videos, tmp_path, capsys, monkeypatch):

@@ -117,17 +117,6 @@ def test_the_config_is_what_stands_before_the_star():
     assert module.training_arguments == {"optim": Optim(lr=0.5)}
 
 
-def test_calls_of_earlier_code_record_the_same():
-    class Earlier(Sized):
-        def __init__(self, num_classes: int = 2, num_frames: int | None = 4, *, optim: Optim = Optim()):
-            super(Plain, self).__init__()
-            self.save_config()
-
-    optim = Optim(lr=0.5)
-    assert Earlier(3, optim=optim).hparams == Sized(3, optim=optim).hparams
-    assert Earlier(3, optim=optim).training_arguments == {"optim": optim}
-
-
 def test_what_is_not_recorded_is_named():
     class Silent(Plain):
         def __init__(self, width: int = 2):

@@ -153,7 +153,7 @@ class Own(lm.VideoClassifier):
 
     def __init__(self, depth: list[int], lr: float = 0.1) -> None:
         super(lm.VideoClassifier, self).__init__()
-        self.save_config()
+        self.save_config(locals())
 
 
 def test_a_name_that_means_something_else_passes():
