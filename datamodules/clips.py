@@ -383,8 +383,8 @@ class ClipDataModule(L.LightningDataModule, ABC):
     def _check_order(self, interrupted: str | None) -> None:
         if interrupted != self._order_of_shards:
             raise DataError(
-                "The interrupted epoch was read in another order: the shards or data.shuffle_buffer were others; set "
-                "them as they were to go on."
+                "The interrupted epoch was read in another order, with other shards or another data.shuffle_buffer; "
+                "restore them to resume."
             )
 
     def _train_sampler(self) -> TrainSampler:

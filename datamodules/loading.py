@@ -141,7 +141,7 @@ class ClipLoader(StatefulDataLoader):
         if workers != self.num_workers:
             raise DataError(
                 f"The interrupted epoch was read with {workers} workers, and this run has {self.num_workers}; "
-                f"set data.num_workers to {workers} to go on."
+                f"set data.num_workers to {workers} to resume."
             )
         super().load_state_dict(state)
 
@@ -218,7 +218,7 @@ def worker_death(error: Exception) -> DataError | None:
     how = f" ({signal_name[1].strip()})" if signal_name else ""
     return DataError(
         f"A loader process died{how}, most often because memory ran out; lower data.num_workers or data.batch_size, "
-        "and go on from the last checkpoint with --ckpt_path last."
+        "and resume from the last checkpoint with --ckpt_path last."
     )
 
 

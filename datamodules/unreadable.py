@@ -98,8 +98,8 @@ class UnreadableTally:
             )
         if is_gone:
             raise DataError(
-                f"{len(broken)} of {len(self.samples)} videos cannot be read, as the folder {folder} is gone; bring "
-                "its disk back, and go on from the last checkpoint with --ckpt_path last."
+                f"{len(broken)} of {len(self.samples)} videos cannot be read, as the folder {folder} is gone; "
+                "mount its disk again, and resume from the last checkpoint with --ckpt_path last."
             )
         raise DataError(
             f"{len(broken)} of {len(self.samples)} videos cannot be read, more than max_unreadable allows "

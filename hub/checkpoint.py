@@ -327,7 +327,7 @@ def check_finite(state_dict: Mapping[str, Tensor], source: str) -> None:
         # One pass without a copy, which the types of eight bits do not have: NaN passes on to both ends.
         ends = torch.stack((tensor if tensor.element_size() > 1 else tensor.float()).aminmax())
         if not ends.isfinite().all():
-            raise HubError(f"{name} of {source} holds NaN or infinity, so the model can answer nothing; "
+            raise HubError(f"{name} of {source} holds NaN or infinity, so every output would be NaN; "
                            "take an earlier checkpoint, or fetch it again.")  # fmt: skip
 
 

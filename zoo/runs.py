@@ -120,7 +120,7 @@ def read_checkpoint(checkpoint: Path, weights_only: bool | None = None) -> dict:
         raise ZooError(f"{checkpoint} is a device or a pipe; {other}.")
     try:
         if not zipfile.is_zipfile(file):
-            raise ZooError("it is cut off, or something else than a checkpoint")
+            raise ZooError("it is truncated or not a checkpoint")
         if weights_only is False:
             content = torch.load(file, map_location="cpu", mmap=True, weights_only=False)
         else:

@@ -178,7 +178,7 @@ class _Journal:
             raise DataError(f"{index.parent} holds the beginning of other {split} shards ({other}); repeat the command "
                             f"that began them, or remove {split}-*.tar and {Path(file.name).name} there.")  # fmt: skip
         if not all(isinstance(line, dict) and {"taken", "shard"} <= line.keys() for line in lines[1:]):
-            raise DataError(f"{file.name} is damaged; remove it and the shards beside it to begin anew.")
+            raise DataError(f"{file.name} is damaged; remove it and the shards beside it to start again.")
         if not lines:
             self._append(made_of)
         self._lines = lines[1:]
@@ -267,7 +267,7 @@ def _writing(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise DataError(f"{path} cannot be written ({error.strerror or error}); make room on that disk or check its "
-                        "permissions, and repeat the command to go on.") from error  # fmt: skip
+                        "permissions, and repeat the command to resume.") from error  # fmt: skip
 
 
 def _other(there: dict[str, Any], here: dict[str, Any]) -> str:
@@ -327,7 +327,7 @@ def _files(
                 yield first, future.result()
             except BrokenProcessPool as error:
                 raise DataError(f"A process that reads files died, at {first.path} or one of the next (was memory "
-                                "short?); repeat the command to go on, with fewer workers.") from error  # fmt: skip
+                                "short?); repeat the command with fewer workers to resume.") from error  # fmt: skip
 
 
 def _converted(path: str, short_side: int | None, crf: int) -> _File:

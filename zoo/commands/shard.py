@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
     indexing = args.data.endswith(".tar")
     if indexing == (args.out is not None):
         raise ZooError(f"{args.data} are shards, whose index goes beside them; leave --out out." if indexing else
-                       f"Where to write? Name a folder: zoo shard {args.data} -o FOLDER.")  # fmt: skip
+                       f"--out is missing. Name a folder: zoo shard {args.data} -o FOLDER.")  # fmt: skip
     if args.out is not None and "://" in args.out:
         raise ZooError(f"{args.out} is a URL; write to a local folder and copy that.")
     with long_work("shards" if indexing else "samples", args.json) as report:
@@ -126,7 +126,7 @@ def _index(args: argparse.Namespace, report: Any) -> "dict[str, Written]":
     from datamodules.storage.files import expand_braces
 
     if len(args.split or ()) > 1:
-        raise ZooError("An index is of one split; give one --split.")
+        raise ZooError("An index has one split; pass --split once.")
     split = (args.split or ["train"])[0]
     paths = [path for pattern in expand_braces(args.data) for path in sorted(glob.glob(pattern)) or [pattern]]
     lost = [path for path in paths if not os.path.isfile(path)]

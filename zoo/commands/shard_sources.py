@@ -65,7 +65,7 @@ def data_module(data: str, root: str | None, settings: Sequence[str]) -> ClipDat
         known = [known for known in dir(datamodules) if hasattr(getattr(datamodules, known), "entry")]
         raise ZooError(f"{name} cannot be written as shards; {', '.join(known)} can.")
     if "root" not in arguments:
-        raise ZooError(f"Where are the videos of {data}? Say it with --root.")
+        raise ZooError(f"{data} does not name the folder of its videos. Say it with --root.")
     try:
         return cls(**arguments)
     except TypeError as error:

@@ -398,7 +398,7 @@ def _open(out: Path, source: str | None, model: nn.Module, window: float | None,
                        "folder.")  # fmt: skip
     old = found.settings["window"] or math.inf
     if window not in (None, old) or dtype not in (None, found.dtype):
-        raise ZooError(f"{out} was made with windows of {old:g} s in {found.dtype}; leave these options out to go on, "
+        raise ZooError(f"{out} was made with windows of {old:g} s in {found.dtype}; omit these options to update it, "
                        "or index into another folder.")  # fmt: skip
     return found
 
