@@ -4,7 +4,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from datamodules.annotations.lists import is_number, read_rows
+from datamodules.annotations.lists import read_numbered
 from datamodules.base import Sample, VideoDataModule
 from datamodules.checks import MAX_CLASSES, Count, check
 from datamodules.errors import DataError
@@ -105,11 +105,7 @@ class ImageNet(VideoDataModule):
         )
 
     def _from_list(self, source: str, folder: str) -> list[Sample]:
-        rows = read_rows(source, " ")
-        strange = next((row for row in rows if not is_number(row.label)), None)
-        if strange is not None:
-            raise DataError(f"{source}, line {strange.line}: label {strange.label!r} is not a number; correct the row.")
-        return [Sample(join(folder, row.path), int(row.label)) for row in rows]
+        return [Sample(*row) for row in read_numbered(source, " ", folder)]
 
     def _from_folders(self, folder: str) -> list[Sample]:
         number_of = {wnid: label for label, wnid in enumerate(self._wnids)}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.annotations.captions import read_json
-from datamodules.annotations.lists import Row, is_number, read_rows
+from datamodules.annotations.lists import is_number, read_numbered
 from datamodules.base import Sample, VideoDataModule
 from datamodules.checks import MAX_CLASSES, Count, check
 from datamodules.errors import DataError, some
@@ -106,7 +106,7 @@ class SomethingSomethingV2(VideoDataModule):
             source = self.origins[split] = self._source(split)
             if source.endswith(".json"):
                 return self._from_annotations(source)
-            return self._from_rows(source, read_rows(source, self.delimiter))
+            return self._from_list(source)
 
     def _find(self, *names: str) -> str | None:
         return first_file(self.folders, self.root, [*names, *(join("labels", name) for name in names)])
@@ -152,21 +152,14 @@ class SomethingSomethingV2(VideoDataModule):
         paths = self._paths([str(entry["id"]) for entry in entries], suffix=".webm")
         return [Sample(path, label) for path, label in zip(paths, labels, strict=True)]
 
-    def _from_rows(self, source: str, rows: Sequence[Row]) -> list[Sample]:
-        strange = next((row for row in rows if not is_number(row.label)), None)
-        if strange is not None:
-            raise DataError(
-                f"{source}, line {strange.line}: label {strange.label!r} is not a number; correct the row, or set "
-                "data.delimiter."
-            )
-        names = [row.path for row in rows]
+    def _from_list(self, source: str) -> list[Sample]:
+        names, labels = zip(*read_numbered(source, self.delimiter, ""), strict=True)
         fields = _fields(names[0])
         if len(fields) > 1 and is_number(fields[1]) and not fields[-1].lower().endswith(VIDEO_SUFFIXES):
             names = [_fields(name)[0] for name in names]  # folder, number of frames, ...
-        paths = self._paths(names)
-        return [Sample(path, int(row.label)) for path, row in zip(paths, rows, strict=True)]
+        return [Sample(*sample) for sample in zip(self._paths(names), labels, strict=True)]
 
-    def _paths(self, names: list[str], suffix: str = "") -> list[str]:
+    def _paths(self, names: Sequence[str], suffix: str = "") -> list[str]:
         """Locate the videos, given as ids, file names, folders or paths; `suffix` is that of missing ones."""
         folders = _FOLDERS if self.videos is None else (self.videos,)
         best: list[str] = []

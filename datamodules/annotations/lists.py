@@ -67,8 +67,8 @@ def read_numbered(path: str, delimiter: str | None, root: str) -> list[tuple[str
     rows = read_rows(path, delimiter)
     strange = next((row for row in rows if not is_number(row.label)), None)
     if strange is not None:
-        raise DataError(f"{path}, line {strange.line}: label {strange.label[:80]!r} is not a number; correct the row, "
-                        "or set data.delimiter.")  # fmt: skip
+        remedy = "correct the row, or set data.delimiter" if delimiter is None else "correct the row"
+        raise DataError(f"{path}, line {strange.line}: label {strange.label[:80]!r} is not a number; {remedy}.")
     return [(join(root, row.path), int(row.label)) for row in rows]
 
 

@@ -17,7 +17,7 @@ from zoo.files import PAGES, check_target, written
 from zoo.printable import clock
 from zoo.retrieval.vector_index import Hit
 
-__all__ = ["clock", "write_gallery"]
+__all__ = ["write_gallery"]
 
 FRAMES, HEIGHT_PX, FRAME_MS = 8, 160, 250
 
