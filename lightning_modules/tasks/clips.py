@@ -68,14 +68,11 @@ class ClipModule(BaseModule):
             ModelError: sizes that do not fit.
         """
         h, args = self.hparams, self.training_arguments
-        try:
-            self.net = VideoMamba(
-                outputs, h.embed_dim, h.depth, h.num_frames, h.image_size, h.patch_size, h.tubelet_size,
-                drop=args["drop"], drop_path=args["drop_path"], init=args["init"],
-                checkpoint_blocks=args["checkpoint_blocks"], scan_order=h.scan_order,
-            )  # fmt: skip
-        except ValueError as error:
-            raise ModelError(str(error)) from error
+        self.net = VideoMamba(
+            outputs, h.embed_dim, h.depth, h.num_frames, h.image_size, h.patch_size, h.tubelet_size,
+            drop=args["drop"], drop_path=args["drop_path"], init=args["init"],
+            checkpoint_blocks=args["checkpoint_blocks"], scan_order=h.scan_order,
+        )  # fmt: skip
         if args["freeze_backbone"]:
             self.net.requires_grad_(False)
             self.net.head.requires_grad_(True)

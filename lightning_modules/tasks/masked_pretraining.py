@@ -89,15 +89,12 @@ class MaskedPretraining(TaughtByClip):
         super().__init__(**taught)
         self.save_config(locals())
         args = self.training_arguments
-        try:
-            self.net = MaskedVideoMamba(
-                embed_dim, depth, num_frames, image_size, patch_size, tubelet_size, target_dim, align_layers,
-                align_interval, variant, drop_path=args["drop_path"], init=args["init"],
-                checkpoint_blocks=args["checkpoint_blocks"],
-            )  # fmt: skip
-            num_visible(args["mask_type"], args["mask_ratio"], self.net.frames, self.net.grid_size)
-        except ValueError as error:
-            raise ModelError(str(error)) from error
+        self.net = MaskedVideoMamba(
+            embed_dim, depth, num_frames, image_size, patch_size, tubelet_size, target_dim, align_layers,
+            align_interval, variant, drop_path=args["drop_path"], init=args["init"],
+            checkpoint_blocks=args["checkpoint_blocks"],
+        )  # fmt: skip
+        num_visible(args["mask_type"], args["mask_ratio"], self.net.frames, self.net.grid_size)
         if norm not in ("l2", "none") or loss not in ALIGNMENT_LOSSES:
             raise ModelError(f"norm is {norm!r} and loss {loss!r}; choose 'l2' or 'none', and one of "
                              f"{', '.join(ALIGNMENT_LOSSES)}.")  # fmt: skip

@@ -126,15 +126,12 @@ class TextVideoRetrieval(BaseModule):
         if merges is not None:
             tokenizer.set_merges(merges)
         width = towers.config.projection_dim
-        try:
-            if head == "muse":
-                part: nn.Module = Muse(width, scales, aggregation, learner, depth, dropout, frozen_pyramid, init)
-            elif head == "sequential":
-                part = FrameTransformer(towers.text_model, width, depth)
-            else:
-                part = FirstTokens()
-        except ValueError as error:
-            raise ModelError(str(error)) from error
+        if head == "muse":
+            part: nn.Module = Muse(width, scales, aggregation, learner, depth, dropout, frozen_pyramid, init)
+        elif head == "sequential":
+            part = FrameTransformer(towers.text_model, width, depth)
+        else:
+            part = FirstTokens()
         if freeze_layers is not None:
             freeze_clip(towers, freeze_layers)
         self.net = TextVideoNet(towers, tokenizer, part)

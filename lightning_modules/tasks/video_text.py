@@ -131,16 +131,13 @@ class VideoTextPretraining(TaughtByClip):
         words = BertWords(bert.config.vocab_size, max_words)
         if text_weights is not None:
             words.set_pieces(load_bert(bert, text_weights))
-        try:
-            tower = VideoTower(
-                embed_dim, depth, num_frames, image_size, patch_size,
-                None if args["teacher"] is None else target_dim, variant,
-                drop_path=args["drop_path"], init=args["init"], checkpoint_blocks=args["checkpoint_blocks"],
-            )  # fmt: skip
-            for frames, ratio in ((num_frames, args["mask_ratio"]), (1, image_mask_ratio)):
-                num_visible(args["mask_type"], ratio, frames, tower.grid_size)
-        except ValueError as error:
-            raise ModelError(str(error)) from error
+        tower = VideoTower(
+            embed_dim, depth, num_frames, image_size, patch_size,
+            None if args["teacher"] is None else target_dim, variant,
+            drop_path=args["drop_path"], init=args["init"], checkpoint_blocks=args["checkpoint_blocks"],
+        )  # fmt: skip
+        for frames, ratio in ((num_frames, args["mask_ratio"]), (1, image_mask_ratio)):
+            num_visible(args["mask_type"], ratio, frames, tower.grid_size)
         self.net = VideoTextNet(tower, bert, words, dim, checkpoint_text)
         self.set_normalisation(mean, std)
         self.adopt_teacher(target_dim)
