@@ -205,7 +205,7 @@ def test_checkpoints_that_are_none(start):
     hyper_parameters = {"_class_path": "antigravity.X", "num_classes": 2}
     torch.save({"global_step": 1, "hyper_parameters": hyper_parameters}, folder / "foreign.ckpt")
     for file, reason in [
-        ("text.ckpt", "cut off, or something else"), ("empty.ckpt", "cut off, or something else"),
+        ("text.ckpt", "truncated or not a checkpoint"), ("empty.ckpt", "truncated or not a checkpoint"),
         ("folder.ckpt", "is a folder"), ("pipe.ckpt", "is a device or a pipe"), ("/dev/zero", "is a device or a pipe"),
         ("gone.ckpt", "does not exist"), ("weights.ckpt", "is not a checkpoint of a run"), ("", "is a folder"),
         ("foreign.ckpt", "'antigravity.X' is not a class of the zoo"), ("hpc", "no HPC checkpoint was found"),
