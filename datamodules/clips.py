@@ -33,13 +33,13 @@ from datamodules.overview import SplitOverview, print_overview
 from datamodules.shards.reading import ShardListings, ShardSampler, has_index
 from datamodules.storage.files import Folders, join
 from datamodules.storage.members import fetched_ahead
-from datamodules.unreadable import Listed, UnreadableTally
+from datamodules.unreadable import Listed
 from datamodules.video.frames import DECODERS, check_decoder, open_video
 from datamodules.video.reader import Reader
 from datamodules.video.resize import INTERPOLATIONS, MAX_SIDE, RESIZES, read_resized
 from datamodules.video.sampling import MAX_FRAMES, SAMPLINGS
 
-__all__ = ["CLIP_RULES", "ClipDataModule", "ClipFormat", "FetchingAhead", "UnreadableTally", "warn_of_leaks"]
+__all__ = ["CLIP_RULES", "ClipDataModule", "ClipFormat", "FetchingAhead", "warn_of_leaks"]
 
 CLIP_RULES = {
     "num_frames": Count(1, MAX_FRAMES),

@@ -11,8 +11,9 @@ from torch.utils.data import Dataset
 from datamodules.annotations.epic_kitchens import Segment
 from datamodules.annotations.questions import KINDS, Question, answer_number, draw_question
 from datamodules.augment import TrainTransform
-from datamodules.clips import ClipFormat, UnreadableTally
+from datamodules.clips import ClipFormat
 from datamodules.loading import Draw
+from datamodules.unreadable import UnreadableTally
 from datamodules.video.frame_tar import open_frames
 from datamodules.video.opening import DecodeError
 from datamodules.video.resize import crop_views, to_clip
@@ -40,7 +41,7 @@ class SegmentDataset(Dataset):
         num_nouns: of nouns.
         num_clips: clips of a segment in evaluation.
         num_crops: crops of each.
-        max_unreadable: see `datamodules.clips.UnreadableTally`.
+        max_unreadable: see `datamodules.unreadable.UnreadableTally`.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class SegmentDataset(Dataset):
             except DecodeError as error:
                 self.tally.report(item, error, "left out of the evaluation")
                 return self._placeholder(item)
-        draw = item if isinstance(item, Draw) else Draw(item, int(torch.randint(2**32, ())))
+        draw = Draw.of(item)
         found = self.tally.read_or_replace(draw, self._item)
         return {**(found or self._placeholder(draw.index)), "seed": draw.seed}
 
