@@ -17,6 +17,7 @@ import hub
 from hub.checkpoint import (
     Checkpoint,
     check_state_dict,
+    fingerprint,
     load_pickle,
     load_safetensors,
     read_config,
@@ -304,3 +305,14 @@ def test_config_json_is_readable_by_people(folder):
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     assert json.loads(text) == CONFIG | {"sha256": digest}
     assert "é" in text and text.endswith("}\n")
+
+
+def test_a_fingerprint_is_of_names_types_shapes_and_numbers():
+    weights = {"b": torch.arange(6.0).view(2, 3), "a": torch.tensor([1, 2])}
+    expected = hashlib.sha256()
+    for line, tensor in (("a int64 [2]\n", weights["a"]), ("b float32 [2, 3]\n", weights["b"])):
+        expected.update(line.encode() + tensor.numpy().tobytes())
+    assert fingerprint(weights) == fingerprint(dict(reversed(weights.items()))) == expected.hexdigest()
+    for other in ({**weights, "b": weights["b"].T}, {**weights, "b": weights["b"].half()}, {"c": weights["a"]}):
+        assert fingerprint(other) != fingerprint(weights)
+    assert fingerprint({"x": torch.zeros(2, dtype=torch.bfloat16)}) != fingerprint({"x": torch.zeros(2).half()})

@@ -19,7 +19,7 @@ from datamodules.synthetic.writing import generate
 from lightning_modules.tasks.classification import VideoClassifier
 from zoo.commands.console import show
 from zoo.commands.main import main, report
-from zoo.printable import printable, printable_warnings
+from zoo.printable import clock, printable, printable_warnings
 
 ZOO = Path(sys.executable).with_name("zoo")
 CLEAR, TITLE = "\x1b[2J", "\x1b]0;owned\x07"
@@ -153,3 +153,15 @@ def test_an_output_that_cannot_encode(folder):
 def test_a_long_line_is_not_cut_in_a_pipe(capsys):
     show("x" * 300)
     assert capsys.readouterr().out == "x" * 300 + "\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0, "0:00.0"), (59.96, "1:00.0"), (754.05, "12:34.0"), (3723.4, "1:02:03.4")]
+)
+def test_clock(seconds, shown):
+    assert clock(seconds) == shown
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (59.96, "0:59"), (754.05, "12:34"), (3723.4, "1:02:03")])
+def test_clock_without_tenths(seconds, shown):
+    assert clock(seconds, tenths=False) == shown

@@ -37,6 +37,9 @@ def test_frames_of_a_tar_are_those_of_the_folder(tmp_path):
         assert a.shape == b.shape == (4, 3, 40, 40) and torch.equal(a[1], a[2])
         assert torch.equal(a, b)
         assert loose.pts_seconds[0] == pytest.approx(0.02)  # picture 1 at 1 / 50
+        for reader, position in ((packed, 125), (loose, 125), (packed, -1)):
+            with pytest.raises(IndexError, match=rf"has 125 frames: .* got {position} \.\. {position}"):
+                reader.read([position])
     broken = tmp_path / "P03_01.tar"
     broken.write_bytes(b"x" * 2000)
     with pytest.raises(DecodeError, match=r"P03_01\.tar is not a tar of frames"):

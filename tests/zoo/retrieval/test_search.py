@@ -266,13 +266,6 @@ def test_search_prints_a_table_json_and_a_page(model, videos, tmp_path, monkeypa
     assert "cannot be read any more" in (tmp_path / "out.html").read_text()
 
 
-@pytest.mark.parametrize(
-    ("seconds", "shown"), [(0, "0:00.0"), (59.96, "1:00.0"), (754.05, "12:34.0"), (3723.4, "1:02:03.4")]
-)
-def test_clock(seconds, shown):
-    assert clock(seconds) == shown
-
-
 @pytest.fixture(scope="module")
 def made(workspace, model, tmp_path_factory):
     out = tmp_path_factory.mktemp("made") / "my.index"
