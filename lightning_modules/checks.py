@@ -77,6 +77,8 @@ _RANGES = {
     "num_nouns": _OUTPUTS,
     "num_actions": _OUTPUTS,
     "feature_dim": _WIDTH,
+    "heads": Range(1, 1_024, whole=True),
+    "positions": Range(2, 1_000_000, whole=True),
     "vision_dim": _WIDTH,
     "fusion_layers": _BLOCKS,
     "dim": _WIDTH,

@@ -57,11 +57,12 @@ class AvionTower(nn.Module):
         super().__init__()
         check_arguments(
             {
-                "embed_dim": embed_dim, "depth": depth, "num_frames": num_frames, "image_size": image_size,
-                "patch_size": patch_size, "drop_path": drop_path, "checkpoint_blocks": checkpoint_blocks,
+                "embed_dim": embed_dim, "depth": depth, "heads": heads, "num_frames": num_frames,
+                "image_size": image_size, "patch_size": patch_size, "drop_path": drop_path,
+                "checkpoint_blocks": checkpoint_blocks,
             }
         )  # fmt: skip
-        if heads < 1 or embed_dim % heads:
+        if embed_dim % heads:
             raise ModelError(f"embed_dim {embed_dim} is not a multiple of heads {heads}; change one of them.")
         if image_size % patch_size:
             raise ModelError(

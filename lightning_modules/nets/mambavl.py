@@ -259,10 +259,9 @@ class TransformerFuser(nn.Module):
 
     def __init__(self, dim: int, depth: int = 6, heads: int = 4, positions: int = 5000) -> None:
         super().__init__()
-        check_arguments({"depth": depth})
-        if heads < 1 or dim % heads or positions < 2:
-            raise ModelError(f"fuser has {heads} heads for a width of {dim} and {positions} positions; the width has "
-                             "to be a multiple of the heads, and two positions are needed.")  # fmt: skip
+        check_arguments({"depth": depth, "heads": heads, "positions": positions})
+        if dim % heads:
+            raise ModelError(f"fuser has {heads} heads for a width of {dim}; the width has to be a multiple of them.")
         for modality in ("video", "text"):
             for name, length in (("cls_token", 1), ("pos_embed", positions), ("type", 1)):
                 weight = nn.Parameter(torch.zeros(1, length, dim))

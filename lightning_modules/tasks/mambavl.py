@@ -180,11 +180,7 @@ class ActionRecognition(BaseModule):
         check_choice("fusion", fusion, (*mambavl.FUSIONS, *mambavl_joint.FUSIONS))
         self.num_classes = num_classes
         self.is_published = fusion in mambavl.FUSIONS
-        known = self.vocabulary
-        sizes = {"verb_names": known["num_verbs"], "noun_names": known["num_nouns"], "actions": num_classes}
-        for name, size in sizes.items():
-            if known[name] is not None and len(known[name]) != size:
-                raise ModelError(f"{name} has {len(known[name])} entries for {size} outputs; make them agree.")
+        self._check_vocabulary()
         prepared = _group("preprocessing", preprocessing, _PREPROCESSING)
         fuser = _group("fuser", fuser, _FUSERS[fusion])
         try:
@@ -198,6 +194,23 @@ class ActionRecognition(BaseModule):
         self.set_normalisation(prepared["mean"], prepared["std"])
         self.metrics = EpicMetrics(task, as_coded)
         self.mean_loss = SampleMean()
+
+    def _check_vocabulary(self) -> None:
+        """Raises `ModelError` for names or actions that are not as many as outputs, or are none."""
+        known = self.vocabulary
+        sizes = {"verb_names": known["num_verbs"], "noun_names": known["num_nouns"], "actions": self.num_classes}
+        for name, size in sizes.items():
+            entries = known[name]
+            if entries is None:
+                continue
+            if not isinstance(entries, list | tuple) or len(entries) != size:
+                count = len(entries) if isinstance(entries, list | tuple) else "no list of"
+                raise ModelError(f"{name} has {count} entries for {size} outputs; make them agree.")
+            limits = (known["num_verbs"], known["num_nouns"]) if name == "actions" else None
+            wrong = next((i for i, entry in enumerate(entries) if not _is_named(entry, limits)), None)
+            if wrong is not None:
+                what = "a verb and a noun by their numbers" if name == "actions" else "a text"
+                raise ModelError(f"Number {wrong} of {name} is not {what}; take the list that the data has.")
 
     @classmethod
     def current_arguments(cls, init_args: Mapping[str, Any]) -> dict[str, Any]:
@@ -662,8 +675,20 @@ def _group(name: str, given: object, defaults: Mapping[str, Any]) -> dict[str, A
             takes = f"it takes {', '.join(defaults)}" if defaults else "it takes nothing here"
             raise ModelError(f"{name} has no entry {entry!r:.80}; {takes}.")
     filled = {**defaults, **given}
+    for entry, default in defaults.items():
+        if isinstance(default, str) and not isinstance(filled[entry], str):
+            raise ModelError(f"{name}.{entry} has to be a text, such as {default!r}.")
     check_arguments(filled, optional=[entry for entry, value in defaults.items() if value is None])
     return filled
+
+
+def _is_named(entry: object, limits: tuple[int, int] | None) -> bool:
+    """Whether an entry of the vocabulary is a name or, where there are limits, an action: two numbers below them."""
+    if limits is None:
+        return isinstance(entry, str)
+    if not isinstance(entry, list | tuple) or len(entry) != 2:
+        return False
+    return all(type(number) is int and 0 <= number < limit for number, limit in zip(entry, limits, strict=True))
 
 
 def _mapping(name: str, given: object) -> Mapping[str, Any]:

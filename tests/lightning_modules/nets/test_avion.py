@@ -92,6 +92,7 @@ def test_other_frames_and_resolution():
         ({"heads": 3}, "embed_dim 16 is not a multiple of heads 3"),
         ({"patch_size": 20}, "image_size 32 is not a multiple of patch_size 20"),
         ({"depth": 0}, "depth is 0"),
+        ({"heads": 0}, "heads is 0; it has to be a whole number"),
     ],
 )
 def test_mistakes(change, sentence):

@@ -185,5 +185,5 @@ def test_mistakes():
         build("joint")
     with pytest.raises(ModelError, match="init is 'guess'"):
         build(init="guess")
-    with pytest.raises(ModelError, match="5 heads for a width of 24"):
+    with pytest.raises(ModelError, match="fuser has 5 heads for a width of 24"):
         TransformerFuser(24, heads=5)
