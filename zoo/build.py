@@ -189,9 +189,13 @@ def _arguments(config: dict, overrides: dict) -> dict:
     if overrides.get("num_classes", init_args.get("num_classes")) != init_args.get("num_classes"):
         init_args.pop("class_names", None)
     size, old_size = overrides.get("image_size"), init_args.get("image_size")
-    if init_args.get("short_side") and isinstance(size, int) and old_size:
+    grouped = isinstance(init_args.get("preprocessing"), dict)
+    prepared = dict(init_args["preprocessing"]) if grouped else init_args
+    if prepared.get("short_side") and isinstance(size, int) and old_size:
         # The share that a centre crop leaves out belongs to how the model was trained.
-        init_args["short_side"] = int(init_args["short_side"] * size / old_size)
+        prepared["short_side"] = int(prepared["short_side"] * size / old_size)
+    if grouped:
+        init_args["preprocessing"] = prepared
     return check_arguments(cls, init_args | overrides, include_training=True)
 
 

@@ -405,6 +405,12 @@ def test_what_reads_the_text_is_frozen_and_saved(told, tmp_path):
     assert zoo.load(folder, num_frames=8, image_size=48)(torch.zeros(1, 3, 8, 48, 48)).shape == (1, 5)
 
 
+def test_the_short_side_grows_with_the_image(tmp_path):
+    model = published(preprocessing={"short_side": 40, "sampling": "middles"})
+    loaded = zoo.load(hub.save(model, tmp_path / "folder"), image_size=64)
+    assert loaded.preprocessing["short_side"] == 80 and loaded.preprocessing["sampling"] == "middles"
+
+
 @pytest.mark.parametrize("fusion", ["published", "disjoint", "mlp", "transformer"])
 @pytest.mark.parametrize("tower", [VISION, {"tower": "avion", "embed_dim": 16, "depth": 1, "heads": 2},
                                    {"tower": "features", "feature_dim": 16}])  # fmt: skip
