@@ -116,7 +116,7 @@ def initialise(module: BaseModule, source: str | os.PathLike) -> bool:
 
     Args:
         module: a classifier.
-        source: as for `load`.
+        source: as for `load`; for a model with AVION's tower also a file of AVION's pre-training.
 
     Returns:
         Whether the head was taken over too.
@@ -125,7 +125,7 @@ def initialise(module: BaseModule, source: str | os.PathLike) -> bool:
         UnknownModelError: no such name, folder or file.
         HubError: the weights cannot be fetched or read, belong to another architecture, or hold NaN.
     """
-    found, _ = _read_source(source)
+    found = _read_avion(module, Path(source).expanduser()) or _read_source(source)[0]
     check_finite(found.state_dict, os.fspath(source))
     donor = resolve(found.config["class_path"])
     if hasattr(donor, "classifier_weights") and not isinstance(module, donor):
@@ -142,6 +142,15 @@ def initialise(module: BaseModule, source: str | os.PathLike) -> bool:
     check_state_dict(state_dict, expected, os.fspath(source))
     module.load_state_dict(state_dict)
     return taken
+
+
+def _read_avion(module: BaseModule, path: Path) -> Checkpoint | None:
+    """The tower of a file of AVION's pre-training, for a model that has one; None for other sources and models."""
+    vision = module.hparams.get("vision")
+    has_tower = isinstance(vision, dict) and vision.get("tower") == "avion"
+    if not has_tower or path.suffix not in (".pt", ".pth") or not path.is_file():
+        return None
+    return Checkpoint(module.config, mambavl.tower_to_zoo(read_official(path), path))
 
 
 def read_config_of(source: str | os.PathLike) -> dict:

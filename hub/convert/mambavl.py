@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hub.errors import HubError
 
-__all__ = ["Converted", "to_zoo"]
+__all__ = ["Converted", "to_zoo", "tower_to_zoo"]
 
 TOWER = "orvit."
 # What a file holds of parts that the model is without.
@@ -82,6 +82,28 @@ def to_zoo(official: Mapping[str, Tensor], source: object) -> Converted:
     head = weights.get("net.head0.weight")
     width = head.shape[1] if head is not None and head.ndim == 2 else None
     return Converted(weights, width, has_tower)
+
+
+def tower_to_zoo(official: Mapping[str, Tensor], source: object) -> dict[str, Tensor]:
+    """AVION's own weights, CLIP's two towers -> the video tower under its names in an `ActionRecognition`.
+
+    The text tower and the projection of the class token are left out: the model has neither.
+
+    Args:
+        official: the file's weights.
+        source: the file, for messages.
+
+    Raises:
+        HubError: it has no video tower.
+    """
+    weights = {}
+    for name, tensor in official.items():
+        name = name.removeprefix("module.")
+        if name.startswith("visual.") and name != "visual.image_projection":
+            weights |= dict(_renamed(f"{TOWER}{name.removeprefix('visual.')}", tensor, source))
+    if not weights:
+        raise HubError(f"{source} has no video tower (visual.*); name a file of AVION's pre-training.")
+    return weights
 
 
 def _renamed(name: str, tensor: Tensor, source: object) -> list[tuple[str, Tensor]]:

@@ -16,24 +16,23 @@ RENAMED = {"norm.weight": "norm_f.weight"}
 
 
 def read_official(path: str | os.PathLike) -> dict[str, Tensor]:
-    """Read a released file: weights under "model" (ImageNet files), under "module", flat (video files), or under
-    "model_state" (SlowFast's way, in which MambaVL's are).
+    """Read a released file: weights under "model" (ImageNet files), under "module", flat (video files), under
+    "model_state" (SlowFast's way, as MambaVL's), or under "state_dict" (AVION's).
 
     Raises:
         HubError: the file cannot be read as data, or holds no weights.
     """
     if os.fspath(path).endswith(".safetensors"):
         return load_safetensors(path)
+    places = ("model", "module", "model_state", "state_dict")
     content = load_pickle(path)
-    places = ("model", "module", "model_state")
     candidates = [*map(content.get, places), content] if isinstance(content, dict) else []
     for candidate in candidates:
         if is_state_dict(candidate):
             check_tensors(candidate, path)
             return dict(candidate)
     raise HubError(
-        f'{path} holds no weights, neither flat nor under "model", "module" or "model_state"; check that it is a '
-        "checkpoint."
+        f"{path} holds no weights, neither flat nor under {', '.join(places)}; check that it is a checkpoint."
     )
 
 

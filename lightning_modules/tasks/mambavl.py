@@ -127,8 +127,8 @@ class ActionRecognition(BaseModule):
             weights but takes its word pieces.
         checkpoint_blocks: how many of the tower's blocks are recomputed in the backward pass to save memory.
         compile: run the VideoMamba's blocks through torch.compile.
-        init_from: weights that the ``lightning`` command starts from: a classifier, whose VideoMamba is taken, or a
-            model of this kind.
+        init_from: weights that the ``lightning`` command starts from: a classifier, whose VideoMamba is taken, a model
+            of this kind, or for AVION's tower a file of its pre-training.
         freeze_backbone: leave the tower as it is.
         freeze_text: leave what reads the text as it is; None does so in the published family and not in the joint one.
         as_coded: also compute the looser number of MambaVL's authors for the action, see
@@ -486,7 +486,7 @@ class ActionRecognition(BaseModule):
 
     def adapt_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Weights of this model at other frames or another resolution; or of a classifier, whose VideoMamba is taken
-        while everything else stays as it is.
+        while everything else stays as it is; or of this model's tower alone.
 
         Raises:
             ModelError: a classifier's weights for a model without VideoMamba.
@@ -503,7 +503,8 @@ class ActionRecognition(BaseModule):
         vision = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
         adapted = tower.adapt_state_dict(vision) if isinstance(tower, AvionTower) else adapt_state_dict(vision, tower)
         vision = {k: v for k, v in adapted.items() if not k.startswith("head.")}
-        rest = state_dict if own else self.state_dict()
+        whole = any(key.startswith(("net.vision_proj.", "net.head0.")) for key in state_dict)
+        rest = state_dict if whole else self.state_dict()
         return {k: v for k, v in rest.items() if not k.startswith(ours)} | {ours + k: v for k, v in vision.items()}
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:

@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from argparse import Namespace
 from hashlib import sha256
 
 import pytest
 import torch
 
 import zoo
+from hub import HubError
 from lightning_modules import ActionRecognition
 from lightning_modules.nets.roberta import RobertaWords
 from zoo.commands.main import main as zoo_main
@@ -154,6 +156,27 @@ def test_files_with_and_without_tower_and_damaged_ones(hub_server, tmp_path, wor
     assert second["vision"] == FEATURES and "no AVION tower" in second["warnings"][0]
     assert "1 missing: net.text_model.embeddings.word_embeddings.weight" in third["error"]
     assert "1 not in the model: net.vision.image_projection" in third["error"]
+
+
+def test_training_starts_from_a_file_of_avions_pretraining(tmp_path, words):
+    donor = randomised(words[0], **{**SMALL, "num_frames": 4})
+    weights = {name: tensor for name, tensor in official(donor)["model_state"].items() if name.startswith("orvit.")}
+    weights = {f"module.visual.{name.removeprefix('orvit.')}": tensor for name, tensor in weights.items()}
+    extras = {"module.visual.image_projection": torch.ones(16, 8), "module.textual.ln_final.bias": torch.ones(3)}
+    torch.save({"epoch": 5, "state_dict": weights | extras, "args": Namespace(lr=3e-5)}, tmp_path / "avion.pt")
+    model = randomised(words[0], **SMALL)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    zoo.initialise(model, tmp_path / "avion.pt")
+    for name, tensor in model.state_dict().items():
+        if not name.startswith("net.vision."):
+            assert torch.equal(tensor, before[name])
+        elif name.endswith("temporal_embedding"):  # 4 frames become 2
+            torch.testing.assert_close(tensor, donor.state_dict()[name].unflatten(0, (2, 2)).mean(dim=1))
+        else:
+            assert torch.equal(tensor, donor.state_dict()[name])
+    torch.save({"state_dict": extras}, tmp_path / "other.pt")
+    with pytest.raises(HubError, match=r"has no video tower \(visual\.\*\)"):
+        zoo.initialise(model, tmp_path / "other.pt")
 
 
 @pytest.mark.slow
