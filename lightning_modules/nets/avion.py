@@ -153,7 +153,7 @@ class AvionTower(nn.Module):
 
     @torch.no_grad()
     def start_from_clip(self, clip: CLIPVisionModelWithProjection, source: str) -> None:
-        """Takes the weights of CLIP's image tower; frames start alike (their embedding is 0).
+        """Take the weights of CLIP's image tower; frames start alike (their embedding is 0).
 
         Raises:
             ModelError: it has other sizes.

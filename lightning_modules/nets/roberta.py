@@ -66,7 +66,7 @@ def pretrained_sizes(source: str) -> dict:
 
 
 def load_roberta(roberta: RobertaModel, source: str, weights: bool = True) -> tuple[Tensor, Tensor]:
-    """Gives `roberta` pretrained weights.
+    """Give `roberta` pretrained weights.
 
     Args:
         roberta: of the same sizes, from `build_roberta`; what it leaves out is left out of the checkpoint too.
@@ -148,7 +148,7 @@ class RobertaWords(SavedTokenizer):
 
     @torch.no_grad()
     def learn(self, texts: Iterable[str]) -> None:
-        """Takes the most frequent word pieces of `texts` (byte-pair encoding); the same texts give the same ones."""
+        """Take the most frequent word pieces of `texts` (byte-pair encoding); the same texts give the same ones."""
         from tokenizers import Tokenizer
         from tokenizers.models import BPE
         from tokenizers.pre_tokenizers import ByteLevel
@@ -170,7 +170,7 @@ class RobertaWords(SavedTokenizer):
 
     @torch.no_grad()
     def set_pieces(self, pieces: tuple[Tensor, Tensor]) -> None:
-        """Takes ids of the bytes (256,), and word pieces (n, 3) of which there is room for at most ``len(merges)``.
+        """Take ids of the bytes (256,), and word pieces (n, 3) of which there is room for at most ``len(merges)``.
 
         Raises:
             ModelError: ids that are not in the vocabulary.

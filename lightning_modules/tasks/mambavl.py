@@ -71,37 +71,37 @@ class Answer(NamedTuple):
 
 
 class ActionRecognition(BaseModule):
-    """MambaVL: which verb, which noun and which action a clip shows, and answers to questions about it.
+    """MambaVL: recognise the verb, the noun and the action of a clip, and answer questions about it.
 
     Two families (docs/mambavl.md):
 
     - **the published model** (``fusion`` "published", or its alternatives "disjoint", "mlp", "transformer"; see
-      `lightning_modules.nets.mambavl`). A question for the verb and one for the noun are read beside each clip. An
-      action's probability is the product of its verb's and its noun's. The text is read by RoBERTa's embedding layer,
-      which is not trained.
+      `lightning_modules.nets.mambavl`). It reads a question for the verb and one for the noun with each clip, through
+      RoBERTa's embedding layer, which is frozen. The probability of an action is the product of those of its verb and
+      its noun.
     - **this zoo's own** (``fusion`` "joint", or to compare with "separate", "concat", "cross_attention", "late"; see
-      `lightning_modules.nets.mambavl_joint`). Training asks one question about each clip: the fused representation has
-      to give verb, noun and action whatever is asked, and the answer to what is asked. Validation, testing and
-      prediction ask the neutral question. The text is read by CLIP's text tower.
+      `lightning_modules.nets.mambavl_joint`). It reads one question with each clip, through CLIP's text tower. In
+      training the fused representation has to give verb, noun and action whatever the question, and its answer.
+      Validation, testing and prediction use the neutral question.
 
-    What is seen is a clip, through a VideoMamba or AVION's tower, or features extracted before. What reads the text is
-    told by its sizes (``text``, random weights) or by a checkpoint (``text_weights``), whose sizes then become part of
-    the config: what was trained is loaded again without the checkpoint. The tokenizer's word pieces are saved with the
-    weights; without a checkpoint they are learned from the DataModule's ``captions``.
+    Input is a clip, for a VideoMamba or AVION's tower, or features extracted before. The text model has random weights
+    and the sizes in ``text``, or those of a checkpoint (``text_weights``). The sizes become part of the config, so a
+    trained model loads without the checkpoint. The tokenizer's word pieces are saved with the weights; without a
+    checkpoint they are learned from the DataModule's ``captions``.
 
     Args:
         num_classes: number of actions (pairs of verb and noun that are known). None is filled in from the data by the
             ``lightning`` command.
-        vision: what sees, named by ``tower``, and its sizes. "videomamba" (the default) takes ``embed_dim``, ``depth``,
-            ``patch_size``, ``tubelet_size``, ``scan_order`` (left out: those of VideoMamba-Ti); "avion" ``embed_dim``,
-            ``depth``, ``heads``, ``patch_size`` (left out: ViT-B/16); "features" ``feature_dim``, the width of
-            features that take the place of clips.
+        vision: the kind of vision tower (``tower``) and its sizes. "videomamba" (the default) takes ``embed_dim``,
+            ``depth``, ``patch_size``, ``tubelet_size``, ``scan_order`` (default: VideoMamba-Ti's); "avion" takes
+            ``embed_dim``, ``depth``, ``heads``, ``patch_size`` (default: ViT-B/16's); "features" has no tower and
+            takes ``feature_dim``, the width of the features.
         num_frames: frames of a clip.
         image_size: side of the square input in pixels.
-        text: sizes of what reads the text, see `lightning_modules.nets.roberta.build_roberta` or, for the joint family,
+        text: sizes of the text model, see `lightning_modules.nets.roberta.build_roberta` or, for the joint family,
             `lightning_modules.nets.mambavl_joint.build_text_tower`; None takes those of ``text_weights``.
-        questions: ``max_words``, tokens that a question is cut to, start and end included (left out: 40, or 16 for the
-            joint family), and ``neutral``, what the joint family is asked where nothing is.
+        questions: ``max_words``, the maximum number of tokens, start and end included (default: 40, or 16 for the joint
+            family), and ``neutral``, the question of the joint family if none is given.
         fusion: see above.
         fuser: sizes of the fusion. Joint family: ``dim`` (width, 384), ``depth`` (blocks, 4), ``tokens`` (what is seen
             of the tower's tokens: "all", "frames", one for each, or "cls"). "transformer": ``depth``, ``heads``,
@@ -116,11 +116,11 @@ class ActionRecognition(BaseModule):
             ``interpolation`` ("bilinear" or "bicubic").
         text_weights: checkpoint to start from, a name or a folder: a RoBERTa (``FacebookAI/roberta-base``), or for the
             joint family a CLIP (``openai/clip-vit-base-patch32``).
-        vision_weights: CLIP checkpoint whose image tower AVION's starts from (``openai/clip-vit-base-patch16``).
+        vision_weights: CLIP checkpoint for AVION's tower to start from (``openai/clip-vit-base-patch16``).
         question_weight: joint family: weight of the loss of the answers beside that of verb, noun and action.
         drop: dropout before the heads.
-        drop_path: stochastic depth: of a VideoMamba's last block, growing linearly from 0; of all blocks of AVION's.
-            None where the tower is frozen.
+        drop_path: stochastic depth: of a VideoMamba's last block, growing linearly from 0; of every block of AVION's
+            tower. A frozen tower has none.
         label_smoothing: share of the target spread over all classes.
         init: "mamba" or "official", see `lightning_modules.nets.bimamba.BiMamba` and
             `lightning_modules.nets.mambavl.MambaVL`. In the published family "official" leaves nothing of RoBERTa's
@@ -129,8 +129,8 @@ class ActionRecognition(BaseModule):
         compile: run the VideoMamba's blocks through torch.compile.
         init_from: weights that the ``lightning`` command starts from: a classifier, whose VideoMamba is taken, a model
             of this kind, or for AVION's tower a file of its pre-training.
-        freeze_backbone: leave the tower as it is.
-        freeze_text: leave what reads the text as it is; None does so in the published family and not in the joint one.
+        freeze_backbone: freeze the vision tower.
+        freeze_text: freeze the text model; None freezes it in the published family only.
         as_coded: also compute the looser number of MambaVL's authors for the action, see
             `lightning_modules.training.epic_metrics.EpicMetrics`.
         optim: optimiser and schedule, see `lightning_modules.Optim`.
@@ -196,7 +196,7 @@ class ActionRecognition(BaseModule):
         self.mean_loss = SampleMean()
 
     def _check_vocabulary(self) -> None:
-        """Raises `ModelError` for names or actions that are not as many as outputs, or are none."""
+        """Raise `ModelError` for lists of names or actions of another length than the outputs, or of other values."""
         known = self.vocabulary
         sizes = {"verb_names": known["num_verbs"], "noun_names": known["num_nouns"], "actions": self.num_classes}
         for name, size in sizes.items():
@@ -234,7 +234,7 @@ class ActionRecognition(BaseModule):
         return arguments
 
     def _vision_tower(self, vision: dict | None) -> tuple[nn.Module | None, int]:
-        """The tower, None for features, and the width of its tokens."""
+        """Build the tower (None for features); return it with the width of its tokens."""
         given = dict(_mapping("vision", vision))
         name = given.pop("tower", "videomamba")
         check_choice("vision.tower", name, _TOWERS)
@@ -305,7 +305,7 @@ class ActionRecognition(BaseModule):
         """Tokens of a question."""
         words = self._asked["max_words"] or (40 if self.is_published else 16)
         if words > positions:
-            raise ModelError(f"What reads the text has {positions} positions; max_words {words} may not exceed them.")
+            raise ModelError(f"The text model has {positions} positions; max_words {words} may not exceed them.")
         return words
 
     def _text_tower(self, text: dict | None, text_weights: str | None) -> tuple:
@@ -356,7 +356,7 @@ class ActionRecognition(BaseModule):
         return [(name, kind) for kind, n in sizes.items() for name in names[kind] or [f"{kind} {i}" for i in range(n)]]
 
     def adopt_classes(self, names: Sequence[str]) -> None:
-        """Compares the number of actions with the data's.
+        """Compare the number of actions with the data's.
 
         Raises:
             ModelError: it differs.
@@ -366,7 +366,7 @@ class ActionRecognition(BaseModule):
                              f"set model.num_classes to {len(names)}.")  # fmt: skip
 
     def setup(self, stage: str) -> None:
-        """Takes the data's vocabulary, and learns word pieces from its captions where there is no tokenizer.
+        """Take the data's vocabulary, and learn word pieces from its captions where there is no tokenizer.
 
         Raises:
             ModelError: the data has another vocabulary than the model, or nothing to learn word pieces from.
@@ -521,7 +521,7 @@ class ActionRecognition(BaseModule):
         return loss
 
     def _questions(self, batch: dict) -> Questions:
-        """What a batch asks."""
+        """Return the questions of a batch."""
         if not self.is_published:
             return batch.get("question")
         return {kind: batch.get(f"{kind}_question") for kind in GENERIC_QUESTIONS}
@@ -624,7 +624,7 @@ class ActionRecognition(BaseModule):
     def _warn_of_labels(self) -> None:
         if self._reads_labels() and self.trainer.is_global_zero:
             warnings.warn("data.questions is as_published: questions made from the labels leak the answer, so these "
-                          "scores are higher than the model is good; leave it out to compare models.")  # fmt: skip
+                          "scores are too high; set data.questions to generic to compare models.")  # fmt: skip
 
     def on_validation_start(self) -> None:
         self._warn_of_labels()
