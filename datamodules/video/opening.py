@@ -8,7 +8,7 @@ from typing import BinaryIO
 import av
 
 from datamodules.storage.files import RemoteFile, is_url
-from datamodules.storage.members import Member, as_member, open_member
+from datamodules.storage.members import as_member, open_member
 
 __all__ = [
     "CONTAINERS",
@@ -82,19 +82,28 @@ def open_file(path: str) -> BinaryIO:
         DecodeError: it is missing, empty, a folder, or cannot be read.
     """
     member = as_member(path)
-    if member is not None:
-        return _open_member(path, member)
-    if is_url(path):
-        return _open_url(path)
+    if member is not None and member.size == 0:
+        raise DecodeError(f"{path} is empty (0 bytes); write the shard again.")
     try:
-        file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115  (closed by the reader)
+        if member is not None:
+            remedy = "copy the shard again"
+            file = open_member(member)
+        elif is_url(path):
+            remedy = "check your access and the connection"
+            file = _Url(path)
+        else:
+            remedy = "check its permissions"
+            file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115  (closed by the reader)
+        is_plain = member is None and not is_url(path)
+        num_bytes = os.fstat(file.fileno()).st_size if is_plain else length_of(file)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise DecodeError(f"{path} does not exist; check the path.") from error
+        reason = "" if member is None else ", as there is no such shard"
+        raise DecodeError(f"{path} does not exist{reason}; check the path.") from error
     except IsADirectoryError as error:
         raise DecodeError(f"{path} is a folder, not a video file; give the path of one file.") from error
     except OSError as error:
-        raise DecodeError(f"{path} cannot be read ({error.strerror}); check its permissions.") from error
-    if os.fstat(file.fileno()).st_size == 0:
+        raise DecodeError(f"{path} cannot be read ({error.strerror}); {remedy}.") from error
+    if num_bytes == 0:
         file.close()
         raise DecodeError(f"{path} is empty (0 bytes); copy or download it again.")
     return file
@@ -105,18 +114,6 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def _open_member(path: str, member: Member) -> BinaryIO:
-    """A video in a tar shard."""
-    if member.size == 0:
-        raise DecodeError(f"{path} is empty (0 bytes); write the shard again.")
-    try:
-        return open_member(member)
-    except FileNotFoundError as error:
-        raise DecodeError(f"{path} does not exist, as there is no such shard; check the path.") from error
-    except OSError as error:
-        raise DecodeError(f"{path} cannot be read ({error.strerror}); copy the shard again.") from error
-
-
 class _Url(RemoteFile):
     """A lost connection must not look like the end of the file, which libav would be content with."""
 
@@ -125,23 +122,6 @@ class _Url(RemoteFile):
             return super().read(size)
         except OSError as error:
             raise DecodeError(f"{self.url} cannot be read ({error.strerror}); check the connection.") from error
-
-
-def _open_url(url: str) -> BinaryIO:
-    try:
-        file = _Url(url)
-        num_bytes = file.seek(0, os.SEEK_END)
-        file.seek(0)
-    except FileNotFoundError as error:
-        raise DecodeError(f"{url} does not exist; check the path.") from error
-    except IsADirectoryError as error:
-        raise DecodeError(f"{url} is a folder, not a video file; give the path of one file.") from error
-    except OSError as error:
-        raise DecodeError(f"{url} cannot be read ({error.strerror}); check your access and the connection.") from error
-    if num_bytes == 0:
-        file.close()
-        raise DecodeError(f"{url} is empty (0 bytes); copy or download it again.")
-    return file
 
 
 def identity(path: str, file: BinaryIO) -> tuple:
