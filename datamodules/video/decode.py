@@ -146,6 +146,11 @@ class VideoReader(Reader):
         return float(rate) if rate else 25.0
 
     @property
+    def time_base(self) -> Fraction:
+        """Unit of the frames' time stamps in seconds."""
+        return self._stream.time_base or Fraction(1, 1)
+
+    @property
     def rotation(self) -> int:
         """Clockwise turn that the file asks for: 0, 90, 180 or 270 degrees. `read` applies it."""
         return self._geometry[2]
@@ -310,7 +315,7 @@ class VideoReader(Reader):
             if (stamps[1:] == stamps[:-1]).any():
                 return None
             key_of = _key_frames(packet_of, keys)
-        seconds = (stamps - stamps[0]) * float(self._stream.time_base or Fraction(1, 1))
+        seconds = (stamps - stamps[0]) * float(self.time_base)
         return _Index(len(stamps), stamps, packet_of, key_of, seconds, in_order, from_table)
 
     def _passes_for(self, index: _Index) -> list:
@@ -388,7 +393,7 @@ class VideoReader(Reader):
 
         def placed() -> Iterator[tuple[int, av.VideoFrame]]:
             last = -1
-            for frame in self._decode_all():
+            for frame in self.decode_all():
                 position = self._index.position(frame.pts)
                 if position is None or position <= last:
                     raise _IndexMismatch
@@ -399,7 +404,7 @@ class VideoReader(Reader):
 
     def _read_counting(self, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         """Decode from the start and count: for files without usable time stamps."""
-        return _nearest(wanted, enumerate(self._decode_all()))
+        return _nearest(wanted, enumerate(self.decode_all()))
 
     def _decode_run(self, run: list[int]) -> Iterator[av.VideoFrame]:
         """Frames from the key frame before the run up to its last frame; some that are not wanted are left out."""
@@ -428,9 +433,11 @@ class VideoReader(Reader):
 
         return self._decode(packets(), needed)
 
-    def _decode_all(self) -> Iterator[av.VideoFrame]:
-        """Decode from the start; after reopening where packets were read, as not every format can seek, nor to before
-        time 0."""
+    def decode_all(self) -> Iterator[av.VideoFrame]:
+        """Yield all frames that can be decoded, in presentation order.
+
+        Reopens the file if packets were read: not every format can seek, nor to before time 0.
+        """
         if not (self._at_start and self._probed):
             self.close()
             self._open(probe=True)

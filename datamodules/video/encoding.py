@@ -1,6 +1,5 @@
 """Re-encode videos at a smaller size, as large collections are stored."""
 
-import contextlib
 import io
 import os
 from collections.abc import Iterator
@@ -11,8 +10,9 @@ from pathlib import Path
 import av
 import numpy as np
 
+from datamodules.video.decode import VideoReader
 from datamodules.video.frames import FrameFolder, open_video
-from datamodules.video.opening import DecodeError, open_container, open_file
+from datamodules.video.opening import DecodeError
 
 __all__ = ["reencode"]
 
@@ -41,7 +41,7 @@ def reencode(path: str | os.PathLike[str], short_side: int, *, crf: int = 23) ->
         if not is_folder and min(reader.width, reader.height) <= short_side:
             return None
         clockwise = 0 if is_folder else reader.rotation
-        frames = _pictures(reader) if is_folder else _decoded(path, fps)
+        frames = _pictures(reader) if is_folder else _decoded(reader)
         try:
             with av.open(out, "w", format="mp4") as target:
                 stream = None
@@ -88,26 +88,15 @@ def _repeatable() -> dict[str, str]:
     return {"x264-params": "asm=avx2"} if has_avx512 else {}
 
 
-def _decoded(path: str, fps: float) -> Iterator[av.VideoFrame]:
+def _decoded(reader: VideoReader) -> Iterator[av.VideoFrame]:
     """The frames that can be decoded, each with a time stamp behind that of the one before."""
-    with contextlib.closing(open_file(path)) as file, open_container(file) as source:
-        stream = next(s for s in source.streams.video if not s.disposition & av.stream.Disposition.attached_pic)
-        stream.codec_context.thread_count = 1
-        last, step = None, max(round(1 / (fps * stream.time_base)), 1)
-        packets = source.demux(stream)
-        while True:
-            try:
-                frames = next(packets).decode()
-            except StopIteration:
-                return
-            except av.FFmpegError:
-                continue
-            for frame in frames:
-                if frame.pts is None:
-                    frame.pts = 0 if last is None else last + step
-                if last is None or frame.pts > last:
-                    last, frame.time_base = frame.pts, stream.time_base
-                    yield frame
+    last, step = None, max(round(1 / (reader.fps * reader.time_base)), 1)
+    for frame in reader.decode_all():
+        if frame.pts is None:
+            frame.pts = 0 if last is None else last + step
+        if last is None or frame.pts > last:
+            last, frame.time_base = frame.pts, reader.time_base
+            yield frame
 
 
 def _pictures(reader: FrameFolder) -> Iterator[av.VideoFrame]:
