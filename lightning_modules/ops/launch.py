@@ -15,6 +15,7 @@ __all__ = ["INTERPRETED", "compile_only", "launch", "multiprocessors", "strided"
 # Triton decides this when it is imported: with TRITON_INTERPRET=1 kernels run on the CPU, step by step in numpy.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
+_MOST_PROGRAMS = 65_535  # along the second and the third axis of a grid
 _TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 
 _compiled: ContextVar[tuple[int, list] | None] = ContextVar("compile_only", default=None)
@@ -32,7 +33,13 @@ def launch(
         arguments: the kernel's, in order; None for a tensor that is absent.
         num_warps: groups of 32 threads per program.
         constants: the kernel's `tl.constexpr` arguments.
+
+    Raises:
+        ValueError: more programs along the second or third axis than CUDA starts.
     """
+    if any(size > _MOST_PROGRAMS for size in grid[1:]):
+        raise ValueError(f"{kernel.__name__} on {tuple(on.shape)} needs {max(grid[1:]):,} programs along one axis and "
+                         f"CUDA starts at most {_MOST_PROGRAMS:,}; split the batch, or the sequence.")  # fmt: skip
     # A product and a sum in one instruction: triton is about to change its default.
     options = {"num_warps": num_warps, "enable_fp_fusion": True}
     if _compiled.get() is not None:
@@ -77,7 +84,7 @@ def _compile(kernel: Any, arguments: tuple, constants: dict[str, Any], options: 
         signature[name] = _TYPES[value.dtype] if isinstance(value, Tensor) else "i32" if abs(value) < 2**31 else "i64"
         # Meta tensors have no address; allocations start at multiples of 256.
         place = value.storage_offset() * value.element_size() if isinstance(value, Tensor) else value
-        if free and place % 16 == 0:
+        if free and place % 16 == 0 and not parameter.do_not_specialize_on_alignment:
             hints[(position,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature=signature, constexprs=values, attrs=hints)
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)

@@ -80,6 +80,10 @@ def bidirectional_scan(
     _check(one, "z", z)
     # Written out, since torch 2.7 compiles neither `_replace` nor a slice of a named tuple.
     _check(Direction(u, delta_b, A_b, B_b, C_b, D_b, delta_bias_b), "u_b", u_b, "_b")
+    for name, first, second in zip(Direction._fields, one, other, strict=True):
+        if first is not None and second is not None and (first.dtype, first.device) != (second.dtype, second.device):
+            raise ValueError(f"{name}_b is {second.dtype} on {second.device} and {name} {first.dtype} on "
+                             f"{first.device}; give both directions the same.")  # fmt: skip
     return select("scan", u).scan((one, other), z, delta_softplus, reverse=False)
 
 
@@ -101,6 +105,8 @@ def _check(given: Direction, name_like_u: str, like_u: Tensor | None, suffix: st
     }
     for name, shape in wanted.items():
         tensor = getattr(given, name)
+        if tensor is not None and tensor.device != u.device:
+            raise ValueError(f"{name}{suffix} is on {tensor.device} and u on {u.device}; move one of them.")
         if tensor is not None and tuple(tensor.shape) != shape:
             raise ValueError(
                 f"{name}{suffix} has shape {tuple(tensor.shape)}; "

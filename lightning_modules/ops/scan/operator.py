@@ -79,8 +79,11 @@ def scan_operators(
     def remember(ctx, inputs, output) -> None:
         *tensors, ctx.delta_softplus, ctx.reverse, _ = inputs
         ctx.save_for_backward(*output[1:], *tensors)
+        ctx.set_materialize_grads(False)  # or torch would make zeros of the size of what is saved
 
-    def differentiate(ctx, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def differentiate(ctx, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * (len(ctx.needs_input_grad))
         tensors = ctx.saved_tensors  # read once: recomputation allows no more
         results = iter(backward_operator(grad, *tensors, ctx.delta_softplus, ctx.reverse))
         return *(None if tensor is None else next(results) for tensor in tensors[len(saved) :]), None, None, None

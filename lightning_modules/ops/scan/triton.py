@@ -84,7 +84,7 @@ class _Operands:
     def of(cls, direction: Direction) -> "_Operands":
         u, delta, A, _, _, D, bias = direction
         D, bias = (None if tensor is None else tensor.contiguous() for tensor in (D, bias))
-        return cls(strided(u), strided(delta), A.contiguous(), D, bias)
+        return cls(strided(u), strided(delta), A.t().contiguous(), D, bias)
 
 
 _ABSENT = _Operands((None, 0, 0), (None, 0, 0), None, None, None)

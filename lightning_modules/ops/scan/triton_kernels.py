@@ -19,8 +19,11 @@ import triton.language as tl
 __all__ = ["combine", "gate_backward", "pack", "scan_backward", "scan_forward", "walk"]
 
 # Triton compiles a kernel anew where an integer is 1 or stops being divisible by 16. For those that change with every
-# batch or length, it must not; `one` is explained at `_rates`.
+# batch or length, it must not; `one` is explained in `scan_backward`.
 _ANY = ["one", "batch", "length", "segment", "segments", "chunks", "tiles"]
+# Tensors whose tiles are (states, channels). Where the compiler knows them to be aligned, triton up to 3.6 lays the
+# whole kernel out for wide loads of these few, with the states of a channel in different threads.
+_TILED = ["A", "A_b", "entry", "checkpoints", "ends", "inner", "dA"]
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _LN_2 = tl.constexpr(0.6931471805599453)
@@ -58,8 +61,8 @@ def _sigmoid(x):
 
 @triton.jit
 def _row(pointer, step, t, d, mask):
-    """Token t's channels in float32, 0 where masked."""
-    return tl.load(pointer + t * step + d, mask=mask, other=0.0).to(tl.float32)
+    """Token t's channels as they are stored, 0 where masked: a conversion here would wait for the load."""
+    return tl.load(pointer + t * step + d, mask=mask, other=0.0)
 
 
 @triton.jit
@@ -72,24 +75,20 @@ def _channels(pointer, d, mask):
 
 
 @triton.jit
-def _rates(A, states, one, d, n, mask):
-    """A log2(e) as (N, channels), 0 for padded states.
-
-    `one` is the step between states: not known to be 1 while compiling, or the whole kernel would be laid out for this
-    one load, with a channel's states in different threads.
-    """
+def _rates(A, states, channels, d, n, mask):
+    """A log2(e) as (N, channels), 0 for padded states; A is stored as (states, channels)."""
     mask = mask[None, :] & (n < states)[:, None]
-    return tl.load(A + d[None, :] * states + n[:, None] * one, mask=mask, other=0.0).to(tl.float32) * _LOG2_E
+    return tl.load(A + n[:, None] * channels + d[None, :], mask=mask, other=0.0).to(tl.float32) * _LOG2_E
 
 
 @triton.jit
 def _state(buffer, batch, pieces, direction, b, piece, channels, one, d, n, N: tl.constexpr):
-    """Addresses (N, channels) in a state buffer; `one` as in `_rates`.
+    """Addresses (N, channels) in a state buffer.
 
     Steps between states are constants: as products with the number of channels they would fill the registers.
     """
     base = ((direction * batch + b).to(tl.int64) * pieces + piece) * tl.cdiv(channels, 32) * (32 * N)
-    return buffer + base + ((d // 32) * (32 * N) + d % 32 * one)[None, :] + n[:, None] * 32
+    return buffer + base + ((d // 32) * (32 * N) + d % 32)[None, :] + n[:, None] * 32
 
 
 @triton.jit
@@ -108,7 +107,7 @@ def _step(h, A, raw, x, D, bias, weights, n, N: tl.constexpr, SOFTPLUS: tl.const
 def _finish(total, y, kept, z, z_row, t, channels, d, mask):
     """Gates and writes a token's result."""
     if z is not None:
-        gate = _row(z, z_row, t, d, mask)
+        gate = _row(z, z_row, t, d, mask).to(tl.float32)
         if kept is not None:
             tl.store(kept + t * channels + d, total, mask=mask)
         total *= gate * _sigmoid(gate)
@@ -142,7 +141,7 @@ def _pack_one(B, B_row, C, C_row, out, t, n, mask, inside, N: tl.constexpr):
     tl.store(out + N, tl.load(C + at, mask=mask, other=0.0).to(tl.float32), mask=inside)
 
 
-@triton.jit(do_not_specialize=_ANY)
+@triton.jit(do_not_specialize=_ANY, do_not_specialize_on_alignment=_TILED)
 def scan_forward(
     u, u_batch, u_row, delta, delta_batch, delta_row, A, D, bias,
     u_b, ub_batch, ub_row, delta_b, deltab_batch, deltab_row, A_b, D_b, bias_b,
@@ -176,7 +175,7 @@ def scan_forward(
     delta += wide * delta_batch
     y += wide * length * channels
     weights = BC + wide * length * (2 * N)
-    rates = _rates(A, states, one, d, n, mask)
+    rates = _rates(A, states, channels, d, n, mask)
     skip = _channels(D, d, mask)
     shift = _channels(bias, d, mask)
     if z is not None:
@@ -192,7 +191,7 @@ def scan_forward(
         delta_b += wide * deltab_batch
         scratch += wide * length * channels
         weights_b = BC + (batch + wide) * length * (2 * N)
-        rates_b = _rates(A_b, states, one, d, n, mask)
+        rates_b = _rates(A_b, states, channels, d, n, mask)
         skip_b = _channels(D_b, d, mask)
         shift_b = _channels(bias_b, d, mask)
         h_b = tl.zeros([N, BLOCK], tl.float32)
@@ -205,7 +204,8 @@ def scan_forward(
         next_raw_b = _row(delta_b, deltab_row, stop - 1, d, mask)
         for i in range(0, count // 2):
             t, t_b = start + i, stop - 1 - i
-            x, raw, x_b, raw_b = next_x, next_raw, next_x_b, next_raw_b
+            x, raw = next_x.to(tl.float32), next_raw.to(tl.float32)
+            x_b, raw_b = next_x_b.to(tl.float32), next_raw_b.to(tl.float32)
             next_x = _row(u, u_row, t + 1, d, mask)
             next_raw = _row(delta, delta_row, t + 1, d, mask)
             next_x_b = _row(u_b, ub_row, t_b - 1, d, mask)
@@ -225,7 +225,8 @@ def scan_forward(
         tl.debug_barrier()
         for i in range(count // 2, count):
             t, t_b = start + i, stop - 1 - i
-            x, raw, x_b, raw_b = next_x, next_raw, next_x_b, next_raw_b
+            x, raw = next_x.to(tl.float32), next_raw.to(tl.float32)
+            x_b, raw_b = next_x_b.to(tl.float32), next_raw_b.to(tl.float32)
             after, before = tl.minimum(t + 1, stop - 1), tl.maximum(t_b - 1, start)
             next_x = _row(u, u_row, after, d, mask)
             next_raw = _row(delta, delta_row, after, d, mask)
@@ -252,8 +253,8 @@ def scan_forward(
             t = start + i
             if REVERSE:
                 t = stop - 1 - i
-            x = _row(u, u_row, t, d, mask)
-            raw = _row(delta, delta_row, t, d, mask)
+            x = _row(u, u_row, t, d, mask).to(tl.float32)
+            raw = _row(delta, delta_row, t, d, mask).to(tl.float32)
             if checkpoints is not None:
                 first = t % CHUNK == 0
                 if REVERSE:
@@ -265,7 +266,7 @@ def scan_forward(
             _finish(out, y, kept, z, z_row, t, channels, d, mask)
 
 
-@triton.jit(do_not_specialize=_ANY)
+@triton.jit(do_not_specialize=_ANY, do_not_specialize_on_alignment=_TILED)
 def walk(
     u, u_batch, u_row, delta, delta_batch, delta_row, A, bias,
     u_b, ub_batch, ub_row, delta_b, deltab_batch, deltab_row, A_b, bias_b,
@@ -326,7 +327,7 @@ def _walk(
     weights = BC + (direction * batch + wide) * length * (2 * N)
     if dts is not None:
         dts += (direction * batch + wide) * length * channels
-    rates = _rates(A, states, one, d, n, mask)
+    rates = _rates(A, states, channels, d, n, mask)
     shift = _channels(bias, d, mask)
     total = tl.zeros([BLOCK], tl.float32)
     h = tl.zeros([N, BLOCK], tl.float32)
@@ -340,7 +341,7 @@ def _walk(
     next_x = _row(x_from, x_row, first, d, mask)
     next_raw = _row(delta, delta_row, first, d, mask)
     for i in range(0, (stop - start).to(tl.int32)):
-        x, raw = next_x, next_raw
+        x, raw = next_x.to(tl.float32), next_raw.to(tl.float32)
         t = start + i
         after = tl.minimum(t + 1, stop - 1)
         if backwards:
@@ -374,7 +375,7 @@ def _walk(
         tl.store(totals + at + d, total, mask=mask)
 
 
-@triton.jit(do_not_specialize=_ANY)
+@triton.jit(do_not_specialize=_ANY, do_not_specialize_on_alignment=_TILED)
 def combine(
     A, A_b, ends, totals, batch, channels, states, one, segments,
     TWO: tl.constexpr, REVERSE: tl.constexpr, ADJOINT: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr,
@@ -398,7 +399,7 @@ def _combine(
     b = tl.program_id(1)
     n = tl.arange(0, N)
     mask = d < channels
-    rates = _rates(A, states, one, d, n, mask)
+    rates = _rates(A, states, channels, d, n, mask)
     h = tl.zeros([N, BLOCK], tl.float32)
     for i in range(0, segments):
         piece = i
@@ -431,7 +432,7 @@ def gate_backward(
     tl.store(dy + at, g * gate * sigma, mask=mask)
 
 
-@triton.jit(do_not_specialize=_ANY)
+@triton.jit(do_not_specialize=_ANY, do_not_specialize_on_alignment=_TILED)
 def scan_backward(
     u, A, D, du, ddelta, u_b, A_b, D_b, du_b, ddelta_b, dy, BC, dts, inner, entry, dBC, dA, dchannels,
     batch, length, channels, states, one, segment, segments, tiles,
@@ -493,7 +494,7 @@ def scan_backward(
     for c in tl.static_range(GROUPS):
         d = lane + c * LANES
         mask = d < channels
-        rates = rates + (_rates(A, states, one, d, n, mask),)  # noqa: RUF005 (triton's tuples know + only)
+        rates = rates + (_rates(A, states, channels, d, n, mask),)  # noqa: RUF005 (triton's tuples know + only)
         skip = skip + (_channels(D, d, mask),)  # noqa: RUF005
         if entry is None:
             G = G + (tl.zeros([N, LANES], tl.float32),)  # noqa: RUF005
@@ -512,8 +513,13 @@ def scan_backward(
         first = tile * TILE + tl.where(reverse, TILE - 1, 0)
         # Whole addresses once per tile, then distances: 64-bit products for every token would be half of the work.
         at_dt, at_u, at_BC = dts + first * channels, u + first * channels, weights + first * (2 * N)
+        at_dy = dy + first * channels
         # The states before every token of the tile, recomputed. Tokens behind the last have dt = 0 and change nothing.
         hidden = ()
+        # What the second pass reads again.
+        kept_dt = ()
+        kept_x = ()
+        kept_dy = ()
         for c in tl.static_range(GROUPS):
             d = lane + c * LANES
             at = _state(inner, batch, tiles, direction, b, tile, channels, one, d, n, N)
@@ -527,13 +533,17 @@ def scan_backward(
             for c in tl.static_range(GROUPS):
                 inside = lane + (0 if EVEN else c * LANES) < limit
                 dt = tl.load(at_dt + k * after * channels + c * LANES, mask=inside, other=0.0)
-                x = tl.load(at_u + k * after * channels + c * LANES, mask=inside, other=0.0).to(tl.float32)
+                x = tl.load(at_u + k * after * channels + c * LANES, mask=inside, other=0.0)
+                g_y = tl.load(at_dy + k * after * channels + c * LANES, mask=inside, other=0.0)
+                kept_dt = kept_dt + (dt,)  # noqa: RUF005
+                kept_x = kept_x + (x,)  # noqa: RUF005
+                kept_dy = kept_dy + (g_y,)  # noqa: RUF005
+                x = x.to(tl.float32)
                 h = tl.exp2(dt[None, :] * rates[c]) * hidden[k * GROUPS + c] + B[:, None] * (dt * x)[None, :]
                 hidden = hidden + (h,)  # noqa: RUF005
         # The same, unknown to the compiler: or else it keeps every address of the first pass in a register.
         first = first * one
-        at_dt, at_u, at_BC = dts + first * channels, u + first * channels, weights + first * (2 * N)
-        at_dy, at_dBC = dy + first * channels, dBC + first * (2 * N)
+        at_BC, at_dBC = weights + first * (2 * N), dBC + first * (2 * N)
         at_du, at_ddelta = du + first * channels, ddelta + first * channels
         for k in tl.static_range(TILE - 1, -1, -1):
             t = first + k * after
@@ -549,9 +559,9 @@ def scan_backward(
             grad_bias_next = ()
             for c in tl.static_range(GROUPS):
                 inside = lane + (0 if EVEN else c * LANES) < limit
-                dt = tl.load(at_dt + k * after * channels + c * LANES, mask=inside, other=0.0)
-                x = tl.load(at_u + k * after * channels + c * LANES, mask=inside, other=0.0).to(tl.float32)
-                g_y = tl.load(at_dy + k * after * channels + c * LANES, mask=inside, other=0.0).to(tl.float32)
+                dt = kept_dt[k * GROUPS + c]
+                x = kept_x[k * GROUPS + c].to(tl.float32)
+                g_y = kept_dy[k * GROUPS + c].to(tl.float32)
                 g = G[c] + C[:, None] * g_y[None, :]
                 for_C += hidden[(k + 1) * GROUPS + c] * g_y[None, :]
                 for_B += g * (dt * x)[None, :]

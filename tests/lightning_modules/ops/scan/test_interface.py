@@ -84,6 +84,14 @@ def test_a_wrong_shape_is_named(backend: str, name: str, shape: tuple[int, ...],
         selective_scan(**{**_inputs(), name: torch.zeros(shape)})
 
 
+def test_other_dtypes_and_devices_are_named() -> None:
+    one, other = _inputs(), {f"{name}_b": tensor for name, tensor in _inputs().items() if name != "z"}
+    with pytest.raises(ValueError, match=r"delta_b is torch.float16 on cpu and delta torch.float32 on cpu; give both"):
+        bidirectional_scan(**one, **other | {"delta_b": other["delta_b"].half()})
+    with pytest.raises(ValueError, match=r"A is on meta and u on cpu; move one of them"):
+        selective_scan(**one | {"A": one["A"].to("meta")})
+
+
 def test_a_wrong_shape_of_the_second_direction_is_named() -> None:
     with pytest.raises(ValueError, match=r"B_b has shape"):
         _both(_inputs(), {**_inputs(), "B": torch.zeros(2, 12, 3)})
