@@ -17,11 +17,12 @@ is read in more careful ways (`_passes`), so that wrong tables cost time and not
 import os
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from itertools import repeat
 from operator import attrgetter, ne
 
 import av
@@ -417,7 +418,7 @@ class VideoReader(Reader):
         last = int(index.packet_of[run].max())
         needed = None if index.in_order else set(index.pts[run].tolist())
 
-        def packets() -> Iterator[av.Packet | None]:
+        def packets() -> Iterator[tuple[av.Packet | None, bool]]:
             place = -1
             for packet in self._demux():
                 if place < 0 and not packet.is_discard:
@@ -426,12 +427,12 @@ class VideoReader(Reader):
                         raise _IndexMismatch
                     place = int(index.packet_of[landed]) - 1
                 place += bool(packet.size) and not packet.is_discard
-                yield packet
+                yield packet, needed is None or packet.pts in needed
                 if place >= last:
                     break  # the decoder has all it needs, and hands out what it holds back for reordering
-            yield None
+            yield None, True
 
-        return self._decode(packets(), needed)
+        return self._decode(packets())
 
     def decode_all(self) -> Iterator[av.VideoFrame]:
         """Yield all frames that can be decoded, in presentation order.
@@ -441,19 +442,20 @@ class VideoReader(Reader):
         if not (self._at_start and self._probed):
             self.close()
             self._open(probe=True)
-        return self._decode(self._demux())
+        return self._decode(zip(self._demux(), repeat(True)))
 
-    def _decode(self, packets: Iterator[av.Packet | None], needed: set[int] | None = None) -> Iterator[av.VideoFrame]:
-        """Frames in presentation order, stepping over packets that fail; None ends the stream.
+    def _decode(self, packets: Iterable[tuple[av.Packet | None, bool]]) -> Iterator[av.VideoFrame]:
+        """Yield frames in presentation order, stepping over packets that fail.
 
-        With `needed` (time stamps), frames that are neither needed nor referred to by others may be left out: half of
-        the work with the B-frames of common encoders.
+        Args:
+            packets: each with whether its frame is needed; None ends the stream. Frames that are neither needed nor
+                referred to by others may be left out: half of the work with the B-frames of common encoders.
         """
         context = self._stream.codec_context
         skipping = False
-        for packet in packets:
-            if needed is not None and packet is not None and skipping == (packet.pts in needed):
-                skipping = not skipping
+        for packet, needed in packets:
+            if skipping == needed:
+                skipping = not needed
                 context.skip_frame = "NONREF" if skipping else "DEFAULT"
             try:
                 frames = context.decode(packet)

@@ -170,7 +170,8 @@ class _FileSource(VideoReader):
         # A damaged stamp may lie days ahead, and every sample until then would be the same frame.
         latest = 60.0 + 2 * self.expected_seconds if self.expected_seconds else math.inf
         first, last = None, -1.0 / self.fps
-        for frame in self._frames(None if unsure else period):
+        packets = self._demux()
+        for frame in self._decode(zip(packets, repeat(True)) if unsure else self._marked(packets, period)):
             self._first_decoded = self._first_decoded or frame
             seconds = last + 1.0 / self.fps
             if frame.pts is not None and not unsure:
@@ -185,19 +186,6 @@ class _FileSource(VideoReader):
 
     def _picture(self, frame: av.VideoFrame, short_side: int, interpolation: str) -> Tensor:
         return self._paint(self._painter(short_side, interpolation), frame).permute(2, 0, 1)
-
-    def _frames(self, period: float | None) -> Iterator[av.VideoFrame]:
-        """Decoded frames; of those between two samples, the ones that nothing refers to may be left out."""
-        packets = self._demux()
-        for packet, needed in zip(packets, repeat(True)) if period is None else self._marked(packets, period):
-            self._stream.codec_context.skip_frame = "DEFAULT" if needed else "NONREF"
-            try:
-                frames = packet.decode()
-            except (av.FFmpegError, OSError):
-                continue
-            for frame in frames:
-                self._check_size(frame.width, frame.height)
-                yield frame
 
     def _marked(self, packets: Iterator[av.Packet], period: float) -> Iterator[tuple[av.Packet, bool]]:
         """Each packet, and whether its frame is on display at a sample: until the next time stamp around it."""
