@@ -65,9 +65,14 @@ def test_intervals_by_hand():
 @given(LENGTHS, CLIPS, st.integers(0, 1000), st.integers(0, 500))
 def test_middles_are_those_of_the_published_pipeline(n, t, seed, start):
     """AVION samples frames start .. start + n of a whole video (zhaoyue-zephyrus/AVION, avion/data/clip_dataset.py)."""
-    published = np.convolve(np.linspace(start, start + n, t + 1), [0.5, 0.5], mode="valid")
+    published, at_start = (
+        np.convolve(np.linspace(first, first + n, t + 1), [0.5, 0.5], mode="valid") for first in (start, 0)
+    )
     for mode in ("val", "test"):
-        assert clip_indices(n, t, sampling="middles", mode=mode).tolist() == (published.astype(int) - start).tolist()
+        middles = clip_indices(n, t, sampling="middles", mode=mode)
+        assert middles.tolist() == at_start.astype(int).tolist()
+        apart = np.abs(middles - (published.astype(int) - start))
+        assert apart.max() <= 1 and (np.abs(published - published.round())[apart > 0] < 1e-9).all()  # rounded otherwise
     drawn = clip_indices(n, t, sampling="middles", mode="train", generator=torch.Generator().manual_seed(seed))
     uniform = torch.rand(t, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).numpy()
     expected = (published - start + (uniform - 0.5) * (n - 1) / t).astype(int)
