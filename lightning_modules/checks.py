@@ -136,7 +136,7 @@ MASK_TYPES = ("random", "tube", "clip-row", "frame-row", "attention")
 
 
 def check_range(name: str, value: object, allowed: Range) -> None:
-    """Compares one number, or one sequence of them, with what is allowed.
+    """Compare one number, or one sequence of them, with what is allowed.
 
     Raises:
         ModelError: the sentence names the argument, its value and the range.
@@ -148,13 +148,13 @@ def check_range(name: str, value: object, allowed: Range) -> None:
 
 
 def check_choice(name: str, value: object, allowed: Collection[str]) -> None:
-    """Raises `ModelError` where a value is none of the allowed words."""
+    """Raise `ModelError` where a value is none of the allowed words."""
     if not isinstance(value, str) or value not in allowed:
         raise ModelError(f"{name} is {_shown(value)}; choose one of {', '.join(allowed)}.")
 
 
 def check_arguments(arguments: Mapping[str, object], optional: Collection[str] = ()) -> None:
-    """Compares arguments with the ranges that are allowed under their names; other names are skipped.
+    """Compare arguments with the ranges that are allowed under their names; other names are skipped.
 
     Args:
         arguments: names and values.
@@ -191,7 +191,7 @@ def check_constructor(constructor: Any, arguments: Mapping[str, object]) -> None
 
 
 def check_sizes(where: str, sizes: object, known: Collection[str]) -> None:
-    """Compares the sizes of a tower of transformers with what is allowed.
+    """Compare the sizes of a tower of transformers with what is allowed.
 
     Args:
         where: what the sizes are called.

@@ -42,7 +42,7 @@ class Curves(Callback):
 
 
 def plot_curves(metrics: Path, out: Path) -> None:
-    """Draws what a metrics.csv holds: losses, scores, learning rate, speed; panels without numbers are left out."""
+    """Draw what a metrics.csv holds: losses, scores, learning rate, speed; panels without numbers are left out."""
     # Not pyplot: a figure of its own needs no display and leaves the user's figures alone.
     from matplotlib.figure import Figure
 

@@ -90,7 +90,7 @@ def pretrained_sizes(source: str) -> dict:
 
 
 def load_bert(bert: BertForMaskedLM, source: str) -> list[str]:
-    """Gives `bert` pretrained weights; cross-attention stays as it is.
+    """Give `bert` pretrained weights; cross-attention stays as it is.
 
     Args:
         bert: of the same sizes, from `build_bert`.
@@ -227,7 +227,7 @@ class BertWords(SavedTokenizer):
         return found.input_ids.to(device), found.attention_mask.bool().to(device)
 
     def learn(self, texts: Iterable[str]) -> None:
-        """Learns word pieces from texts: as many as there is room for, the most frequent first. The same texts give the
+        """Learn word pieces from texts: as many as there is room for, the most frequent first. The same texts give the
         same ones, in every process."""
         from tokenizers.trainers import WordPieceTrainer
 
@@ -248,7 +248,7 @@ class BertWords(SavedTokenizer):
 
     @torch.no_grad()
     def set_pieces(self, pieces: Sequence[str]) -> None:
-        """Takes word pieces in the order of their ids, as many as there is room for at most.
+        """Take word pieces in the order of their ids, as many as there is room for at most.
 
         Raises:
             ModelError: too many, too long, or a special token is not among them.

@@ -74,7 +74,7 @@ class ClipTeacher(nn.Module):
     def forward(
         self, clip: Tensor, side: int, layers: Sequence[int] | None = None, final_norm: bool = True
     ) -> TeacherOutput:
-        """Looks at every frame of a clip.
+        """Look at every frame of a clip.
 
         Args:
             clip: normalised, (B, 3, T, H, W), H = W; resized (bicubic) where its patches would not be side x side.

@@ -152,7 +152,7 @@ def encode_text(clip: CLIPModel, ids: Tensor) -> Tensor:
 
 
 def freeze_clip(clip: CLIPModel, layers: int) -> None:
-    """Freezes the embeddings and the first `layers` blocks of both towers, as CLIP4Clip's freeze_layer_num.
+    """Freeze the embeddings and the first `layers` blocks of both towers, as CLIP4Clip's freeze_layer_num.
 
     The final norms, the projections and the temperature stay trainable (docs/protocol.md, section 16).
 
@@ -214,7 +214,7 @@ class ClipTokenizer(SavedTokenizer):
 
     @torch.no_grad()
     def learn(self, texts: Iterable[str]) -> None:
-        """Takes the most frequent word pieces of `texts` (byte-pair encoding); the same texts give the same ones."""
+        """Take the most frequent word pieces of `texts` (byte-pair encoding); the same texts give the same ones."""
         from tokenizers import Tokenizer
         from tokenizers.models import BPE
         from tokenizers.trainers import BpeTrainer
@@ -234,7 +234,7 @@ class ClipTokenizer(SavedTokenizer):
 
     @torch.no_grad()
     def set_merges(self, merges: Tensor) -> None:
-        """Takes word pieces (n, 2), n at most the number there is room for."""
+        """Take word pieces (n, 2), n at most the number there is room for."""
         self.merges.fill_(-1)
         self.merges[: len(merges)] = merges.to(self.merges)
         self._tokenizer = None

@@ -49,7 +49,7 @@ PINNED = _read_pins()
 
 @contextmanager
 def fitting_sizes(where: str) -> Iterator[None]:
-    """Builds a model of transformers in the block.
+    """Build a model of transformers in the block.
 
     Raises:
         ModelError: the sizes in the argument `where` do not fit together.

@@ -48,7 +48,7 @@ class BackendError(RuntimeError):
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Runs every kernel inside the block on one backend; "auto" gives the choice back to the table.
+    """Run every kernel inside the block on one backend; "auto" gives the choice back to the table.
 
     Stronger than ZOO_SCAN_BACKEND. Holds for the thread (or async task) that enters it. A compiled or exported function
     keeps the backend that it was traced with.

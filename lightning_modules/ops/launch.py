@@ -24,7 +24,7 @@ _compiled: ContextVar[tuple[int, list] | None] = ContextVar("compile_only", defa
 def launch(
     kernel: Any, grid: tuple[int, ...], on: Tensor, *arguments: Any, num_warps: int = 1, **constants: Any
 ) -> None:
-    """Starts a kernel on the current stream of a tensor's device; nothing happens if the grid is empty.
+    """Start a kernel on the current stream of a tensor's device; nothing happens if the grid is empty.
 
     Args:
         kernel: a function decorated with `triton.jit`.

@@ -79,7 +79,7 @@ class _Cache(FunctionCache):
 
 
 def kernel(function: Callable) -> Callable:
-    """Compiles a function at its first call, without the interpreter's lock, and keeps the machine code on disk.
+    """Compile a function at its first call, without the interpreter's lock, and keep the machine code on disk.
 
     Numba keeps it beside the source, or in the user's cache folder where that is read-only, or in NUMBA_CACHE_DIR.
     """
@@ -171,7 +171,7 @@ def store_first(typing, address, value, count):
 
 @intrinsic
 def prefetch(typing, address):
-    """Asks for the cache line at a byte address, which may lie outside of all memory: nothing happens then."""
+    """Ask for the cache line at a byte address, which may lie outside of all memory: nothing happens then."""
 
     def generate(context, builder, signature, arguments):
         pointer = _pointer(builder, arguments[0], _FLOAT)

@@ -20,7 +20,7 @@ _pool_size = 0
 
 
 def run(work: Callable[..., None], tasks: Iterable[tuple]) -> None:
-    """Calls `work(*task)` for every task on `torch.get_num_threads()` threads, the calling one among them."""
+    """Call `work(*task)` for every task on `torch.get_num_threads()` threads, the calling one among them."""
     tasks = list(tasks)
     helpers = min(torch.get_num_threads(), len(tasks)) - 1
     # next() of a list's iterator holds the interpreter's lock: every task is taken once.

@@ -36,7 +36,7 @@ class SampleAccuracy(Metric):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(self, scores: Tensor, label: Tensor, index: Tensor, loss: Tensor) -> None:
-        """Adds a batch.
+        """Add a batch.
 
         Args:
             scores: (B, K), any scores that rank the classes.
@@ -71,7 +71,7 @@ class SampleError(Metric):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(self, predicted: Tensor, value: Tensor, index: Tensor) -> None:
-        """Adds a batch.
+        """Add a batch.
 
         Args:
             predicted: (B,).
@@ -99,7 +99,7 @@ class SampleMean(Metric):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(self, value: Tensor, index: Tensor) -> None:
-        """Adds a batch: numbers (B,), and positions in the data set, int64 (B,), of which -1 is skipped."""
+        """Add a batch: numbers (B,), and positions in the data set, int64 (B,), of which -1 is skipped."""
         self.index.append(index)
         self.value.append(value.float())
 
@@ -127,7 +127,7 @@ class RetrievalRanks(Metric):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(self, video: Tensor, index: Tensor, text: Tensor, count: Tensor) -> None:
-        """Adds a batch of B videos and their M captions.
+        """Add a batch of B videos and their M captions.
 
         Args:
             video: (B, D); its products with `text` are the similarities.

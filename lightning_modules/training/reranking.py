@@ -58,7 +58,7 @@ class Reranker:
     def update(
         self, index: Tensor, vectors: Tensor, tokens: Tensor, counts: Sequence[int], texts: Tensor, words: list[Tensor]
     ) -> None:
-        """Adds a batch of B videos and their M captions.
+        """Add a batch of B videos and their M captions.
 
         Args:
             index: int64 (B,), which video; -1 is skipped, and so is one that is known already.

@@ -37,7 +37,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
         super().setup_environment()
 
     def load_checkpoint(self, checkpoint_path: str | os.PathLike, weights_only: bool | None = None) -> dict[str, Any]:
-        """Reads an ordinary checkpoint, whichever strategy wrote it.
+        """Read an ordinary checkpoint, whichever strategy wrote it.
 
         Lightning's version takes the numbers in the optimiser's state for positions in the network. Where parameters
         come in several groups, a checkpoint of ``ddp`` or of one process numbers them group by group.
@@ -71,7 +71,7 @@ def blocks(net: nn.Module) -> list[nn.Module]:
 
 
 def shard(net: nn.Module, mesh: DeviceMesh) -> None:
-    """Shares out a network over the processes of a one-dimensional mesh: a unit per block and one for the rest."""
+    """Share out a network over the processes of a one-dimensional mesh: a unit per block and one for the rest."""
     if isinstance(net, FSDPModule):
         return
     # A warning for networks that add to a block's output in place, which ours do not.
@@ -86,7 +86,7 @@ def shard(net: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def refuse_flat_parameters(strategy: Strategy) -> None:
-    """Raises `ModelError` for Lightning's ``fsdp``, which makes every parameter a vector: none would be decayed."""
+    """Raise `ModelError` for Lightning's ``fsdp``, which makes every parameter a vector: none would be decayed."""
     if isinstance(strategy, FSDPStrategy):
         raise ModelError(
             "Lightning's strategy 'fsdp' flattens the weights, so that weight decay cannot tell matrices from biases; "

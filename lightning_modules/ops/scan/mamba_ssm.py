@@ -26,7 +26,7 @@ def why_not(device: str, dtype: torch.dtype) -> str | None:
 
 @cache
 def _defect(device: str) -> str | None:
-    """Runs it once, on two steps of one channel with one state; out of sight of a tracer."""
+    """Run it once, on two steps of one channel with one state; out of sight of a tracer."""
     try:
         with _disable_current_modes(), torch.inference_mode(False), torch.no_grad():
             u, delta, B, C = torch.tensor([[3.0, 5], [1, 2], [1, 2], [1, 3]], device=device).view(4, 1, 2, 1)

@@ -47,7 +47,7 @@ def why_not(device: str, dtype: torch.dtype) -> str | None:
 
 @cache
 def _defect() -> str | None:
-    """Compiles the forward, or finds it in the cache, and runs it once on two steps of one channel with one state.
+    """Compile the forward, or find it in the cache, and run it once on two steps of one channel with one state.
 
     On numpy's memory, since torch may be tracing while the choice is made.
     """

@@ -15,7 +15,7 @@ __all__ = ["scan", "why_not"]
 
 
 def why_not(device: str, dtype: torch.dtype) -> str | None:
-    """Runs everywhere."""
+    """None: it runs everywhere."""
     return None
 
 
