@@ -139,6 +139,8 @@ class ActionRecognition(BaseModule):
         ModelError: sizes, names or options that do not exist or do not fit.
     """
 
+    init_stages = ("fit", "validate", "test", "predict")
+    """Stages that ``init_from`` counts for: the authors' weights are tested without a training."""
     moved_arguments = _MOVED
     """Arguments of earlier releases: the group and the name that each has now."""
 

@@ -167,6 +167,20 @@ def test_questions_about_a_published_model_go_to_both_heads(workspace, capsys):
     assert found["question"] == " ".join(GENERIC_QUESTIONS.values())
 
 
+@pytest.mark.slow
+def test_weights_from_elsewhere_are_tested_without_a_training(workspace):
+    if not (workspace / "runs" / "mambavl-demo").exists():
+        run("lightning", "fit", "--config", "mambavl-demo", *SMALL, cwd=workspace)
+    scores = []
+    for source in (["--ckpt_path=best"], ["--model.init_from=runs/mambavl-demo/version_0"]):
+        run("lightning", "test", "--config", "mambavl-demo", *SMALL[:3], *source, cwd=workspace)
+        number = max((workspace / "runs" / "mambavl-demo").glob("test_*"), key=lambda path: int(path.name[5:]))
+        with (number / "metrics.csv").open() as file:
+            (row,) = csv.DictReader(file)
+        scores.append({key: value for key, value in row.items() if key.startswith("test/")})
+    assert scores[0] == scores[1] and float(scores[0]["test/loss"]) > 0
+
+
 def test_both_packages_ask_the_same_generic_questions():
     assert GENERIC._asdict() == GENERIC_QUESTIONS
 
