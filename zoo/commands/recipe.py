@@ -90,5 +90,5 @@ def _record(name: str, path: Path) -> dict:
         "frames": model.get("num_frames"),
         "resolution": model.get("image_size"),
         "epochs": config["trainer"].get("max_epochs"),
-        "init_from": model.get("init_from") or model.get("clip_weights"),
+        "init_from": next(filter(None, map(model.get, ("init_from", "clip_weights", "vision_weights"))), None),
     }
