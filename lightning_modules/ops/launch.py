@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_modules.errors import ModelError
+
 __all__ = ["INTERPRETED", "compile_only", "launch", "multiprocessors", "strided"]
 
 # Triton decides this when it is imported: with TRITON_INTERPRET=1 kernels run on the CPU, step by step in numpy.
@@ -35,10 +37,10 @@ def launch(
         constants: the kernel's `tl.constexpr` arguments.
 
     Raises:
-        ValueError: more programs along the second or third axis than CUDA starts.
+        ModelError: more programs along the second or third axis than CUDA starts.
     """
     if any(size > _MOST_PROGRAMS for size in grid[1:]):
-        raise ValueError(f"{kernel.__name__} on {tuple(on.shape)} needs {max(grid[1:]):,} programs along one axis and "
+        raise ModelError(f"{kernel.__name__} on {tuple(on.shape)} needs {max(grid[1:]):,} programs along one axis and "
                          f"CUDA starts at most {_MOST_PROGRAMS:,}; split the batch, or the sequence.")  # fmt: skip
     # A product and a sum in one instruction: triton is about to change its default.
     options = {"num_warps": num_warps, "enable_fp_fusion": True}
