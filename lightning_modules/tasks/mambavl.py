@@ -186,13 +186,11 @@ class ActionRecognition(BaseModule):
         prepared = _group("preprocessing", preprocessing, _PREPROCESSING)
         fuser = _group("fuser", fuser, _FUSERS[fusion])
         try:
-            tower, width = self._vision_tower(vision)
-            build = self._published_net if self.is_published else self._joint_net
-            self.net = build(tower, width, fuser)
+            self.net = self._published_net(fuser) if self.is_published else self._joint_net(fuser)
         except ValueError as error:
             raise ModelError(str(error)) from error
-        if freeze_backbone and tower is not None:
-            tower.requires_grad_(False)
+        if freeze_backbone and self.net.vision is not None:
+            self.net.vision.requires_grad_(False)
         self.set_normalisation(prepared["mean"], prepared["std"])
         self.metrics = EpicMetrics(task, as_coded)
         self.mean_loss = SampleMean()
@@ -235,9 +233,9 @@ class ActionRecognition(BaseModule):
             arguments[group] = {**(arguments.get(group) or {}), entry: value}
         return arguments
 
-    def _vision_tower(self, vision: dict | None) -> tuple[nn.Module | None, int]:
+    def _vision_tower(self) -> tuple[nn.Module | None, int]:
         """Build the tower (None for features); return it with the width of its tokens."""
-        given = dict(_mapping("vision", vision))
+        given = dict(_mapping("vision", self.hparams.vision))
         name = given.pop("tower", "videomamba")
         check_choice("vision.tower", name, _TOWERS)
         sizes, training = _group("vision", given, _TOWERS[name]), self.training_arguments
@@ -260,7 +258,7 @@ class ActionRecognition(BaseModule):
             tower.start_from_clip(load_image_tower(weights), weights)
         return tower, sizes["embed_dim"]
 
-    def _published_net(self, tower: nn.Module | None, width: int, fuser: dict) -> MambaVL:
+    def _published_net(self, fuser: dict) -> MambaVL:
         h, training = self.hparams, self.training_arguments
         text, weights = h.text, training["text_weights"]
         if text is None and weights is None:
@@ -275,6 +273,7 @@ class ActionRecognition(BaseModule):
         if weights is not None:
             # The official initialisation leaves nothing of them.
             tokenizer.set_pieces(load_roberta(reader, weights, weights=training["init"] != "official"))
+        tower, width = self._vision_tower()
         net = MambaVL(
             tower, width, reader, tokenizer, self.vocabulary["num_verbs"], self.vocabulary["num_nouns"], h.fusion,
             fuser, training["init"], training["drop"],
@@ -282,15 +281,16 @@ class ActionRecognition(BaseModule):
         reader.requires_grad_(training["freeze_text"] is False)
         return net
 
-    def _joint_net(self, tower: nn.Module | None, width: int, fuser: dict) -> JointMambaVL:
+    def _joint_net(self, fuser: dict) -> JointMambaVL:
         h, training = self.hparams, self.training_arguments
-        if isinstance(tower, AvionTower):
-            raise ModelError(f"fusion {h.fusion!r} sees a VideoMamba or features; set vision.tower to one of them, or "
-                             "take the published fusion.")  # fmt: skip
         reader, merges = self._text_tower(h.text, training["text_weights"])
         tokenizer = ClipTokenizer(reader.config.vocab_size, self._words(reader.config.max_position_embeddings))
         if merges is not None:
             tokenizer.set_merges(merges)
+        tower, width = self._vision_tower()
+        if isinstance(tower, AvionTower):
+            raise ModelError(f"fusion {h.fusion!r} takes a VideoMamba or features; set vision.tower to one of them, or "
+                             "fusion to published.")  # fmt: skip
         sizes = self.vocabulary
         net = JointMambaVL(
             tower, width, reader, tokenizer, fuser["dim"], fuser["depth"], h.fusion, fuser["tokens"],

@@ -318,7 +318,7 @@ class Asking(Data):
 def told():
     """Trained on questions that tell the noun, of clips whose tower is frozen and random."""
     seed_everything(0, verbose=False)
-    model = published(freeze_backbone=True, optim={"lr": 2e-2})
+    model = published(freeze_backbone=True, optim={"lr": 2e-2}, questions={"max_words": 10})  # little padding
     with torch.no_grad():  # fresh weights hardly hear the question
         model.net.text_model.embeddings.LayerNorm.weight.fill_(4.0)
     Trainer(max_epochs=10, **QUIET).fit(model, datamodule=Asking("as_published"))
