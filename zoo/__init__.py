@@ -26,7 +26,8 @@ _HOME = {
     "Segment": "inference.long_videos",
     "Timeline": "inference.long_videos",
     "timeline": "inference.long_videos",
-    "Index": "retrieval.vector_index",
+    "Index": "retrieval.table",
+    "VideoEmbedder": "retrieval.embedder",
     "index": "retrieval.search",
     "search": "retrieval.search",
 }

@@ -18,13 +18,14 @@ def refuse_empty(paths: Sequence[str | os.PathLike]) -> None:
         raise ZooError("A path is empty; name a video or a folder.")
 
 
-def find_videos(paths: Sequence[str]) -> list[str]:
+def find_videos(paths: Sequence[str], *, urls: bool = False) -> list[str]:
     """Return files as they are, and for each folder its videos at any depth, sorted; each path once.
 
     Hidden files and folders are skipped, links are followed.
 
     Args:
-        paths: local files of any kind, and folders.
+        paths: files of any kind, and folders.
+        urls: take those behind URLs too, beside local ones.
 
     Raises:
         ZooError: a path does not exist, or none of the folders holds a video.
@@ -33,12 +34,41 @@ def find_videos(paths: Sequence[str]) -> list[str]:
 
     found: dict[str, None] = {}
     for path in paths:
+        if urls and "://" in path:
+            found |= dict.fromkeys(_behind(path, VIDEO_SUFFIXES))
+            continue
         if "://" in path or not (os.path.isfile(path) or os.path.isdir(path)):
             raise ZooError(f"There is no file or folder {path}; name local videos, or folders that hold some.")
         found |= dict.fromkeys([path] if os.path.isfile(path) else _below(path, VIDEO_SUFFIXES))
     if not found:
         raise ZooError(f"{', '.join(paths)} holds no videos (files ending in {', '.join(VIDEO_SUFFIXES)}).")
     return list(found)
+
+
+def _behind(url: str, suffixes: Sequence[str]) -> list[str]:
+    """The file behind a URL, or the videos of a folder there."""
+    from datamodules.errors import DataError
+    from datamodules.storage.files import Folders, join, status
+
+    folders, found = Folders(), []
+    if not url.lower().endswith(tuple(suffixes)):
+        waiting = [url]
+        try:
+            while waiting:
+                folder = waiting.pop()
+                with folders.kept():
+                    found += [join(folder, name) for name in folders.files(folder, suffixes)]
+                    waiting += [join(folder, name) for name in folders.subfolders(folder)]
+        except DataError as error:
+            raise ZooError(f"{url} cannot be listed; check the address and your access.") from error
+    if found:
+        return sorted(found)
+    try:
+        status(url)
+    except OSError as error:
+        reason = error.strerror or "there is none"
+        raise ZooError(f"There is no file or folder {url} ({reason}); check the address and your access.") from error
+    return [url] if url.lower().endswith(tuple(suffixes)) else []
 
 
 def _below(root: str, suffixes: Sequence[str]) -> list[str]:

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from functools import cache
 from itertools import islice, pairwise
 from pathlib import Path
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 __all__ = ["Folders", "RemoteFile", "download", "expand_braces", "first_file", "is_url", "join", "read_bytes",
-           "read_range", "read_text", "resolve", "split"]  # fmt: skip
+           "read_range", "read_text", "resolve", "split", "status"]  # fmt: skip
 
 _LARGEST = 2**32
 """Bytes of a file that is read as a whole over HTTP: the longest lists of pairs have two billion."""
@@ -191,6 +192,28 @@ def read_range(url: str, start: int, end: int) -> bytes:
     with _as_os_error():
         filesystem, path = _filesystem(url)
         return filesystem.cat_file(path, start=start, end=end)
+
+
+def status(path: str) -> tuple[int | None, int | None]:
+    """Bytes of a file, and when it last changed in nanoseconds since 1970; None for what its store does not say.
+
+    Raises:
+        FileNotFoundError, OSError: as `RemoteFile`.
+    """
+    if not is_url(path):
+        found = os.stat(path)
+        return found.st_size, found.st_mtime_ns
+    with _as_os_error():
+        filesystem, remote = _filesystem(path)
+        about = filesystem.info(remote)
+        # Each store has a name of its own; what is in memory never changes in place, and is made anew.
+        names = ("mtime", "LastModified", "last_modified", "updated", "created")
+        time = next((about[name] for name in names if about.get(name) is not None), None)
+        if isinstance(time, str):
+            time = datetime.fromisoformat(time)
+        if isinstance(time, datetime):
+            time = time.timestamp()
+        return about.get("size"), None if time is None else round(time * 1e9)
 
 
 def download(url: str, path: str, most: float) -> None:

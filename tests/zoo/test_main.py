@@ -23,7 +23,8 @@ BUILTIN = {
     "lightning_modules/ops/scan/interface.py",
     # Caught where they are raised, and passed on as sentences about the file.
     "datamodules/annotations/pickles.py",
-    "zoo/retrieval/vector_index.py",
+    "zoo/retrieval/old_index.py",
+    "zoo/retrieval/table.py",
 }
 
 

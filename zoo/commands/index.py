@@ -1,11 +1,11 @@
-"""`zoo index`: index your videos, to search them by text."""
+"""`zoo index`: index your videos, to search them by text or by a clip."""
 
 import argparse
 import math
 
 from zoo.commands.console import long_work, print_json, show
 from zoo.commands.options import parse_shard
-from zoo.files import check_folder
+from zoo.errors import ZooError
 from zoo.limits import BATCH, SECONDS, WORKERS, check_range
 
 __all__ = ["add_arguments", "run"]
@@ -14,8 +14,11 @@ _EXAMPLES = """\
 examples:
   zoo index my-muse videos/ -o my.index                  run again to resume, or when videos were added or removed
   zoo index my-muse a/ b/ film.mkv -o my.index --window 5
+  zoo index my-muse s3://bucket/videos -o my.index       also hf://, https://, ... by fsspec
+  zoo index my-muse videos/ -o my.index --metadata about.csv    columns for zoo search --where
   zoo index my-muse videos/ -o my.index --shard 1/2 &    two processes, each with its own half of the files
   zoo index my-muse videos/ -o my.index --shard 2/2 &
+  zoo index --convert old.index -o my.index              an index of the format before LanceDB
 
 Then: zoo search my.index "a red circle moves left"
 """
@@ -24,10 +27,22 @@ Then: zoo search my.index "a red circle moves left"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `zoo index`."""
     parser.epilog = _EXAMPLES
-    parser.add_argument("model", help="text-video model: registered name, model folder, .ckpt, or Hub repository")
-    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="folders, searched at any depth, or video files")
     parser.add_argument(
-        "-o", "--out", required=True, metavar="INDEX", help="folder of the index; an existing index is updated"
+        "model",
+        nargs="?",
+        help="video model: registered name, model folder, .ckpt, or Hub repository",
+    )
+    parser.add_argument(
+        "sources", nargs="*", metavar="SOURCE", help="folders, searched at any depth, or video files; paths or URLs"
+    )
+    parser.add_argument(
+        "-o", "--out", required=True, metavar="INDEX", help="LanceDB database, a local folder or a URL (s3://, gs://, "
+        "az://, hf://); an existing index is updated",
+    )  # fmt: skip
+    parser.add_argument("--metadata", metavar="CSV", help="list with `path` and further columns for zoo search --where")
+    parser.add_argument("--convert", metavar="OLD", help="copy an index of the format before LanceDB; no model needed")
+    parser.add_argument(
+        "--optimise", action="store_true", help="build the approximate index of INDEX anew; no model needed"
     )
     parser.add_argument(
         "--window", type=float, metavar="SECONDS",
@@ -38,8 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, metavar="N", help="processes that read videos (default: cores, up to 4)")
     parser.add_argument("--shard", metavar="K/N", help="do the K-th of N shares of the files, from 1")
     parser.add_argument(
-        "--dtype", choices=("float32", "float16"), help="numbers on disk: float16 takes half the space and is slower "
-        "to search (default: that of the index, float32 for a new one)",
+        "--dtype", choices=("float32", "float16"), help="numbers in the table: float16 takes half the space "
+        "(default: that of the index, float32 for a new one)",
     )  # fmt: skip
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -52,19 +67,24 @@ def run(args: argparse.Namespace) -> None:
     check_range("--workers", args.workers or 0, WORKERS)
     if args.window not in (None, math.inf):
         check_range("--window", args.window, SECONDS)
-    check_folder(args.out)
+    if args.convert is not None or args.optimise:
+        _keep_house(args)
+        return
+    if args.model is None or not args.sources:
+        raise ZooError("A model and videos are needed; write: zoo index MODEL VIDEOS -o INDEX.")
     with long_work("files", args.json) as report:
         from zoo.retrieval.search import index
 
         summary = index(
             args.model,
-            args.folders,
+            args.sources,
             args.out,
             window=args.window,
             batch_size=args.batch_size,
             num_workers=args.workers,
             shard=shard,
             dtype=args.dtype,
+            metadata=args.metadata,
             device=args.device,
             on_files=lambda *counts: report("indexing", *counts),
         )
@@ -78,3 +98,16 @@ def run(args: argparse.Namespace) -> None:
         f"{summary.vectors} stretches to search.",
         f'Search them: zoo search {args.out} "a red circle moves left"',
     )
+
+
+def _keep_house(args: argparse.Namespace) -> None:
+    """Do what needs neither a model nor videos."""
+    if args.model is not None or (args.convert is not None and args.optimise):
+        raise ZooError("--convert and --optimise stand alone, without a model and videos; omit the rest.")
+    from zoo.retrieval.search import convert_index, optimise
+
+    vectors = optimise(args.out) if args.optimise else convert_index(args.convert, args.out)
+    if args.json:
+        print_json({"index": args.out, "vectors": vectors})
+    else:
+        show(f"{args.out}: {vectors} stretches to search.")

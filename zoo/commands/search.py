@@ -1,4 +1,4 @@
-"""`zoo search`: the moments in indexed videos that fit a text."""
+"""`zoo search`: the moments in indexed videos that fit a text or a clip."""
 
 import argparse
 import os
@@ -14,6 +14,8 @@ _EXAMPLES = """\
 examples:
   zoo search my.index "a red circle moves left"
   zoo search my.index "a dog runs" "a cat sleeps" --topk 20
+  zoo search my.index "a dog runs" --where "path LIKE '%kitchen%' AND start > 60"
+  zoo search my.index --like clip.mp4                     videos that look like it
   zoo search my.index "a dog runs" --html found.html      thumbnails that play
   zoo search my.index "a dog runs" --json                 for programs
 """
@@ -22,9 +24,21 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `zoo search`."""
     parser.epilog = _EXAMPLES
-    parser.add_argument("index", help="folder that `zoo index` made")
-    parser.add_argument("queries", nargs="+", metavar="TEXT", help="what to look for")
-    parser.add_argument("--topk", type=int, default=10, metavar="K", help="results for each text (default 10)")
+    parser.add_argument("index", help="what `zoo index` made, a folder or a URL")
+    parser.add_argument("queries", nargs="*", metavar="TEXT", help="what to look for")
+    parser.add_argument(
+        "--like",
+        action="append",
+        default=[],
+        metavar="CLIP",
+        help="look for what is like this video; may be repeated",
+    )
+    parser.add_argument(
+        "--where", metavar="SQL", help="only what this holds for: path, start, end (seconds), size, mtime, and columns "
+        "of --metadata",
+    )  # fmt: skip
+    parser.add_argument("--exact", action="store_true", help="compare all vectors, in place of an approximate index")
+    parser.add_argument("--topk", type=int, default=10, metavar="K", help="results for each text or clip (default 10)")
     parser.add_argument("--html", metavar="FILE.html", help="write a page with the results as pictures that play")
     parser.add_argument("--model", help="model of the index, if it cannot be found automatically")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
@@ -32,26 +46,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the best stretches of video for each text."""
+    """Print the best stretches of video for each text and clip."""
     check_range("--topk", args.topk, TOPK)
     if args.html is not None:
         check_target(args.html, PAGES)
     from zoo.retrieval.search import check_queries, search
-    from zoo.retrieval.vector_index import Index
+    from zoo.retrieval.table import Index
 
     check_queries(args.queries)
     index = Index.open(args.index)  # before the model, which takes seconds
 
-    results = search(index, args.queries, topk=args.topk, model=args.model, device=args.device)
+    results = search(
+        index,
+        args.queries,
+        topk=args.topk,
+        where=args.where,
+        exact=args.exact,
+        like=args.like,
+        model=args.model,
+        device=args.device,
+    )
+    asked = [*args.queries, *args.like]
     if args.html:
         from zoo.retrieval.gallery import write_gallery
 
-        write_gallery(args.html, list(zip(args.queries, results, strict=True)))
+        write_gallery(args.html, list(zip(asked, results, strict=True)))
     if args.json:
-        print_json([_record(*pair) for pair in zip(args.queries, results, strict=True)])
+        print_json([_record(*pair) for pair in zip(asked, results, strict=True)])
         return
-    for query, hits in zip(args.queries, results, strict=True):
-        show(_table(query, hits) if hits else f"{query}: {args.index} is empty.")
+    nothing = f"{args.index} is empty." if args.where is None else "nothing fits the condition."
+    for query, hits in zip(asked, results, strict=True):
+        show(_table(query, hits) if hits else f"{query}: {nothing}")
     if args.html:
         show(f"Page: {args.html}")
 
@@ -68,7 +93,7 @@ def _table(query: str, hits: list):
 
 def _shown(path: str) -> str:
     """Return a path relative to the current folder if it is below it."""
-    below = os.path.relpath(path)
+    below = ".." if "://" in path else os.path.relpath(path)
     return path if below.startswith("..") else below
 
 

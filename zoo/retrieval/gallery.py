@@ -11,11 +11,12 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
+from datamodules.storage.files import is_url
 from datamodules.video.frames import open_video
 from datamodules.video.opening import DecodeError
 from zoo.files import PAGES, check_target, written
 from zoo.printable import clock
-from zoo.retrieval.vector_index import Hit
+from zoo.retrieval.table import Hit
 
 __all__ = ["write_gallery"]
 
@@ -96,7 +97,9 @@ def _figure(hit: Hit, folder: Path) -> str:
 
 
 def _address(path: str, folder: Path) -> str:
-    """Relative to the page's folder, so that the page can be moved together with the videos."""
+    """Relative to the page's folder, so that the page can be moved together with the videos; URLs stay."""
+    if is_url(path):
+        return path
     try:
         return quote(os.fsencode(Path(os.path.relpath(path, folder)).as_posix()))
     except ValueError:  # another drive

@@ -28,7 +28,7 @@ from datamodules.video.views import load_views
 from lightning_modules.tasks.retrieval import TextVideoRetrieval
 from zoo.commands.main import main
 from zoo.printable import clock
-from zoo.retrieval.vector_index import Index
+from zoo.retrieval.table import Index
 
 ZOO = Path(sys.executable).with_name("zoo")
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -350,7 +350,7 @@ def test_a_video_of_too_many_stretches_is_left_out(model, workspace, tmp_path, m
 
 def test_a_second_process_on_the_same_share_is_refused(workspace, model, tmp_path):
     zoo.index(model, workspace / "videos/film.mp4", tmp_path / "i", num_workers=0)
-    code = "from zoo.retrieval.vector_index import Index\n"
+    code = "from zoo.retrieval.table import Index\n"
     code += f"with Index.open({str(tmp_path / 'i')!r}).locked('shard-1-of-1'):\n"
     code += "    print('held', flush=True); input()"
     holder = subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True)
