@@ -19,7 +19,7 @@ from lightning_modules.tasks.retrieval import TextVideoRetrieval
 from zoo.commands.main import main
 from zoo.errors import ZooError
 from zoo.files import PICTURES, check_folder, check_target, written
-from zoo.retrieval.vector_index import Index
+from zoo.retrieval.table import Index
 
 NANO = "videomamba-nano-motion"
 
@@ -161,8 +161,8 @@ def test_a_full_disk_is_one_sentence_with_the_file_and_the_next_run_goes_on(clip
     zoo.predict(NANO, video)  # compiles kernels, which are written to a cache
     commands = {
         "features/": ["extract", NANO, str(clips), "-o", str(tmp_path / "features"), "--window", "0.5"],
-        "begun/part-": ["index", model, str(clips), "-o", str(tmp_path / "begun"), "--workers", "0"],
-        "new/index.json": ["index", model, str(clips), "-o", str(tmp_path / "new"), "--workers", "0"],
+        "begun": ["index", model, str(clips), "-o", str(tmp_path / "begun"), "--workers", "0"],
+        "new": ["index", model, str(clips), "-o", str(tmp_path / "new"), "--workers", "0"],
         "old.png": ["predict", NANO, video, "--plot", str(tmp_path / "old.png")],
         "line.png": ["predict", NANO, video, "--timeline", str(tmp_path / "line.png")],
         "masks.png": ["masks", video, "--plot", str(tmp_path / "masks.png")],

@@ -9,6 +9,8 @@ from contextlib import redirect_stderr, redirect_stdout
 from io import BytesIO, TextIOWrapper
 from typing import NamedTuple
 
+import lancedb
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
@@ -20,6 +22,7 @@ from datamodules.synthetic.writing import generate
 from lightning_modules.tasks.classification import VideoClassifier
 from lightning_modules.tasks.retrieval import TextVideoRetrieval
 from zoo.commands.main import COMMANDS, main
+from zoo.retrieval.table import Index
 
 NANO = "videomamba-nano-motion"
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -95,15 +98,19 @@ WORKING = {
     ),
     "index": Command(
         ["text", "clip.mp4"],
-        [[*MODELS, "model"], [v for v in VIDEOS if v not in ("broken.mp4", "empty.mp4", "list.csv", "text.mp4")]],
+        [MODELS, [v for v in VIDEOS if v not in ("broken.mp4", "empty.mp4", "list.csv", "text.mp4")]],
         {"-o": [*FOLDERS, "clips"], "--window": [s for s in SECONDS if s not in ("1" * 5000,)],
-         "--batch-size": [*INTEGERS, "0"], "--workers": INTEGERS, "--shard": SHARES, "--dtype": ["", "int8"], **COMMON},
+         "--batch-size": [*INTEGERS, "0"], "--workers": INTEGERS, "--shard": SHARES, "--dtype": ["", "int8"],
+         "--metadata": ["", "gone", "clip.mp4", "clips", "torn.csv", "pipe.mp4", LONG, SURROGATE],
+         "--convert": ["", "gone", "good.index"], **COMMON},
         ["-o", "new.index", "--workers", "0"],
     ),
     "search": Command(
         ["good.index", "red"],
         [INDICES, TEXTS],
-        {"--topk": [*INTEGERS, "0"], "--html": PAGES, "--model": [m for m in [*MODELS, "model"]], **COMMON},
+        {"--topk": [*INTEGERS, "0"], "--where": ["", "x", "1", "nothing = 1", "start >", SURROGATE],
+         "--like": ["", "gone", "clips", "broken.mp4", "empty.mp4", "/dev/null", LONG, SURROGATE],
+         "--html": PAGES, "--model": [m for m in [*MODELS, "model"]], **COMMON},
     ),
     "ask": Command(
         ["model", "clip.mp4", "what?"],
@@ -165,15 +172,14 @@ def folder(tmp_path_factory):
     (folder / "foreign/config.json").write_text(
         json.dumps({"class_path": "os.system", "init_args": {"command": "true"}})
     )
-    for name in ("torn", "deep", "foreign", "odd"):
-        shutil.copytree(folder / "good.index", folder / f"{name}.index")
-    head = json.loads((folder / "good.index/index.json").read_text())
-    (folder / "torn.index/index.json").write_text(json.dumps(head)[:-9])
+    shutil.copytree(folder / "good.index", folder / "torn.index")
+    for manifest in (folder / "torn.index").rglob("*.manifest"):
+        manifest.write_bytes(manifest.read_bytes()[:-9])
+    (folder / "deep.index").mkdir()
     (folder / "deep.index/index.json").write_text("[" * 100_000)
-    (folder / "foreign.index/part-00000009-x.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
-    (folder / "odd.index/index.json").write_text(
-        json.dumps(head | {"window": "x", "model": {"source": 5, "config": 6}})
-    )
+    theirs = pa.table({"vector": [[1.0, 2.0]], "path": ["a"]})
+    lancedb.connect(folder / "foreign.index").create_table("videos", theirs)
+    Index.create(folder / "odd.index", 16, settings={"window": "x", "model": {"source": 5, "config": 6}})
     texts = {"list.csv": "path,label\na.mp4,b\n", "long.csv": f"{'x' * 200_000},1\n", "torn.csv": 'a.mp4,"b',
              "text.mp4": "text",
              "empty.mp4": "", "empty.ckpt": "", "pairs.json": '[{"image": 5}]', "deep.json": "[" * 100_000,

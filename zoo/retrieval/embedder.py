@@ -12,6 +12,7 @@ and with it every bit of it, does not depend on where an earlier run was killed:
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -81,7 +82,8 @@ class WindowReader:
         for number, path in enumerate(paths):
             state = File(path)
             try:
-                state = File(path, *status(path))
+                with suppress(OSError):  # opening it says more
+                    state = File(path, *status(path))
                 for clip, record in self._windows(path, None if spans is None else spans[number]):
                     clips.append(clip)
                     records.append(record)
@@ -152,8 +154,8 @@ class VideoEmbedder:
         model = load(model) if isinstance(model, str | os.PathLike) else model
         self.compares_texts = hasattr(model, "encode_text")
         if not hasattr(model, "preprocessing") or not (self.compares_texts or hasattr(model, "forward_features")):
-            raise ZooError(f"{name} makes no vectors of videos (it has neither encode_text nor forward_features); use a "
-                           "text-video model or a classifier.")  # fmt: skip
+            raise ZooError(f"{name} makes no vectors of videos (it has neither encode_text nor forward_features); use "
+                           "a text-video model or a classifier.")  # fmt: skip
         self.model = to_device(model, device).eval()
         self.reader = WindowReader(ClipFormat(**model.preprocessing), window, batch_size)
 

@@ -11,11 +11,10 @@ the other, under a lock, since file systems over a network lose commits that are
 """
 
 import json
-import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,8 +40,9 @@ STORES = ("s3", "gs", "az", "hf")
 
 APPROXIMATE_ROWS = 100_000
 """Search is exact up to so many rows, which takes milliseconds, and above until an approximate index is built."""
-PROBES, REFINE = 400, 50
-"""Partitions that are looked at, and how many times more rows than asked for are compared exactly."""
+BITS, PROBES, REFINE = 4, 400, 5
+"""Bits of a number in the approximate index, partitions that are looked at, and how many times more rows than asked for
+are compared exactly."""
 
 MANY_COMMITS = 256
 """So many become one file again while videos are being indexed."""
@@ -132,9 +132,7 @@ class Index:
         """
         folder = os.fspath(folder)
         if not cls.exists(folder):
-            if not is_url(folder) and Path(folder, OLD_HEAD).is_file():
-                raise ZooError(f"{folder} is an index of the former format; convert it: zoo index --convert {folder} "
-                               "-o NEW.")  # fmt: skip
+            _refuse_former(folder)
             raise ZooError(f"{folder} is no index of videos; make one: zoo index MODEL VIDEOS -o {folder}.")
         lancedb, _ = _lancedb()
         with _told(folder, "read as an index", "make the index again"):
@@ -177,11 +175,10 @@ class Index:
         """All files by path, those that could not be read included."""
         found = {}
         for rows in self._rows(["path", "size", "mtime", "error"]):
-            times = rows.column("mtime").cast("int64").to_pylist()
-            columns = (rows.column(name).to_pylist() for name in ("path", "size"))
-            for path, size, mtime, error in zip(*columns, times, rows.column("error").to_pylist(), strict=True):
+            columns = (rows.column(name).to_pylist() for name in ("path", "size", "mtime", "error"))
+            for path, *state in zip(*columns, strict=True):
                 path = _path_of(path)
-                found[path] = File(path, size, mtime, error)
+                found[path] = File(path, *state)
         return found
 
     def records(self) -> Iterator[tuple[Record, Tensor]]:
@@ -299,7 +296,7 @@ class Index:
         with self._changing(), warnings.catch_warnings():
             self._table.optimize(cleanup_older_than=KEPT)
             if len(self) > APPROXIMATE_ROWS and (rebuild or not self._is_indexed()):
-                self._table.create_index("vector", config=IvfRq(distance_type="dot"), replace=True)
+                self._table.create_index("vector", config=IvfRq(distance_type="dot", num_bits=BITS), replace=True)
 
     def optimise_if_many(self) -> None:
         """Join the files of small commits where there are many."""
@@ -336,12 +333,9 @@ class Index:
         margin, limit = 2 * rounding * float(np.linalg.norm(query)), topk + SLACK
         while True:
             asked = self._table.search(query, vector_column_name="vector").distance_type("dot").limit(limit)
-            if approximate:
-                asked = asked.nprobes(PROBES).refine_factor(REFINE)
-            else:
-                asked = asked.bypass_vector_index()
+            asked = asked.nprobes(PROBES).refine_factor(REFINE) if approximate else asked.bypass_vector_index()
             if where is not None:
-                asked = asked.where(where, prefilter=True)
+                asked = asked.where(f"({where})", prefilter=True)  # in brackets, nothing may follow it
             rows = asked.select(["vector", "path", "start", "end", "_distance"]).to_arrow()
             distances = rows.column("_distance").to_numpy()
             if not np.isfinite(distances).all():
@@ -381,16 +375,23 @@ class Index:
 
     @contextmanager
     def _asked(self, where: str | None) -> Iterator[None]:
-        remedy = f"the columns are {', '.join(self._table.schema.names)}"
-        told = _told(self.folder, "searched", "make the index again")
-        if where is not None:
-            told = _told(f"The condition {where!r}", "applied", remedy)
-        with told if where is not None or self.folder else nullcontext():
+        if where is None:
+            told = _told(self.folder, "searched", "make the index again")
+        else:
+            columns = ", ".join(self._table.schema.names)
+            told = _told(f"The condition {where!r}", "applied", f"the columns are {columns}")
+        with told:
             yield
+
+
+def _refuse_former(folder: str) -> None:
+    if not is_url(folder) and Path(folder, OLD_HEAD).is_file():
+        raise ZooError(f"{folder} is an index of the former format; convert it: zoo index --convert {folder} -o NEW.")
 
 
 def _refuse_other(folder: str) -> None:
     """Refuse folders that hold something else than what a killed process left of an index."""
+    _refuse_former(folder)
     path = Path(folder)
     allowed = {f"{TABLE}.lance"}
     if path.exists() and (
@@ -420,7 +421,7 @@ def _kinds(dims: int, dtype: str) -> dict[str, Any]:
     """Types of the columns."""
     _, pa = _lancedb()
     vector = pa.list_(pa.float32() if dtype == "float32" else pa.float16(), dims)
-    kinds = (vector, pa.string(), pa.float64(), pa.float64(), pa.int64(), pa.timestamp("ns"), pa.string())
+    kinds = (vector, pa.string(), pa.float64(), pa.float64(), pa.int64(), pa.int64(), pa.string())
     return dict(zip(COLUMNS, kinds, strict=True))
 
 
@@ -429,9 +430,7 @@ def _lancedb() -> tuple[Any, Any]:
         import lancedb
         import pyarrow
     except ImportError as error:
-        raise ZooError(
-            "An index of videos needs LanceDB; install it: pip install 'video-mamba-zoo[search]'."
-        ) from error
+        raise ZooError("An index needs LanceDB; install it: pip install 'video-mamba-zoo[search]'.") from error
     return lancedb, pyarrow
 
 

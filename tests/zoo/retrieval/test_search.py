@@ -1,5 +1,6 @@
 """`zoo index` and `zoo search` on generated videos: the real commands, killed, shared out, and on files that change."""
 
+import functools
 import io
 import json
 import math
@@ -8,17 +9,21 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.parse
 import warnings
 from base64 import b64decode
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
+from safetensors.torch import save_file
 
 import hub
 import zoo
@@ -28,6 +33,7 @@ from datamodules.video.views import load_views
 from lightning_modules.tasks.retrieval import TextVideoRetrieval
 from zoo.commands.main import main
 from zoo.printable import clock
+from zoo.retrieval.search import convert_index
 from zoo.retrieval.table import Index
 
 ZOO = Path(sys.executable).with_name("zoo")
@@ -39,6 +45,8 @@ CLIP = {
 }
 ODD_NAME = 'a "quoted" & <b>bold<b> 100% #1 café.mp4'
 NUM_CLIPS = 40
+LISTS = {"no-path": "name,place\na,b\n", "taken": "path,start\na,1\n", "twice": "path,x\na,1\n./a,2\n",
+         "torn": "path,x\na,1,2\n"}  # fmt: skip
 
 
 def tiny(seed=0, **kwargs):
@@ -92,27 +100,58 @@ def videos(workspace, tmp_path):
     return tmp_path / "mine"
 
 
-@pytest.mark.slow
-def test_killed_and_resumed_is_the_same_as_never_interrupted(workspace):
-    options = ("--window", "2", "--batch-size", "3", "--workers", "1")
-    whole = start(workspace, "index", "model", "videos", "-o", "whole.index", *options)
-    killed = start(workspace, "index", "model", "videos", "-o", "killed.index", *options)
-    while len(list((workspace / "killed.index").glob("part-*"))) < 3:
+OPTIONS = ("--window", "2", "--batch-size", "3", "--workers", "1")
+
+
+def kill_when(folder, name, ready):
+    """`zoo index` of all videos into a new index, killed as soon as `ready()`; the summary of the next run."""
+    killed = start(folder, "index", "model", "videos", "-o", name, *OPTIONS)
+    while not ready():
         assert killed.poll() is None, killed.communicate()
-        time.sleep(0.005)
+        time.sleep(0.002)
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
-    before = content(workspace / "killed.index")
-    assert 0 < len(before) < NUM_CLIPS + 3
+    before = content(folder / name) if Index.exists(folder / name) else {}
     # The reader of the killed process lives on for some seconds: it keeps nobody out.
-    out, _ = finish(start(workspace, "index", "model", "videos", "-o", "killed.index", *options, "--json"))
-    done = json.loads(out)
-    assert done["kept"] == len({record.path for record in before}) and done["kept"] + done["indexed"] == NUM_CLIPS + 1
+    out, _ = finish(start(folder, "index", "model", "videos", "-o", name, *OPTIONS, "--json"))
+    done, after = json.loads(out), content(folder / name)
     killed.communicate()
-    out, err = finish(whole)
+    assert done["kept"] == len({record.path for record in before}) and done["kept"] + done["indexed"] == NUM_CLIPS + 1
+    assert after.keys() >= before.keys()
+    return done, after
+
+
+def test_killed_after_its_first_commit_and_resumed_is_the_same(workspace):
+    """Later runs of the same batches give the vectors of a run that nobody killed, bit for bit."""
+    versions = workspace / "killed.index/videos.lance/_versions"
+    done, after = kill_when(workspace, "killed.index", lambda: len(list(versions.glob("*.manifest"))) >= 2)
+    assert done["kept"] > 0
+    out, err = finish(start(workspace, "index", "model", "videos", "-o", "whole.index", *OPTIONS))
     assert f"{NUM_CLIPS + 1} indexed now, 0 kept, 0 unreadable, 0 dropped; {NUM_CLIPS + 3} stretches" in out and not err
-    after = content(workspace / "killed.index")
-    assert after.keys() >= before.keys() and after == content(workspace / "whole.index")
+    assert after == content(workspace / "whole.index")
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_and_resumed_is_the_same(workspace):
+    finish(start(workspace, "index", "model", "videos", "-o", "calm.index", *OPTIONS))
+    whole = content(workspace / "calm.index")
+    for number in range(10):
+        begun = workspace / f"killed{number}.index"
+        moment = []
+
+        def ready(begun=begun, moment=moment, number=number):
+            """Some time after the folder appeared: while the table is made, at commits, while files are joined."""
+            if not moment and begun.exists():
+                moment.append(time.monotonic() + 0.15 * number)
+            return moment and time.monotonic() >= moment[0]
+
+        try:
+            _, after = kill_when(workspace, begun.name, ready)
+        except AssertionError as error:
+            if "indexed now" not in str(error):  # it was faster than the moment
+                raise
+            continue
+        assert after == whole
 
 
 @pytest.mark.slow
@@ -273,15 +312,35 @@ def made(workspace, model, tmp_path_factory):
     hub.save(tiny(seed=1), out.parent / "other")
     hub.save(tiny(num_frames=5), out.parent / "longer")
     (out.parent / "none").mkdir()
-    moved = shutil.copytree(out, out.parent / "moved") / "index.json"
-    moved.write_text(moved.read_text().replace(json.dumps(str(workspace / "model")), '"/gone/model"'))
+    hub.save(tiny(), out.parent / "gone-model")
+    zoo.index(str(out.parent / "gone-model"), workspace / "videos/film.mp4", out.parent / "moved", num_workers=0)
+    shutil.rmtree(out.parent / "gone-model")
+    zoo.index("videomamba-nano-motion", workspace / "videos/film.mp4", out.parent / "looks", num_workers=0)
+    for name, text in LISTS.items():
+        (out.parent / name).write_text(text)
     return out
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("index videomamba-nano-motion {videos} -o {new}", "cannot compare texts with videos (it has no encode_text)"),
+        ("index {model} -o {new}", "A model and videos are needed; write: zoo index MODEL VIDEOS -o INDEX."),
+        ("index {model} http://127.0.0.1:9/a.mp4 -o {new}", "There is no file or folder http://127.0.0.1:9/a.mp4"),
+        ("index {model} memory://nothing -o {new}", "There is no file or folder memory://nothing"),
+        ("index {model} {videos} -o ftp://host/x", "is no place for an index; name a local folder, or a URL of s3://"),
+        ("index {model} {videos} -o s3://bucket/x --shard 1/2", "is written by one process"),
+        ("index {model} {videos} -o {new} --metadata {none}", "none cannot be read as CSV"),
+        ("index {model} {videos} -o {new} --metadata {no-path}", "has the columns name, place; it needs path"),
+        ("index {model} {videos} -o {new} --metadata {taken}", "has the columns path, start; it needs path"),
+        ("index {model} {videos} -o {new} --metadata {twice}", "has two lines about "),
+        ("index {model} {videos} -o {new} --metadata {torn}", "torn cannot be read as CSV"),
+        ("index {model} {videos} -o {new} --optimise", "--convert and --optimise stand alone"),
+        ("index --optimise -o {new}", "is no index of videos; make one"),
+        ("index --convert {none} -o {new}", "is no index of the former format"),
+        ("search {looks} red", "cannot compare texts with videos; search it by a clip: --like CLIP."),
+        ("search {made}", "There is nothing to search for; give a text, or a clip with --like."),
+        ("search {made} --like {none}/gone.mp4", "gone.mp4 does not exist; check the path."),
+        ("search {made} red --where nothing=1", "The condition 'nothing=1' cannot be applied"),
         ("index {model} {new} -o {new}.index", "There is no file or folder {new}"),
         ("index {model} {none} -o {new}", "holds no videos (files ending in .3gp"),
         ("index {model} {videos} -o {none}/..", "exists and is no index"),
@@ -301,7 +360,7 @@ def made(workspace, model, tmp_path_factory):
         ("index {model} {videos} -o {new} --device nowhere", "'nowhere' cannot be used"),
         ("search {none} red", "is no index of videos; make one: zoo index"),
         ("search {made} red --model {other}", "was made with other weights"),
-        ("search {moved} red", "is not at /gone/model; say where it is: --model"),
+        ("search {moved} red", "is not at {gone-model}; say where it is: --model"),
         ("search {made} red --topk 0", "--topk is 0"),
         ("search {made} red --topk 1000000000", "--topk is 1000000000; it has to be from 1 to 100,000"),
         ("search {made} red --html {film}/out.html", "cannot be written, since {film} is no folder"),
@@ -312,7 +371,7 @@ def made(workspace, model, tmp_path_factory):
 def test_mistakes_are_one_sentence(workspace, made, tmp_path, capsys, arguments, words):
     places = {"videos": workspace / "videos", "model": workspace / "model", "made": made, "new": tmp_path / "new"}
     places["film"] = workspace / "videos/film.mp4"
-    places |= {name: made.parent / name for name in ("other", "longer", "none", "moved")}
+    places |= {name: made.parent / name for name in ("other", "longer", "none", "moved", "looks", "gone-model", *LISTS)}
     with pytest.raises(SystemExit) as exit_:
         main([word.format(**places) for word in arguments.split()])
     printed = capsys.readouterr()
@@ -346,6 +405,139 @@ def test_a_video_of_too_many_stretches_is_left_out(model, workspace, tmp_path, m
     with pytest.warns(UserWarning, match=r"film\.mp4 is 5 s long, which makes 50 windows .*left out of the index"):
         summary = zoo.index(model, workspace / "videos", tmp_path / "i", window=0.1, num_workers=0)
     assert (summary.unreadable, summary.indexed) == (1, NUM_CLIPS)
+
+
+def test_rows_of_a_csv_become_columns(model, videos, tmp_path, capsys):
+    (tmp_path / "about.csv").write_text(f'path,place,number\nmine/a.mp4,"the kitchen, new",1\n{videos}/b.MP4,hall,2\n')
+    hub.save(model, tmp_path / "model")
+    command = ["index", str(tmp_path / "model"), str(videos), "-o", str(tmp_path / "i"), "--workers", "0"]
+    main(command)
+    main([*command, "--metadata", str(tmp_path / "about.csv")])
+    (tmp_path / "about.csv").write_text("path,place,number\nmine/a.mp4,garden,5\n")
+    shutil.copy(videos / "a.mp4", videos / "c.mp4")
+
+    def found(where):
+        return [Path(hit.path).name for hit in zoo.search(tmp_path / "i", "red", where=where)[0]]
+
+    assert found("place LIKE '%kitchen%'") == ["a.mp4"] and found("number = 2") == ["b.MP4"]
+    main([*command, "--metadata", str(tmp_path / "about.csv")])
+    assert found("place = 'garden' AND number > 4") == ["a.mp4"] and found("place = 'hall'") == ["b.MP4"]
+    assert found("number IS NULL AND path LIKE 'mine/c%'") == ["c.mp4"]
+    capsys.readouterr()
+    main(["search", str(tmp_path / "i"), "red", "--where", "number > 99"])
+    assert capsys.readouterr().out == "red: nothing fits the condition.\n"
+
+
+def test_videos_behind_urls(model, videos, tmp_path):
+    """Over HTTP on loopback, and from fsspec's store in memory, whose files change and go."""
+    store = MemoryFileSystem()
+    for name in ("a.mp4", "b.MP4"):
+        store.pipe(f"/bucket/deep/{name}", (videos / name).read_bytes())
+    store.pipe("/bucket/broken.mp4", b"no video")
+    with pytest.warns(UserWarning, match="memory://bucket/broken.mp4 .*left out of the index"):
+        summary = zoo.index(model, "memory://bucket", tmp_path / "i", num_workers=0)
+    assert summary == (3, 2, 1, 0, 0, 2)
+    assert zoo.index(model, "memory://bucket/", tmp_path / "i", num_workers=0) == (3, 0, 1, 2, 0, 2)
+    assert {hit.path for hit in zoo.search(tmp_path / "i", "red", model=model)[0]} == {
+        "memory://bucket/deep/a.mp4", "memory://bucket/deep/b.MP4"
+    }  # fmt: skip
+    store.rm("/bucket/broken.mp4")
+    store.pipe("/bucket/deep/a.mp4", (videos / "b.MP4").read_bytes())
+    assert zoo.index(model, "memory://bucket", tmp_path / "i", num_workers=0) == (2, 1, 0, 1, 2, 2)
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=videos)
+    handler.func.log_message = lambda *_: None
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}/a.mp4"
+        assert zoo.index(model, url, tmp_path / "i", num_workers=1) == (1, 1, 0, 0, 0, 3)
+        local = zoo.index(model, videos / "a.mp4", tmp_path / "local", num_workers=0)
+        assert local.vectors == 1
+        (vector,) = [vector for record, vector in Index.open(tmp_path / "i").records() if record.path == url]
+        assert vector.equal(next(Index.open(tmp_path / "local").records())[1])
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_search_by_a_clip_with_a_text_model_and_a_classifier(workspace, model, tmp_path, capsys):
+    clip = str(sorted((workspace / "videos").glob("*/*.mp4"))[5])
+    zoo.index(model, workspace / "videos", tmp_path / "i", num_workers=0)
+    text, like, again = zoo.search(tmp_path / "i", "red", like=[clip, clip], topk=NUM_CLIPS, model=model)
+    assert like == again and like[0].path == clip and like[0].score == pytest.approx(1, abs=1e-5)
+    vectors = {record.path: vector.double().numpy() for record, vector in Index.open(tmp_path / "i").records()}
+    place = {os.path.normpath(tmp_path / path): vector for path, vector in vectors.items()}
+    mine = place[clip]
+    assert [hit.score for hit in like] == pytest.approx([float(place[hit.path] @ mine) for hit in like], abs=1e-6)
+    assert text == zoo.search(tmp_path / "i", ["red"], topk=NUM_CLIPS, model=model)[0]
+
+    main(["index", "videomamba-nano-motion", str(workspace / "videos"), "-o", str(tmp_path / "looks")])
+    capsys.readouterr()
+    main(["search", str(tmp_path / "looks"), "--like", clip, "--topk", "3", "--json", "--exact"])
+    (answer,) = json.loads(capsys.readouterr().out)
+    assert answer["query"] == clip and answer["results"][0]["path"] == clip
+    expected = torch.nn.functional.normalize(zoo.extract_features("videomamba-nano-motion", clip), dim=0)
+    stored = {os.path.normpath(tmp_path / r.path): v for r, v in Index.open(tmp_path / "looks").records()}
+    torch.testing.assert_close(stored[clip], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_callable_gives_the_rows_of_the_table(workspace, model, videos, tmp_path):
+    (videos / "torn.mp4").write_bytes(b"torn")
+    paths = sorted(map(str, videos.rglob("[!.]*.[mM][pP]4")))
+    embedder = zoo.VideoEmbedder(model, window=0.3, batch_size=2)
+    rows = embedder({"path": paths})
+    assert [*rows] == ["vector", "path", "start", "end", "size", "mtime", "error"]
+    (broken,) = [number for number, error in enumerate(rows["error"]) if error is not None]
+    assert rows["path"][broken].endswith("torn.mp4") and rows["vector"][broken] is rows["start"][broken] is None
+    with pytest.warns(UserWarning, match=r"torn\.mp4"):
+        zoo.index(model, videos, tmp_path / "i", window=0.3, batch_size=2, num_workers=0)
+    table = {(os.path.normpath(tmp_path / r.path), *r[1:]): v for r, v in Index.open(tmp_path / "i").records()}
+    made = dict(zip(zip(rows["path"], rows["start"], rows["end"], strict=True), rows["vector"], strict=True))
+    assert made.keys() - table.keys() == {(rows["path"][broken], None, None)} and len(table) == len(made) - 1 == 9
+    for key, vector in table.items():
+        torch.testing.assert_close(torch.from_numpy(made[key]), vector)
+    span = embedder({"path": paths[:1], "start": [0.0], "end": [0.3]})
+    assert (span["start"], span["end"], len(span["vector"])) == ([0.0], [0.3], 1)
+    assert embedder([])["path"] == []
+
+
+def test_an_index_of_the_former_format_is_converted(workspace, model, videos, tmp_path, capsys):
+    """Written here as it was documented; some parts stand for others. Then it goes on as if it had always been so."""
+    hub.save(model, tmp_path / "model")
+    main(["index", str(tmp_path / "model"), str(videos), "-o", str(tmp_path / "new.index"), "--workers", "0"])
+    index = Index.open(tmp_path / "new.index")
+    rows, old = dict(index.records()), tmp_path / "old.index"
+    old.mkdir()
+    head = {"format": "video-mamba-zoo index", "version": 1, "dims": index.dims, "dtype": "float32", **index.settings}
+    (old / "index.json").write_text(json.dumps(head))
+    files = [file._asdict() for file in index.files.values()]
+    for number, (some, replaces) in enumerate(((list(rows)[:2], []), (list(rows), ["part-0.safetensors"]))):
+        tensors = {
+            "vectors": torch.stack([rows[record] for record in some]),
+            "file": torch.tensor([[f["path"] for f in files].index(record.path) for record in some]),
+            "seconds": torch.tensor([record[1:] for record in some], dtype=torch.float64),
+        }
+        metadata = {"files": json.dumps(files), "replaces": json.dumps(replaces)}
+        save_file(tensors, old / f"part-{number}.safetensors", metadata)
+    (tmp_path / "deep").mkdir()
+    for call in (["search", str(old), "red"], ["index", str(tmp_path / "model"), str(videos), "-o", str(old)]):
+        with pytest.raises(SystemExit):
+            main(call)
+        assert "is an index of the former format; convert it: zoo index --convert" in capsys.readouterr().err
+    main(["index", "--convert", str(old), "-o", str(tmp_path / "deep/my.index")])
+    assert "my.index: 3 stretches to search." in capsys.readouterr().out
+    found, expected = (zoo.search(tmp_path / name, "red", topk=9)[0] for name in ("deep/my.index", "new.index"))
+    assert found == expected
+    assert zoo.index(str(tmp_path / "model"), videos, tmp_path / "deep/my.index", num_workers=0).kept == 3
+    with pytest.raises(zoo.ZooError, match="exists and is not replaced"):
+        convert_index(old, tmp_path / "deep/my.index")
+    for name, text in (("index.json", "[" * 99_999), ("index.json", "{}"), ("part-1.safetensors", "torn")):
+        broken = shutil.copytree(old, tmp_path / "broken")
+        (broken / name).write_text(text)
+        with pytest.raises(zoo.ZooError, match=r"former format|is not of the format|is damaged"):
+            convert_index(broken, tmp_path / "never")
+        shutil.rmtree(broken)
+    assert not (tmp_path / "never").exists() and not list(tmp_path.glob(".never*"))
 
 
 def test_a_second_process_on_the_same_share_is_refused(workspace, model, tmp_path):
