@@ -443,7 +443,7 @@ def _told(
         yield
     except ZooError:
         raise
-    except (RuntimeError, OSError, ValueError, TypeError) as error:
+    except (RuntimeError, OSError, ValueError) as error:
         reason = _reason(error)
         raise ZooError(f"{place} cannot be {what} ({reason}); {remedy}.") from error
 
