@@ -8,6 +8,10 @@ from zoo.errors import ZooError
 __all__ = ["find_videos", "refuse_empty"]
 
 
+_DEEPEST = 32
+"""Folders inside each other behind a URL; a server could make up more for ever."""
+
+
 def refuse_empty(paths: Sequence[str | os.PathLike]) -> None:
     """Refuse empty paths, which come from unset variables of scripts and would mean the current folder.
 
@@ -51,14 +55,16 @@ def _behind(url: str, suffixes: Sequence[str]) -> list[str]:
     from datamodules.storage.files import Folders, join, status
 
     folders, found = Folders(), []
-    if not url.lower().endswith(tuple(suffixes)):
+    is_video = url.partition("?")[0].lower().endswith(tuple(suffixes))  # signed addresses end in a query
+    if not is_video:
         waiting = [url]
         try:
             while waiting:
                 folder = waiting.pop()
                 with folders.kept():
                     found += [join(folder, name) for name in folders.files(folder, suffixes)]
-                    waiting += [join(folder, name) for name in folders.subfolders(folder)]
+                    if folder.count("/") < url.count("/") + _DEEPEST:
+                        waiting += [join(folder, name) for name in folders.subfolders(folder)]
         except DataError as error:
             raise ZooError(f"{url} cannot be listed; check the address and your access.") from error
     if found:
@@ -68,7 +74,7 @@ def _behind(url: str, suffixes: Sequence[str]) -> list[str]:
     except OSError as error:
         reason = error.strerror or "there is none"
         raise ZooError(f"There is no file or folder {url} ({reason}); check the address and your access.") from error
-    return [url] if url.lower().endswith(tuple(suffixes)) else []
+    return [url] if is_video else []
 
 
 def _below(root: str, suffixes: Sequence[str]) -> list[str]:

@@ -34,7 +34,7 @@ from zoo.printable import printable
 from zoo.registry import info
 from zoo.retrieval.embedder import WINDOW_SECONDS, Batch, VideoEmbedder, WindowReader
 from zoo.retrieval.old_index import read_head, read_parts
-from zoo.retrieval.table import COLUMNS, File, Hit, Index, Record
+from zoo.retrieval.table import COLUMNS, File, Hit, Index, Record, check_place
 from zoo.sources import find_videos, refuse_empty
 
 __all__ = ["Summary", "check_queries", "convert_index", "index", "made_with", "optimise", "search"]
@@ -118,7 +118,7 @@ def index(
     refuse_empty(sources)
     roots = [_absolute(source) for source in sources]
     listing = sorted(find_videos(roots, urls=True))
-    Index.exists(out)  # a wrong place is told before the model is loaded
+    check_place(out)
     place = _Place(out)
     described = None if metadata is None else _read_metadata(metadata, place)
     name, embedder = _embedder(model, out, device, batch_size)
@@ -324,6 +324,7 @@ class _Readers:
         self.number = number
         self._pipes = [multiprocessing.Pipe(duplex=False) for _ in range(number)]
         self._waiting = set(range(number))
+        self._batches: Iterator[_Given] = iter(())
 
     def __enter__(self) -> "_Readers":
         if self.number:
@@ -331,7 +332,10 @@ class _Readers:
             loader = DataLoader(
                 files, None, num_workers=self.number, collate_fn=_as_it_is, worker_init_fn=_warn_plainly
             )
-            self._batches = iter(loader)
+            with warnings.catch_warnings():
+                # Where an earlier call has imported LanceDB: these processes do not use it.
+                warnings.filterwarnings("ignore", "lancedb fork support")
+                self._batches = iter(loader)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -339,6 +343,7 @@ class _Readers:
             self._send(number, (None, []))
         for connection in (end for pipe in self._pipes for end in pipe):
             connection.close()
+        self._batches = iter(())  # the loader ends its processes when nothing refers to it
 
     def read(self, reader: WindowReader, chunks: list[list[str]]) -> Iterator[_Given]:
         """Yield the batches of the chunks, each read by one process."""
@@ -456,12 +461,9 @@ def _read_metadata(path: str | os.PathLike, place: _Place):
     Raises:
         ZooError: it cannot be read, or lacks paths, or has a column of the table.
     """
-    try:
-        import pyarrow as pa
-        from pyarrow import csv as arrow_csv
-    except ImportError:
-        Index.exists("s3://none")  # says what to install
-        raise
+    import pyarrow as pa
+    from pyarrow import csv as arrow_csv
+
     path = os.path.abspath(Path(path).expanduser())
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:

@@ -10,6 +10,7 @@ A change is one commit: it is there or not, wherever a process is killed. Those 
 the other, under a lock, since file systems over a network lose commits that are made at once.
 """
 
+import importlib.util
 import json
 import os
 import warnings
@@ -27,7 +28,7 @@ from datamodules.storage.files import is_url
 from zoo.errors import ZooError
 
 __all__ = ["APPROXIMATE_ROWS", "COLUMNS", "DTYPES", "OLD_FORMAT", "OLD_HEAD", "STORES", "File", "Hit", "Index",
-           "Record"]  # fmt: skip
+           "Record", "check_place"]  # fmt: skip
 
 FORMAT, VERSION = "video-mamba-zoo index", 2
 OLD_FORMAT, OLD_HEAD = "video-mamba-zoo index", "index.json"
@@ -149,9 +150,7 @@ class Index:
                 return any(Path(folder, f"{TABLE}.lance", "_versions").glob("*.manifest"))
             except (OSError, ValueError) as error:
                 raise ZooError(f"{folder} cannot be read ({error}); name another place.") from error
-        if folder.partition("://")[0] not in STORES:
-            raise ZooError(f"{folder} is no place for an index; name a local folder, or a URL of "
-                           f"{', '.join(f'{store}://' for store in STORES)}.")  # fmt: skip
+        check_place(folder)
         lancedb, _ = _lancedb()
         with _told(folder, "read", "check the address and your access"):
             return TABLE in lancedb.connect(folder).list_tables().tables
@@ -425,12 +424,28 @@ def _kinds(dims: int, dtype: str) -> dict[str, Any]:
     return dict(zip(COLUMNS, kinds, strict=True))
 
 
+def check_place(folder: str) -> None:
+    """Refuse, before any work, to index into a URL of no store, and without LanceDB, which is not yet imported here.
+
+    Raises:
+        ZooError: see above.
+    """
+    if importlib.util.find_spec("lancedb") is None:
+        raise ZooError(_MISSING)
+    if is_url(folder) and folder.partition("://")[0] not in STORES:
+        raise ZooError(f"{folder} is no place for an index; name a local folder, or a URL of "
+                       f"{', '.join(f'{store}://' for store in STORES)}.")  # fmt: skip
+
+
+_MISSING = "An index needs LanceDB; install it: pip install 'video-mamba-zoo[search]'."
+
+
 def _lancedb() -> tuple[Any, Any]:
     try:
         import lancedb
         import pyarrow
     except ImportError as error:
-        raise ZooError("An index needs LanceDB; install it: pip install 'video-mamba-zoo[search]'.") from error
+        raise ZooError(_MISSING) from error
     return lancedb, pyarrow
 
 

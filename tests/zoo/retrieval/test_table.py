@@ -304,8 +304,11 @@ def test_mistakes_are_one_sentence(tmp_path):
 
 def test_without_lancedb_the_sentence_says_what_to_install(tmp_path):
     Index.create(tmp_path / "i", 16)
-    code = "import sys; sys.modules['lancedb'] = None\nfrom zoo.commands.main import main\n"
-    code += f"main(['search', {str(tmp_path / 'i')!r}, 'red'])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ})
-    assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr == "zoo: An index needs LanceDB; install it: pip install 'video-mamba-zoo[search]'.\n"
+    (tmp_path / "a.mp4").touch()
+    code = "import sys; sys.modules['lancedb'] = None\nfrom zoo.commands.main import main\nmain(sys.argv[1:])"
+    for command in (["search", "i", "red"], ["index", "no-such-model", "a.mp4", "-o", "new"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *command], capture_output=True, text=True, env={**os.environ}, cwd=tmp_path
+        )
+        assert done.returncode == 1 and done.stdout == ""
+        assert done.stderr == "zoo: An index needs LanceDB; install it: pip install 'video-mamba-zoo[search]'.\n"
