@@ -42,7 +42,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -279,13 +279,13 @@ class Recorder(VideoReader):
         super().__init__(path)
         self.work: list[tuple[av.Packet | None, bool]] = []
 
-    def _decode(self, packets: Iterator[av.Packet | None], needed: set[int] | None = None) -> Iterator[av.VideoFrame]:
-        def kept() -> Iterator[av.Packet | None]:
-            for packet in packets:
-                self.work.append((packet, packet is not None and needed is not None and packet.pts not in needed))
-                yield packet
+    def _decode(self, packets: Iterable[tuple[av.Packet | None, bool]]) -> Iterator[av.VideoFrame]:
+        def kept() -> Iterator[tuple[av.Packet | None, bool]]:
+            for packet, needed in packets:
+                self.work.append((packet, not needed))
+                yield packet, needed
 
-        return super()._decode(kept(), needed)
+        return super()._decode(kept())
 
 
 def limit_seconds(path: Path, indices: np.ndarray) -> float:

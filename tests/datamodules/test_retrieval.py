@@ -440,6 +440,7 @@ L.Trainer(accelerator="cpu", devices=2, strategy="ddp_fork", max_epochs=1, logge
 """
 
 
+@pytest.mark.slow
 def test_two_processes(root, entries):
     """15 pairs of 8 videos, of which one is missing for an even split: 7 videos are evaluated by two processes."""
     del entries[-1]

@@ -147,6 +147,7 @@ for command in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_sentence_with_the_file_and_the_next_run_goes_on(clips, tmp_path):
     """As on a full disk, no file grows beyond a few hundred bytes; what is written is larger."""
     torch.manual_seed(0)

@@ -194,6 +194,7 @@ for answer in found:
 """
 
 
+@pytest.mark.slow
 def test_eight_processes_load_into_an_empty_cache_and_download_once(server, tmp_path):
     names = ["videomamba-ti-ssv2", "me/actions"]
     done = run(server, tmp_path / "hf", "python", "-W", "ignore", "-c", EIGHT, *names)

@@ -129,6 +129,7 @@ def official(tmp_path):
 PUSH = "import sys, zoo; zoo.push(sys.argv[1], 'me/model', license='mit'); zoo.push(sys.argv[2], 'me/official')"
 
 
+@pytest.mark.slow
 def test_converted_folders_are_pushed_with_their_cards(workspace, official, server, tmp_path):
     ours = zoo.convert(workspace / "run" / "checkpoints" / "best.ckpt", tmp_path / "model")
     card = (ours / "README.md").read_text()

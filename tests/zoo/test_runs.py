@@ -262,6 +262,7 @@ def test_a_killed_run_goes_on_in_its_folder(workspace, monkeypatch, caplog):
     assert rows_of(metrics) == after
 
 
+@pytest.mark.slow
 def test_sigterm_leaves_a_checkpoint_of_the_step(workspace, monkeypatch):
     """As a cluster stops a program: no epoch and no half hour is over, and yet nothing is lost."""
     metrics = workspace / "runs" / "mine" / "version_0" / "metrics.csv"

@@ -407,6 +407,7 @@ L.Trainer(accelerator="cpu", devices=2, strategy="ddp_fork", max_epochs=2, logge
 """
 
 
+@pytest.mark.slow
 def test_two_processes_over_the_network(class_root, shard_server, tmp_path):
     """Seven training videos in shards of unequal length, two processes with two workers each, gloo, two epochs."""
     root = shutil.copytree(class_root, tmp_path / "files")

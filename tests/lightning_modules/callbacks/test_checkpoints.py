@@ -88,7 +88,7 @@ def test_what_a_signal_raises_while_writing_is_no_fault_of_the_disk(tmp_path, er
 
 @pytest.mark.parametrize(("earlier", "remedy"), [
     ("last.ckpt", "continue from {folder}/last.ckpt, which is whole, with --ckpt_path last.\n"),
-    (None, "start again, as there is no earlier checkpoint beside it.\n"),
+    pytest.param(None, "start again, as there is no earlier checkpoint beside it.\n", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_full_disk_is_told_and_leaves_the_earlier_file(tmp_path, earlier, remedy):
     path = tmp_path / "last.ckpt"

@@ -105,6 +105,7 @@ def test_pinned_files_are_those_of_their_commits_and_hashes(tmp_path, hub_server
     assert "There is no repository org/none" in unknown
 
 
+@pytest.mark.slow
 def test_other_repositories_and_revisions_load_as_before(tmp_path, hub_server, files):
     first = hub_server.commit("org/clip", files, ref="v1")
     hub_server.commit("org/clip", {**files, "model.safetensors": b"broken"})

@@ -103,6 +103,7 @@ def two_processes(tmp_path, body):
     return run
 
 
+@pytest.mark.slow
 def test_two_processes_with_shares_of_the_weights_train_as_one(tmp_path):
     train(tmp_path, 8, stop=1, name="first_alone")
     two_processes(

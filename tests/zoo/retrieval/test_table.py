@@ -302,6 +302,7 @@ def test_mistakes_are_one_sentence(tmp_path):
         assert str(error.value).count("\n") == 0 and str(error.value).endswith(".")
 
 
+@pytest.mark.slow
 def test_without_lancedb_the_sentence_says_what_to_install(tmp_path):
     Index.create(tmp_path / "i", 16)
     (tmp_path / "a.mp4").touch()
