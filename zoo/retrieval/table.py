@@ -445,7 +445,11 @@ def _lancedb() -> tuple[Any, Any]:
         import lancedb
         import pyarrow
     except ImportError as error:
-        raise ZooError(_MISSING) from error
+        if importlib.util.find_spec("lancedb") is None:
+            raise ZooError(_MISSING) from error
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ZooError(f"LanceDB cannot be imported ({reason}); install what it needs, or update it: "
+                       "pip install -U lancedb pyarrow numpy.") from error  # fmt: skip
     return lancedb, pyarrow
 
 
