@@ -465,6 +465,8 @@ def _read_metadata(path: str | os.PathLike, place: _Place):
     from pyarrow import csv as arrow_csv
 
     path = os.path.abspath(Path(path).expanduser())
+    if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe would wait for its writer
+        raise ZooError(f"{path} is not a regular file; name a CSV file.")
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             names = next(csv.reader(file), [])
