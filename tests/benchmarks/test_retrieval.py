@@ -64,10 +64,13 @@ def test_index_and_search(tmp_path):
     run("search", "--vectors", 3000, "--dims", 32, "--dtypes", "float16", "--queries", 1, 7, "--output",
         tmp_path / "search.json", "--folder", tmp_path)  # fmt: skip
     result = json.loads((tmp_path / "search.json").read_text())
-    add, opened, *searches = result["records"]
-    assert (add["step"], opened["step"]) == ("add", "open") and add["mib"] > 3000 * 32 * 2 / 2**20
+    add, optimised, opened, *searches = result["records"]
+    assert (add["step"], optimised["step"], opened["step"]) == ("add", "optimise", "open")
+    assert add["mib"] > 3000 * 32 * 2 / 2**20
     assert add["vectors_per_second"] == pytest.approx(3000 / add["seconds"])
-    assert [s["queries"] for s in searches] == [1, 7]
+    exact, auto = "exact search", "search"
+    assert [(s["step"], s["queries"]) for s in searches] == [(exact, 1), (auto, 1), (exact, 7), (auto, 7)]
+    assert all(s["recall_at_10"] == 1 for s in searches)  # too few rows for an approximate index
     for record in searches:
         assert record["queries_per_second"] == pytest.approx(record["queries"] / record["seconds"])
         flop = 2 * record["queries"] * 3000 * 32 / result["rates"]["flop"]
