@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import zoo
 from datamodules.synthetic.writing import generate
 
 EARLIER = Path(__file__).parents[1] / "golden" / "earlier"
+OPTIM = ("lr", "min_lr", "warmup_lr", "warmup_epochs", "weight_decay", "betas", "lr_samples", "scale_all_lr",
+         "schedule", "layer_decay", "layer_decay_scope")  # fmt: skip
 
 
 @pytest.mark.parametrize("source", ["folder", "last.ckpt"])
@@ -43,9 +46,22 @@ def test_a_run_continues_from_its_checkpoint(tmp_path):
     generate(tmp_path / "data", num_train=12, num_val=4, num_test=0, classes=("grow", "move_left"), size=(48, 40),
              num_frames=8, num_workers=0, progress=False)  # fmt: skip
     lightning = Path(sys.executable).with_name("lightning")
-    command = [lightning, "fit", "--config", EARLIER / "folder" / "recipe.yaml", "--ckpt_path", EARLIER / "last.ckpt",
-               "--trainer.max_epochs", "3", "--trainer.default_root_dir", "runs"]  # fmt: skip
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+
+    def fit(config):
+        command = [lightning, "fit", "--config", config, "--ckpt_path", EARLIER / "last.ckpt",
+                   "--trainer.max_epochs", "3", "--trainer.default_root_dir", "runs"]  # fmt: skip
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+
+    recipe = EARLIER / "folder" / "recipe.yaml"
+    result = fit(recipe)
+    assert result.returncode == 1 and "write --model.optim.lr" in result.stderr.splitlines()[-1]
+    # As the sentence says: the optimiser's arguments in one group.
+    config = yaml.safe_load(recipe.read_text())
+    arguments = config["model"]["init_args"]
+    assert arguments.pop("decay_state_matrix") is False
+    arguments["optim"] = {name: arguments.pop(name) for name in OPTIM if name in arguments}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    result = fit("config.yaml")
     assert result.returncode == 0, result.stderr[-3000:]
     (last,) = tmp_path.rglob("last.ckpt")
     assert torch.load(last, weights_only=True)["global_step"] == 9
