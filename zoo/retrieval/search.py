@@ -466,7 +466,7 @@ def _read_metadata(path: str | os.PathLike, place: _Place):
 
     path = os.path.abspath(Path(path).expanduser())
     if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe would wait for its writer
-        raise ZooError(f"{path} is not a regular file; name a CSV file.")
+        raise ZooError(f"{path} cannot be read as CSV (it is not a regular file); write one line for each video.")
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             names = next(csv.reader(file), [])
