@@ -111,8 +111,7 @@ class FetchingAhead(ABC):
 
 
 class ClipDataModule(L.LightningDataModule, ABC):
-    """Abstract base of DataModules of videos. A subclass has `list_videos`, `check_listings` and
-    `make_dataset`.
+    """Abstract base of DataModules of videos. A subclass has `list_videos`, `check_listings` and `make_dataset`.
 
     Clip arguments that are None are taken from the attached model's `preprocessing`.
 

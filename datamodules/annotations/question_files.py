@@ -1,7 +1,7 @@
 """Questions of EPIC-KITCHENS-100: those that MambaVL's authors have for each segment, and two that anyone may ask.
 
-A language model wrote them from a segment's label, for validation too: whoever reads them is told a part of the answer
-(docs/protocol.md, section 22).
+A language model wrote them from a segment's label, for validation too: a model that reads them is told a part of the
+answer (docs/protocol.md, section 22).
 """
 
 from typing import NamedTuple

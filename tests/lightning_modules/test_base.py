@@ -1,4 +1,4 @@
-"""What a module of one's own needs: a network and a loss."""
+"""What your own module needs: a network and a loss."""
 
 import inspect
 

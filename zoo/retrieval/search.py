@@ -1,4 +1,4 @@
-"""Search in one's own videos: `index` writes vectors of them into a table, `search` compares texts and clips with it.
+"""Search in your own videos: `index` writes vectors of them into a table, `search` compares texts and clips with it.
 
 A model is anything with ``encode_text(texts)`` and ``forward(video)`` that give unit vectors (M, D) and (B, D), and the
 ``preprocessing`` of docs/batches.md; or a classifier, whose features find videos that look like a clip.
