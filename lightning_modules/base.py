@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 
 from lightning_modules.callbacks.finite import FiniteLoss
-from lightning_modules.checks import check_constructor
+from lightning_modules.checks import check_constructor, constructors
 from lightning_modules.errors import ModelError
 from lightning_modules.training.optim import Optim
 from lightning_modules.training.sharding import blocks, refuse_flat_parameters, shard
@@ -66,11 +66,9 @@ class BaseModule(LightningModule, ABC):
     def training_only(cls) -> list[str]:
         """Names of the constructor's arguments that matter only while training: those after ``*``."""
         names: list[str] = []
-        for base in cls.__mro__:
+        for base in constructors(cls):
             parameters = inspect.signature(base.__init__).parameters.values()
             names += [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name[0] != "_"]
-            if all(p.kind is not p.VAR_KEYWORD for p in parameters):
-                break
         return names
 
     def save_config(self, given: Mapping[str, Any]) -> None:

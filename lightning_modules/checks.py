@@ -1,11 +1,12 @@
 """Allowed ranges of the numbers that modules and networks are built from, checked in one place by their names."""
 
+import inspect
 import math
 import numbers
 import sys
 import types
 import typing
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lightning_modules.errors import ModelError
@@ -188,6 +189,14 @@ def check_constructor(constructor: Any, arguments: Mapping[str, object]) -> None
         if None in kinds:
             optional.add(name)
     check_arguments(checked, optional)
+
+
+def constructors(cls: type) -> Iterator[type]:
+    """Yield a class, and its bases as long as their constructors pass ``**kwargs`` on."""
+    for base in cls.__mro__:
+        yield base
+        if all(p.kind is not p.VAR_KEYWORD for p in inspect.signature(base.__init__).parameters.values()):
+            break
 
 
 def check_sizes(where: str, sizes: object, known: Collection[str]) -> None:

@@ -5,7 +5,6 @@ a ``class_path`` names.
 """
 
 import dataclasses
-import difflib
 import importlib
 import inspect
 import itertools
@@ -26,6 +25,7 @@ from torch import nn
 import datamodules
 import lightning_modules
 from lightning_modules.base import BaseModule
+from lightning_modules.checks import constructors
 from lightning_modules.training.optim import Optim
 from zoo.errors import ZooError, cut, hint, shown
 
@@ -36,7 +36,6 @@ __all__ = [
     "check_processes",
     "concise",
     "constructor_parameters",
-    "constructors",
     "explain",
     "import_class",
 ]
@@ -141,8 +140,7 @@ def check_keys(config: dict, arguments: list[str]) -> None:
                 raise ZooError(f"{section}.{name} is part of {section}.{group}: write --{section}.{group}.{entry}, or "
                                f"in a config {group} with {entry} below it.")  # fmt: skip
             whole = {n.rpartition(".")[2]: n for n in [*(f"optim.{n}" for n in in_optim), *known]}
-            near = difflib.get_close_matches(str(name), whole, n=1)
-            nearest = f"did you mean {whole[near[0]]!r}?" if near else f"it takes {', '.join(known)}."
+            nearest = hint(str(name), whole, f"it takes {', '.join(known)}.", written=whole)
             raise ZooError(f"{section}.{name}: {cls.__name__} has no argument {name!r}: {nearest}")
         optim = given.get("optim") if in_optim else None
         inner = [f.split(".")[1].rstrip("+") for f in flags if in_optim and f.startswith("optim.")]
@@ -189,14 +187,6 @@ def constructor_parameters(cls: type) -> dict[str, inspect.Parameter]:
         } | found
     saved = {name: p for name, p in found.items() if p.kind is not p.KEYWORD_ONLY}
     return saved | found
-
-
-def constructors(cls: type) -> Iterator[type]:
-    """The class, and its bases as long as constructors pass ``**kwargs`` on."""
-    for base in cls.__mro__:
-        yield base
-        if all(p.kind is not p.VAR_KEYWORD for p in inspect.signature(base.__init__).parameters.values()):
-            break
 
 
 def check_built(config: Namespace) -> None:

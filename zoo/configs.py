@@ -15,8 +15,9 @@ from typing import Any
 from jsonargparse import ArgumentParser
 from torch import nn
 
+from lightning_modules.checks import constructors
 from lightning_modules.errors import ModelError
-from zoo.checks import constructor_parameters, constructors
+from zoo.checks import constructor_parameters
 from zoo.errors import cut, hint, shown
 from zoo.registry import registered_class_paths
 

@@ -1,7 +1,7 @@
 """Errors for a caller's mistake; the command line prints the sentence instead of a traceback."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 __all__ = ["UnknownModelError", "ZooError", "cut", "hint", "shown"]
 
@@ -18,10 +18,13 @@ class UnknownModelError(ZooError, KeyError):
         return str(self.args[0])
 
 
-def hint(name: str, known: Iterable[str], otherwise: str) -> str:
-    """The end of a sentence about an unknown name: the nearest known one, or `otherwise` where none is near."""
+def hint(name: str, known: Iterable[str], otherwise: str, written: Mapping[str, str] | None = None) -> str:
+    """The end of a sentence about an unknown name: the nearest known one, or `otherwise` where none is near.
+
+    `written` says how known names are written where that differs.
+    """
     near = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {near[0]!r}?" if near else otherwise
+    return f"did you mean {(written or {}).get(near[0], near[0])!r}?" if near else otherwise
 
 
 def shown(value: object) -> str:

@@ -23,7 +23,7 @@ from transformers import (
 from lightning_modules.checks import check_sizes
 from lightning_modules.errors import ModelError
 from lightning_modules.nets.pretrained import fitting_sizes, pretrained_folder
-from lightning_modules.nets.saved_tokenizer import SavedTokenizer, byte_characters
+from lightning_modules.nets.saved_tokenizer import BytePairTokenizer, byte_characters
 
 __all__ = [
     "CLIP_SIZES",
@@ -169,7 +169,7 @@ def freeze_clip(clip: CLIPModel, layers: int) -> None:
     clip.vision_model.pre_layrnorm.requires_grad_(False)
 
 
-class ClipTokenizer(SavedTokenizer):
+class ClipTokenizer(BytePairTokenizer):
     """CLIP's byte-pair tokenizer with its word pieces in a buffer, so that they are saved and loaded with the weights.
 
     Ids are CLIP's: 256 bytes, the same 256 at the end of a word, one per word piece in the order in which pieces are
@@ -186,7 +186,6 @@ class ClipTokenizer(SavedTokenizer):
     """
 
     START = "a CLIP checkpoint (clip_weights)"
-    BYTES = 256
 
     def __init__(self, vocab_size: int, max_words: int) -> None:
         super().__init__(max_words)
@@ -196,10 +195,6 @@ class ClipTokenizer(SavedTokenizer):
                              f"{2 * self.BYTES + 2} and 3: bytes, start and end.")  # fmt: skip
         self.vocab_size = vocab_size
         self.register_buffer("merges", torch.full((pieces, 2), -1, dtype=torch.int32))
-
-    @property
-    def is_empty(self) -> bool:
-        return len(self.merges) > 0 and bool((self.merges < 0).all())
 
     def forward(self, texts: Sequence[str]) -> Tensor:
         """Texts -> ids int64 (len(texts), L), L at most ``max_words``: start, words, end, padded with end.
@@ -235,9 +230,7 @@ class ClipTokenizer(SavedTokenizer):
     @torch.no_grad()
     def set_merges(self, merges: Tensor) -> None:
         """Take word pieces (n, 2), n at most the number there is room for."""
-        self.merges.fill_(-1)
-        self.merges[: len(merges)] = merges.to(self.merges)
-        self._tokenizer = None
+        self._hold(merges)
 
     def _build(self) -> CLIPTokenizer:
         tokens = _byte_tokens()

@@ -17,6 +17,7 @@ from transformers import RobertaModel
 
 from lightning_modules.checks import check_arguments, check_choice
 from lightning_modules.errors import ModelError
+from lightning_modules.nets.on_tower import OnTower
 from lightning_modules.nets.roberta import RobertaWords
 from lightning_modules.ops import Linear, causal_conv1d, linear, selective_scan
 
@@ -33,7 +34,7 @@ GENERIC_QUESTIONS = {
 """Asked of each head where no question is given: they reveal nothing about the action."""
 
 
-class MambaVL(nn.Module):
+class MambaVL(OnTower):
     """Vision tokens and two questions, each read by a Mamba of its modality; the means are added.
 
     ::
@@ -132,16 +133,6 @@ class MambaVL(nn.Module):
             elif isinstance(module, nn.LayerNorm):
                 nn.init.ones_(module.weight)
                 nn.init.zeros_(module.bias)
-
-    @property
-    def depth(self) -> int:
-        """Blocks of the vision tower: what layer-wise decay of the learning rate counts."""
-        return 0 if self.vision is None else self.vision.depth
-
-    def layer_id(self, name: str) -> int:
-        """Depth of a parameter for layer-wise decay: the vision tower's own, and everything else on top."""
-        prefix = "vision."
-        return self.vision.layer_id(name.removeprefix(prefix)) if name.startswith(prefix) else self.depth + 1
 
     def encode_vision(self, video: Tensor) -> Tensor:
         """Normalised clips (B, 3, T, H, W) -> tokens (B, N, D), class token first; features are those themselves."""

@@ -18,6 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from lightning_modules.checks import check_arguments, check_choice, check_sizes
 from lightning_modules.nets.bimamba import BiMamba
 from lightning_modules.nets.clip_tower import CLIP_SIZES, ClipTokenizer
+from lightning_modules.nets.on_tower import OnTower
 from lightning_modules.nets.pretrained import fitting_sizes
 from lightning_modules.nets.videomamba import VideoMamba
 from lightning_modules.ops import bidirectional_conv1d, bidirectional_scan
@@ -43,7 +44,7 @@ _NO_STEP = -1e4
 """Step size before softplus at which a token changes nothing: exp(0 A) = 1 and 0 B x = 0, exactly."""
 
 
-class JointMambaVL(nn.Module):
+class JointMambaVL(OnTower):
     """Vision tokens, language tokens, fusion blocks, one joint vector, heads for verb, noun, action and answer.
 
     ::
@@ -123,16 +124,6 @@ class JointMambaVL(nn.Module):
         for head in self.heads.values():
             nn.init.trunc_normal_(head.weight, std=0.02)
             nn.init.zeros_(head.bias)
-
-    @property
-    def depth(self) -> int:
-        """Blocks of the vision tower: what layer-wise decay of the learning rate counts."""
-        return 0 if self.vision is None else self.vision.depth
-
-    def layer_id(self, name: str) -> int:
-        """Depth of a parameter for layer-wise decay: the vision tower's own, and everything else on top."""
-        prefix = "vision."
-        return self.vision.layer_id(name.removeprefix(prefix)) if name.startswith(prefix) else self.depth + 1
 
     def encode_vision(self, video: Tensor) -> Tensor:
         """Normalised clips (B, 3, T, H, W) -> tokens (B, N, D); without a vision tower features (B, N, vision_dim)."""

@@ -15,7 +15,7 @@ from transformers import RobertaConfig, RobertaModel, RobertaTokenizer
 from lightning_modules.checks import check_sizes
 from lightning_modules.errors import ModelError
 from lightning_modules.nets.pretrained import fitting_sizes, pretrained_folder
-from lightning_modules.nets.saved_tokenizer import SavedTokenizer, byte_characters
+from lightning_modules.nets.saved_tokenizer import BytePairTokenizer, byte_characters
 
 __all__ = ["RobertaWords", "build_roberta", "load_roberta", "pretrained_sizes", "read_words"]
 
@@ -100,7 +100,7 @@ def load_roberta(roberta: RobertaModel, source: str, weights: bool = True) -> tu
     return pieces
 
 
-class RobertaWords(SavedTokenizer):
+class RobertaWords(BytePairTokenizer):
     """RoBERTa's byte-level byte-pair tokenizer with its word pieces in buffers, saved and loaded with the weights.
 
     Ids are RoBERTa's: start 0, padding 1, end 2, unknown 3, then bytes and word pieces by their frequency, and
@@ -118,7 +118,6 @@ class RobertaWords(SavedTokenizer):
 
     START = "a RoBERTa checkpoint (text_weights)"
     SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
-    BYTES = 256
 
     def __init__(self, vocab_size: int, max_words: int) -> None:
         super().__init__(max_words)
@@ -130,10 +129,6 @@ class RobertaWords(SavedTokenizer):
         first = len(self.SPECIAL)
         self.register_buffer("bytes", torch.arange(first, first + self.BYTES, dtype=torch.int32))
         self.register_buffer("merges", torch.full((pieces, 3), -1, dtype=torch.int32))
-
-    @property
-    def is_empty(self) -> bool:
-        return len(self.merges) > 0 and bool((self.merges < 0).all())
 
     def forward(self, texts: Sequence[str]) -> Tensor:
         """Texts -> ids int64 (len(texts), max_words): start, words, end, padding; ``<mask>`` hides a word.
@@ -181,9 +176,7 @@ class RobertaWords(SavedTokenizer):
             raise ModelError(f"The word pieces need ids below {last} and {len(self.merges)} places, and there are "
                              f"{len(merges)}; take those of the checkpoint that text describes.")  # fmt: skip
         self.bytes.copy_(bytes_)
-        self.merges.fill_(-1)
-        self.merges[: len(merges)] = merges.to(self.merges)
-        self._tokenizer = None
+        self._hold(merges)
 
     def _build(self) -> RobertaTokenizer:
         token_of = dict(zip(self.bytes.tolist(), byte_characters(), strict=True))

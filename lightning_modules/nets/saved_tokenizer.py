@@ -4,12 +4,12 @@ import os
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from lightning_modules.errors import ModelError
 
-__all__ = ["SavedTokenizer", "byte_characters"]
+__all__ = ["BytePairTokenizer", "SavedTokenizer", "byte_characters"]
 
 
 class SavedTokenizer(nn.Module, ABC):
@@ -51,6 +51,23 @@ class SavedTokenizer(nn.Module, ABC):
 
     def _load_from_state_dict(self, *args, **kwargs) -> None:
         super()._load_from_state_dict(*args, **kwargs)
+        self._tokenizer = None
+
+
+class BytePairTokenizer(SavedTokenizer):
+    """Base of those whose word pieces are pairs: a subclass registers the buffer ``merges``, unused rows -1."""
+
+    BYTES = 256
+    merges: Tensor
+
+    @property
+    def is_empty(self) -> bool:
+        return len(self.merges) > 0 and bool((self.merges < 0).all())
+
+    def _hold(self, merges: Tensor) -> None:
+        """Take word pieces, at most the number there is room for."""
+        self.merges.fill_(-1)
+        self.merges[: len(merges)] = merges.to(self.merges)
         self._tokenizer = None
 
 

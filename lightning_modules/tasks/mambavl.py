@@ -185,10 +185,7 @@ class ActionRecognition(BaseModule):
         self._check_vocabulary()
         prepared = _group("preprocessing", preprocessing, _PREPROCESSING)
         fuser = _group("fuser", fuser, _FUSERS[fusion])
-        try:
-            self.net = self._published_net(fuser) if self.is_published else self._joint_net(fuser)
-        except ValueError as error:
-            raise ModelError(str(error)) from error
+        self.net = self._published_net(fuser) if self.is_published else self._joint_net(fuser)
         if freeze_backbone and self.net.vision is not None:
             self.net.vision.requires_grad_(False)
         self.set_normalisation(prepared["mean"], prepared["std"])
