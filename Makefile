@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help install test test-slow test-oldest lint demo clean
+.PHONY: help install test test-slow test-browser test-oldest lint demo clean
 
 help:
 	@echo "make install    create .venv with the package and its tests"
 	@echo "make test       run the quick, offline tests"
 	@echo "make test-slow  run the long ones"
+	@echo "make test-browser  run those that drive Chromium; installs Debian's where there is none"
 	@echo "make test-oldest  run the quick tests on the oldest dependencies that pyproject.toml allows"
 	@echo "make demo       generate videos, train, test, save, load and predict (about 5 minutes on two cores)"
 	@echo "make lint       ruff"
@@ -25,6 +26,11 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow
+
+test-browser: install
+	command -v chromium chromium-browser google-chrome || \
+		{ apt-get update --quiet=2 && apt-get install --quiet=2 --yes --no-install-recommends chromium; }
+	$(BIN)/python -m pytest -q -m browser
 
 # An environment of its own, on Python 3.11: later ones are newer than some of the oldest releases.
 .venv-oldest/installed: pyproject.toml tests/constraints-oldest.txt

@@ -2,6 +2,7 @@ import importlib.util
 import json
 import lzma
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -54,6 +55,32 @@ def no_seed() -> Iterator:
     yield
     for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
         os.environ.pop(name, None)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator:
+    """A headless Chromium that Playwright drives; tests that use it are marked `browser`. For example
+    ``page = chromium.new_page(viewport={"width": 380, "height": 700})``."""
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        pytest.skip("needs Chromium; `make test-browser` installs it")
+    from playwright.sync_api import sync_playwright
+
+    # As root there is no sandbox; the others keep it from asking for updates.
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+             "--disable-component-update", "--disable-sync"]  # fmt: skip
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=quiet)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def screenshots() -> Path:
+    """Where tests leave pictures of pages for people to look at; git ignores it."""
+    folder = Path(__file__).resolve().parents[1] / "build" / "screenshots"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 @pytest.fixture
