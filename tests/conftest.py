@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -94,6 +95,25 @@ def hub_server() -> Iterator:
 def shard_server() -> Callable:
     """`ShardServer` (tests/shard_server.py): ``with shard_server(folder) as server``."""
     return _beside("shard_server").ShardServer
+
+
+@pytest.fixture(scope="session")
+def _object_store() -> Iterator:
+    module = _beside("object_store")
+    if not module.installed():
+        pytest.skip("needs moto[server] and s3fs")
+    with module.ObjectStore() as store:
+        yield store
+
+
+@pytest.fixture
+def object_store(_object_store, monkeypatch) -> str:
+    """The URL of an empty bucket, s3://..., of a store on loopback (tests/object_store.py). While the test runs,
+    environment variables lead fsspec and LanceDB to it, here and in processes that the test starts."""
+    for name, value in _object_store.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    return _object_store.bucket(f"bucket-{uuid.uuid4().hex[:12]}")
 
 
 @pytest.fixture(scope="session")
