@@ -10,7 +10,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from lightning_modules.errors import ModelError
 
-__all__ = ["ACTION_BASE", "TASKS", "EpicMetrics", "best_pairs"]
+__all__ = ["ACTION_BASE", "TASKS", "EpicMetrics", "best_pairs", "marginal_scores"]
 
 TASKS = ("recognition", "anticipation")
 ACTION_BASE = 1000
@@ -147,6 +147,23 @@ def best_pairs(verb: Tensor, noun: Tensor, k: int) -> tuple[Tensor, Tensor]:
     numbers = verbs.indices.unsqueeze(2) * ACTION_BASE + nouns.indices.unsqueeze(1)
     best = products.flatten(1).topk(k, dim=1)
     return numbers.flatten(1).gather(1, best.indices), best.values
+
+
+def marginal_scores(action: Tensor, pairs: Tensor, num_verbs: int, num_nouns: int) -> tuple[Tensor, Tensor]:
+    """Scores of the verbs and of the nouns from those of the actions: the sums over the actions that have them.
+
+    Args:
+        action: (B, A), probabilities.
+        pairs: int64 (A, 2), verb and noun of each action.
+        num_verbs: V.
+        num_nouns: N.
+
+    Returns:
+        (B, V) and (B, N), in the type of `action`. A class without an action has 0, where the published code gives it
+        the probability of action 0.
+    """
+    sizes = zip(pairs.to(action.device).unbind(1), (num_verbs, num_nouns), strict=True)
+    return tuple(action.new_zeros(len(action), size).index_add_(1, of, action) for of, size in sizes)
 
 
 def _top(scores: Tensor) -> Tensor:

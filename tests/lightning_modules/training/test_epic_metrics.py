@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_modules.training.epic_metrics import EpicMetrics, best_pairs
+from lightning_modules.training.epic_metrics import EpicMetrics, best_pairs, marginal_scores
 
 VERBS, NOUNS, SEGMENTS = 97, 300, 160
 
@@ -157,6 +157,20 @@ def test_best_pairs_are_those_of_the_whole_product():
     whole = (verb.unsqueeze(2) * noun.unsqueeze(1)).flatten(1).topk(20, dim=1)
     torch.testing.assert_close(products, whole.values)
     assert torch.equal(numbers, whole.indices // 11 * 1000 + whole.indices % 11)
+
+
+def test_verbs_and_nouns_have_the_sums_of_their_actions(golden):
+    tensors, _ = golden("vim_suite_ek100")
+    pairs, probabilities = tensors["cls.actions"], tensors["cls.probabilities"]
+    found = marginal_scores(probabilities, pairs, 12, 14)
+    for column, (name, ours) in enumerate(zip(("verb", "noun"), found, strict=True)):
+        theirs = tensors[f"cls.{name}_scores"]
+        known = torch.isin(torch.arange(theirs.shape[1]), pairs[:, column])
+        assert known.sum() < len(known)
+        torch.testing.assert_close(ours[:, known], theirs[:, known])
+        # The published code gives the others the score of action 0.
+        assert not ours[:, ~known].any() and (theirs[:, ~known] == probabilities[:, :1]).all()
+    torch.testing.assert_close(found[0].sum(dim=1), torch.ones(len(probabilities)))
 
 
 def test_another_task():
