@@ -41,6 +41,7 @@ MODELS = ["", "gone", "./gone", "..", "broken.ckpt", "empty.ckpt", "list.csv", "
 PICTURES = ["", "noext", ".", "/dev/null", "clip.mp4", "clip.mp4/a.png", "pipe.png", "folder.png", f"{LONG}.png",
             "a.doc", SURROGATE, "/proc/a.png"]  # fmt: skip
 PAGES = ["", "noext", ".", "/dev/null", "clip.mp4", "clip.mp4/a.html", f"{LONG}.html", "/proc/a.html"]
+SEGMENTS = ["", "noext", ".", "/dev/null", "clip.mp4", "clip.mp4/a.srt", f"{LONG}.csv", SURROGATE, "/proc/a.json"]
 FOLDERS = ["clip.mp4", "clip.mp4/deep", "/dev/null", "pipe.mp4", LONG, "/proc/new"]
 SHARES = [
     "",
@@ -94,6 +95,7 @@ WORKING = {
         [MODELS, VIDEOS],
         {"--topk": [*INTEGERS, "0"], "--clips": [*INTEGERS, "0"], "--crops": [*INTEGERS, "2"], "--window": SECONDS,
          "--step": SECONDS, "--frames": [*INTEGERS, "0", "3"], "--plot": PICTURES, "--timeline": PICTURES,
+         "--segments": SEGMENTS,
          "--checkpoint": ["gone.pth", "clip.mp4", "", "/dev/null"], **COMMON},
     ),
     "index": Command(

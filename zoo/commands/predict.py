@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from zoo.commands.console import print_json, progress_bar, show, titled_table
 from zoo.errors import ZooError
 from zoo.files import PICTURES, check_target
+from zoo.inference.segment_files import check_segments, write_segments
 from zoo.limits import (
     CLIPS,
     FRAMES,
@@ -35,6 +36,7 @@ what happens when, in a video of any length (docs/long_videos.md):
   zoo predict videomamba-ti-k400 film.mkv --timeline out.png    clips slide over the film; picture and table
   zoo predict videomamba-ti-k400 film.mkv --window 10 --step 2  clips of 10 seconds, a new one every 2; no picture
   zoo predict videomamba-ti-k400 film.mkv --window 10 --json    start, end and classes of every clip
+  zoo predict videomamba-ti-k400 film.mkv --segments film.srt   subtitles for a player; .csv and .json for tools
 
 or the whole video as one long clip:
   zoo predict videomamba-ti-coin film.mkv --frames 512
@@ -70,6 +72,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     sliding.add_argument("--timeline", metavar="PNG", help="save a strip of labels with their probabilities over time")
     sliding.add_argument(
+        "--segments", metavar="FILE",
+        help="save the stretches with the same label: .csv, .json (as ActivityNet's evaluation takes it), or .srt "
+        "(subtitles of one video)",
+    )  # fmt: skip
+    sliding.add_argument(
         "--window", type=float, metavar="SECONDS",
         help="length of a clip (default: of what the model learned from: 10 for Kinetics, 4 for Something-Something, "
         "160 for Breakfast, 140 for COIN; otherwise its frames at 4 a second, or at its stride)",
@@ -82,12 +89,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the best classes of each video, or the number that a regressor predicts."""
-    sliding = any(value is not None for value in (args.timeline, args.window, args.step))
+    sliding = any(value is not None for value in (args.timeline, args.segments, args.window, args.step))
     _check(args, sliding)
     videos = find_videos(args.videos)
     pictured = args.plot is not None or args.timeline is not None
     if pictured and len(videos) > PICTURED:
         raise ZooError(f"There are {len(videos)} videos and a picture shows {PICTURED} at most; leave the picture out.")
+    if args.segments is not None:
+        check_segments(args.segments, len(videos))
 
     from datamodules.video.opening import DecodeError
     from zoo.build import load
@@ -133,8 +142,8 @@ def _check(args: argparse.Namespace, sliding: bool) -> None:
         check_range("--frames", args.frames, FRAMES)
     check_window_and_step(args.window, args.step, prefix="--")
     if sliding and any(value is not None for value in (args.plot, args.clips, args.crops)):
-        raise ZooError("--timeline, --window and --step slide clips over the video, one crop each; leave out --plot, "
-                       "--clips and --crops.")  # fmt: skip
+        raise ZooError("--timeline, --segments, --window and --step slide clips over the video, one crop each; leave "
+                       "out --plot, --clips and --crops.")  # fmt: skip
     for picture in (args.plot, args.timeline):
         if picture is not None:
             check_target(picture, PICTURES)
@@ -202,13 +211,16 @@ def _show_timelines(args: argparse.Namespace, model, results: list[tuple]) -> No
         from zoo.inference.plot import plot_timelines
 
         plot_timelines([(_title(video, results), found) for video, found in results], args.timeline)
+    if args.segments is not None:
+        write_segments([found for _, found in results], args.segments)
     if args.json:
         print_json([_timeline_record(args.model, video, found, args.topk) for video, found in results])
     else:
         for video, found in results:
             show(_timeline_table(_title(video, results), found))
-        if args.timeline is not None:
-            show(f"Picture: {args.timeline}")
+        for kind, file in (("Picture", args.timeline), ("Segments", args.segments)):
+            if file is not None:
+                show(f"{kind}: {file}")
 
 
 class _Answer(NamedTuple):
