@@ -20,6 +20,7 @@ from datamodules.annotations.epic_kitchens import (
     observed_span,
     read_table,
     seconds_of,
+    sorted_as_text,
 )
 from datamodules.annotations.locate import find_videos
 from datamodules.annotations.masking import label_words, mask_words
@@ -44,6 +45,7 @@ _TAIL = {"verb": "EPIC_100_tail_verbs.csv", "noun": "EPIC_100_tail_nouns.csv"}
 # Not EPIC_100_noun_classes_v2.csv, which has 305 nouns: the challenge and the lists have the 300 of this one.
 _NAMES = {"verb": "EPIC_100_verb_classes.csv", "noun": "EPIC_100_noun_classes.csv"}
 _ACTIONS = "actions.csv"
+_AS_TEXT = "as_text"
 _TASKS = ("recognition", "anticipation")
 _EVALUATED = ("generic", "as_published")
 
@@ -63,7 +65,8 @@ class EpicKitchens100(ClipDataModule):
     EPIC_100_noun_classes_v2.csv). Rare classes and unseen participants come from the official lists too; without the
     latter, people without training videos are unseen, without the former no class is rare. The list of actions is
     `actions.csv` (id, verb, noun, action) where there is one, else all pairs of the training and validation lists in
-    order, which gives the same 3,806.
+    order, which gives the same 3,806. `actions.csv` has them sorted as the texts "verb:noun" (0:1, 0:10, 0:2), and so
+    have released classifiers: ``actions: as_text`` gives this order without the file.
 
     The test split is that of validation, whose labels are public. For a submission name the challenge's list:
     ``lightning predict ... --data.test EPIC_100_test_timestamps.csv``.
@@ -90,7 +93,8 @@ class EpicKitchens100(ClipDataModule):
         train: file name of the training list.
         val: of the validation list.
         test: of the test list; None tests on the validation list.
-        actions: file with the list of actions; None looks for actions.csv.
+        actions: file with the list of actions, or "as_text": those of the training and validation lists, sorted as
+            text; None looks for actions.csv.
         questions: what evaluation reads, "generic" or "as_published". (A list is taken for `question_kinds`.)
         question_files: files of a question pair for each segment, see `datamodules.annotations.question_files`; one, or
             as many as hold all segments that read them, paths or names beside the annotations. The segment's verb is
@@ -104,7 +108,7 @@ class EpicKitchens100(ClipDataModule):
         rand_augment_ops: operations of RandAugment per clip; 0 is off.
         rand_augment_magnitude: their magnitude, 0 .. 10.
         mixup: alpha of the Beta distribution of mixup in training, see `datamodules.mixing.BatchMixer`; 0 is off. Mixes
-            the clips and both labels, not the questions.
+            the clips, both labels and the action, not the questions.
         cutmix: the same of cutmix; where both are on, each has half of the batches.
         common: see `datamodules.clips.ClipDataModule`.
 
@@ -209,11 +213,12 @@ class EpicKitchens100(ClipDataModule):
     @cached_property
     def actions(self) -> list[tuple[int, int]]:
         """Verb and noun of each action."""
-        path = self._find(self._actions or _ACTIONS)
+        as_text = self._actions == _AS_TEXT
+        path = None if as_text else self._find(self._actions or _ACTIONS)
         if path is not None:
             rows = sorted(read_table(path, ("id", "verb", "noun")), key=lambda row: number_of(path, row, "id"))
             return [(number_of(path, row, "verb"), number_of(path, row, "noun")) for row in rows]
-        if self._actions is not None:
+        if self._actions is not None and not as_text:
             raise self._no_file(self._actions)
         pairs = set()
         for split in ("train", "val"):
@@ -222,7 +227,7 @@ class EpicKitchens100(ClipDataModule):
                 pairs.add((number_of(path, row, "verb_class"), number_of(path, row, "noun_class")))
         if not pairs:
             raise self._no_file(_LISTS["train"])
-        return sorted(pairs)
+        return sorted_as_text(pairs) if as_text else sorted(pairs)
 
     @property
     def num_classes(self) -> int:
@@ -333,10 +338,11 @@ class EpicKitchens100(ClipDataModule):
         return batch
 
     def on_after_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
-        """Mixes training batches on the device: the clips, the verbs and the nouns."""
+        """Mixes training batches on the device: the clips, the verbs, the nouns and the actions."""
         if self.mixer.active and self.trainer is not None and self.trainer.training:
             with seeded(self._mixing_seed, batch["video"].device):
-                return self.mixer(batch, {"verb": len(self.verb_names), "noun": len(self.noun_names)})
+                sizes = {"verb": len(self.verb_names), "noun": len(self.noun_names), "action": self.num_classes}
+                return self.mixer(batch, sizes)
         return batch
 
     # Files -----------------------------------------------------------------------------------------------------------

@@ -391,7 +391,8 @@ def test_actions_fit(tmp_path, task, fusion):
         blended = mixed and stage == "training"
         assert batch["video"].shape == (2, *views, 3, 4, 32, 32), stage
         assert batch["video"].dtype == (torch.float32 if blended else torch.uint8)
-        assert ("verb_target" in batch) == ("noun_target" in batch) == blended
+        for name in ("verb_target", "noun_target", "action_target"):
+            assert (name in batch) == blended
         assert all(batch[key].dtype == torch.int64 for key in ("verb", "noun", "action", "index"))
         assert batch["unseen"].shape == (2,) and batch["tail"].shape == (2, 2)
         assert batch["unseen"].dtype == batch["tail"].dtype == torch.bool

@@ -1,14 +1,15 @@
 """The annotation files of EPIC-KITCHENS-100, and what they say of an action."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from datamodules.annotations.lists import is_number, read_csv
 from datamodules.annotations.question_files import GENERIC
 from datamodules.errors import DataError
 
-__all__ = ["SOURCE", "Segment", "labels_of", "number_of", "observed_span", "read_table", "seconds_of"]
+__all__ = ["SOURCE", "Segment", "labels_of", "number_of", "observed_span", "read_table", "seconds_of",
+           "sorted_as_text"]  # fmt: skip
 
 SOURCE = "https://github.com/epic-kitchens/epic-kitchens-100-annotations"
 
@@ -88,3 +89,11 @@ def labels_of(path: str, row: dict[str, str]) -> tuple[int, tuple[int, ...]]:
     noun = number_of(path, row, "noun_class")
     others = map(int, re.findall(r"\d{1,9}", row.get("all_noun_classes", "")))
     return number_of(path, row, "verb_class"), tuple(dict.fromkeys((noun, *others)))
+
+
+def sorted_as_text(actions: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Pairs of verb and noun in the order of the texts "verb:noun": 0:1, 0:10, 0:2, 10:0, 1:0.
+
+    This is the order of `actions.csv` and of the classes of released classifiers.
+    """
+    return sorted(actions, key=lambda pair: f"{pair[0]}:{pair[1]}")

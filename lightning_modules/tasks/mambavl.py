@@ -529,13 +529,12 @@ class ActionRecognition(BaseModule):
         """Classes (B,), or where clips were mixed shares of them (B, K).
 
         Raises:
-            ModelError: mixed clips have no target for the actions, which the joint family needs.
+            ModelError: the clips are mixed, which leaves the answers of the joint family's questions without a target.
         """
-        target = batch.get(f"{name}_target")
-        if target is None and "verb_target" in batch:
-            raise ModelError(f"Mixed clips have no {name} of their own, for which fusion {self.hparams.fusion!r} has a "
+        if name == "action" and "verb_target" in batch:
+            raise ModelError(f"Mixed clips have no action of their own, for which fusion {self.hparams.fusion!r} has a "
                              "head; set data.mixup and data.cutmix to 0, or take the published fusion.")  # fmt: skip
-        return batch[name] if target is None else target
+        return batch.get(f"{name}_target", batch[name])
 
     @staticmethod
     def _seen(batch: dict) -> Tensor:

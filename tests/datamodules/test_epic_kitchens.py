@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torchvision.io import write_jpeg
 
 from datamodules import DataError, EpicKitchens100
-from datamodules.annotations.epic_kitchens import Segment
+from datamodules.annotations.epic_kitchens import Segment, sorted_as_text
 from datamodules.annotations.question_files import GENERIC
 from datamodules.clips import ClipFormat
 from datamodules.segments import SegmentDataset
@@ -132,6 +132,22 @@ def test_a_list_of_actions_and_the_challenges_test_list(root, tmp_path):
     assert segment.unseen and segment.span == (0.5, 2.0)
     (tmp_path / "other" / "EPIC_100_unseen_participant_ids_validation.csv").unlink()
     assert [s.unseen for s in module.listing("val")] == [False, True]  # P18 has no training videos
+
+
+def test_actions_sorted_as_text_are_numbered_as_released_classifiers_have_them(root, tmp_path, golden):
+    known = [tuple(pair) for pair in golden("vim_suite_ek100")[0]["cls.actions"].tolist()]
+    assert sorted_as_text(sorted(known)) == known != sorted(known)
+    shutil.copytree(root / "annotations", tmp_path / "text")
+    names = ("tap", "spoon", "plate", *(f"thing {i}" for i in range(3, 11)))
+    lines = [f"{i},{name},x,y" for i, name in enumerate(names)]
+    write(tmp_path / "text", "EPIC_100_noun_classes.csv", "\n".join(["id,key,instances,category", *lines]))
+    more = "P01_12_1,P01,P01_12,,00:00:01.00,00:00:02.00,60,120,take thing,take,0,thing 10,10,['thing 10'],[10]"
+    write(tmp_path / "text", "EPIC_100_validation.csv", "\n".join([HEADER, *VALIDATION, more]))
+    module = data(root, annotations=str(tmp_path / "text"), actions="as_text")
+    assert module.actions == [(0, 0), (0, 10), (0, 2), (1, 2), (2, 1)]
+    assert [segment.action for segment in module.listing("val")] == [2, 4, 1]
+    # The order that the models of before were trained with.
+    assert data(root, annotations=str(tmp_path / "text")).actions == [(0, 0), (0, 2), (0, 10), (1, 2), (2, 1)]
 
 
 # Clips ---------------------------------------------------------------------------------------------------------------
@@ -346,7 +362,8 @@ def test_clips_and_both_labels_are_mixed_together(root, tmp_path, written, kind)
     shares = set()
     for mixed, alone in zip(model.seen["train"], plain.seen["train"], strict=True):
         assert torch.equal(mixed["index"], alone["index"]) and mixed["verb_question"] == alone["verb_question"]
-        assert mixed["verb_target"].shape == (2, 3) and mixed["noun_target"].shape == (2, 3)
+        sizes = {"verb": 3, "noun": 3, "action": 4}
+        assert {name: mixed[f"{name}_target"].shape for name in sizes} == {n: (2, k) for n, k in sizes.items()}
         # What share the picture's own clip has, from the pixels; the targets have the same.
         own = alone["video"].float() / 255
         other, far = own.flip(0), (own - own.flip(0)).abs() > 0.02
@@ -354,8 +371,8 @@ def test_clips_and_both_labels_are_mixed_together(root, tmp_path, written, kind)
             share = ((mixed["video"] - other) / (own - other))[far].mean().item()
         else:
             share = torch.isclose(mixed["video"], own)[far].float().mean().item()
-        for name in ("verb", "noun"):
-            one = torch.nn.functional.one_hot(alone[name], 3).float()
+        for name, size in sizes.items():
+            one = torch.nn.functional.one_hot(alone[name], size).float()
             expected = share * one + (1 - share) * one.flip(0)
             torch.testing.assert_close(mixed[f"{name}_target"], expected, atol=0.02, rtol=0)
         shares.add(round(share, 3))
