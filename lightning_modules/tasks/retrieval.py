@@ -12,8 +12,8 @@ from lightning_modules.nets.clip4clip import FirstTokens, FrameTransformer, Text
 from lightning_modules.nets.clip_teacher import CLIP_MEAN, CLIP_STD
 from lightning_modules.nets.clip_tower import ClipTokenizer, build_clip, freeze_clip, load_clip, sizes_of
 from lightning_modules.nets.muse import Muse
+from lightning_modules.training.graded_retrieval import RetrievalScores
 from lightning_modules.training.losses import contrastive_loss
-from lightning_modules.training.metrics import RetrievalRanks
 from lightning_modules.training.optim import Optim
 
 __all__ = ["TextVideoRetrieval"]
@@ -40,7 +40,8 @@ class TextVideoRetrieval(BaseModule):
     """Videos and texts as unit vectors of one space, on CLIP's towers; near means that they belong together.
 
     Training pulls the two of a pair together and pushes them apart from all others in the batches of all processes.
-    Validation and testing rank all videos of the split for each caption and the other way round.
+    Validation and testing rank all videos of the split for each caption and the other way round. What is logged are
+    recalls and ranks, or the mean average precision and nDCG of data with graded relevance, `EpicKitchensRetrieval`.
 
     The towers are told by their sizes (``clip``, random weights) or by a checkpoint (``clip_weights``), whose sizes
     then become part of the config: what was trained is loaded again without the checkpoint. The tokenizer's word pieces
@@ -136,7 +137,7 @@ class TextVideoRetrieval(BaseModule):
             freeze_clip(towers, freeze_layers)
         self.net = TextVideoNet(towers, tokenizer, part)
         self.set_normalisation(mean, std)
-        self.ranks = RetrievalRanks(dual_softmax)
+        self.scores = RetrievalScores(dual_softmax)
 
     @property
     def image_size(self) -> int:
@@ -196,31 +197,27 @@ class TextVideoRetrieval(BaseModule):
             self.net.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
 
     def _evaluate(self, batch: dict) -> None:
-        counts = torch.tensor([len(texts) for texts in batch["text"]], device=self.device)
         text = self.encode_text([text for texts in batch["text"] for text in texts])
         video = self(batch["video"], batch.get("frame_mask"))
         # With the temperature, the products of the two are the logits, which the dual softmax needs.
-        self.ranks.update(video, batch["video_index"], self.net.logit_scale.exp() * text, counts)
+        self.scores.update(video, self.net.logit_scale.exp() * text, batch)
 
-    def _log_ranks(self, stage: str) -> None:
-        result = self.ranks.compute()
-        self.ranks.reset()
-        shown = {f"{stage}/{k}": v for k, v in result.items() if k not in ("videos", "captions")}
+    def _log_scores(self, stage: str) -> None:
         # compute() has already joined the processes, so the mean over them changes nothing.
-        for name, value in shown.items():
-            self.log(name, value, prog_bar=name.endswith("_r1"), sync_dist=True)
+        for name, value in self.scores.compute().items():
+            self.log(f"{stage}/{name}", value, prog_bar=name.endswith(("_r1", "map")), sync_dist=True)
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         self._evaluate(batch)
 
     def on_validation_epoch_end(self) -> None:
-        self._log_ranks("val")
+        self._log_scores("val")
 
     def test_step(self, batch: dict, batch_idx: int) -> None:
         self._evaluate(batch)
 
     def on_test_epoch_end(self) -> None:
-        self._log_ranks("test")
+        self._log_scores("test")
 
     def predict_step(self, batch: dict, batch_idx: int) -> dict:
         """Vectors (B', D) on the CPU with the paths they belong to; unreadable videos are left out."""

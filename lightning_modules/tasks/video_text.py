@@ -16,8 +16,8 @@ from lightning_modules.nets.masking import draw_visible, num_visible
 from lightning_modules.nets.video_text import TextOutput, VideoOutput, VideoTextNet, VideoTower
 from lightning_modules.nets.videomamba import adapt_state_dict
 from lightning_modules.tasks.taught_by_clip import TaughtByClip
+from lightning_modules.training.graded_retrieval import RetrievalScores
 from lightning_modules.training.losses import alignment_loss
-from lightning_modules.training.metrics import RetrievalRanks
 from lightning_modules.training.optim import Optim
 from lightning_modules.training.reranking import Reranker
 
@@ -141,7 +141,7 @@ class VideoTextPretraining(TaughtByClip):
         self.net = VideoTextNet(tower, bert, words, dim, checkpoint_text)
         self.set_normalisation(mean, std)
         self.adopt_teacher(target_dim)
-        self.ranks = RetrievalRanks()
+        self.scores = RetrievalScores()
         self.reranker = Reranker(rerank)
 
     def setup(self, stage: str) -> None:
@@ -324,8 +324,9 @@ class VideoTextPretraining(TaughtByClip):
         video = self.net.encode_video(self.normalise(batch["video"]))
         parts = self._read([text for texts in batch["text"] for text in texts])
         vectors = torch.cat([part.vectors for part in parts]) if parts else video.mean[:0]
-        self.ranks.update(video.mean, batch["video_index"], vectors, torch.tensor(counts, device=self.device))
-        if rerank:
+        self.scores.update(video.mean, vectors, batch)
+        # Where many answers are right, the order of a few candidates decides little.
+        if rerank and not self.scores.is_graded:
             words = [hidden[mask] for part in parts for hidden, mask in zip(part.hidden, part.mask, strict=True)]
             self.reranker.update(batch["video_index"], video.mean, video.tokens, counts, vectors, words)
 
@@ -339,17 +340,19 @@ class VideoTextPretraining(TaughtByClip):
         self._evaluate(batch, rerank=False)
 
     def on_validation_epoch_end(self) -> None:
-        self._log_ranks("val/", self.ranks.compute())
-        self.ranks.reset()
+        self._log_ranks("val/", self.scores.compute())
 
     def test_step(self, batch: dict, batch_idx: int) -> None:
         self._evaluate(batch, rerank=self.training_arguments["rerank"] > 0)
 
     def on_test_epoch_end(self) -> None:
-        """Logs the ranks of the vectors (test/t2v_r1, ...) and those after re-ranking (test/reranked_t2v_r1, ...)."""
-        self._log_ranks("test/", self.ranks.compute())
-        self.ranks.reset()
-        if self.training_arguments["rerank"]:
+        """Logs the ranks of the vectors (test/t2v_r1, ...) and those after re-ranking (test/reranked_t2v_r1, ...).
+
+        Data with graded relevance is not ranked again.
+        """
+        rerank = self.training_arguments["rerank"] and not self.scores.is_graded
+        self._log_ranks("test/", self.scores.compute())
+        if rerank:
             self._log_ranks("test/reranked_", self.reranker.compute(self._match_score, self.device))
             self.reranker.reset()
 

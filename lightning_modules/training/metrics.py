@@ -5,8 +5,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-__all__ = ["RetrievalRanks", "SampleAccuracy", "SampleError", "SampleMean", "best_of_sets", "distinct", "rank_of",
-           "rank_statistics", "retrieval_ranks"]  # fmt: skip
+__all__ = ["RetrievalRanks", "SampleAccuracy", "SampleError", "SampleMean", "best_of_sets", "distinct", "log_sum_exp",
+           "rank_of", "rank_statistics", "retrieval_ranks", "row_blocks"]  # fmt: skip
 
 
 def distinct(index: Tensor) -> Tensor:
@@ -201,17 +201,17 @@ def retrieval_ranks(
     video_prior = text_prior = None
     if dual_softmax:
         # Log of the product, up to what is constant for a query: twice the logit minus the candidate's log-sum-exp.
-        video_prior = _log_sum_exp(video, text, block_elements)
-        text_prior = _log_sum_exp(text, video, block_elements)
+        video_prior = log_sum_exp(video, text, block_elements)
+        text_prior = log_sum_exp(text, video, block_elements)
     t2v = torch.empty(len(text), dtype=torch.int64, device=text.device)
-    for rows in _row_blocks(len(text), len(video), block_elements):
+    for rows in row_blocks(len(text), len(video), block_elements):
         scores = text[rows] @ video.T
         if video_prior is not None:
             scores = 2 * scores - video_prior
         t2v[rows] = rank_of(scores, owner[rows])
     single = len(text) == len(video)
     v2t = torch.empty(len(video), dtype=torch.int64, device=text.device)
-    for rows in _row_blocks(len(video), len(text), block_elements):
+    for rows in row_blocks(len(video), len(text), block_elements):
         scores = video[rows] @ text.T
         if text_prior is not None:
             scores = 2 * scores - text_prior
@@ -232,14 +232,15 @@ def rank_of(scores: Tensor, right: Tensor) -> Tensor:
     return (scores >= scores.gather(1, right[:, None])).sum(dim=1)
 
 
-def _log_sum_exp(rows: Tensor, columns: Tensor, block_elements: int) -> Tensor:
-    """Of each row of ``rows @ columns.T``."""
+def log_sum_exp(rows: Tensor, columns: Tensor, block_elements: int) -> Tensor:
+    """Of each row of ``rows @ columns.T``, (R,)."""
     parts = [
-        (rows[block] @ columns.T).logsumexp(dim=1) for block in _row_blocks(len(rows), len(columns), block_elements)
+        (rows[block] @ columns.T).logsumexp(dim=1) for block in row_blocks(len(rows), len(columns), block_elements)
     ]
     return torch.cat(parts) if parts else rows.new_empty(0)
 
 
-def _row_blocks(rows: int, columns: int, block_elements: int) -> list[slice]:
+def row_blocks(rows: int, columns: int, block_elements: int) -> list[slice]:
+    """Blocks of whole rows of a table, of so many entries at most or of one row."""
     step = max(1, block_elements // max(columns, 1))
     return [slice(start, start + step) for start in range(0, rows, step)]
