@@ -43,12 +43,20 @@ class Curves(Callback):
 
 def plot_curves(metrics: Path, out: Path) -> None:
     """Draw what a metrics.csv holds: losses, scores, learning rate, speed; panels without numbers are left out."""
+    figure = draw_curves(metrics)
+    if figure is not None:
+        with written(out) as beside:
+            figure.savefig(beside, format="png")
+
+
+def draw_curves(metrics: Path):
+    """The matplotlib figure of `plot_curves`, or None where there are no numbers."""
     # Not pyplot: a figure of its own needs no display and leaves the user's figures alone.
     from matplotlib.figure import Figure
 
     curves, epochs = read_curves(metrics)
     for name in curves:
-        if _is_share(name):
+        if _share(name):
             curves[name] = _scaled(curves[name], 100)
     losses = [name for name in curves if name.split("/")[-1].startswith("loss")]
     ranks = [name for name in curves if name.startswith("val/") and name.endswith(("_mdr", "_mnr"))]
@@ -61,17 +69,17 @@ def plot_curves(metrics: Path, out: Path) -> None:
     }
     groups = {title: names for title, names in groups.items() if names}
     if not groups:
-        return
+        return None
     figure = Figure(figsize=(11, 3.7 * -(-len(groups) // 2)), dpi=120, layout="constrained")
     panels = figure.subplots(-(-len(groups) // 2), min(len(groups), 2), squeeze=False).flatten()
     for panel in panels[len(groups) :]:
         panel.remove()
     last_step = max(steps[-1] for steps, _ in curves.values())
     for panel, (title, names) in zip(panels, groups.items(), strict=False):
-        percent = all(_is_share(name) for name in names)
+        kinds = dict.fromkeys(map(_share, names))
         for number, name in enumerate(names):
             _draw_curve(panel, name, *curves[name], color=f"C{number}")
-        panel.set(xlabel="step", ylabel="right (%)" if percent else title, xlim=(0, last_step + 1))
+        panel.set(xlabel="step", ylabel=title if None in kinds else f"{', '.join(kinds)} (%)", xlim=(0, last_step + 1))
         panel.xaxis.get_major_locator().set_params(integer=True)
         panel.grid(alpha=0.25)
         _epoch_axis(panel, epochs)
@@ -81,15 +89,14 @@ def plot_curves(metrics: Path, out: Path) -> None:
             panel.set_yscale("log")
         if title == "clips per second" and "train/data_wait" in curves:
             beside = panel.twinx()
-            beside.plot(*_scaled(curves["train/data_wait"], 100), color="C1", lw=1.2)
+            _draw_curve(beside, "train/data_wait", *_scaled(curves["train/data_wait"], 100), color="C1")
             beside.set_ylim(0, 100)
             beside.set_ylabel("waiting for data (% of the time)", color="C1")
             panel.yaxis.label.set_color("C0")
         else:
             panel.legend(frameon=False)
     figure.suptitle(str(metrics.absolute().parent.relative_to(metrics.absolute().parents[2])))
-    with written(out) as beside:
-        figure.savefig(beside, format="png")
+    return figure
 
 
 def read_curves(metrics: Path) -> tuple[dict[str, Curve], Curve]:
@@ -104,20 +111,24 @@ def read_curves(metrics: Path) -> tuple[dict[str, Curve], Curve]:
     return curves, curves.pop("epoch", (np.zeros(0), np.zeros(0)))
 
 
-def _is_share(name: str) -> bool:
-    """Whether a number is the share of right answers, such as val/top1 and val/t2v_r5."""
-    return re.fullmatch(r"(top|.*_r)\d+", name.split("/")[-1]) is not None
+def _share(name: str) -> str | None:
+    """What a number is the share of, if it is one: val/top1 and val/verb_top5 of right answers, val/t2v_r5 and
+    val/noun_recall5 of what was found."""
+    if re.fullmatch(r"(.*_)?top\d+(_as_coded)?", name.split("/")[-1]):
+        return "accuracy"
+    return "recall" if re.fullmatch(r".*_r(ecall)?\d+(_as_coded)?", name.split("/")[-1]) else None
 
 
 def _draw_curve(panel, name: str, steps: np.ndarray, values: np.ndarray, color: str) -> None:
+    """Numbers of a validation as they are; those of training steps, which jump, with the mean of a moving window."""
     label = f"{name}, last {values[-1]:.3g}"
-    if not name.startswith("train/loss") or len(values) < 20:
+    if not name.startswith("train/") or len(values) < 20:
         marker = "o" if len(values) < 60 else None
         panel.plot(steps, values, color=color, lw=1.4, marker=marker, ms=3, label=label)
         return
-    # The mean of a moving window, cut at the ends.
     width = max(len(values) // 20, 3)
     window = np.ones(width)
+    # The window is cut at the ends.
     smooth = np.convolve(values, window, "same") / np.convolve(np.ones_like(values), window, "same")
     panel.plot(steps, values, color=color, lw=0.6, alpha=0.35)
     panel.plot(steps, smooth, color=color, lw=1.6, label=label)

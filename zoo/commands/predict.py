@@ -61,7 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--crops", type=int, choices=(1, 3), help="crops in space to average (default: as tested)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--plot", metavar="PNG", help="save the sampled frames with the scores beside them")
+    parser.add_argument("--plot", metavar="PNG", help="save the sampled frames with the scores beside them; "
+                        "right and wrong are marked for videos in a folder named after a class")  # fmt: skip
     parser.add_argument(
         "--frames", type=int, metavar="N",
         help="frames of a clip; without --timeline one clip and one crop of N frames spread over the whole video. The "
@@ -193,8 +194,11 @@ def _show(args: argparse.Namespace, model, results: "list[_Answer]") -> None:
     if args.plot is not None:
         from zoo.inference.plot import plot_predictions
 
-        rows = [(_title(r.video, results), r.shown, r.seconds[r.num_clips // 2], r.answer) for r in results]
-        plot_predictions(rows, args.plot)
+        plot_predictions(
+            [(_title(r.video, results), r.shown, r.seconds[r.num_clips // 2], r.answer, _true_class(model, r.video))
+             for r in results],
+            args.plot,
+        )  # fmt: skip
     if args.json:
         print_json([_record(model, args.model, result) for result in results])
     elif hasattr(model, "value_name"):
@@ -247,6 +251,12 @@ def _title(video: str, results: list) -> str:
     """Return the file's name; among several with its folder, since data sets number the files of each class from 1."""
     path = Path(video)
     return path.name if len(results) == 1 else str(Path(path.parent.name, path.name))
+
+
+def _true_class(model, video: str) -> str | None:
+    """Return the right class where the video lies in a folder that is named after one of the model's classes."""
+    folder = Path(video).absolute().parent.name
+    return folder if folder in (model.class_names or ()) else None
 
 
 def _table(title: str, result: _Answer):

@@ -2,35 +2,46 @@
 
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
 from torch import Tensor
 
 from datamodules.video.views import Views
 from zoo.files import PICTURES, check_target, written
-from zoo.inference.long_videos import Timeline
+from zoo.inference.long_videos import Segment, Timeline
 from zoo.inference.predict import Prediction
 from zoo.printable import clock, printable
 
 __all__ = ["plot_masks", "plot_predictions", "plot_timelines"]
 
 BAR, BEST, TEXT, MUTED = "#c9d3df", "#2f6fb2", "#1d2733", "#6b7785"
+RIGHT, WRONG = "#2e7d4f", "#c0492f"
 FRAMES_SHOWN = 6
 MASKS_SHOWN = 8
 MASKED = 225  # grey of masked patches
 ROWS = 12  # classes of a timeline
+WIDE = 14.0  # inches of a timeline
+LANES = 6  # for names of segments that are too short to hold them
+LABEL = 8.5  # size of those names
+PEAK = 0.74  # of a row's height is a probability of 1
 COLOURS = ("#2f6fb2", "#d9822b", "#3a9a5b", "#b8437a", "#7a5bc0", "#1f9aa5", "#c0492f", "#7d8a1f", "#5b7fe0", "#a8763e",
            "#4f5b66", "#d07fb0")  # fmt: skip
 TICK_SECONDS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400)
 
 
-def plot_predictions(rows: Sequence[tuple[str, Tensor, np.ndarray, list[Prediction]]], out: str | os.PathLike) -> Path:
+def plot_predictions(
+    rows: Sequence[tuple[str, Tensor, np.ndarray, list[Prediction], str | None]], out: str | os.PathLike
+) -> Path:
     """Draw, for each video, some of the frames the model saw and its best classes as bars beside them.
 
     Args:
-        rows: (title, view, seconds, predictions), one per video: a view uint8 (3, T, H, W) and the times of its frames.
+        rows: (title, view, seconds, predictions, truth), one per video: a view uint8 (3, T, H, W), the times of its
+            frames, and the right class where it is known: answers are then marked as right or wrong.
         out: picture to write; the ending chooses the format.
     """
     check_target(out, PICTURES)
@@ -40,7 +51,7 @@ def plot_predictions(rows: Sequence[tuple[str, Tensor, np.ndarray, list[Predicti
         len(rows), FRAMES_SHOWN + 3, wspace=0.06, hspace=0.45, left=0.01, right=0.985,
         top=1 - 0.45 / (height * len(rows)), bottom=0.3 / (height * len(rows)),
     )  # fmt: skip
-    for i, (title, clip, seconds, predictions) in enumerate(rows):
+    for i, (title, clip, seconds, predictions, truth) in enumerate(rows):
         shown = np.unique(np.linspace(0, clip.shape[1] - 1, FRAMES_SHOWN).round().astype(int))
         for j, t in enumerate(shown):
             axis = figure.add_subplot(grid[i, j])
@@ -57,8 +68,14 @@ def plot_predictions(rows: Sequence[tuple[str, Tensor, np.ndarray, list[Predicti
                 color=MUTED,
             )
             if j == 0:
-                axis.set_title(_literal(title), loc="left", fontsize=11, color=TEXT, fontweight="bold")
-        _bars(figure.add_subplot(grid[i, FRAMES_SHOWN:]), predictions)
+                axis.set_title(
+                    _literal(_cut(printable(title), 11, 9.5, "bold")),
+                    loc="left",
+                    fontsize=11,
+                    color=TEXT,
+                    fontweight="bold",
+                )
+        _bars(figure.add_subplot(grid[i, FRAMES_SHOWN:]), predictions, truth)
     return _save(figure, out)
 
 
@@ -96,36 +113,158 @@ def plot_masks(views: Views, shown: Tensor, attention: Tensor | None, out: str |
 
 
 def plot_timelines(rows: Sequence[tuple[str, Timeline]], out: str | os.PathLike) -> Path:
-    """Draw, for each video, pictures of it, a strip with its labels, and below it the probability of each class that
-    is the best one at some time, in colour where it is: the 12 longest, in the order in which they come.
+    """Draw, for each video, pictures of it, a strip with its segments, each with its name in it or below it, and the
+    probability of each class that is the best one at some time, in colour where it is: the 12 longest, in the order in
+    which they come. Where segments are too many for their names, a line says how many have none.
 
     Args:
         rows: (title, timeline), one per video.
         out: picture to write; the ending chooses the format.
     """
     check_target(out, PICTURES)
-    chosen = [_longest(timeline) for _, timeline in rows]
-    heights = [[0.95, 0.42, 0.36 * len(classes) + 0.1] for classes in chosen]
-    figure = Figure(figsize=(14, sum(map(sum, heights)) + 1.05 * len(rows)), facecolor="white", layout="constrained")
-    parts = figure.subfigures(len(rows), 1, squeeze=False, height_ratios=[sum(h) + 1.05 for h in heights])[:, 0]
-    for part, (title, timeline), classes, height in zip(parts, rows, chosen, heights, strict=True):
-        pictures, strip, curves = part.subplots(3, 1, sharex=True, height_ratios=height)
-        hidden = len({segment.index for segment in timeline.segments()}) - len(classes)
-        part.suptitle(
-            f"{_literal(title)}  ({clock(timeline.duration, tenths=False)})",
-            x=0.01, ha="left", fontsize=11, color=TEXT, fontweight="bold",
-        )  # fmt: skip
-        colours = dict(zip(classes, COLOURS, strict=False))
-        _draw_stills(pictures, timeline)
-        _draw_strip(strip, timeline, colours)
-        _draw_curves(curves, timeline, colours)
-        curves.set_xlim(0, timeline.duration)
-        distance = next((t for t in TICK_SECONDS if timeline.duration <= 14 * t), TICK_SECONDS[-1])
-        ticks = np.arange(0, timeline.duration + 1e-6, distance)
-        curves.set_xticks(ticks, [clock(tick, tenths=False) for tick in ticks], fontsize=9, color=MUTED)
-        if hidden > 0:
-            curves.set_xlabel(f"grey: {hidden} more classes, each for a shorter time", fontsize=9, color=MUTED)
+    drawn = [_TimelineDrawing(title, timeline) for title, timeline in rows]
+    height = sum(drawing.height for drawing in drawn)
+    figure = Figure(figsize=(WIDE, height), facecolor="white")
+    top = height
+    for drawing in drawn:
+        drawing.draw(figure, top)
+        top -= drawing.height
     return _save(figure, out)
+
+
+class _TimelineDrawing:
+    """One video's part of a picture. Everything is placed in inches, so that names, which may be long, stay inside."""
+
+    title, stills, strip, lane, row, ticks, between = 0.36, 0.95, 0.42, 0.17, 0.42, 0.3, 0.1  # heights
+    edge, scale, names = 0.15, 0.55, 3.0  # widths: of the margin, of the probabilities' scale, of the names at most
+
+    def __init__(self, title: str, timeline: Timeline) -> None:
+        self.timeline = timeline
+        self.classes = dict(zip(_longest(timeline), COLOURS, strict=False))
+        room = WIDE - 2 * self.edge
+        length = f"  ({clock(timeline.duration, tenths=False)})"
+        self.heading = _cut(printable(title), 11, room - _inches(length, 11, "bold"), "bold") + length
+        self.labels = [_cut(printable(timeline.labels[index]), 9.5, self.names) for index in self.classes]
+        self.left = self.edge + max(_inches(label, 9.5) for label in self.labels) + 0.1
+        self.width = WIDE - self.left - self.scale
+        self.placed, self.lanes, nameless = _place_names(timeline, self.width)
+        hidden = len({segment.index for segment in timeline.segments()}) - len(self.classes)
+        self.notes = [f"grey: {hidden} more classes, each for a shorter time"] if hidden > 0 else []
+        self.notes += [f"{nameless} short segments without a name here; --segments lists all"] if nameless else []
+        self.height = sum(
+            (self.title, self.stills, self.strip, self.lanes * self.lane, len(self.classes) * self.row, self.ticks,
+             self.ticks if self.notes else 0.0, 3 * self.between)
+        )  # fmt: skip
+
+    def draw(self, figure: Figure, top: float) -> None:
+        """Draw from `top` downwards, in inches from the bottom of the figure."""
+        self.figure, self.top = figure, top - self.title
+        figure.text(
+            self.edge / WIDE, (top - 0.24) / figure.get_figheight(), _literal(self.heading), fontsize=11, color=TEXT,
+            fontweight="bold",
+        )  # fmt: skip
+        _draw_stills(self._axis(self.stills), self.timeline)
+        self._draw_segments(self._axis(self.strip + self.lanes * self.lane))
+        self._draw_curves(self._axis(len(self.classes) * self.row))
+
+    def _axis(self, height: float):
+        """An axis over time, below the last one."""
+        bottom, whole = self.top - height, self.figure.get_figheight()
+        axis = self.figure.add_axes((self.left / WIDE, bottom / whole, self.width / WIDE, height / whole))
+        axis.set_xlim(0, self.timeline.duration)
+        self.top = bottom - self.between
+        return axis
+
+    def _draw_segments(self, axis) -> None:
+        """The strip, its top at 0 and its bottom at -1, and lanes of names below it."""
+        step = self.lane / self.strip
+        for segment, name, lane, middle in self.placed:
+            colour = self.classes.get(segment.index, BAR)
+            axis.barh(-0.5, segment.end - segment.start, left=segment.start, height=1, color=colour, linewidth=0)
+            centre = (segment.start + segment.end) / 2
+            if lane == 0:
+                inside = "white" if segment.index in self.classes else TEXT
+                axis.text(centre, -0.5, name, ha="center", va="center", fontsize=LABEL, color=inside)
+            elif lane > 0:
+                y = -1 - step * (lane - 0.45)
+                axis.plot((centre, centre), (-1, y), color=colour, linewidth=0.6, zorder=0.5)
+                axis.text(
+                    middle, y, name, ha="center", va="center", fontsize=LABEL, clip_on=False,
+                    color=TEXT, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
+                )  # fmt: skip
+        axis.set_ylim(-1 - step * self.lanes, 0)
+        axis.set_axis_off()
+
+    def _draw_curves(self, axis) -> None:
+        edges, scores = self.timeline.pieces()
+        best = scores.argmax(1).numpy()
+        floors = np.arange(len(self.classes))[::-1].astype(float)
+        for floor, (index, colour) in zip(floors, self.classes.items(), strict=True):
+            height = PEAK * scores[:, index].numpy()
+            base = np.full(len(edges), floor)
+            for shown, shade in ((height, "#dfe4ea"), (np.where(best == index, height, 0.0), colour)):
+                axis.fill_between(
+                    edges, base, base + np.append(shown, shown[-1]), step="post", color=shade, linewidth=0
+                )
+            axis.axhline(floor, color="#dfe4ea", linewidth=0.8, zorder=0)
+            axis.axhline(floor + PEAK, color="#eef1f4", linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
+        axis.set_yticks(floors + PEAK / 2, map(_literal, self.labels), fontsize=9.5, color=TEXT)
+        axis.set_ylim(-0.03, len(floors) - 0.03)
+        axis.tick_params(left=False, color=MUTED)
+        axis.spines[["top", "left", "right"]].set_visible(False)
+        scale = axis.secondary_yaxis("right")
+        scale.set_yticks(np.sort([*floors, *(floors + PEAK)]), ["0", "100 %"] * len(floors), fontsize=6.5, color=MUTED)
+        scale.tick_params(length=2, pad=2, color=MUTED)
+        scale.spines["right"].set_visible(False)
+        duration = self.timeline.duration
+        distance = next((t for t in TICK_SECONDS if duration <= 14 * t), TICK_SECONDS[-1])
+        ticks = np.arange(0, duration + 1e-6, distance)
+        axis.set_xticks(ticks, [clock(tick, tenths=False) for tick in ticks], fontsize=9, color=MUTED)
+        axis.set_xlabel("; ".join(self.notes), fontsize=9, color=MUTED)
+
+
+def _place_names(timeline: Timeline, width: float) -> tuple[list[tuple[Segment, str, int, float]], int, int]:
+    """Find room for the name of each segment, on a strip of so many inches.
+
+    Returns:
+        For each segment its name, a lane (0 is the strip, 1 and more lie below it, -1 is none) and where on the axis of
+        time the name's middle is; how many lanes there are; and how many segments have no room for their name.
+    """
+    inch, gap = timeline.duration / width, 0.08
+    ends = [-gap] * LANES
+    placed = []
+    for segment in timeline.segments():
+        name = _cut(printable(segment.label), LABEL, 2.5)
+        wide = _inches(name, LABEL) + gap
+        middle, lane = (segment.start + segment.end) / 2, 0
+        if (segment.end - segment.start) / inch < wide:
+            left = min(max(middle / inch - wide / 2, 0), width - wide)
+            lane = next((number for number, end in enumerate(ends, start=1) if end <= left), -1)
+            if lane > 0:
+                ends[lane - 1] = left + wide
+                middle = (left + wide / 2) * inch
+        placed.append((segment, _literal(name), lane, middle))
+    lanes = [lane for _, _, lane, _ in placed]
+    return placed, max(lanes, default=0), lanes.count(-1)
+
+
+@lru_cache(maxsize=10_000)
+def _inches(text: str, size: float, weight: str = "normal") -> float:
+    """Width of a text, with some room for how letters are fitted to pixels."""
+    extents = TextPath((0, 0), _literal(text), size=size, prop=FontProperties(weight=weight)).get_extents()
+    return max(1.05 * extents.width, 0.0) / 72  # blanks have no extent
+
+
+def _cut(text: str, size: float, room: float, weight: str = "normal") -> str:
+    """The text, or its beginning and an ellipsis where it is wider than so many inches."""
+    text = text[:400]
+    if _inches(text, size, weight) <= room:
+        return text
+    low, high = 0, len(text)  # the longest beginning that fits has from `low` to `high` letters
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if _inches(f"{text[:middle]}…", size, weight) <= room else (low, middle - 1)
+    return f"{text[:low]}…"
 
 
 def _longest(timeline: Timeline) -> list[int]:
@@ -149,39 +288,6 @@ def _draw_stills(axis, timeline: Timeline) -> None:
     axis.set_axis_off()
 
 
-def _draw_strip(axis, timeline: Timeline, colours: dict[int, str]) -> None:
-    letters_wide = 125  # that fit side by side
-    for segment in timeline.segments():
-        length = segment.end - segment.start
-        axis.barh(0, length, left=segment.start, height=1, color=colours.get(segment.index, BAR), linewidth=0)
-        room = int(length / timeline.duration * letters_wide)
-        label = printable(segment.label)
-        if len(label) <= room:
-            middle = (segment.start + segment.end) / 2
-            axis.text(middle, 0, _literal(label), ha="center", va="center", fontsize=9, color="white", clip_on=True)
-    axis.set_ylim(-0.5, 0.5)
-    axis.set_yticks([])
-    axis.spines[:].set_visible(False)
-    axis.tick_params(bottom=False, labelbottom=False)
-
-
-def _draw_curves(axis, timeline: Timeline, colours: dict[int, str]) -> None:
-    edges, scores = timeline.pieces()
-    best = scores.argmax(1).numpy()
-    for row, (index, colour) in enumerate(colours.items()):
-        height = 0.86 * scores[:, index].numpy()
-        floor = np.full(len(height) + 1, len(colours) - 1.0 - row)
-        for shown, shade in ((height, "#dfe4ea"), (np.where(best == index, height, 0.0), colour)):
-            axis.fill_between(edges, floor, floor + np.append(shown, shown[-1]), step="post", color=shade, linewidth=0)
-        axis.axhline(floor[0], color="#eef1f4", linewidth=0.8, zorder=0)
-    names = [printable(timeline.labels[index]) for index in colours]
-    names = [_literal(name if len(name) <= 40 else f"{name[:39]}…") for name in names]
-    axis.set_yticks(np.arange(len(names))[::-1] + 0.4, names, fontsize=9.5, color=TEXT)
-    axis.set_ylim(-0.05, len(names) - 0.05)
-    axis.tick_params(left=False, color=MUTED)
-    axis.spines[["top", "left", "right"]].set_visible(False)
-
-
 def _save(figure: Figure, out: str | os.PathLike) -> Path:
     out = Path(out)
     with written(out, PICTURES) as beside:
@@ -194,25 +300,23 @@ def _literal(text: str) -> str:
     return printable(text).replace("$", r"\$")
 
 
-def _bars(axis, predictions: list[Prediction]) -> None:
-    """Label, bar, per cent; label above its bar so that long class names fit."""
+def _bars(axis, predictions: list[Prediction], truth: str | None) -> None:
+    """Label, bar, per cent; label above its bar so that long class names fit. A known truth is marked."""
+    labels = [prediction.label for prediction in predictions]
     for rank, prediction in enumerate(predictions):
-        best = rank == 0
+        best, right = rank == 0, prediction.label == truth
+        colour = BAR if not best else BEST if truth is None else RIGHT if right else WRONG
         axis.barh(rank, 1.0, height=0.36, color="#f0f3f7")
-        axis.barh(rank, prediction.probability, height=0.36, color=BEST if best else BAR)
-        weight = "bold" if best else "normal"
-        label = _literal(prediction.label)
-        axis.text(0.0, rank - 0.24, label, va="bottom", fontsize=9.5, color=TEXT, fontweight=weight)
-        axis.text(
-            1.0,
-            rank - 0.24,
-            f"{prediction.probability:.1%}",
-            va="bottom",
-            ha="right",
-            fontsize=9.5,
-            color=TEXT,
-            fontweight=weight,
-        )
+        axis.barh(rank, prediction.probability, height=0.36, color=RIGHT if right else colour)
+        weight = "bold" if best or right else "normal"
+        mark = "" if truth is None else "✓ " if right else "✗ " if best else ""
+        style = {"va": "bottom", "fontsize": 9.5, "color": RIGHT if right else TEXT, "fontweight": weight}
+        axis.text(0.0, rank - 0.24, _literal(mark + _cut(printable(prediction.label), 9.5, 3.7, weight)), **style)
+        axis.text(1.0, rank - 0.24, f"{prediction.probability:.1%}", ha="right", **style)
+    if truth is not None:
+        known = _cut(printable(truth), 9.5, 3.0)
+        verdict, colour = ("right", RIGHT) if truth in labels[:1] else (f"wrong; the folder says {known}", WRONG)
+        axis.text(0.0, -0.82, _literal(verdict), va="bottom", fontsize=9.5, color=colour)
     axis.set_xlim(-0.08, 1.02)
     axis.set_ylim(max(len(predictions), 3) - 0.5, -0.75)
     axis.set_axis_off()

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from lightning_modules.callbacks.curves import Curves, plot_curves, read_curves
+from lightning_modules.callbacks.curves import Curves, draw_curves, plot_curves, read_curves
 
 
 def write(path: Path, rows: list[dict]) -> Path:
@@ -44,6 +44,40 @@ def test_the_picture_has_the_panels_that_have_numbers(tmp_path, panels):
     with Image.open(tmp_path / "curves.png") as image:
         assert image.height == pytest.approx(3.7 * 120 * (1 if panels <= 2 else 2), abs=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["curves.png", "metrics.csv"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "label"),
+    [
+        ("top1 top5", "accuracy (%)"),
+        ("verb_top1 action_top5_as_coded", "accuracy (%)"),
+        ("t2v_r1 v2t_r10", "recall (%)"),
+        ("noun_recall5", "recall (%)"),
+        ("mae top1", "score"),
+    ],
+)
+def test_scores_say_what_they_are_a_share_of(tmp_path, columns, label):
+    rows = [{"step": s, **{f"val/{name}": s / 8 for name in columns.split()}} for s in range(5)]
+    (panel,) = draw_curves(write(tmp_path / "metrics.csv", rows)).axes
+    assert panel.get_ylabel() == label
+    shares = [line for line in panel.lines if "mae" not in line.get_label()]
+    assert shares and all(max(line.get_ydata()) == 50 for line in shares)
+
+
+def test_speed_and_waiting_time_are_smoothed(tmp_path):
+    """A mean over a twentieth of the points, beside the points themselves; few points stay as they are."""
+    noise = np.random.default_rng(0).random(100)
+    rows = [{"step": s, "train/clips_per_second": x, "train/data_wait": x} for s, x in enumerate(noise)]
+    for count in (100, 19):
+        axes = draw_curves(write(tmp_path / "metrics.csv", rows[:count])).axes
+        assert [axis.get_ylabel() for axis in axes] == ["clips per second", "waiting for data (% of the time)"]
+        for axis, factor in zip(axes, (1, 100), strict=True):
+            drawn = [line.get_ydata() for line in axis.lines]
+            np.testing.assert_allclose(drawn[0], factor * noise[:count])
+            assert len(drawn) == (2 if count == 100 else 1)
+            if count == 100:
+                expected = [noise[max(0, i - 2) : i + 3].mean() for i in range(100)]
+                np.testing.assert_allclose(drawn[1], factor * np.array(expected))
 
 
 def test_nothing_is_drawn_of_nothing(tmp_path):
