@@ -66,7 +66,8 @@ def _behind(url: str, suffixes: Sequence[str]) -> list[str]:
                     if folder.count("/") < url.count("/") + _DEEPEST:
                         waiting += [join(folder, name) for name in folders.subfolders(folder)]
         except DataError as error:
-            raise ZooError(f"{url} cannot be listed; check the address and your access.") from error
+            reason = getattr(error.__cause__, "strerror", None) or "no reason given"
+            raise ZooError(f"{url} cannot be listed ({reason}); check the address and your access.") from error
     if found:
         return sorted(found)
     try:

@@ -396,6 +396,7 @@ def _remote_entries(url: str) -> dict[str, bool]:
     try:
         with _as_os_error():
             filesystem, path = _filesystem(url)
+            filesystem.invalidate_cache(path)  # some keep listings as long as the process lives
             found = filesystem.ls(path, detail=True)
     except (FileNotFoundError, NotADirectoryError):
         return {}

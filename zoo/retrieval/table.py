@@ -13,6 +13,7 @@ the other, under a lock, since file systems over a network lose commits that are
 import importlib.util
 import json
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -467,9 +468,21 @@ def _told(
         raise ZooError(f"{place} cannot be {what} ({reason}); {remedy}.") from error
 
 
+_STORES_SAY = {
+    r"<Message>([^<]+)</Message>": r"\1",  # what the store answered
+    r'\b(?:message|error): "([^"]+)"': r"\1",  # what the network or the system did
+    r"\bBadScheme\b": "plain HTTP is allowed only where the environment has AWS_ALLOW_HTTP=true",
+    r"(Failed to get \w+ credentials)": r"\1",
+}
+"""Causes in the middle of the 1000 characters that LanceDB says when it cannot reach a store."""
+
+
 def _reason(error: Exception) -> str:
     """The cause alone, without the places in LanceDB's sources that it adds."""
     text = " ".join(str(error).split())
+    for pattern, cause in _STORES_SAY.items():
+        if found := re.search(pattern, text):
+            return found.expand(cause)
     for end in (", /", " Caused by", " Backtrace"):
         text = text.partition(end)[0]
     return text[:300].rstrip(". ")
