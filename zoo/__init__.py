@@ -23,6 +23,8 @@ _HOME = {
     "extract_features": "inference.predict",
     "predict": "inference.predict",
     "predict_value": "inference.predict",
+    "Explanation": "inference.explain",
+    "explain": "inference.explain",
     "Segment": "inference.long_videos",
     "Timeline": "inference.long_videos",
     "timeline": "inference.long_videos",

@@ -50,6 +50,7 @@ __all__ = [
     "captions",
     "check_clip_arguments",
     "clip_spec",
+    "object_mask",
     "render",
     "render_clip",
     "sample_spec",
@@ -433,6 +434,16 @@ def render(spec: ClipSpec) -> np.ndarray:
             plane += coverage * (np.float32(target) - plane)
         frames[..., channel] = np.clip(plane + noise + np.float32(0.5), 0, 255)
     return frames
+
+
+def object_mask(spec: ClipSpec) -> np.ndarray:
+    """Where `render` draws the moving object.
+
+    Returns:
+        bool (num_frames, height, width), True where it covers at least half of the pixel, its dark rim included.
+    """
+    rim, _, _ = _shape_layers(spec, trajectory(spec))
+    return rim >= 0.5
 
 
 def render_clip(spec: ClipSpec | str, rng: np.random.Generator | None = None) -> tuple[np.ndarray, ClipSpec]:

@@ -14,6 +14,7 @@ from datamodules.synthetic.motion import (
     PATTERNS,
     SHAPES,
     clip_spec,
+    object_mask,
     render,
     render_clip,
     sample_spec,
@@ -208,3 +209,20 @@ def test_captions_name_what_is_seen_and_vary() -> None:
     for field, names in (("shape", SHAPES), ("colour", COLOURS), ("background", PATTERNS)):
         seen = Counter(getattr(spec, field) for spec in specs)
         assert seen.keys() == set(names) and min(seen.values()) > 0.5 * len(specs) / len(names)
+
+
+def test_the_mask_is_where_the_object_is_drawn():
+    """The same scene without the object is another picture there, and the same elsewhere but for the anti-aliased
+    edge."""
+    spec = dataclasses.replace(clip_spec(3, "test", 0, "move_left"), noise_levels=0.0)
+    mask = object_mask(spec)
+    frames = render(spec).astype(int)
+    assert mask.shape == frames.shape[:3] and mask.dtype == bool and 0.02 < mask.mean() < 0.6
+    # Moved by half a picture, the object bares what was behind it.
+    x, y, *rest = spec.phases
+    away = dataclasses.replace(spec, phases=((x + 0.5) % 1, (y + 0.5) % 1, *rest))
+    behind, elsewhere = render(away).astype(int), ~mask & ~object_mask(away)
+    differs = np.abs(frames - behind).max(axis=-1)
+    both = mask & ~object_mask(away)
+    assert (differs[both] > 10).mean() > 0.95
+    assert (differs[elsewhere] > 10).mean() < 0.1
