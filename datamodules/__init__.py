@@ -14,6 +14,7 @@ _HOME = {
     "DecodeError": "video.opening",
     "DiDeMo": "didemo",
     "EpicKitchens100": "epic_kitchens",
+    "EpicKitchensRetrieval": "epic_kitchens_retrieval",
     "ImageNet": "imagenet",
     "Kinetics": "kinetics",
     "LSMDC": "lsmdc",

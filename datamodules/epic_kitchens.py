@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from datamodules.annotations.epic_kitchens import (
-    SOURCE,
     Segment,
     labels_of,
     number_of,
@@ -22,35 +21,32 @@ from datamodules.annotations.epic_kitchens import (
     seconds_of,
     sorted_as_text,
 )
-from datamodules.annotations.locate import find_videos
 from datamodules.annotations.masking import label_words, mask_words
 from datamodules.annotations.question_files import GENERIC, QuestionPair, read_questions
 from datamodules.annotations.questions import KINDS, QUESTIONS, draw_question
 from datamodules.augment import TrainTransform
 from datamodules.checks import SHARE, Count, Number, OneOf, Range, check, fits
-from datamodules.clips import ClipDataModule, ClipFormat
+from datamodules.clips import ClipFormat
 from datamodules.errors import DataError, some
+from datamodules.kitchens import KitchenDataModule
 from datamodules.loading import seeded
 from datamodules.mixing import BatchMixer
 from datamodules.segments import SegmentDataset
-from datamodules.storage.files import first_file, join, resolve
+from datamodules.storage.files import join, resolve
 from datamodules.video.sampling import MAX_FRAMES
 
 __all__ = ["EpicKitchens100"]
 
 _LISTS = {"train": "EPIC_100_train.csv", "val": "EPIC_100_validation.csv"}
-_FOLDERS = ("", "annotations", "epic-kitchens-100-annotations")
 _UNSEEN = "EPIC_100_unseen_participant_ids_{}.csv"
 _TAIL = {"verb": "EPIC_100_tail_verbs.csv", "noun": "EPIC_100_tail_nouns.csv"}
-# Not EPIC_100_noun_classes_v2.csv, which has 305 nouns: the challenge and the lists have the 300 of this one.
-_NAMES = {"verb": "EPIC_100_verb_classes.csv", "noun": "EPIC_100_noun_classes.csv"}
 _ACTIONS = "actions.csv"
 _AS_TEXT = "as_text"
 _TASKS = ("recognition", "anticipation")
 _EVALUATED = ("generic", "as_published")
 
 
-class EpicKitchens100(ClipDataModule):
+class EpicKitchens100(KitchenDataModule):
     """The official annotations, and videos, extracted frames or features, as the official downloader leaves them:
 
     | file | where |
@@ -145,7 +141,7 @@ class EpicKitchens100(ClipDataModule):
         cutmix: float = 0.0,
         **common: Any,
     ) -> None:
-        super().__init__(**common)
+        super().__init__(root, annotations=annotations, videos=videos, **common)
         if task not in (None, *_TASKS):
             raise DataError(f"task is {task!r}; choose one of {', '.join(_TASKS)}, or null for the model's.")
         if isinstance(questions, list | tuple):
@@ -177,8 +173,6 @@ class EpicKitchens100(ClipDataModule):
             raise DataError("questions is 'as_published' without questions; name their files in question_files.")
         if features is not None and (mixup or cutmix):
             raise DataError("mixup and cutmix mix clips; leave them at 0 with features.")
-        self.root = resolve(root)
-        self._annotations, self._videos = annotations, videos
         self.features = None if features is None else resolve(features)
         self.num_features = num_features
         self._task = task
@@ -201,32 +195,22 @@ class EpicKitchens100(ClipDataModule):
         return self._task or hparams.get("task") or _TASKS[0]
 
     @cached_property
-    def verb_names(self) -> list[str]:
-        """In the order of the classes."""
-        return self._class_keys("verb")
-
-    @cached_property
-    def noun_names(self) -> list[str]:
-        """In the order of the classes."""
-        return self._class_keys("noun")
-
-    @cached_property
     def actions(self) -> list[tuple[int, int]]:
         """Verb and noun of each action."""
         as_text = self._actions == _AS_TEXT
-        path = None if as_text else self._find(self._actions or _ACTIONS)
+        path = None if as_text else self.find(self._actions or _ACTIONS)
         if path is not None:
             rows = sorted(read_table(path, ("id", "verb", "noun")), key=lambda row: number_of(path, row, "id"))
             return [(number_of(path, row, "verb"), number_of(path, row, "noun")) for row in rows]
         if self._actions is not None and not as_text:
-            raise self._no_file(self._actions)
+            raise self.no_file(self._actions)
         pairs = set()
         for split in ("train", "val"):
-            path = self._find(self.lists[split] or _LISTS[split])
+            path = self.find(self.lists[split] or _LISTS[split])
             for row in [] if path is None else read_table(path, ("verb_class", "noun_class")):
                 pairs.add((number_of(path, row, "verb_class"), number_of(path, row, "noun_class")))
         if not pairs:
-            raise self._no_file(_LISTS["train"])
+            raise self.no_file(_LISTS["train"])
         return sorted_as_text(pairs) if as_text else sorted(pairs)
 
     @property
@@ -249,7 +233,7 @@ class EpicKitchens100(ClipDataModule):
     @property
     def captions(self) -> list[str]:
         """Texts to learn word pieces from: the questions, the names of the classes, and the training narrations."""
-        path = self._find(self.lists["train"] or _LISTS["train"])
+        path = self.find(self.lists["train"] or _LISTS["train"])
         rows = [] if path is None else read_table(path, ("narration_id",))
         narrations = [text for row in rows if (text := row.get("narration"))]
         questions = [text for texts in QUESTIONS.values() for text in texts]
@@ -258,15 +242,15 @@ class EpicKitchens100(ClipDataModule):
     def list_videos(self, split: str) -> list[Segment]:
         with self.folders.kept():
             name = self.lists[split] or _LISTS["val" if split == "test" else split]
-            path = self._find(name)
+            path = self.find(name)
             if path is None:
-                raise self._no_file(name)
+                raise self.no_file(name)
             self.origins[split] = path
             rows = read_table(path, ("narration_id", "participant_id", "video_id", "start_timestamp", "stop_timestamp"))
             place = {pair: number for number, pair in enumerate(self.actions)}
             unseen = self._unseen(name, {row["participant_id"] for row in rows})
             rare = {kind: self._rare(kind) for kind in _TAIL}
-            where = self._locate({row["video_id"]: row["participant_id"] for row in rows}, split)
+            where = self.locate({row["video_id"]: row["participant_id"] for row in rows}, split)
             asked = self._asked(path, rows, split)
             segments = []
             for row in rows:
@@ -291,17 +275,7 @@ class EpicKitchens100(ClipDataModule):
     def check_listings(self, listings: dict[str, list[Segment]]) -> None:
         """Raises `DataError` for classes that there are not, and a training list without labels."""
         for split, segments in listings.items():
-            strays = [
-                f"{s.narration_id} (verb {s.verb}, noun {s.nouns[0] if s.nouns else -1})"
-                for s in segments
-                if s.verb >= len(self.verb_names) or any(noun >= len(self.noun_names) for noun in s.nouns)
-            ]
-            if strays:
-                raise DataError(
-                    f"{len(strays)} of the {len(segments)} {split} segments have classes outside the tables of "
-                    f"{len(self.verb_names)} verbs and {len(self.noun_names)} nouns: {some(strays)}; take lists and "
-                    "tables of the same release."
-                )
+            self.refuse_strays(split, segments)
             if split == "train" and all(s.verb < 0 for s in segments):
                 raise DataError("The training list has no labels; take EPIC_100_train.csv.")
 
@@ -347,10 +321,6 @@ class EpicKitchens100(ClipDataModule):
 
     # Files -----------------------------------------------------------------------------------------------------------
 
-    def _find(self, name: str) -> str | None:
-        folders = _FOLDERS if self._annotations is None else (self._annotations,)
-        return first_file(self.folders, self.root, [join(folder, name) for folder in folders])
-
     def _asked(self, path: str, rows: list[dict[str, str]], split: str) -> dict[str, QuestionPair]:
         """Masked questions of the segments of a list by narration_id; none where the fixed texts are read."""
         if self.question_files is None or (split != "train" and self.questions == "generic"):
@@ -363,7 +333,7 @@ class EpicKitchens100(ClipDataModule):
             )
         written: dict[str, QuestionPair] = {}
         for name in self.question_files:
-            file = self._find(name)
+            file = self.find(name)
             if file is None:
                 where = join(self.root, self._annotations or "annotations")
                 raise DataError(f"There is no {name} in {where}; give the path in data.question_files.")
@@ -380,55 +350,22 @@ class EpicKitchens100(ClipDataModule):
             asked[row["narration_id"]] = QuestionPair(mask_words(pair.verb, noun), mask_words(pair.noun, verb))
         return asked
 
-    def _no_file(self, name: str) -> DataError:
-        where = join(self.root, self._annotations or "annotations")
-        return DataError(
-            f"There is no {name} in {where}; name the folder with data.annotations, or get the annotations from "
-            f"{SOURCE}."
-        )
-
-    def _class_keys(self, kind: str) -> list[str]:
-        path = self._find(_NAMES[kind])
-        if path is None:
-            raise self._no_file(_NAMES[kind])
-        keys = {number_of(path, row, "id"): row["key"] for row in read_table(path, ("id", "key"))}
-        if sorted(keys) != list(range(len(keys))):
-            raise DataError(f"{path} does not number its classes from 0 on; take the file of the official release.")
-        return [keys[number] for number in range(len(keys))]
-
     def _rare(self, kind: str) -> set[int]:
-        path = self._find(_TAIL[kind])
+        path = self.find(_TAIL[kind])
         return set() if path is None else {number_of(path, row, kind) for row in read_table(path, (kind,))}
 
     def _unseen(self, name: str, people: set[str]) -> set[str]:
         """Participants of a list who have no training videos."""
         if name == (self.lists["train"] or _LISTS["train"]):
             return set()
-        path = self._find(_UNSEEN.format("test" if "test" in name else "validation"))
+        path = self.find(_UNSEEN.format("test" if "test" in name else "validation"))
         if path is not None:
             return {row["participant_id"] for row in read_table(path, ("participant_id",))}
-        path = self._find(self.lists["train"] or _LISTS["train"])
+        path = self.find(self.lists["train"] or _LISTS["train"])
         return people - {row["participant_id"] for row in ([] if path is None else read_table(path, ("video_id",)))}
 
-    def _locate(self, participant_of: dict[str, str], split: str) -> dict[str, str]:
-        """video_id -> path; of those that are nowhere, where they would be."""
+    def locate(self, participant_of: dict[str, str], split: str) -> dict[str, str]:
+        """video_id -> path of the video or its features; of those that are nowhere, where they would be."""
         if self.features is not None:
             return {name: join(self.features, f"{name}.safetensors") for name in participant_of}
-        top = self.root if self._videos is None else join(self.root, self._videos)
-        expected = {name: join(top, person, "videos", f"{name}.MP4") for name, person in participant_of.items()}
-        if not self.check_files:
-            return expected
-        found = find_videos(self.folders, top, {*participant_of, *(f"{name}.tar" for name in participant_of)})
-        where = {}
-        for name in participant_of:
-            paths = [*found.get(name, []), *found.get(f"{name}.tar", [])]
-            where[name] = next((path for path in paths if "flow_frames" not in path), None)
-        if not any(where.values()):
-            raise DataError(
-                f"None of the {len(where)} {split} videos is below {top} ({some(list(expected.values()))}); name their "
-                "folder with data.videos."
-            )
-        lost = [name for name, path in where.items() if path is None]
-        if lost:
-            warnings.warn(f"{len(lost)} of the {len(where)} {split} videos are not below {top}: {some(lost)}.")
-        return {name: path or expected[name] for name, path in where.items()}
+        return super().locate(participant_of, split)

@@ -19,7 +19,7 @@ from datamodules.video.opening import DecodeError
 from datamodules.video.resize import crop_views, to_clip
 from datamodules.video.sampling import clip_indices, range_in
 
-__all__ = ["SegmentDataset"]
+__all__ = ["SegmentDataset", "read_segment"]
 
 
 class SegmentDataset(Dataset):
@@ -115,23 +115,12 @@ class SegmentDataset(Dataset):
 
     def _clips(self, sample: Segment) -> Tensor:
         """uint8 (3, T, H, W), or (V, 3, T, H, W) for several views."""
-        clip, count = self.clip, 1 if self.training else self.num_clips
-        with open_frames(sample.path, decoder=clip.decoder) as reader:
-            seen = range_in(reader.pts_seconds, sample.span)
-            if seen is None:
-                return self._zeros()
-            options = {"sampling": clip.sampling, "frame_stride": clip.frame_stride, "num_clips": count,
-                       "mode": "train" if self.training else "test"}  # fmt: skip
-            length = seen[1] - seen[0] + 1
-            found = [seen[0] + clip_indices(length, clip.num_frames, clip=number, **options) for number in range(count)]
-            positions = np.concatenate(found)
-            frames = reader.read(positions) if self.training else clip.read(reader, positions)
         if self.training:
-            return to_clip(self.transform(frames))
-        # (crops, clips, T, 3, H, W)
-        crops = crop_views(frames.unflatten(0, (count, clip.num_frames)), clip.image_size, self.num_crops)
-        views = crops.permute(1, 0, 3, 2, 4, 5).flatten(0, 1)
-        return views if len(views) > 1 else views[0]
+            found = read_segment(sample.path, sample.span, self.clip, transform=self.transform)
+        else:
+            views = {"num_clips": self.num_clips, "num_crops": self.num_crops}
+            found = read_segment(sample.path, sample.span, self.clip, **views)
+        return self._zeros() if found is None else found
 
     def _features(self, sample: Segment) -> Tensor:
         """float32 (features, width)."""
@@ -174,3 +163,47 @@ class SegmentDataset(Dataset):
         kind = "video" if self.features is None else "features"
         question = Question("", "") if self.training else None
         return self._labelled({kind: self._zeros()}, self.samples[index], -1, question)
+
+
+def read_segment(
+    path: str,
+    span: tuple[float, float],
+    clip: ClipFormat,
+    *,
+    transform: TrainTransform | None = None,
+    num_clips: int = 1,
+    num_crops: int = 1,
+) -> Tensor | None:
+    """Read what is seen between two seconds of a video.
+
+    Args:
+        path: a video file, or a folder or tar of its frames.
+        span: first and last second, both included.
+        clip: frames and pixels.
+        transform: makes one clip for training, of frames drawn at random; None makes fixed views.
+        num_clips: clips of the fixed views.
+        num_crops: crops of each.
+
+    Returns:
+        uint8 (3, T, H, W), or (V, 3, T, H, W) for several views; None where the video begins after the span.
+
+    Raises:
+        DecodeError: the video cannot be read.
+    """
+    count = 1 if transform is not None else num_clips
+    with open_frames(path, decoder=clip.decoder) as reader:
+        seen = range_in(reader.pts_seconds, span)
+        if seen is None:
+            return None
+        options = {"sampling": clip.sampling, "frame_stride": clip.frame_stride, "num_clips": count,
+                   "mode": "test" if transform is None else "train"}  # fmt: skip
+        length = seen[1] - seen[0] + 1
+        found = [seen[0] + clip_indices(length, clip.num_frames, clip=number, **options) for number in range(count)]
+        positions = np.concatenate(found)
+        frames = clip.read(reader, positions) if transform is None else reader.read(positions)
+    if transform is not None:
+        return to_clip(transform(frames))
+    # (crops, clips, T, 3, H, W)
+    crops = crop_views(frames.unflatten(0, (count, clip.num_frames)), clip.image_size, num_crops)
+    views = crops.permute(1, 0, 3, 2, 4, 5).flatten(0, 1)
+    return views if len(views) > 1 else views[0]

@@ -20,6 +20,7 @@ from datamodules import (
     CaptionCSV,
     DiDeMo,
     EpicKitchens100,
+    EpicKitchensRetrieval,
     ImageNet,
     Kinetics,
     PairCorpora,
@@ -401,6 +402,40 @@ def test_actions_fit(tmp_path, task, fusion):
         assert batch["verb_question"] == [GENERIC.verb] * 2 and batch["noun_question"] == [GENERIC.noun] * 2
     assert all(seen["training"]["question"]) and seen["training"]["answer"].dtype == torch.int64
     assert model.class_names == data.class_names
+
+
+@pytest.mark.parametrize("module", ["TextVideoRetrieval", "VideoTextPretraining"])
+def test_segments_and_sentences_fit(tmp_path, module):
+    root = generate_kitchen(tmp_path / "kitchen", num_train=2, num_val=2, num_test=0, actions=2, size=(32, 32),
+                            num_frames=6, num_workers=0, progress=False)  # fmt: skip
+    data = EpicKitchensRetrieval(root, batch_size=2, num_workers=0)
+    text = {"vocab_size": 100, **TOWER, "num_hidden_layers": 2}
+    model = {
+        "TextVideoRetrieval": lambda: TextVideoRetrieval(CLIP, "mean", num_frames=3),
+        "VideoTextPretraining": lambda: VideoTextPretraining(16, 1, num_frames=3, image_size=32, text=text, dim=8,
+                                                             fusion_layers=1),
+    }[module]()  # fmt: skip
+    seen = {}
+    for stage in ("training", "validation", "test", "predict"):
+        step = getattr(model, f"{stage}_step")
+        setattr(model, f"{stage}_step", lambda batch, i, s=stage, f=step: (seen.setdefault(s, batch), f(batch, i))[1])
+    quiet = dict(logger=False, enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False)
+    trainer = Trainer(max_epochs=1, accelerator="cpu", num_sanity_val_steps=0, default_root_dir=tmp_path, **quiet)
+    trainer.fit(model, datamodule=data)
+    assert trainer.callback_metrics["train/loss"].isfinite() and 0 < trainer.callback_metrics["val/map"] <= 1
+    (scores,) = trainer.test(model, datamodule=data, verbose=False)
+    assert set(scores) == {f"test/{way}{name}" for way in ("", "v2t_", "t2v_") for name in ("map", "ndcg")}
+    assert scores["test/map"] == pytest.approx((scores["test/v2t_map"] + scores["test/t2v_map"]) / 2)
+    trainer.predict(model, datamodule=data, return_predictions=True)
+    for stage, batch in seen.items():
+        assert batch["video"].shape == (2, 3, 3, 32, 32) and batch["video"].dtype == torch.uint8, stage
+        assert torch.equal(batch["index"], batch["video_index"]) and batch["index"].dtype == torch.int64
+        assert all(isinstance(text, str if stage == "training" else list) for text in batch["text"])
+        assert all(isinstance(text, str) for key in ("path", "narration_id") for text in batch[key])
+        assert ("nouns" in batch) == ("verb" in batch) == ("segment" in batch) == (stage != "training")
+        if stage != "training":
+            assert batch["nouns"].shape == (2, 14) and batch["nouns"].dtype == torch.bool
+            assert batch["verb"].dtype == batch["segment"].dtype == torch.int64
 
 
 # Pairs -------------------------------------------------------------------------------------------------------------

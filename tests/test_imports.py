@@ -30,7 +30,7 @@ FLOORS = {
         ("annotations", "augment"),
         ("shards", "unreadable"),
         ("clips",),
-        ("base", "retrieval", "segments"),
+        ("base", "kitchens", "retrieval", "segments"),
     ),
     "lightning_modules": (
         ("errors",),

@@ -12,6 +12,7 @@ can be anticipated, a video keeps its shape, and each motion is followed by the 
 
     root/P01/videos/P01_01.MP4
     root/annotations/EPIC_100_train.csv, EPIC_100_validation.csv, EPIC_100_test_timestamps.csv, and the tables
+    root/annotations/retrieval_annotations/EPIC_100_retrieval_train.csv, EPIC_100_retrieval_train_sentence.csv, and test
     root/annotations/EPIC_100_train_actions_gpt_questions_clean.pkl, EPIC_100_train_questions.csv, and of validation
     root/metadata.json
 """
@@ -187,6 +188,7 @@ def _write_annotations(folder: Path, videos: Sequence[_Video], fps: float) -> No
         _write_csv(folder / f"EPIC_100_{name}.csv", header, rows)
         if split != "test":
             write_questions(folder, split, header, rows)
+            _write_retrieval(folder / "retrieval_annotations", split, header, rows)
     for kind, names in (("verb", VERBS), ("noun", NOUNS)):
         rows = [(number, name, [name], "generated") for number, name in enumerate(names)]
         _write_csv(folder / f"EPIC_100_{kind}_classes.csv", ("id", "key", "instances", "category"), rows)
@@ -199,6 +201,22 @@ def _write_annotations(folder: Path, videos: Sequence[_Video], fps: float) -> No
     sizes = ["x".join(map(str, video.actions[0].size)) for video in videos]
     rows = [(*row, size) for row, size in zip(durations, sizes, strict=True)]
     _write_csv(folder / "EPIC_100_video_info.csv", ("video_id", "duration", "fps", "resolution"), rows)
+
+
+def _write_retrieval(folder: Path, split: str, header: Sequence[str], rows: Sequence[list]) -> None:
+    """The segments of a split again, and of these the first with each narration: as the official files, the test split
+    is that of validation."""
+    folder.mkdir(exist_ok=True)
+    name = f"EPIC_100_retrieval_{'train' if split == 'train' else 'test'}"
+    _write_csv(folder / f"{name}.csv", header, rows)
+    places = {"narration_id": "narration_id", "narration": "narration"}
+    if split == "train":
+        places |= {"verb_class": "verb_class", "noun_classes": "all_noun_classes"}
+    first: dict[str, list] = {}
+    for row in rows:
+        known = dict(zip(header, row, strict=True))
+        first.setdefault(known["narration"], [known[column] for column in places.values()])
+    _write_csv(folder / f"{name}_sentence.csv", list(places), list(first.values()))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -130,6 +130,18 @@ CASES = {
          "annotations/EPIC_100_unseen_participant_ids_validation.csv"),
         ["P01/videos/P01_11.MP4", "P01/rgb_frames/P01_12.tar"],
     ),
+    "EpicKitchensRetrieval": (
+        {},
+        {f"retrieval_annotations/EPIC_100_retrieval_{split}.csv": EPIC.format(video)
+         for split, video in (("train", 11), ("test", 12))}
+        | {f"retrieval_annotations/EPIC_100_retrieval_{split}_sentence.csv":
+           f"narration_id,narration\nP01_{video}_0,take plate\nP01_{video}_1,open tap\n"
+           for split, video in (("train", 11), ("test", 12))}
+        | {"EPIC_100_verb_classes.csv": "id,key,instances,category\n0,take,x,y\n1,open,x,y\n",
+           "EPIC_100_noun_classes.csv": "id,key,instances,category\n0,tap,x,y\n1,plate,x,y\n"},
+        (),
+        ["P01/videos/P01_11.MP4", "P01/rgb_frames/P01_12.tar"],
+    ),
     "PairCorpora": (
         dict(corpora=[{"annotations": "pairs.jsonl"}, {"annotations": "pictures.json"}], val="val.json"),
         {"pairs.jsonl": '{"video": "1.mp4", "caption": "a"}\n{"video": "2.mp4", "caption": ["b", "c"]}\n',

@@ -9,6 +9,7 @@ import datamodules
 from datamodules.annotations.epic_kitchens import Segment
 from datamodules.base import Sample
 from datamodules.checks import Count, Number, OneOf, OrNone, Range, check, fits
+from datamodules.epic_kitchens_retrieval import NarratedSegment
 from datamodules.errors import DataError
 from datamodules.lvu import Film
 from datamodules.retrieval import CaptionedVideo
@@ -46,6 +47,7 @@ OWN = {
         "question_files": ("", [], [""], [1], 1, {"a": 1}),
         "crop_area": LABELLED["crop_area"], "rand_augment_ops": COUNT, "rand_augment_magnitude": (-1, 11, math.nan),
     },
+    "EpicKitchensRetrieval": {"crop_area": LABELLED["crop_area"]},
     "PairCorpora": {
         "horizontal_flip": SHARE,
         "corpora": ([5], [{"shards": "a", "x": 1}], *([{"annotations": "a", "ratio": r}] for r in (math.nan, 1e9))),
@@ -105,7 +107,8 @@ def test_values_and_types(value, kind, expected):
 
 def test_every_entry_has_types_that_can_be_compared():
     entries = {Sample: ["a", 1], Film: ["a", 1.5, None], CaptionedVideo: ["a", ["b"], [0, 1.5]],
-               Segment: ["a", "b", [0, 1], 1, [1, 2], 3, True, [True, False], "a", "b"]}  # fmt: skip
+               Segment: ["a", "b", [0, 1], 1, [1, 2], 3, True, [True, False], "a", "b"],
+               NarratedSegment: ["a", "b", [0, 1], 1, [1, 2], ["c"]]}  # fmt: skip
     for entry, values in entries.items():
         for (field, kind), value in zip(entry.__annotations__.items(), values, strict=True):
             assert fits(value, kind), (entry, field)
