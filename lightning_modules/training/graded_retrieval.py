@@ -152,7 +152,7 @@ def graded_ranking(
     candidate: tuple[Tensor, Tensor, Tensor],
     *,
     dual_softmax: bool = False,
-    block_elements: int = 2**22,
+    block_elements: int = 2**20,
 ) -> tuple[Tensor, Tensor]:
     """Average precision and nDCG of each query.
 

@@ -172,6 +172,23 @@ def test_a_draw_gives_the_same_item_again_and_its_text_does_not_depend_on_the_vi
     assert dataset[Draw(1, 5)]["text"] == first["text"]
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_resumed_epoch_reads_the_same_sentences(kitchen, num_workers):
+    def loader(state=None):
+        module = data(kitchen, batch_size=3, num_workers=num_workers)
+        seed_everything(1)
+        module.setup("fit")
+        module.load_state_dict(state or {})
+        return module, iter(module.train_dataloader())
+
+    _, whole = loader()
+    expected = [(batch["text"], batch["index"].tolist()) for batch in whole]
+    module, started = loader()
+    next(started), next(started)
+    _, resumed = loader(module.state_dict())
+    assert [(batch["text"], batch["index"].tolist()) for batch in resumed] == expected[2:]
+
+
 def test_broken_videos_are_replaced_in_training_and_keep_their_sentences_in_evaluation(kitchen, tmp_path):
     root = tmp_path / "root"
     shutil.copytree(kitchen, root)
