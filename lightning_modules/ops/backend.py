@@ -10,6 +10,7 @@ in `_STAND_INS`), and its place in the tables below.
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,6 +20,8 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+
+from lightning_modules.ops.self_check import defect
 
 __all__ = ["BackendError", "available_backends", "select", "use_backend", "why_not"]
 
@@ -36,6 +39,8 @@ _NAMES = ("numba", "triton", "mamba_ssm", "reference")
 _KERNELS = ("scan", "conv", "norm")
 # Whose kernel runs where a backend has none of its own.
 _STAND_INS = {("norm", "numba"): "reference", ("norm", "mamba_ssm"): "reference"}
+# Compiled on the machine by others; numba's look at themselves.
+_CHECKED = ("triton", "mamba_ssm")
 _VARIABLE = "ZOO_SCAN_BACKEND"
 
 _forced: ContextVar[str | None] = ContextVar("forced_backend", default=None)
@@ -84,13 +89,23 @@ def why_not(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = 
     if name not in _TABLE.get(device, _ANY_DEVICE):
         return f"The {name} backend does not run on {device} devices."
     try:
-        for kernel in _KERNELS:
-            if (kernel, name) not in _modules:
-                file = _STAND_INS.get((kernel, name), name)
-                _modules[kernel, name] = import_module(f"{__package__}.{kernel}.{file}")
+        kernels = _kernels(name)
     except ImportError as error:
-        return f"The {name} backend cannot be imported ({error}); install what is missing or use another backend."
-    return _modules["scan", name].why_not(device, dtype)
+        remedy = "install triton-windows" if (name, sys.platform) == ("triton", "win32") else "install what is missing"
+        return f"The {name} backend cannot be imported ({error}); {remedy} or use another backend."
+    reason = kernels["scan"].why_not(device, dtype)
+    if reason is not None or name not in _CHECKED or device != "cuda":
+        return reason
+    return defect(name, kernels, _kernels("reference"), device)
+
+
+def _kernels(name: str) -> dict[str, ModuleType]:
+    """Import what a backend runs for each kernel."""
+    for kernel in _KERNELS:
+        if (kernel, name) not in _modules:
+            file = _STAND_INS.get((kernel, name), name)
+            _modules[kernel, name] = import_module(f"{__package__}.{kernel}.{file}")
+    return {kernel: _modules[kernel, name] for kernel in _KERNELS}
 
 
 def select(kernel: str, tensor: Tensor) -> ModuleType:
@@ -127,9 +142,12 @@ def _automatic(device: str, dtype: torch.dtype) -> str:
     for name in _TABLE.get(device, _ANY_DEVICE):
         reason = why_not(name, device, dtype)
         if reason is None:
+            slow = name == "reference" and device not in ("cpu", "meta")
             # Falling back costs a factor of ten and more: that has to be seen.
-            level = logging.WARNING if passed_over else logging.INFO
-            logger.log(level, " ".join([f"The {name} backend runs the scans of {dtype} on {device}.", *passed_over]))
+            level = logging.WARNING if passed_over or slow else logging.INFO
+            pace = ", token by token, about 100 times slower than compiled kernels" if slow else ""
+            said = f"The {name} backend runs the scans of {dtype} on {device}{pace}."
+            logger.log(level, " ".join([said, *passed_over]))
             return name
         passed_over.append(reason)
     raise AssertionError("the reference backend runs everywhere")

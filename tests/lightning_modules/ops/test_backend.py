@@ -53,6 +53,17 @@ def test_auto_says_once_what_it_took(caplog) -> None:
     ]
 
 
+@pytest.mark.parametrize("device", ["cuda", "mps", "xpu"])
+def test_the_reference_on_an_accelerator_is_a_warning(device, caplog) -> None:
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("triton runs here")
+    backend_module._automatic.cache_clear()
+    assert backend_module._automatic(device, torch.float32) == "reference"
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert f"scans of torch.float32 on {device}, token by token, about 100 times slower" in record.getMessage()
+
+
 def test_why_not_gives_the_reason() -> None:
     assert why_not("numba") is None
     assert why_not("reference", "cuda") is None
