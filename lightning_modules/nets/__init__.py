@@ -11,6 +11,8 @@ _HOME = {
     "JointMambaVL": "mambavl_joint",
     "MambaVL": "mambavl",
     "Muse": "muse",
+    "TimeMamba": "timemamba",
+    "ViViM": "vivim",
     "VideoTextNet": "video_text",
 }
 __all__ = list(_HOME)

@@ -34,12 +34,21 @@ class BiMamba(nn.Module):
         init: "mamba" starts the step sizes log-uniform in [0.001, 0.1] as Mamba (arXiv 2312.00752, section 3.6);
             "official" as the released VideoMamba code, whose later initialisation overwrites them: dt_proj.weight
             is truncated normal and dt_proj.bias 0.
+        halve: take half of the sum of the two directions, as Vision Mamba (arXiv 2401.09417) does. The weights have the
+            same shapes and do not tell.
     """
 
     def __init__(
-        self, dim: int, state_size: int = 16, conv_width: int = 4, expand: int = 2, init: str = "mamba"
+        self,
+        dim: int,
+        state_size: int = 16,
+        conv_width: int = 4,
+        expand: int = 2,
+        init: str = "mamba",
+        halve: bool = False,
     ) -> None:
         super().__init__()
+        self.halve = halve
         if init not in ("mamba", "official"):
             raise ModelError(f"init is {init!r}; choose 'mamba' or 'official'.")
         inner = expand * dim
@@ -80,6 +89,9 @@ class BiMamba(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
         x, z = self.in_proj(h).chunk(2, dim=-1)
+        if self.halve:
+            # Half of the weight is half of the sum, bit for bit, and much smaller.
+            return linear(self.scan(x, z), self.out_proj.weight / 2)
         return self.out_proj(self.scan(x, z))
 
     def scan(self, x: Tensor, z: Tensor | None = None) -> Tensor:

@@ -130,6 +130,12 @@ class VideoMamba(nn.Module):
         Raises:
             ModelError: the clip's frames or size are not the network's.
         """
+        tokens = self._embed_patches(x)
+        cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
+        return torch.cat([cls_token.to(tokens.dtype), tokens.flatten(1, 2)], dim=1)
+
+    def _embed_patches(self, x: Tensor) -> Tensor:
+        """Input as in `embed` -> patches with positions (B, T', H'W', D)."""
         frames = () if self.num_frames is None else (self.num_frames,)
         expected = (3, *frames, self.image_size, self.image_size)
         if x.shape[1:] != expected:
@@ -141,8 +147,7 @@ class VideoMamba(nn.Module):
         tokens = self.patch_embed(x) + self.pos_embed[:, None, 1:]
         if self.num_frames is not None:
             tokens = tokens + self.temporal_pos_embedding[:, :, None]
-        cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
-        return torch.cat([cls_token.to(tokens.dtype), tokens.flatten(1, 2)], dim=1)
+        return tokens
 
     def forward_blocks(self, hidden: Tensor, streams: list[Tensor] | None = None) -> Tensor:
         """Tokens (B, L, D) -> the residual stream after the last block, not yet normalised (B, L, D).

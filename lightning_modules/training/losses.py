@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["ALIGNMENT_LOSSES", "alignment_loss", "contrastive_loss"]
+__all__ = ["ALIGNMENT_LOSSES", "alignment_loss", "contrastive_loss", "max_margin_loss"]
 
 ALIGNMENT_LOSSES = ("l2", "mse", "smooth_l1")
 
@@ -50,3 +50,26 @@ def contrastive_loss(text: Tensor, video: Tensor, scale: Tensor | float, group: 
         logits = logits.masked_fill(same, float("-inf"))
     target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def max_margin_loss(text: Tensor, video: Tensor, margin: float = 0.2, group: Tensor | None = None) -> Tensor:
+    """Mean over all wrong pairs of a batch of how far each comes closer to the right pair than `margin`.
+
+    For texts i and videos j with cosines s: ``max(0, margin - s_ii + s_ij)`` of each text and each wrong video, and
+    ``max(0, margin - s_jj + s_ij)`` of each video and each wrong text. It is the loss that Video Mamba Suite (arXiv
+    2403.09626) fine-tunes with on EPIC-KITCHENS-100 retrieval.
+
+    Args:
+        text: unit vectors (N, D); row i belongs to row i of `video`.
+        video: unit vectors (N, D).
+        margin: by which right pairs are to be nearer than wrong ones.
+        group: int64 (N,); pairs of the same group are no wrong pairs of each other. None takes every other pair.
+    """
+    cosines = text.float() @ video.float().T
+    right = cosines.diagonal()
+    excess = F.relu(margin - right[:, None] + cosines) + F.relu(margin - right[None, :] + cosines)
+    same = torch.eye(len(right), dtype=torch.bool, device=right.device)
+    if group is not None:
+        same = same | (group[:, None] == group[None, :])
+    # The sum keeps a gradient where there is no wrong pair.
+    return excess.masked_fill(same, 0.0).sum() / (2 * (~same).sum()).clamp_min(1)

@@ -1,0 +1,290 @@
+"""TimeMamba of Video Mamba Suite (arXiv 2403.09626): CLIP's image transformer with a Mamba along time in every block.
+
+Legend of shapes: B clips, T frames, N patches of a frame, D width of a token.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lightning_modules.checks import check_arguments, check_choice
+from lightning_modules.errors import ModelError
+from lightning_modules.nets.bimamba import BiMamba
+from lightning_modules.nets.videomamba import resize_grid
+from lightning_modules.ops import Linear, linear
+
+__all__ = ["STYLES", "TimeMamba"]
+
+STYLES = ("vanilla", "frozen")
+
+
+class TimeMamba(nn.Module):
+    """The plain network.
+
+    ::
+
+        clip (B, 3, T, H, W) -> patches of each frame + positions, one class token for the clip -> LayerNorm
+             -> depth x block -> LayerNorm -> class token -> head
+
+        block:  y = x + tanh(gate) * BiMamba(norm(x))        each patch position as a sequence of T frames
+                attention within each frame, over the class token and the frame's y
+                class token += mean over the frames of what it got
+                x = y + what the patches got  (vanilla),  or  x + what the patches got  (frozen)
+                both += MLP(norm(both))
+
+    Nothing but the order of the scan knows the time, so the same weights take any number of frames. A gate of 0, where
+    training starts, makes it an image transformer for each frame. Names and shapes of the weights are those of the
+    official files. ViT-B/16, which is released, has the sizes (embed_dim, depth, heads) 768, 12, 12.
+
+    Args:
+        num_classes: outputs of the head; 0 leaves it out.
+        embed_dim: width D of a token.
+        depth: number of blocks.
+        heads: attention heads.
+        image_size: side of the square input in pixels.
+        patch_size: side of a patch in pixels.
+        style: what the spatial attention is added to: "vanilla" (TimeSformer's divided attention) or "frozen" (Frozen
+            in Time's). The weights fit both.
+        drop: dropout before the head.
+        init: of the mixers, see `BiMamba`.
+        checkpoint_blocks: how many of the first blocks are recomputed in the backward pass to save memory.
+
+    Raises:
+        ModelError: a number out of its range, or sizes that do not fit.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 0,
+        embed_dim: int = 768,
+        depth: int = 12,
+        heads: int = 12,
+        image_size: int = 224,
+        patch_size: int = 16,
+        style: str = "vanilla",
+        drop: float = 0.0,
+        init: str = "mamba",
+        checkpoint_blocks: int = 0,
+    ) -> None:
+        super().__init__()
+        check_arguments(
+            {
+                "embed_dim": embed_dim, "depth": depth, "heads": heads, "image_size": image_size,
+                "patch_size": patch_size, "drop": drop, "checkpoint_blocks": checkpoint_blocks,
+            }
+        )  # fmt: skip
+        if num_classes != 0:
+            check_arguments({"num_classes": num_classes})
+        check_choice("style", style, STYLES)
+        if embed_dim % heads:
+            raise ModelError(f"embed_dim {embed_dim} is not a multiple of heads {heads}; change one of them.")
+        if image_size % patch_size:
+            raise ModelError(
+                f"image_size {image_size} is not a multiple of patch_size {patch_size}; change one of them."
+            )
+        self.embed_dim = embed_dim
+        self.depth = depth
+        self.image_size = image_size
+        self.checkpoint_blocks = checkpoint_blocks
+        self.grid_size = image_size // patch_size
+        self.patch_embed = FramePatches(embed_dim, patch_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid_size**2, embed_dim))
+        self.ln_pre = nn.LayerNorm(embed_dim, eps=1e-5)
+        self.blocks = nn.ModuleList(TimeBlock(embed_dim, heads, style, init) for _ in range(depth))
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.drop = nn.Dropout(drop)
+        self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
+        self._reset_parameters()
+
+    @torch.no_grad()
+    def _reset_parameters(self) -> None:
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        layers = [self.head] if isinstance(self.head, nn.Linear) else []
+        for block in self.blocks:
+            layers += [block.attn.Wqkv, block.attn.out_proj, block.mlp.fc1, block.mlp.fc2]
+        for layer in layers:
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+
+    def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised clip (B, 3, T, H, W) of any number of frames -> what enters the first block: the class token
+        (B, 1, D) and the patches (B, N, T, D).
+
+        Raises:
+            ModelError: the size is not the network's.
+        """
+        size = self.image_size
+        if x.ndim != 5 or x.shape[1] != 3 or x.shape[3:] != (size, size):
+            raise ModelError(f"The network takes inputs of shape (batch, 3, frames, {size}, {size}), this one is "
+                             f"{tuple(x.shape)}: resample the input, or build the network with another image_size "
+                             "(zoo.load interpolates).")  # fmt: skip
+        patches = self.patch_embed(x).transpose(1, 2) + self.pos_embed[:, 1:, None]
+        first = (self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1)
+        return self.ln_pre(first.to(patches.dtype)), self.ln_pre(patches)
+
+    def forward_blocks(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Input as in `embed` -> class token (B, 1, D) and patches (B, N, T, D) after the last block."""
+        first, patches = self.embed(x)
+        for number, block in enumerate(self.blocks):
+            if number < self.checkpoint_blocks and torch.is_grad_enabled():
+                first, patches = checkpoint(block, first, patches, use_reentrant=False)
+            else:
+                first, patches = block(first, patches)
+        return first, patches
+
+    def forward_tokens(self, x: Tensor) -> Tensor:
+        """Input as in `embed` -> tokens after the final norm: class token, then the patches frame by frame in raster
+        order (B, 1 + T N, D)."""
+        first, patches = self.forward_blocks(x)
+        return self.norm(torch.cat([first, patches.transpose(1, 2).flatten(1, 2)], dim=1))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Input as in `embed` -> class token after the final norm (B, D)."""
+        return self.norm(self.forward_blocks(x)[0][:, 0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Input as in `embed` -> logits (B, num_classes), or the features where there is no head."""
+        return self.head(self.drop(self.forward_features(x)))
+
+    def layer_id(self, name: str) -> int:
+        """Depth of a parameter for layer-wise decay: 0 the embeddings, 1..depth the blocks, depth + 1 the rest."""
+        if name.startswith("blocks."):
+            return int(name.split(".")[1]) + 1
+        return self.depth + 1 if name.startswith(("norm.", "head.")) else 0
+
+    def adapt_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of another resolution, with interpolated position embeddings; the number of frames is in none."""
+        adapted = dict(state_dict)
+        if "pos_embed" in adapted:
+            adapted["pos_embed"] = resize_grid(adapted["pos_embed"], self.grid_size)
+        return adapted
+
+    @torch.no_grad()
+    def start_from_clip(self, clip: nn.Module, source: str) -> None:
+        """Take the weights of CLIP's image tower; what is along time keeps its own, behind gates of 0.
+
+        Args:
+            clip: from `lightning_modules.nets.clip_tower.load_image_tower`.
+            source: its name, for messages.
+
+        Raises:
+            ModelError: it has other sizes.
+        """
+        found, own = clip.vision_model.state_dict(), self.state_dict()
+        weights = {name: found[theirs] for name, theirs in _CLIP_NAMES.items() if theirs in found}
+        if "cls_token" in weights:
+            weights["cls_token"] = weights["cls_token"].view(1, 1, -1)
+        if "pos_embed" in weights:
+            weights["pos_embed"] = resize_grid(weights["pos_embed"][None], self.grid_size)
+        for number in range(self.depth):
+            theirs = f"encoder.layers.{number}"
+            for mine, layer in _CLIP_LAYERS.items():
+                for kind in ("weight", "bias"):
+                    parts = [found.get(f"{theirs}.{part}.{kind}") for part in layer]
+                    if all(part is not None for part in parts):
+                        weights[f"blocks.{number}.{mine}.{kind}"] = torch.cat(parts)
+        ours = ("time_mamba", "norm3", "alpha_timeattn", "head.")
+        weights |= {name: tensor for name, tensor in own.items() if any(part in name for part in ours)}
+        wrong = [name for name in own if name not in weights or weights[name].shape != own[name].shape]
+        if wrong or f"encoder.layers.{self.depth}.layer_norm1.weight" in found:
+            where = f" ({wrong[0]})" if wrong else ""
+            raise ModelError(f"vision and {source!r} have different sizes{where}; name a CLIP of width "
+                             f"{self.embed_dim}, {self.depth} blocks and patches of {self.patch_embed.patch_size} "
+                             "px.")  # fmt: skip
+        self.load_state_dict(weights)
+
+
+class FramePatches(nn.Module):
+    """Cut each frame into patches and project them, without a bias.
+
+    The weight keeps the convolution's shape and official key ``proj.weight``; patches do not overlap, so it is a matrix
+    product (see `lightning_modules.nets.videomamba.PatchEmbed`).
+    """
+
+    def __init__(self, embed_dim: int, patch_size: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(3, embed_dim, patch_size, stride=patch_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, T, H, W) -> (B, T, N, D), raster order."""
+        p = self.patch_size
+        patches = x.unflatten(3, (-1, p)).unflatten(5, (-1, p))  # (B, 3, T, H', p, W', p)
+        patches = patches.permute(0, 2, 3, 5, 1, 4, 6).flatten(4).flatten(2, 3)
+        return linear(patches, self.proj.weight.flatten(1))
+
+
+class TimeBlock(nn.Module):
+    """One block, see `TimeMamba`."""
+
+    def __init__(self, dim: int, heads: int, style: str, init: str) -> None:
+        super().__init__()
+        self.style = style
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm3 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, heads)
+        self.mlp = Mlp(dim, 4 * dim)
+        self.time_mamba = BiMamba(dim, expand=1, init=init)
+        self.alpha_timeattn = nn.Parameter(torch.zeros(()))
+
+    def forward(self, first: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Class token (B, 1, D) and patches (B, N, T, D) -> the same."""
+        batch, places, frames, _ = x.shape
+        moved = self.time_mamba(self.norm3(x).flatten(0, 1)).unflatten(0, (batch, places))
+        y = x + torch.tanh(self.alpha_timeattn) * moved
+        seen = torch.cat([first[:, None].expand(-1, frames, -1, -1), y.transpose(1, 2)], dim=2)  # (B, T, 1 + N, D)
+        seen = self.attn(self.norm1(seen.flatten(0, 1))).unflatten(0, (batch, frames))
+        first = first + seen[:, :, 0].mean(dim=1, keepdim=True)
+        x = (y if self.style == "vanilla" else x) + seen[:, :, 1:].transpose(1, 2)
+        return first + self.mlp(self.norm2(first)), x + self.mlp(self.norm2(x))
+
+
+class Attention(nn.Module):
+    """Self-attention with one matrix for queries, keys and values."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.Wqkv = Linear(dim, 3 * dim)
+        self.out_proj = Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(M, L, D) -> (M, L, D)."""
+        q, k, v = self.Wqkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+    """Two layers around an exact GELU."""
+
+    def __init__(self, dim: int, inner: int) -> None:
+        super().__init__()
+        self.fc1 = Linear(dim, inner)
+        self.fc2 = Linear(inner, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+_CLIP_NAMES = {
+    "cls_token": "embeddings.class_embedding",
+    "pos_embed": "embeddings.position_embedding.weight",
+    "patch_embed.proj.weight": "embeddings.patch_embedding.weight",
+    "ln_pre.weight": "pre_layrnorm.weight",
+    "ln_pre.bias": "pre_layrnorm.bias",
+    "norm.weight": "post_layernorm.weight",
+    "norm.bias": "post_layernorm.bias",
+}
+_CLIP_LAYERS = {
+    "norm1": ("layer_norm1",),
+    "norm2": ("layer_norm2",),
+    "attn.Wqkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "attn.out_proj": ("self_attn.out_proj",),
+    "mlp.fc1": ("mlp.fc1",),
+    "mlp.fc2": ("mlp.fc2",),
+}
