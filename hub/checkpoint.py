@@ -387,7 +387,20 @@ def _check_header(path: str | os.PathLike) -> Path:
     return path
 
 
-def load_pickle(path: str | os.PathLike, mmap: bool = False) -> object:
+class _Inert:
+    """What stands in the place of an object that is not read: it takes whatever it is given and keeps nothing."""
+
+    def __new__(cls, *args: object, **kwargs: object) -> "_Inert":
+        return super().__new__(cls)
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def load_pickle(path: str | os.PathLike, mmap: bool = False, inert: bool = False) -> object:
     """Read a ``.pth``, ``.pt`` or ``.ckpt`` file as data only: a pickle that wants to run code is refused.
 
     Tensors may claim more memory than the file has; see `check_tensors`.
@@ -395,6 +408,9 @@ def load_pickle(path: str | os.PathLike, mmap: bool = False) -> object:
     Args:
         path: the file.
         mmap: read tensors from the file when they are used, where its format allows that.
+        inert: read around whatever is more than tensors and plain values, such as numbers of NumPy beside the weights.
+            In the place of each such object stands one without content; nothing that the pickle names is imported or
+            called.
 
     Raises:
         HubError: missing, empty or damaged file, or one that holds more than tensors and plain values.
@@ -411,7 +427,9 @@ def load_pickle(path: str | os.PathLike, mmap: bool = False) -> object:
             _check_archive(path)
         # Training scripts store their parsed command line beside the weights: attributes without behaviour. What torch
         # lets through is one list for all threads.
-        with _reading_pickle, torch.serialization.safe_globals([argparse.Namespace]):
+        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path) if inert else []
+        named = [argparse.Namespace, *((_Inert, name) for name in foreign)]
+        with _reading_pickle, torch.serialization.safe_globals(named):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except HubError:
         raise

@@ -5,6 +5,7 @@ import importlib
 _HOME = {
     "ActionRecognition": "tasks.mambavl",
     "BaseModule": "base",
+    "DualEncoder": "tasks.dual_encoder",
     "MaskedPretraining": "tasks.masked_pretraining",
     "Optim": "training.optim",
     "SelfDistillation": "tasks.self_distillation",

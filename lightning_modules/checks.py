@@ -11,7 +11,17 @@ from typing import Any, NamedTuple
 
 from lightning_modules.errors import ModelError
 
-__all__ = ["MASK_TYPES", "Range", "check_arguments", "check_choice", "check_constructor", "check_range", "check_sizes"]
+__all__ = [
+    "MASK_TYPES",
+    "Range",
+    "check_arguments",
+    "check_choice",
+    "check_constructor",
+    "check_group",
+    "check_mapping",
+    "check_range",
+    "check_sizes",
+]
 
 
 class Range(NamedTuple):
@@ -107,6 +117,7 @@ _RANGES = {
     "freeze_layers": _COUNT,
     "teacher_interval": _BLOCKS,
     "teacher_epochs": _COUNT,
+    "margin": Range(0, 2),
     "distill_weight": _NOT_NEGATIVE,
     "question_weight": _NOT_NEGATIVE,
     # optimiser
@@ -189,6 +200,32 @@ def check_constructor(constructor: Any, arguments: Mapping[str, object]) -> None
         if None in kinds:
             optional.add(name)
     check_arguments(checked, optional)
+
+
+def check_group(name: str, given: object, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in the defaults of a group of arguments, which may be None.
+
+    Raises:
+        ModelError: it is not a mapping, has an unknown entry, or a number out of its range.
+    """
+    given = check_mapping(name, given)
+    for entry in given:
+        if entry not in defaults:
+            takes = f"it takes {', '.join(defaults)}" if defaults else "it takes nothing here"
+            raise ModelError(f"{name} has no entry {entry!r:.80}; {takes}.")
+    filled = {**defaults, **given}
+    for entry, default in defaults.items():
+        if isinstance(default, str) and not isinstance(filled[entry], str):
+            raise ModelError(f"{name}.{entry} has to be a text, such as {default!r}.")
+    check_arguments(filled, optional=[entry for entry, value in defaults.items() if value is None])
+    return filled
+
+
+def check_mapping(name: str, given: object) -> Mapping[str, Any]:
+    """Return a mapping as it is, and an empty one for None; raise `ModelError` for anything else."""
+    if not isinstance(given, Mapping | None):
+        raise ModelError(f"{name} is a {type(given).__name__}; it maps names to values.")
+    return given or {}
 
 
 def constructors(cls: type) -> Iterator[type]:

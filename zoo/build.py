@@ -21,7 +21,7 @@ from hub.checkpoint import (
     check_state_dict,
     load_safetensors,
 )
-from hub.convert import mambavl, videomamba_text
+from hub.convert import mambavl, video_mamba_suite, videomamba_text
 from hub.convert.videomamba import read_official, to_zoo
 from hub.hashes import check_sha256
 from hub.lightning_ckpt import find_checkpoint, read_lightning
@@ -36,6 +36,8 @@ __all__ = ["create", "initialise", "load", "read_config_of", "read_local"]
 
 # Arguments that change the length of the position embeddings and nothing else: loading interpolates.
 RESIZABLE = ("num_frames", "image_size")
+VIDEO_MAMBA_SUITE = "cg1177/video-mamba-suite"
+"""Repository whose files have their own form."""
 SUFFIXES = (".ckpt", ".pth", ".pt", ".safetensors", "/")
 
 
@@ -370,9 +372,23 @@ def _read_entry(entry: Entry, file: Path | None = None) -> tuple[Checkpoint, dic
         if not found.has_tower:
             features = {"tower": "features", "feature_dim": found.width}
             config["init_args"] = {**config["init_args"], "vision": features}
+    elif entry.weights is not None and entry.weights.repo_id == VIDEO_MAMBA_SUITE:
+        # Numbers of NumPy and a table of pandas stand beside the weights.
+        state_dict = video_mamba_suite.to_zoo(read_official(file, inert=True), file)
+        if "text_weights" in entry.parts:
+            state_dict |= _clip_pieces(entry)
     else:
         state_dict = to_zoo(read_official(file))
     return Checkpoint(config, state_dict), stored
+
+
+def _clip_pieces(entry: Entry) -> dict[str, Tensor]:
+    """CLIP's tokenizer, as the module keeps it."""
+    from lightning_modules.nets.clip_tower import ClipTokenizer, read_merges  # imports transformers
+
+    tokenizer = ClipTokenizer(entry.init_args["text"].get("vocab_size", 49_408), max_words=3)
+    tokenizer.set_merges(read_merges(fetch_vocabulary(entry, "merges.txt")))
+    return {f"net.tokenizer.{name}": tensor for name, tensor in tokenizer.state_dict().items()}
 
 
 def _roberta_pieces(entry: Entry) -> dict[str, Tensor]:

@@ -12,6 +12,9 @@ __all__ = ["REPOSITORY", "fetch", "fetch_folder", "fetch_vocabulary", "started_f
 
 REPOSITORY = re.compile(r"(?:hf://)?(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 
+# Files of a tokenizer that official files lack, by the task of their model.
+_VOCABULARIES = {"video-text-pretraining": ("vocab.txt",), "text-video-retrieval": ("merges.txt",)}
+
 
 def fetch(source: str) -> list[Path]:
     """Download what `zoo.load` reads, for use without a connection.
@@ -42,7 +45,8 @@ def fetch(source: str) -> list[Path]:
         return []
     if weights.filename is not None:
         file = hub.pull(weights.repo_id, weights.filename, weights.revision, sha256=weights.sha256)
-        return [file, fetch_vocabulary(entry)] if entry and entry.task == "video-text-pretraining" else [file]
+        names = _VOCABULARIES.get(entry.task, ()) if entry else ()
+        return [file, *(fetch_vocabulary(entry, name) for name in names)]
     return fetch_folder(weights.repo_id, weights.revision, weights.sha256, complete=True)[1]
 
 
@@ -78,8 +82,8 @@ def fetch_folder(
 
 
 def fetch_vocabulary(entry: Entry, name: str = "vocab.txt") -> Path:
-    """A file of the tokenizer of an official model, which its own file lacks: that of the BERT or RoBERTa it started
-    from."""
+    """A file of the tokenizer of an official model, which its own file lacks: that of the BERT, RoBERTa or CLIP it
+    started from."""
     from lightning_modules.nets.pretrained import PINNED
 
     repository = entry.parts["text_weights"]

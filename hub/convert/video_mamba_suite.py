@@ -1,4 +1,5 @@
-"""Official files of Video Mamba Suite: ViViM, TimeMamba, and these beside CLIP's text tower (docs/video_mamba_suite.md)."""
+"""Official files of Video Mamba Suite: ViViM, TimeMamba, and both beside CLIP's text tower
+(docs/video_mamba_suite.md)."""
 
 import re
 from collections.abc import Mapping
@@ -26,8 +27,8 @@ _TEXT_LAYERS = {
 
 
 def to_zoo(official: Mapping[str, Tensor], source: object) -> dict[str, Tensor]:
-    """Official names -> names in a `VideoClassifier` (ViViM), a `DualEncoder` without the tokenizer's word pieces, or an
-    `ActionClassifier`.
+    """Official names -> names in a `VideoClassifier` (ViViM), an `ActionClassifier`, or a `DualEncoder` without the
+    tokenizer's word pieces.
 
     Nothing is left out, for a comparison with the model that names each tensor which is missing or left over.
 

@@ -15,9 +15,13 @@ DROPPED = ("distill_head.",)
 RENAMED = {"norm.weight": "norm_f.weight"}
 
 
-def read_official(path: str | os.PathLike) -> dict[str, Tensor]:
+def read_official(path: str | os.PathLike, inert: bool = False) -> dict[str, Tensor]:
     """Read a released file: weights under "model" (ImageNet files), under "module", flat (video files), under
-    "model_state" (SlowFast's way, as MambaVL's), or under "state_dict" (AVION's).
+    "model_state" (SlowFast's way, as MambaVL's), or under "state_dict" (AVION's and Video Mamba Suite's).
+
+    Args:
+        path: the file.
+        inert: read around what stands beside the weights, see `hub.checkpoint.load_pickle`.
 
     Raises:
         HubError: the file cannot be read as data, or holds no weights.
@@ -25,7 +29,7 @@ def read_official(path: str | os.PathLike) -> dict[str, Tensor]:
     if os.fspath(path).endswith(".safetensors"):
         return load_safetensors(path)
     places = ("model", "module", "model_state", "state_dict")
-    content = load_pickle(path)
+    content = load_pickle(path, inert=inert)
     candidates = [*map(content.get, places), content] if isinstance(content, dict) else []
     for candidate in candidates:
         if is_state_dict(candidate):

@@ -46,6 +46,11 @@ class TextVideoNet(nn.Module):
         """Logarithm of what cosines are multiplied with in the loss."""
         return self.clip.logit_scale
 
+    @property
+    def dim(self) -> int:
+        """Width of the shared space."""
+        return self.clip.config.projection_dim
+
     def encode_frames(self, video: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """Normalised video (B, 3, T, H, W) -> features of the frames (B, T, D), not normalised."""
         images = video.transpose(1, 2)

@@ -35,6 +35,7 @@ __all__ = [
     "freeze_clip",
     "load_clip",
     "load_image_tower",
+    "read_merges",
     "sizes_of",
 ]
 
@@ -260,6 +261,20 @@ def merges_of(tokenizer: CLIPTokenizer, source: str | Path) -> Tensor:
         raise ModelError(f"The tokenizer of {str(source)!r} does not number its word pieces as CLIP's; take a "
                          "checkpoint with CLIP's own tokenizer.")  # fmt: skip
     return _pair_ids(pairs)
+
+
+def read_merges(path: str | Path) -> Tensor:
+    """Word pieces (n, 2) of a ``merges.txt``: a line with the version, then a pair on each line.
+
+    Raises:
+        ModelError: it is another file.
+    """
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+    try:
+        return _pair_ids(pairs)
+    except (KeyError, ValueError) as error:
+        raise ModelError(f"{path} does not list the word pieces of CLIP's tokenizer; take its merges.txt.") from error
 
 
 def _pair_ids(pairs: Sequence[Sequence[str]]) -> Tensor:

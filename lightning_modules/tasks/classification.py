@@ -1,4 +1,4 @@
-"""Image and video classification with VideoMamba."""
+"""Image and video classification with VideoMamba and ViViM."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -38,6 +38,8 @@ class VideoClassifier(ClipModule):
         interpolation: "bilinear", or "bicubic" (with antialiasing, as the image models were trained).
         scan_order: order in which the blocks scan a clip's tokens: "spatial_first" or another one of
             `lightning_modules.nets.scan_orders`. Weights fit all of them, but were trained for one.
+        network: "videomamba", or "vivim", see `lightning_modules.nets.vivim.ViViM`. Weights fit both, but were trained
+            for one.
         label_smoothing: share of the target spread over all classes.
         training: optimiser, start and regularisation, see `lightning_modules.tasks.clips.ClipModule`.
 
@@ -63,6 +65,7 @@ class VideoClassifier(ClipModule):
         frame_stride: int = 4,
         interpolation: str = "bilinear",
         scan_order: str = "spatial_first",
+        network: str = "videomamba",
         *,
         label_smoothing: float = 0.1,
         **training: Any,

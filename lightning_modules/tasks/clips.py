@@ -1,4 +1,4 @@
-"""What classification and regression of clips share: one VideoMamba with a linear head, and videos scored once."""
+"""What classification and regression of clips share: one network with a linear head, and videos scored once."""
 
 from abc import abstractmethod
 
@@ -7,15 +7,19 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_modules.base import BaseModule
+from lightning_modules.checks import check_choice
 from lightning_modules.errors import ModelError
 from lightning_modules.nets.videomamba import VideoMamba, adapt_state_dict
+from lightning_modules.nets.vivim import ViViM
 from lightning_modules.training.optim import Optim
 
 __all__ = ["ClipModule"]
 
+_NETWORKS = {"videomamba": VideoMamba, "vivim": ViViM}
+
 
 class ClipModule(BaseModule):
-    """Abstract base of modules that see a clip through a VideoMamba with a linear head.
+    """Abstract base of modules that see a clip through a VideoMamba, or a network of its form, with a linear head.
 
     Validation and testing average over all views of a video and count every video once, also across processes. A
     subclass passes the arguments below on, as ``**training``, calls `build` in its constructor, and says what the
@@ -68,7 +72,9 @@ class ClipModule(BaseModule):
             ModelError: sizes that do not fit.
         """
         h, args = self.hparams, self.training_arguments
-        self.net = VideoMamba(
+        network = h.get("network", "videomamba")
+        check_choice("network", network, _NETWORKS)
+        self.net = _NETWORKS[network](
             outputs, h.embed_dim, h.depth, h.num_frames, h.image_size, h.patch_size, h.tubelet_size,
             drop=args["drop"], drop_path=args["drop_path"], init=args["init"],
             checkpoint_blocks=args["checkpoint_blocks"], scan_order=h.scan_order,

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_modules.base import IMAGENET_MEAN, IMAGENET_STD, PREPROCESSING_DEFAULTS, BaseModule
-from lightning_modules.checks import check_arguments, check_choice
+from lightning_modules.checks import check_choice, check_group, check_mapping
 from lightning_modules.errors import ModelError
 from lightning_modules.nets import mambavl, mambavl_joint
 from lightning_modules.nets.avion import AvionTower
@@ -183,8 +183,8 @@ class ActionRecognition(BaseModule):
         self.num_classes = num_classes
         self.is_published = fusion in mambavl.FUSIONS
         self._check_vocabulary()
-        prepared = _group("preprocessing", preprocessing, _PREPROCESSING)
-        fuser = _group("fuser", fuser, _FUSERS[fusion])
+        prepared = check_group("preprocessing", preprocessing, _PREPROCESSING)
+        fuser = check_group("fuser", fuser, _FUSERS[fusion])
         self.net = self._published_net(fuser) if self.is_published else self._joint_net(fuser)
         if freeze_backbone and self.net.vision is not None:
             self.net.vision.requires_grad_(False)
@@ -232,10 +232,10 @@ class ActionRecognition(BaseModule):
 
     def _vision_tower(self) -> tuple[nn.Module | None, int]:
         """Build the tower (None for features); return it with the width of its tokens."""
-        given = dict(_mapping("vision", self.hparams.vision))
+        given = dict(check_mapping("vision", self.hparams.vision))
         name = given.pop("tower", "videomamba")
         check_choice("vision.tower", name, _TOWERS)
-        sizes, training = _group("vision", given, _TOWERS[name]), self.training_arguments
+        sizes, training = check_group("vision", given, _TOWERS[name]), self.training_arguments
         weights = training["vision_weights"]
         if weights is not None and name != "avion":
             raise ModelError(f"vision_weights is {weights!r:.80} and vision.tower {name!r}; it is AVION's tower that "
@@ -298,7 +298,7 @@ class ActionRecognition(BaseModule):
 
     @property
     def _asked(self) -> dict[str, Any]:
-        return _group("questions", self.hparams.questions, _QUESTIONS)
+        return check_group("questions", self.hparams.questions, _QUESTIONS)
 
     def _words(self, positions: int) -> int:
         """Tokens of a question."""
@@ -329,11 +329,11 @@ class ActionRecognition(BaseModule):
     @property
     def vocabulary(self) -> dict[str, Any]:
         """``num_verbs``, ``num_nouns``, and where known ``verb_names``, ``noun_names`` and ``actions``."""
-        return _group("vocabulary", self.hparams.vocabulary, _VOCABULARY)
+        return check_group("vocabulary", self.hparams.vocabulary, _VOCABULARY)
 
     @property
     def preprocessing(self) -> dict:
-        h, prepared = self.hparams, _group("preprocessing", self.hparams.preprocessing, _PREPROCESSING)
+        h, prepared = self.hparams, check_group("preprocessing", self.hparams.preprocessing, _PREPROCESSING)
         chosen = {name: prepared[name] for name in ("sampling", "frame_stride", "interpolation")}
         short_side = prepared["short_side"] or h.image_size
         return {"num_frames": h.num_frames, "image_size": h.image_size, "short_side": short_side, **chosen}
@@ -662,25 +662,6 @@ class ActionRecognition(BaseModule):
         return {**names, **{name: values[kept].cpu() for name, values in found.items()}}
 
 
-def _group(name: str, given: object, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """A group of arguments with its defaults filled in.
-
-    Raises:
-        ModelError: it is not a mapping, has an unknown entry, or a number out of its range.
-    """
-    given = _mapping(name, given)
-    for entry in given:
-        if entry not in defaults:
-            takes = f"it takes {', '.join(defaults)}" if defaults else "it takes nothing here"
-            raise ModelError(f"{name} has no entry {entry!r:.80}; {takes}.")
-    filled = {**defaults, **given}
-    for entry, default in defaults.items():
-        if isinstance(default, str) and not isinstance(filled[entry], str):
-            raise ModelError(f"{name}.{entry} has to be a text, such as {default!r}.")
-    check_arguments(filled, optional=[entry for entry, value in defaults.items() if value is None])
-    return filled
-
-
 def _is_named(entry: object, limits: tuple[int, int] | None) -> bool:
     """Whether an entry of the vocabulary is a name or, where there are limits, an action: two numbers below them."""
     if limits is None:
@@ -688,9 +669,3 @@ def _is_named(entry: object, limits: tuple[int, int] | None) -> bool:
     if not isinstance(entry, list | tuple) or len(entry) != 2:
         return False
     return all(type(number) is int and 0 <= number < limit for number, limit in zip(entry, limits, strict=True))
-
-
-def _mapping(name: str, given: object) -> Mapping[str, Any]:
-    if not isinstance(given, Mapping | None):
-        raise ModelError(f"{name} is a {type(given).__name__}; it maps names to values.")
-    return given or {}

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.base import BaseModule
 from lightning_modules.errors import ModelError
 from lightning_modules.nets.clip4clip import FirstTokens, FrameTransformer, TextVideoNet
 from lightning_modules.nets.clip_teacher import CLIP_MEAN, CLIP_STD
 from lightning_modules.nets.clip_tower import ClipTokenizer, build_clip, freeze_clip, load_clip, sizes_of
 from lightning_modules.nets.muse import Muse
+from lightning_modules.tasks.text_video import TextVideoModule
 from lightning_modules.training.graded_retrieval import RetrievalScores
 from lightning_modules.training.losses import contrastive_loss
 from lightning_modules.training.optim import Optim
@@ -20,7 +20,6 @@ __all__ = ["TextVideoRetrieval"]
 
 HEADS = ("muse", "mean", "sequential")
 MAX_LOGIT_SCALE = math.log(100)
-TEXTS_AT_ONCE = 256
 # As published (docs/protocol.md, section 18) but for the bias correction, which AdamW has and BERT's Adam has not, and
 # for what is decayed: `decayed: norms` is published.
 MUSE_OPTIM = Optim(
@@ -36,7 +35,7 @@ MUSE_OPTIM = Optim(
 )
 
 
-class TextVideoRetrieval(BaseModule):
+class TextVideoRetrieval(TextVideoModule):
     """Videos and texts as unit vectors of one space, on CLIP's towers; near means that they belong together.
 
     Training pulls the two of a pair together and pushes them apart from all others in the batches of all processes.
@@ -75,6 +74,8 @@ class TextVideoRetrieval(BaseModule):
     Raises:
         ModelError: sizes, heads or options that do not exist or do not fit.
     """
+
+    word_pieces = "name a CLIP checkpoint in clip_weights, or set clip.text_config.vocab_size to 514 (bytes)"
 
     def __init__(
         self,
@@ -143,18 +144,6 @@ class TextVideoRetrieval(BaseModule):
     def image_size(self) -> int:
         return self.net.clip.config.vision_config.image_size
 
-    def setup(self, stage: str) -> None:
-        """Learns word pieces from the data's captions where there is no pretrained tokenizer."""
-        tokenizer = self.net.tokenizer
-        if stage == "fit" and tokenizer.is_empty:
-            captions = getattr(self.trainer.datamodule, "captions", None)
-            if captions is None:
-                raise ModelError(
-                    "The tokenizer has no word pieces and the data no captions to learn them from; name a CLIP "
-                    "checkpoint in clip_weights, or set clip.text_config.vocab_size to 514 (bytes)."
-                )
-            tokenizer.learn(captions)
-
     def forward(self, video: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """Videos -> unit vectors (B, D), float32.
 
@@ -168,63 +157,16 @@ class TextVideoRetrieval(BaseModule):
             video = video * frame_mask[:, None, :, None, None]
         return self.net(video, frame_mask)
 
-    def encode_text(self, texts: str | Sequence[str]) -> Tensor:
-        """Texts -> unit vectors (M, D), float32; one text gives (1, D)."""
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        parts = [self.net.encode_text(texts[i : i + TEXTS_AT_ONCE]) for i in range(0, len(texts), TEXTS_AT_ONCE)]
-        return torch.cat(parts) if parts else torch.empty(0, self.net.clip.config.projection_dim, device=self.device)
-
-    def similarity(self, texts: Sequence[str], video: Tensor) -> Tensor:
-        """Cosines (M, B) of texts and videos; videos as in `forward`."""
-        return self.encode_text(texts) @ self(video).T
+    def encode_videos(self, batch: dict) -> Tensor:
+        return self(batch["video"], batch.get("frame_mask"))
 
     def forward_features(self, video: Tensor, pool: str | None = "cls") -> Tensor:
         """Videos as in `forward` -> their vectors (B, D), or with ``pool=None`` the frames' (B, T, D)."""
         return self(video) if pool is not None else self.net.encode_frames(self.normalise(video))
 
-    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
-        text = self.encode_text(batch["text"])
-        video = self(batch["video"], batch.get("frame_mask"))
-        group = None if self.training_arguments["same_video_negatives"] else self.gather(batch["video_index"])
-        # Every process computes the whole loss; averaging the gradients over processes makes up for what gathering
-        # sums, so the step is that of one process with all samples.
-        loss = contrastive_loss(self.gather(text), self.gather(video), self.net.logit_scale.exp(), group)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(text), sync_dist=True)
-        return loss
+    def loss_of(self, text: Tensor, video: Tensor, group: Tensor | None) -> Tensor:
+        return contrastive_loss(text, video, self.net.logit_scale.exp(), group)
 
     def on_train_batch_end(self, outputs: Tensor, batch: dict, batch_idx: int) -> None:
         with torch.no_grad():
             self.net.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
-
-    def _evaluate(self, batch: dict) -> None:
-        text = self.encode_text([text for texts in batch["text"] for text in texts])
-        video = self(batch["video"], batch.get("frame_mask"))
-        # With the temperature, the products of the two are the logits, which the dual softmax needs.
-        self.scores.update(video, self.net.logit_scale.exp() * text, batch)
-
-    def _log_scores(self, stage: str) -> None:
-        # compute() has already joined the processes, so the mean over them changes nothing.
-        for name, value in self.scores.compute().items():
-            self.log(f"{stage}/{name}", value, prog_bar=name.endswith(("_r1", "map")), sync_dist=True)
-
-    def validation_step(self, batch: dict, batch_idx: int) -> None:
-        self._evaluate(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        self._log_scores("val")
-
-    def test_step(self, batch: dict, batch_idx: int) -> None:
-        self._evaluate(batch)
-
-    def on_test_epoch_end(self) -> None:
-        self._log_scores("test")
-
-    def predict_step(self, batch: dict, batch_idx: int) -> dict:
-        """Vectors (B', D) on the CPU with the paths they belong to; unreadable videos are left out."""
-        kept = [i for i, index in enumerate(batch["video_index"].tolist()) if index >= 0]
-        embedding = self(batch["video"], batch.get("frame_mask")).cpu()
-        return {"path": [batch["path"][i] for i in kept], "embedding": embedding[kept]}
-
-    def refuse_sharding(self) -> None:
-        raise ModelError("TextVideoRetrieval keeps its temperature as a number of its own, which fsdp2 cannot "
-                         "share out; set trainer.strategy to ddp.")  # fmt: skip

@@ -92,7 +92,7 @@ def test_list_json_and_filters(tmp_path):
 
 
 def test_list_as_markdown_is_a_table_of_the_same_on_every_machine():
-    lines = run("list", "--markdown", "ti-k400").stdout.splitlines()
+    lines = run("list", "--markdown", "videomamba-ti-k400").stdout.splitlines()
     assert lines[0] == "| name | task | data | frames | px | top-1 | params (M) | GFLOPs/view | source |"
     assert len({line.count("|") for line in lines}) == 1 and len(lines) == 2 + 5
     assert "| `videomamba-ti-k400-f8-r224` | video | k400 | 8 | 224 | 76.9 | 7.0 | 9 | OpenGVLab/VideoMamba |" in lines

@@ -21,7 +21,13 @@ BUNDLED = Path(zoo.__file__).parent / "assets" / "videomamba-nano-motion"
 SIZES = {"ti": (192, 24), "s": (384, 24), "m": (576, 32), "b": (768, 24)}  # width, depth: paper, table 1
 DEFAULT_FRAMES = {"k400": 16, "ssv2": 16, "breakfast": 32, "coin": 32, "5m": 8, "17m": 8, "25m": 8}
 
-published = [entry for entry in entries() if entry.weights is not None and entry.weights.repo_id]
+SUITE = "cg1177/video-mamba-suite"
+REPOSITORIES = {"OpenGVLab/VideoMamba": "69502a732f8f69709cec9ed6c54d5345259fd825",
+                SUITE: "e06be238b8ccce15ee9cb0bb09bcd015b39dbea1"}  # fmt: skip
+
+released = [entry for entry in entries() if entry.weights is not None and entry.weights.repo_id]
+published = [entry for entry in released if entry.weights.repo_id == "OpenGVLab/VideoMamba"]
+suite = {entry.name: entry for entry in released if entry.weights.repo_id == SUITE}
 unreleased = [entry for entry in entries() if entry.weights is None]
 
 
@@ -33,12 +39,10 @@ def reference_rows() -> list[dict[str, str]]:
 
 
 def test_released_files_are_pinned_to_a_commit_and_most_to_a_hash():
-    weights = [entry.weights for entry in entries() if entry.weights is not None and entry.weights.repo_id]
-    assert {(w.repo_id, w.revision) for w in weights} == {
-        ("OpenGVLab/VideoMamba", "69502a732f8f69709cec9ed6c54d5345259fd825")
-    }
+    weights = [entry.weights for entry in released]
+    assert {(w.repo_id, w.revision) for w in weights} == set(REPOSITORIES.items())
     hashes = [w.sha256 for w in weights if w.sha256 is not None]
-    assert (len(weights), len(hashes), len(set(hashes))) == (63, 55, 55)
+    assert (len(weights), len(hashes), len(set(hashes))) == (63 + 7, 55 + 5, 55 + 5)
     assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in hashes)
 
 
@@ -105,6 +109,34 @@ def test_aliases_leave_out_default_parts_in_every_combination():
     assert zoo.info("videomamba-m-mask-k400").name == "videomamba-m-mask-k400-f16-r224"
     assert zoo.info("videomamba-ti-coin").name == "videomamba-ti-coin-f32-r224"
     assert zoo.info("videomamba-b-in1k").name == "videomamba-b-in1k-r224"
+
+
+def test_models_of_video_mamba_suite_are_registered_as_published():
+    """Their names, files, parameters and scores, from the authors' tables."""
+    facts = {
+        "vivim-ti-k400-f16-r224": ("deit_vivim_tiny_k400_f16.pt", 7_035_280, 77.51, 93.27),
+        "vivim-s-k400-f16-r224": ("deit_vivim_small_k400_f16.pt", 25_571_728, 80.47, 94.75),
+        "vivim-ti-ego4d-f16-r224": ("deit_vivim_tiny_ego4d4m_bs512_f16.pt", 70_304_257, None, None),
+        "vivim-s-ego4d-f16-r224": ("deit_vivim_small_ego4d4m_bs512_f16.pt", 88_813_057, None, None),
+        "timemamba-b-vanilla-ego4d-f4-r224": ("clip_timemamba_vanilla_base_ego4d4m_bs512_f4.pt", 173_328_397, None,
+                                              None),
+        "timemamba-b-frozen-ego4d-f4-r224": ("clip_timemamba_frozen_base_ego4d4m_bs512_f4.pt", 173_328_397, None,
+                                             None),
+        "timemamba-b-ek100-mir-f16-r224": ("clip_timemamba_vanilla_base_ego4d4m_bs512_f4_ft_ek100_mir_f16.pt",
+                                           173_328_397, None, None),
+    }  # fmt: skip
+    assert set(suite) == set(facts)
+    for name, (file, params, top1, top5) in facts.items():
+        entry = suite[name]
+        assert (entry.weights.filename, entry.meta["license"]) == (file, "mit")
+        assert (entry.meta["params"], entry.meta["top1"], entry.meta["top5"]) == (params, top1, top5)
+        style = entry.init_args.get("vision", {}).get("style")
+        assert style == ("frozen" if "frozen" in name else "vanilla" if "timemamba" in name else None)
+        sampling = "sparse" if "k400" in name else "middles"
+        assert (entry.init_args["sampling"], entry.init_args["num_frames"]) == (sampling, entry.meta["frames"])
+    assert zoo.info("vivim-s-ego4d").name == "vivim-s-ego4d-f16-r224"
+    assert zoo.info("timemamba-b-ek100-mir-f16").name == "timemamba-b-ek100-mir-f16-r224"
+    assert len(zoo.info("vivim-ti-k400").init_args["class_names"]) == 400
 
 
 def test_no_name_means_two_models():

@@ -131,7 +131,7 @@ def test_other_sizes_of_clip_are_refused():
     clip = build_image_tower({"vision_config": {"hidden_size": 24, "intermediate_size": 96, "num_hidden_layers": 2,
                                                 "num_attention_heads": 2, "image_size": 32,
                                                 "patch_size": 16}})  # fmt: skip
-    with pytest.raises(ModelError, match="vision and 'clip' have different sizes .*name a CLIP of width 16, 2 blocks"):
+    with pytest.raises(ModelError, match=r"vision and 'clip' have different sizes .*name a CLIP of width 16, 2 blocks"):
         TimeMamba(0, 16, 2, 2, 32).start_from_clip(clip, "clip")
     deeper = TimeMamba(0, 24, 1, 2, 32)
     with pytest.raises(ModelError, match="name a CLIP of width 24, 1 blocks"):

@@ -1,4 +1,4 @@
-"""ViViM against the official implementation (golden tensors), and against readings of the same weights that are wrong."""
+"""ViViM against the official implementation (golden tensors), and against wrong readings of the same weights."""
 
 import pytest
 import torch

@@ -1,0 +1,108 @@
+"""What models of text and video vectors share: pairs to train on, ranks of a split, word pieces, vectors of texts."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_modules.base import BaseModule
+from lightning_modules.errors import ModelError
+from lightning_modules.training.graded_retrieval import RetrievalScores
+
+__all__ = ["TextVideoModule"]
+
+TEXTS_AT_ONCE = 256
+
+
+class TextVideoModule(BaseModule):
+    """Abstract base of modules that make unit vectors of videos and texts in one space.
+
+    A subclass builds ``self.net``, which has a ``tokenizer``, a ``logit_scale``, a ``dim`` and ``encode_text``, makes
+    the vectors of a batch's videos in `encode_videos`, and says in `loss_of` what a batch of pairs costs. Validation
+    and testing rank all videos of the split for each caption and the other way round. What is logged are recalls and
+    ranks, or the mean average precision and nDCG of data with graded relevance, `EpicKitchensRetrieval`.
+
+    Attributes:
+        scores: what a split's vectors are collected in.
+        word_pieces: what the tokenizer needs, for the error without it.
+    """
+
+    scores: RetrievalScores
+    word_pieces: ClassVar[str]
+
+    @abstractmethod
+    def encode_videos(self, batch: dict) -> Tensor:
+        """Unit vectors (B, D) of the videos of a batch (docs/batches.md)."""
+
+    @abstractmethod
+    def loss_of(self, text: Tensor, video: Tensor, group: Tensor | None) -> Tensor:
+        """Loss of the pairs of all processes.
+
+        Args:
+            text: unit vectors (N, D).
+            video: unit vectors (N, D).
+            group: int64 (N,); pairs of the same one are not pushed apart. None pushes all apart.
+        """
+
+    def setup(self, stage: str) -> None:
+        """Learns word pieces from the data's captions where there is no pretrained tokenizer."""
+        tokenizer = self.net.tokenizer
+        if stage == "fit" and tokenizer.is_empty:
+            captions = getattr(self.trainer.datamodule, "captions", None)
+            if captions is None:
+                raise ModelError("The tokenizer has no word pieces and the data no captions to learn them from; "
+                                 f"{self.word_pieces}.")  # fmt: skip
+            tokenizer.learn(captions)
+
+    def encode_text(self, texts: str | Sequence[str]) -> Tensor:
+        """Texts -> unit vectors (M, D), float32; one text gives (1, D)."""
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        parts = [self.net.encode_text(texts[i : i + TEXTS_AT_ONCE]) for i in range(0, len(texts), TEXTS_AT_ONCE)]
+        return torch.cat(parts) if parts else torch.empty(0, self.net.dim, device=self.device)
+
+    def similarity(self, texts: Sequence[str], video: Tensor) -> Tensor:
+        """Cosines (M, B) of texts and videos; videos as in `forward`."""
+        return self.encode_text(texts) @ self(video).T
+
+    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+        text, video = self.encode_text(batch["text"]), self.encode_videos(batch)
+        group = None if self.training_arguments["same_video_negatives"] else self.gather(batch["video_index"])
+        # Every process computes the whole loss; averaging the gradients over processes makes up for what gathering
+        # sums, so the step is that of one process with all samples.
+        loss = self.loss_of(self.gather(text), self.gather(video), group)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(text), sync_dist=True)
+        return loss
+
+    def _evaluate(self, batch: dict) -> None:
+        text = self.encode_text([text for texts in batch["text"] for text in texts])
+        # With the temperature, the products of the two are the logits, which the dual softmax needs.
+        self.scores.update(self.encode_videos(batch), self.net.logit_scale.exp() * text, batch)
+
+    def _log_scores(self, stage: str) -> None:
+        # compute() has already joined the processes, so the mean over them changes nothing.
+        for name, value in self.scores.compute().items():
+            self.log(f"{stage}/{name}", value, prog_bar=name.endswith(("_r1", "map")), sync_dist=True)
+
+    def validation_step(self, batch: dict, batch_idx: int) -> None:
+        self._evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_scores("val")
+
+    def test_step(self, batch: dict, batch_idx: int) -> None:
+        self._evaluate(batch)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_scores("test")
+
+    def predict_step(self, batch: dict, batch_idx: int) -> dict:
+        """Vectors (B', D) on the CPU with the paths they belong to; unreadable videos are left out."""
+        kept = [i for i, index in enumerate(batch["video_index"].tolist()) if index >= 0]
+        embedding = self.encode_videos(batch).cpu()
+        return {"path": [batch["path"][i] for i in kept], "embedding": embedding[kept]}
+
+    def refuse_sharding(self) -> None:
+        raise ModelError(f"{type(self).__name__} keeps its temperature as a number of its own, which fsdp2 cannot "
+                         "share out; set trainer.strategy to ddp.")  # fmt: skip
