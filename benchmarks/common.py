@@ -28,12 +28,14 @@ __all__ = [
     "device_name",
     "device_time",
     "fastest",
+    "graph_time",
     "machine",
     "machine_slug",
     "peak_memory",
     "rates",
     "save",
     "seconds",
+    "why_skipped",
 ]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -135,6 +137,30 @@ def device_time(
         mark.record()
     torch.cuda.synchronize(device)
     return statistics.median(a.elapsed_time(b) for a, b in pairwise(marks)) / 1e3
+
+
+def graph_time(function: Callable[[], Any], device: torch.device, budget_seconds: float = 0.5) -> float | None:
+    """Seconds of one call without the time that Python takes to start its kernels: replayed as a CUDA graph.
+
+    None on a CPU. To be called without gradients, after a call that has compiled what there is to compile.
+    """
+    if device.type != "cuda":
+        return None
+    stream = torch.cuda.Stream(device)
+    with torch.cuda.stream(stream):
+        function()
+    torch.cuda.synchronize(device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    return device_time(graph.replay, device, budget_seconds)
+
+
+def why_skipped(error: Exception) -> str:
+    """The reason of a record without numbers: a case that fails does not end the others."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory"
+    return f"{type(error).__name__}: {error}".partition("\n")[0][:300]
 
 
 def device_memory(function: Callable[[], Any], device: torch.device) -> float | None:

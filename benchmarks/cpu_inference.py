@@ -474,8 +474,9 @@ def group_of(operator: str) -> str:
     for part, group in (("scan", "scans"), ("conv", "convolutions"), ("norm", "norms")):
         if part in operator:
             return group
-    matrix = ("linear", "matmul", "mm", "bmm", "addmm")
-    return "matrix work" if operator.removeprefix("aten::") in matrix else "rest"
+    # oneDNN's, which inference calls without autograd, and MKL's have namespaces and names of their own.
+    matrix = ("linear", "matmul", "mm", "bmm", "addmm", "_linear_pointwise", "_mkl_linear")
+    return "matrix work" if operator.rpartition("::")[2] in matrix else "rest"
 
 
 if __name__ == "__main__":

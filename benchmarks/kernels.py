@@ -6,10 +6,10 @@ For every size of VideoMamba, number of frames and batch, as one block calls the
 - conv: `bidirectional_conv1d` with SiLU on half of a wider tensor;
 - norm: `add_rms_norm` with a float32 residual stream;
 
-each forward, and forward with backward, on every backend that can run there. "official" is what the official block does
-with the packages mamba-ssm and causal-conv1d: (batch, channels, length) tensors, two calls, copies flipped there and
-back, each direction gated by itself; left out where they are not installed. Activations are in --dtype, parameters in
-float32, the reference only up to --reference-frames.
+each forward, on a GPU also replayed as a CUDA graph, and forward with backward, on every backend that can run there.
+"official" is what the official block does with the packages mamba-ssm and causal-conv1d: (batch, channels, length)
+tensors, two calls, copies flipped there and back, each direction gated by itself. Activations are in --dtype,
+parameters in float32, the reference only up to --reference-frames.
 
 The floor beside a time is what the device needs for the scarcest of
 
@@ -18,8 +18,8 @@ The floor beside a time is what the device needs for the scarcest of
     exponentials   2 directions x tokens x channels x states (scan only; twice with backward, which has to know the
                    states again)
 
-at the rates at the top of the result (`common.rates` says how they are found). Nothing is extrapolated; what did not
-fit into memory or into --minutes is recorded with that reason.
+at the rates at the top of the result (`common.rates` says how they are found). Nothing is extrapolated; what failed, or
+did not fit into memory or into --minutes, is recorded with that reason.
 
 --sweep tries other divisions of the triton scan instead; the best belong into `ops/scan/triton.py`.
 """
@@ -33,7 +33,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, Rates, device_memory, device_name, device_time, machine, machine_slug, rates, save
+from common import (
+    RESULTS,
+    Rates,
+    device_memory,
+    device_name,
+    device_time,
+    graph_time,
+    machine,
+    machine_slug,
+    rates,
+    save,
+    why_skipped,
+)
 from torch import Tensor
 
 from lightning_modules.ops import (
@@ -42,6 +54,7 @@ from lightning_modules.ops import (
     bidirectional_conv1d,
     bidirectional_scan,
     use_backend,
+    why_not,
 )
 
 WIDTHS = {"ti": 192, "s": 384, "m": 576}
@@ -115,7 +128,8 @@ def measure(
     options: argparse.Namespace, device: torch.device, dtype: torch.dtype, speed: Rates, deadline: float
 ) -> Iterator[dict[str, Any]]:
     """One record per kernel, shape and backend; times in milliseconds, memory in MiB."""
-    backends = [*available_backends(device, dtype), *(["official"] if device.type == "cuda" and official() else [])]
+    backends = [*available_backends(device, dtype), *(["official"] if device.type == "cuda" else [])]
+    no_official = why_not("mamba_ssm", device, dtype)
     cases = itertools.product(options.batches, options.frames, options.sizes, options.kernels, backends)
     for batch, frames, size, kernel, backend in cases:
         if kernel == "norm" and backend in ("official", "mamba_ssm", "numba"):
@@ -131,13 +145,15 @@ def measure(
         }
         if time.monotonic() > deadline:
             yield record | {"skipped": "out of time"}
+        elif backend == "official" and no_official:
+            yield record | {"skipped": no_official}
         elif backend == "reference" and (frames > options.reference_frames or batch > 8):
             yield record | {"skipped": "left out by --reference-frames"}
         else:
             try:
                 yield record | times(kernel, backend, batch, length, width, device, dtype, speed, options.seconds)
-            except torch.OutOfMemoryError:
-                yield record | {"skipped": "out of memory"}
+            except Exception as error:  # whatever a compiler, a driver or an extension may raise
+                yield record | {"skipped": why_skipped(error)}
 
 
 def times(
@@ -149,6 +165,7 @@ def times(
     with use_backend("auto" if backend == "official" else backend):
         with torch.inference_mode():
             forward = device_time(call, device, budget)
+            replayed = graph_time(call, device, budget)
             memory = device_memory(call, device)
         for leaf in leaves:
             leaf.requires_grad_()
@@ -162,7 +179,8 @@ def times(
         memory_both = device_memory(both, device)
     floor, floor_both = speed.floor(**costs[0]), speed.floor(**costs[1])
     return {
-        "forward_ms": forward * 1e3, "floor_ms": floor * 1e3, "of_floor": floor / forward, "forward_mib": memory,
+        "forward_ms": forward * 1e3, "graph_ms": replayed and replayed * 1e3,
+        "floor_ms": floor * 1e3, "of_floor": floor / forward, "forward_mib": memory,
         "both_ms": total * 1e3, "both_floor_ms": floor_both * 1e3, "both_of_floor": floor_both / total,
         "both_mib": memory_both,
     }  # fmt: skip
@@ -260,15 +278,6 @@ CASES = {"scan": scan_case, "conv": conv_case, "norm": norm_case}
 COSTS = {"scan": scan_costs, "conv": conv_costs, "norm": norm_costs}
 
 
-def official() -> bool:
-    try:
-        import causal_conv1d  # noqa: F401
-        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
 def sweep(options: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
     """The triton scan with one setting changed at a time, at every shape asked for."""
     from lightning_modules.ops.scan import triton as module
@@ -282,15 +291,18 @@ def sweep(options: argparse.Namespace, device: torch.device, dtype: torch.dtype)
             for name, value in (defaults | change).items():
                 setattr(module, name, value)
             record = {"size": size, "frames": frames, "batch": batch, "change": change}
-            with use_backend("triton"):
-                for leaf in leaves:
-                    leaf.requires_grad_(False)
-                record["forward_ms"] = device_time(call, device, options.seconds) * 1e3
-                for leaf in leaves:
-                    leaf.requires_grad_()
-                gradient = torch.randn_like(call())
-                step = lambda: torch.autograd.grad(call(), leaves, gradient)  # noqa: B023, E731
-                record["both_ms"] = device_time(step, device, options.seconds) * 1e3
+            try:
+                with use_backend("triton"):
+                    for leaf in leaves:
+                        leaf.requires_grad_(False)
+                    record["forward_ms"] = device_time(call, device, options.seconds) * 1e3
+                    for leaf in leaves:
+                        leaf.requires_grad_()
+                    gradient = torch.randn_like(call())
+                    step = lambda: torch.autograd.grad(call(), leaves, gradient)  # noqa: B023, E731
+                    record["both_ms"] = device_time(step, device, options.seconds) * 1e3
+            except Exception as error:  # a division that does not compile
+                record["skipped"] = why_skipped(error)
             yield record
     for name, value in defaults.items():
         setattr(module, name, value)

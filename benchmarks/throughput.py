@@ -2,23 +2,24 @@
 
     videomamba-{ti,s,m}    this project, on the backend that "auto" takes
     official-{ti,s,m}      the same networks, the mixer computed as the official block does with the packages mamba-ssm
-                           and causal-conv1d: (batch, channels, length) tensors; convolution, projections, scan and gate
-                           once on the sequence, once on a flipped copy; left out where they are not installed
+                           and causal-conv1d: (batch, channels, length) tensors, made by the products in its order;
+                           convolution, projections, scan and gate once on the sequence, once on a flipped copy
     joint-ti               joint attention over all tokens, written out (VideoMAE's architecture, DeiT-Ti's size)
     joint-ti-sdpa          the same with torch's fused attention, FlashAttention in bfloat16 on a GPU
     timesformer-b          divided attention (arXiv 2102.05095), as transformers has it
 
-Measured per network, frames and batch: one forward pass without gradients, weights in --dtype; one training step,
-forward, loss and backward, weights in float32 under autocast. The time is the median on the device's own clock; the
-memory what a call needs beyond weights and input. The clips are random, 224 x 224, the head has 400 classes.
+Measured per network, frames and batch: one forward pass without gradients, weights in --dtype, on a GPU also replayed
+as a CUDA graph; one training step, forward, loss and backward, weights in float32 under autocast. The time is the
+median on the device's own clock; the memory what a call needs beyond weights and input. The clips are random, 224 x
+224, the head has 400 classes.
 
 The floor beside a time is, for VideoMamba,
 
     depth x (operations of a block's products / measured rate of a square product
              + the floors of its scans, convolutions and norm, see `kernels.py`)
 
-forward, and for a training step with three times the products. Nothing is extrapolated; what did not fit into memory or
-into --minutes is recorded with that reason. `draw.py` makes the picture.
+forward, and for a training step with three times the products. Nothing is extrapolated; what failed, or did not fit
+into memory or into --minutes, is recorded with that reason. `draw.py` makes the picture.
 """
 
 import argparse
@@ -40,17 +41,19 @@ from common import (
     device_memory,
     device_name,
     device_time,
+    graph_time,
     machine,
     machine_slug,
     rates,
     save,
+    why_skipped,
 )
-from kernels import COSTS, STATES, official, short
+from kernels import COSTS, STATES, short
 from torch import Tensor, nn
 
 from lightning_modules.nets import VideoMamba
 from lightning_modules.nets.bimamba import BiMamba
-from lightning_modules.ops.backend import select
+from lightning_modules.ops.backend import select, why_not
 
 MODELS = (
     *(f"{kind}-{size}" for kind in ("videomamba", "official") for size in ("ti", "m", "s")),
@@ -104,19 +107,22 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def measure(options: argparse.Namespace, device: torch.device, dtype: torch.dtype, speed: Rates) -> Iterator[dict]:
     """One record per batch, frames, network and phase."""
     deadline = time.monotonic() + 60 * options.minutes
-    with_official = device.type == "cuda" and official()
+    no_official = why_not("mamba_ssm", device, dtype)
     for batch, frames, model in itertools.product(options.batches, options.frames, options.models):
-        if model.startswith("official") and not with_official:
+        if model.startswith("official") and device.type != "cuda":
             continue
         for phase in options.phases:
             record = {"model": model, "frames": frames, "batch": batch, "phase": phase}
             if time.monotonic() > deadline:
                 yield record | {"skipped": "out of time"}
                 continue
+            if model.startswith("official") and no_official:
+                yield record | {"skipped": no_official}
+                continue
             try:
                 yield record | case(model, frames, batch, phase, options, device, dtype, speed)
-            except torch.OutOfMemoryError:
-                yield record | {"skipped": "out of memory"}
+            except Exception as error:  # whatever a compiler, a driver or an extension may raise
+                yield record | {"skipped": why_skipped(error)}
 
 
 def case(
@@ -147,7 +153,10 @@ def case(
         call()
         memory = device_memory(call, device)
         seconds = device_time(call, device, options.seconds)
+        replayed = None if train else graph_time(call, device, options.seconds)
     record = {"milliseconds": seconds * 1e3, "videos_per_second": batch / seconds, "peak_mib": memory}
+    if replayed is not None:
+        record["graph_ms"] = replayed * 1e3
     if isinstance(net, VideoMamba):
         floor = floor_seconds(net, batch, train, dtype, speed)
         record |= {"floor_ms": floor * 1e3, "of_floor": floor / seconds}
@@ -190,10 +199,14 @@ def build(model: str, frames: int, image_size: int) -> nn.Module:
 
 
 class OfficialMixer(BiMamba):
-    """The official block's order of operations on the published packages' kernels (VideoMamba's "v2" bimamba)."""
+    """The official block's order of operations on the published packages' kernels (VideoMamba's "v2" bimamba).
+
+    Sequences are the columns of products, weight @ (channels, batch x length), whose result is read as (batch,
+    channels, length) where it lies.
+    """
 
     def forward(self, h: Tensor) -> Tensor:
-        xz = torch.matmul(self.in_proj.weight.to(autocast_dtype(h)), h.transpose(1, 2))
+        xz = columns(self.in_proj.weight.to(autocast_dtype(h)), h.flatten(0, 1).t(), len(h))
         y = self._direction(xz, self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D)
         y_b = self._direction(xz.flip(2), self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b)
         return self.out_proj((y + y_b.flip(2)).transpose(1, 2))
@@ -206,10 +219,16 @@ class OfficialMixer(BiMamba):
 
         x, z = xz.chunk(2, dim=1)
         x = causal_conv1d_fn(x, conv1d.weight[:, 0], conv1d.bias, activation="silu")
-        dt, b, c = x_proj(x.transpose(1, 2)).split([self.dt_rank, self.state_size, self.state_size], dim=-1)
-        dt = torch.matmul(dt_proj.weight.to(dt.dtype), dt.transpose(1, 2))
-        b, c = (weights.transpose(1, 2).contiguous() for weights in (b, c))
+        selected = x_proj(x.transpose(1, 2).flatten(0, 1))
+        dt, b, c = selected.split([self.dt_rank, self.state_size, self.state_size], dim=-1)
+        dt = columns(dt_proj.weight.to(dt.dtype), dt.t(), len(x))
+        b, c = (weights.unflatten(0, (len(x), -1)).transpose(1, 2).contiguous() for weights in (b, c))
         return selective_scan_fn(x, dt, -torch.exp(a_log.float()), b, c, D.float(), z, dt_proj.bias.float(), True)
+
+
+def columns(weight: Tensor, tokens: Tensor, batch: int) -> Tensor:
+    """(out, in) times (in, batch x length) -> (batch, out, length), a view of the product."""
+    return (weight @ tokens).unflatten(1, (batch, -1)).transpose(0, 1)
 
 
 def autocast_dtype(like: Tensor) -> torch.dtype:

@@ -2,8 +2,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import torch
+
+from lightning_modules.nets.bimamba import BiMamba
+from lightning_modules.ops import causal_conv1d, selective_scan
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -46,3 +51,38 @@ def test_cases_that_do_not_fit_into_the_time_are_said_to_be_left_out(tmp_path):
     run("throughput.py", "--device", "cpu", "--models", "videomamba-ti", "--frames", 2, "--batches", 1,
         "--image-size", 32, "--minutes", 0, "--output", path)  # fmt: skip
     assert {r["skipped"] for r in json.loads(path.read_text())["records"]} == {"out of time"}
+
+
+def test_the_official_order_of_operations_gives_the_same(load_benchmark, monkeypatch):
+    """With stand-ins for the packages' kernels, which run on GPUs only."""
+
+    def convolution(x, weight, bias, activation):
+        return causal_conv1d(x.transpose(1, 2), weight, bias, activation).transpose(1, 2)
+
+    def scan(u, delta, A, B, C, D, z, bias, softplus):
+        u, delta, B, C, z = (tensor.transpose(1, 2) for tensor in (u, delta, B, C, z))
+        return selective_scan(u, delta, A, B, C, D, z, bias, softplus).transpose(1, 2)
+
+    names = ("causal_conv1d", "mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.selective_scan_interface")
+    packages = {name: ModuleType(name) for name in names}
+    packages["causal_conv1d"].causal_conv1d_fn = convolution
+    packages["mamba_ssm.ops.selective_scan_interface"].selective_scan_fn = scan
+    for name, module in packages.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    mixer = BiMamba(32)
+    h = torch.randn(2, 7, 32)
+    with torch.no_grad():
+        wanted = mixer(h)
+        mixer.__class__ = load_benchmark("throughput").OfficialMixer
+        torch.testing.assert_close(mixer(h), wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_what_failed_is_recorded_with_its_reason(load_benchmark, monkeypatch):
+    def fail(*_):
+        raise ValueError("no kernel\nimage")
+
+    throughput = load_benchmark("throughput")
+    options = throughput.parse(["--device", "cpu", "--models", "videomamba-ti", "--frames", "1", "--batches", "1"])
+    monkeypatch.setattr(throughput, "case", fail)
+    records = list(throughput.measure(options, torch.device("cpu"), torch.float32, None))
+    assert [record["skipped"] for record in records] == ["ValueError: no kernel"] * 2
