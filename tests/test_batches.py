@@ -34,6 +34,7 @@ from datamodules.synthetic.kitchen import generate_kitchen
 from datamodules.synthetic.writing import generate
 from lightning_modules import (
     ActionRecognition,
+    DualEncoder,
     MaskedPretraining,
     SelfDistillation,
     VideoClassifier,
@@ -404,7 +405,7 @@ def test_actions_fit(tmp_path, task, fusion):
     assert model.class_names == data.class_names
 
 
-@pytest.mark.parametrize("module", ["TextVideoRetrieval", "VideoTextPretraining"])
+@pytest.mark.parametrize("module", ["TextVideoRetrieval", "VideoTextPretraining", "DualEncoder"])
 def test_segments_and_sentences_fit(tmp_path, module):
     root = generate_kitchen(tmp_path / "kitchen", num_train=2, num_val=2, num_test=0, actions=2, size=(32, 32),
                             num_frames=6, num_workers=0, progress=False)  # fmt: skip
@@ -414,6 +415,8 @@ def test_segments_and_sentences_fit(tmp_path, module):
         "TextVideoRetrieval": lambda: TextVideoRetrieval(CLIP, "mean", num_frames=3),
         "VideoTextPretraining": lambda: VideoTextPretraining(16, 1, num_frames=3, image_size=32, text=text, dim=8,
                                                              fusion_layers=1),
+        "DualEncoder": lambda: DualEncoder({"embed_dim": 16, "depth": 1}, {"vocab_size": 600, **TOWER}, dim=8,
+                                           num_frames=3, image_size=32),
     }[module]()  # fmt: skip
     seen = {}
     for stage in ("training", "validation", "test", "predict"):
