@@ -21,6 +21,7 @@ from datamodules.annotations.epic_kitchens import (
     seconds_of,
     sorted_as_text,
 )
+from datamodules.annotations.features import FeatureTable, is_table
 from datamodules.annotations.masking import label_words, mask_words
 from datamodules.annotations.question_files import GENERIC, QuestionPair, read_questions
 from datamodules.annotations.questions import KINDS, QUESTIONS, draw_question
@@ -54,7 +55,7 @@ class EpicKitchens100(KitchenDataModule):
     | EPIC_100_*.csv | root, root/annotations or root/epic-kitchens-100-annotations, or where `annotations` says |
     | P01/videos/P01_01.MP4 | root or root/EPIC-KITCHENS, or where `videos` says; up to three folders deep |
     | P01/rgb_frames/P01_01.tar, or a folder P01_01 of frame_0000000001.jpg, ... | the same |
-    | P01_01.safetensors, written by `zoo extract` | where `features` says |
+    | features.parquet or features.lance, written by `zoo extract`, or a folder of P01_01.safetensors | `features` |
     | EPIC_100_*_actions_gpt_questions_clean.pkl of MambaVL's authors | where `question_files` says |
 
     Needed are the list of the split, EPIC_100_verb_classes.csv (97) and EPIC_100_noun_classes.csv (300, not the 305 of
@@ -81,7 +82,8 @@ class EpicKitchens100(KitchenDataModule):
         root: folder of the videos and annotations, a path or a URL.
         annotations: folder of the CSV files; None looks in those above.
         videos: folder in which videos are searched; None is root.
-        features: folder of extracted features, which take the place of the videos.
+        features: table of extracted features, or a folder with a file of them for each video (`features` float32
+            (n, width) and `seconds` float32 (n, 2)); they take the place of the videos.
         num_features: feature vectors of a segment.
         task: "recognition" or "anticipation"; None is the attached model's.
         observed_seconds: what is seen before an action that is to be anticipated.
@@ -282,6 +284,7 @@ class EpicKitchens100(KitchenDataModule):
     def make_dataset(self, split: str, samples: list[Segment], clip: ClipFormat) -> SegmentDataset:
         common = {
             "features": None if self.features is None else self.num_features,
+            "table": self._table,
             "ends": self.task == "anticipation",
             "num_verbs": len(self.verb_names),
             "num_nouns": len(self.noun_names),
@@ -320,6 +323,15 @@ class EpicKitchens100(KitchenDataModule):
         return batch
 
     # Files -----------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _table(self) -> FeatureTable | None:
+        return FeatureTable(self.features) if self.features is not None and is_table(self.features) else None
+
+    def _missing(self, split: str, samples: Sequence[Segment]) -> list[int]:
+        if self._table is None:
+            return super()._missing(split, samples)
+        return [number for number, sample in enumerate(samples) if not self._table.has(sample.path)]
 
     def _asked(self, path: str, rows: list[dict[str, str]], split: str) -> dict[str, QuestionPair]:
         """Masked questions of the segments of a list by narration_id; none where the fixed texts are read."""
@@ -366,6 +378,11 @@ class EpicKitchens100(KitchenDataModule):
 
     def locate(self, participant_of: dict[str, str], split: str) -> dict[str, str]:
         """video_id -> path of the video or its features; of those that are nowhere, where they would be."""
+        if self._table is not None:
+            twice = sorted(self._table.twice & participant_of.keys())
+            if twice:
+                raise DataError(f"{self.features} has rows of several files named {some(twice)}; extract one of each.")
+            return {name: self._table.address(name) for name in participant_of}
         if self.features is not None:
             return {name: join(self.features, f"{name}.safetensors") for name in participant_of}
         return super().locate(participant_of, split)

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.annotations.epic_kitchens import Segment
+from datamodules.annotations.features import FeatureTable, features_between, width_of
 from datamodules.annotations.questions import KINDS, Question, answer_number, draw_question
 from datamodules.augment import TrainTransform
 from datamodules.clips import ClipFormat
@@ -32,6 +32,7 @@ class SegmentDataset(Dataset):
         samples: the listing.
         clip: frames and pixels.
         features: take `num_features` vectors out of files of features, in place of clips.
+        table: the table of the features, where they are not in files.
         ends: a feature counts where its window ends within the span, and not where its middle lies: nothing of what
             comes behind the span may be seen.
         transform: of training clips; None makes items for evaluation.
@@ -50,6 +51,7 @@ class SegmentDataset(Dataset):
         clip: ClipFormat | None,
         *,
         features: int | None = None,
+        table: FeatureTable | None = None,
         ends: bool = False,
         training: bool = False,
         transform: TrainTransform | None = None,
@@ -63,7 +65,7 @@ class SegmentDataset(Dataset):
     ) -> None:
         self.samples = samples
         self.clip = clip
-        self.features = features
+        self.features, self.table = features, table
         self.ends = ends
         self.training = training
         self.transform = transform
@@ -124,21 +126,13 @@ class SegmentDataset(Dataset):
 
     def _features(self, sample: Segment) -> Tensor:
         """float32 (features, width)."""
-        try:
-            with safe_open(sample.path, "pt") as file:
-                seconds, rows = file.get_tensor("seconds").double().numpy(), file.get_slice("features")
-                self._width = rows.get_shape()[1]
-                times = seconds[:, 1] if self.ends else seconds.mean(axis=1)
-                seen = range_in(times, sample.span, displayed=False)
-                if seen is None:
-                    return self._zeros()
-                found = rows[seen[0] : seen[1] + 1].float()
-                # One of each of so many equal parts: at random, or in its middle.
-                place = torch.rand(self.features) if self.training else 0.5
-                return found[((torch.arange(self.features) + place) / self.features * len(found)).long()]
-        except (SafetensorError, OSError, KeyError) as error:
-            reason = " ".join(str(error).split())
-            raise DecodeError(f"{sample.path} cannot be read as features ({reason}); extract them again.") from error
+        found = features_between(sample.path, sample.span, ends=self.ends, table=self.table)
+        if found is None:
+            return self._zeros()
+        self._width = found.shape[1]
+        # One of each of so many equal parts: at random, or in its middle.
+        place = torch.rand(self.features) if self.training else 0.5
+        return found[((torch.arange(self.features) + place) / self.features * len(found)).long()]
 
     def _zeros(self) -> Tensor:
         if self.features is not None:
@@ -149,14 +143,12 @@ class SegmentDataset(Dataset):
 
     def _feature_width(self) -> int:
         """Of the first file that can be read, where no other was read before."""
+        if self.table is not None:
+            return self.table.features.shape[1]
         for path in dict.fromkeys(sample.path for sample in self.samples):
             if self._width is not None:
                 break
-            try:
-                with safe_open(path, "pt") as file:
-                    self._width = file.get_slice("features").get_shape()[1]
-            except (SafetensorError, OSError, KeyError):
-                continue
+            self._width = width_of(path)
         return self._width or 1
 
     def _placeholder(self, index: int) -> dict:

@@ -28,11 +28,13 @@ class Views:
         video: uint8 (V, 3, T, H, W).
         indices: int64 (num_clips, T), positions of the frames in the file.
         seconds: float64 (num_clips, T), their times since the first frame.
+        duration: seconds of the whole video.
     """
 
     video: Tensor
     indices: np.ndarray
     seconds: np.ndarray
+    duration: float
 
 
 def load_views(
@@ -105,6 +107,6 @@ def load_views(
         # One pass over the file for all clips; frames that clips share are decoded once.
         size = {"image_size": image_size, "short_side": short_side, "interpolation": interpolation, "resize": resize}
         frames = read_resized(reader, indices.reshape(-1), **size)
-        seconds = reader.pts_seconds[indices]
+        seconds, duration = reader.pts_seconds[indices], reader.duration_seconds
     crops = crop_views(frames.unflatten(0, indices.shape), image_size, num_crops)  # (crops, clips, T, 3, H, W)
-    return Views(torch.flatten(crops.permute(1, 0, 3, 2, 4, 5), 0, 1), indices, seconds)
+    return Views(torch.flatten(crops.permute(1, 0, 3, 2, 4, 5), 0, 1), indices, seconds, duration)

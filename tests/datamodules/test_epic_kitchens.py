@@ -398,16 +398,34 @@ def test_the_constructor_has_at_most_25_arguments():
 # Features ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def features(tmp_path) -> Path:
-    """Windows of 1 s every half second over 4 s; the vector is the number of the window."""
-    folder = tmp_path / "features"
-    folder.mkdir()
+def write_features(folder: Path, kind: str, names=("P01_11", "P02_101", "P01_12", "P18_01")) -> Path:
+    """Windows of 1 s every half second over 4 s; the vector is the number of the window. As a folder of files, or as
+    the table of that kind that `zoo extract` writes, in any order, with a row about a broken file."""
     starts = torch.arange(7) / 2
-    for name in ("P01_11", "P02_101", "P01_12", "P18_01"):
-        save_file({"features": torch.arange(7.0)[:, None].repeat(1, 5),
-                   "seconds": torch.stack([starts, starts + 1], dim=1)}, folder / f"{name}.safetensors")  # fmt: skip
-    return folder
+    if kind == "folder":
+        (folder / "features").mkdir()
+        for name in names:
+            save_file({"features": torch.arange(7.0)[:, None].repeat(1, 5),
+                       "seconds": torch.stack([starts, starts + 1], dim=1)},
+                      folder / "features" / f"{name}.safetensors")  # fmt: skip
+        return folder / "features"
+    pa = pytest.importorskip("pyarrow")
+    rows = [(f"{name[:3]}/videos/{name}.MP4", start, start + 1, [2 * start] * 5, None)
+            for start in starts.tolist()[::-1] for name in names]  # fmt: skip
+    columns = [*zip(*rows, ("torn/P09_09.MP4", None, None, None, "cannot be read"), strict=True)]
+    types = [pa.string(), pa.float64(), pa.float64(), pa.list_(pa.float32(), 5), pa.string()]
+    table = pa.table([pa.array(column, kind) for column, kind in zip(columns, types, strict=True)],
+                     names=["path", "start", "end", "features", "error"])  # fmt: skip
+    if kind == "parquet":
+        pytest.importorskip("pyarrow.parquet").write_table(table, folder / "features.parquet")
+    else:
+        pytest.importorskip("lancedb").connect(folder).create_table("features", table)
+    return folder / f"features.{kind}"
+
+
+@pytest.fixture(params=["folder", "parquet", "lance"])
+def features(tmp_path, request) -> Path:
+    return write_features(tmp_path, request.param)
 
 
 def test_features_of_a_segment_are_those_in_its_middle(root, features):
@@ -422,18 +440,60 @@ def test_features_of_a_segment_are_those_in_its_middle(root, features):
     assert batch["features"].shape == (3, 3, 5) and batch["features"].dtype == torch.float32
 
 
+def test_loader_processes_read_a_table_of_features(root, tmp_path):
+    for kind in ("parquet", "lance"):
+        module = data(root, features=str(write_features(tmp_path, kind)), num_features=3, num_workers=1)
+        module.setup("fit")
+        (batch,) = list(module.val_dataloader())
+        assert batch["features"][0, :, 0].tolist() == [0, 1, 1] and batch["index"].min() >= 0
+        assert batch["path"][0].endswith(f"features.{kind}/P01_11") or "P01_12" in batch["path"][0]
+
+
 def test_features_seen_before_an_action_end_before_it(root, features):
     module = data(root, features=str(features), num_features=4, task="anticipation", observed_seconds=2.0)
     module.setup("fit")
     late = module.datasets["train"]
     assert not late[0]["features"].any()  # nothing to see
-    early = SegmentDataset([late.samples[0]._replace(span=(1.0, 2.6))], None, features=4, ends=True)
+    options = {"features": 4, "ends": True, "table": late.table}
+    early = SegmentDataset([late.samples[0]._replace(span=(1.0, 2.6))], None, **options)
     # Window 0 ends at 1.0, window 3 at 2.5, window 4 at 3.0.
     assert early[0]["features"][:, 0].tolist() == [0, 1, 2, 3]
-    (features / "P01_12.safetensors").write_bytes(b"broken")
-    with pytest.warns(UserWarning, match="cannot be read as features"):
-        item = module.datasets["val"][0]
+    if features.is_dir() and late.table is None:
+        (features / "P01_12.safetensors").write_bytes(b"broken")
+        with pytest.warns(UserWarning, match="cannot be read as features"):
+            item = module.datasets["val"][0]
+        assert item["index"] == -1 and item["features"].shape == (4, 5)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "lance"])
+def test_videos_that_a_table_of_features_lacks_are_missing(root, tmp_path, kind):
+    module = data(root, features=str(write_features(tmp_path, kind, ["P01_11", "P02_101", "P18_01"])), num_features=4)
+    with pytest.warns(UserWarning, match=rf"val videos do not exist: .*features\.{kind}/P01_12"):
+        module.setup("fit")
+    with pytest.warns(UserWarning, match="P01_12 has no rows in the table; extract them"):
+        known = module.datasets["val"]  # which warned of the missing one before
+        item = SegmentDataset(known.samples, None, features=4, table=known.table)[0]
     assert item["index"] == -1 and item["features"].shape == (4, 5)
+
+
+def test_other_tables_are_refused_in_one_sentence(root, tmp_path):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    (tmp_path / "torn.parquet").write_bytes(b"PAR1")
+    parquet.write_table(pa.table({"path": ["a"], "labels": [["b"]]}), tmp_path / "labels.parquet")
+    parquet.write_table(pa.table({"path": ["a"], "start": [0.0], "end": [1.0], "features": [[1.0]]}),
+                        tmp_path / "lists.parquet")  # fmt: skip
+    (tmp_path / "none.lance").mkdir()
+    for name in ("torn.parquet", "labels.parquet", "lists.parquet", "none.lance"):
+        with pytest.raises(DataError, match=rf"{name} cannot be read as a table of features; write it with zoo extr"):
+            data(root, features=str(tmp_path / name)).setup("fit")
+    for name in ("gone.parquet", "gone.lance"):
+        with pytest.raises(DataError, match=f"There is no table of features .*{name}; write it with zoo extract"):
+            data(root, features=str(tmp_path / name)).setup("fit")
+    table = parquet.read_table(write_features(tmp_path, "parquet"))
+    again = table.set_column(0, "path", pa.array([f"b/{path.split('/')[-1]}" for path in table["path"].to_pylist()]))
+    parquet.write_table(pa.concat_tables([table, again]), tmp_path / "twice.parquet")
+    with pytest.raises(DataError, match=r"twice\.parquet has rows of several files named .*P01_11.*; extract one"):
+        data(root, features=str(tmp_path / "twice.parquet")).setup("fit")
 
 
 # Mistakes ------------------------------------------------------------------------------------------------------------
