@@ -82,7 +82,8 @@ from datamodules.synthetic.motion import CLASSES, MOTIONS, ClipSpec, clip_spec, 
 from datamodules.synthetic.writing import generate, write_video
 from lightning_modules import TextVideoRetrieval
 from lightning_modules.nets.muse import LEARNERS, Muse
-from zoo.retrieval.table import DTYPES, Index, Record
+from zoo.retrieval.table import DTYPES, Index
+from zoo.tables.table import Record
 
 HEADS = {"muse": "MUSE", "mean": "mean pooling", "sequential": "sequential"}
 ROWS = 2**16

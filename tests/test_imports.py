@@ -47,6 +47,7 @@ FLOORS = {
         ("recipe", "configs"),
         ("fetch",),
         ("build",),
+        ("tables",),
         ("inference", "look", "share"),
         ("retrieval",),
         ("arguments", "commands"),

@@ -30,6 +30,8 @@ _HOME = {
     "timeline": "inference.long_videos",
     "Index": "retrieval.table",
     "VideoEmbedder": "retrieval.embedder",
+    "VideoFeatures": "inference.features",
+    "VideoPredictor": "inference.predictor",
     "index": "retrieval.search",
     "search": "retrieval.search",
 }

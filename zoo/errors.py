@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable, Mapping
 
-__all__ = ["UnknownModelError", "ZooError", "cut", "hint", "shown"]
+__all__ = ["UnknownModelError", "UnreadableVideo", "ZooError", "cut", "hint", "shown"]
 
 
 class ZooError(Exception):
@@ -16,6 +16,10 @@ class UnknownModelError(ZooError, KeyError):
     def __str__(self) -> str:
         # KeyError would print the repr of its argument: a sentence in quotation marks.
         return str(self.args[0])
+
+
+class UnreadableVideo(UserWarning):
+    """One of several files cannot be read and is skipped."""
 
 
 def hint(name: str, known: Iterable[str], otherwise: str, written: Mapping[str, str] | None = None) -> str:

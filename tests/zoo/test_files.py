@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 
 import hub
 import zoo
@@ -125,13 +124,17 @@ def test_commands_refuse_before_the_model_is_loaded(special, clips, capsys):
             told = capsys.readouterr().err
             assert exit_.value.code == 1 and os.path.basename(command[-1]) in told and told.count("\n") == 1
             assert "no-such" not in told and "no/such" not in told
-    for command in (
-        ["extract", "no-such-model", str(clips), "-o", video],
-        ["index", "no-such", str(clips), "-o", video],
+    os.symlink(video, special["pipe"].with_name("video.lance"))
+    os.symlink(clips, special["pipe"].with_name("clips.parquet"))
+    for command, sentence in (
+        (["extract", "no-such", str(clips), "-o", "video.lance"], "is a file and is not replaced; name a folder"),
+        (["predict", "no-such", str(clips), "-o", "clips.parquet"], "is a folder and is not replaced; name a file"),
+        (["index", "no-such", str(clips), "-o", video], "is a file and is not replaced; name a folder"),
     ):
+        command[-1] = str(special["pipe"].with_name(command[-1]) if os.sep not in command[-1] else command[-1])
         with pytest.raises(SystemExit):
             main(command)
-        assert f"{video} is a file and is not replaced; name a folder" in capsys.readouterr().err
+        assert f"{command[-1]} {sentence}" in capsys.readouterr().err
 
 
 FULL = """
@@ -162,7 +165,8 @@ def test_a_full_disk_is_one_sentence_with_the_file_and_the_next_run_goes_on(clip
     (tmp_path / "old.png").write_text("old")
     zoo.predict(NANO, video)  # compiles kernels, which are written to a cache
     commands = {
-        "features/": ["extract", NANO, str(clips), "-o", str(tmp_path / "features"), "--window", "0.5"],
+        "a.parquet": ["extract", NANO, str(clips), "-o", str(tmp_path / "a.parquet"), "--workers", "0"],
+        "b.lance": ["predict", NANO, str(clips), "-o", str(tmp_path / "b.lance"), "--workers", "0"],
         "begun": ["index", model, str(clips), "-o", str(tmp_path / "begun"), "--workers", "0"],
         "new": ["index", model, str(clips), "-o", str(tmp_path / "new"), "--workers", "0"],
         "old.png": ["predict", NANO, video, "--plot", str(tmp_path / "old.png")],
@@ -180,16 +184,15 @@ def test_a_full_disk_is_one_sentence_with_the_file_and_the_next_run_goes_on(clip
         assert "File too large" in sentence or "os error 27" in sentence
         assert sentence.endswith("make room on that disk, or write to another place.")
     assert left(tmp_path) == [] and (tmp_path / "old.png").read_text() == "old"
-    assert not list((tmp_path / "features").iterdir()) and len(Index.open(tmp_path / "begun")) == 1
+    assert not (tmp_path / "a.parquet").exists() and len(Index.open(tmp_path / "begun")) == 1
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert zoo.index(model, clips, tmp_path / "begun", num_workers=0, batch_size=1).vectors == 4
         assert zoo.index(model, clips, tmp_path / "new", num_workers=0).vectors == 4
-        main(commands["features/"])
-    for file in (tmp_path / "features").iterdir():
-        with safe_open(file, "pt") as features:
-            assert features.get_slice("features").get_shape()[0] >= 1
+        main(commands["a.parquet"])
+        main(commands["b.lance"])
+    assert pytest.importorskip("pyarrow.parquet").read_table(tmp_path / "a.parquet").num_rows == 4
 
 
 def test_the_limit_that_stands_for_a_full_disk_is_not_set_here():

@@ -25,6 +25,7 @@ BUILTIN = {
     "datamodules/annotations/pickles.py",
     "zoo/retrieval/old_index.py",
     "zoo/retrieval/table.py",
+    "zoo/tables/table.py",
 }
 
 

@@ -43,20 +43,9 @@ PICTURES = ["", "noext", ".", "/dev/null", "clip.mp4", "clip.mp4/a.png", "pipe.p
 PAGES = ["", "noext", ".", "/dev/null", "clip.mp4", "clip.mp4/a.html", f"{LONG}.html", "/proc/a.html"]
 SEGMENTS = ["", "noext", ".", "/dev/null", "clip.mp4", "clip.mp4/a.srt", f"{LONG}.csv", SURROGATE, "/proc/a.json"]
 FOLDERS = ["clip.mp4", "clip.mp4/deep", "/dev/null", "pipe.mp4", LONG, "/proc/new"]
-SHARES = [
-    "",
-    "0/1",
-    "2/1",
-    "1/0",
-    "1",
-    "a/b",
-    "1/99999999",
-    "-1/2",
-    "1/2/3",
-    "1/" + "9" * 5000,
-    "\uff11/\uff12",
-    "1/2\n",
-]
+TABLES = ["", "noext", ".", "/dev/null", "clip.mp4/a.parquet", f"{LONG}.parquet", "/proc/new.parquet", "torn.parquet",
+          "ftp://host/a.lance", "s3://none/a.parquet", "a b.lance", "good.index", f"{SURROGATE}.lance"]  # fmt: skip
+SHARES = ["", "1/2", "2/1", "1", "x", "Auto", "auto", "1/" + "9" * 5000]  # auto: without the variables
 DEVICES = ["", "nowhere", "cuda:99", "meta", "cpu:x", SURROGATE, "x" * 5000]
 TEXTS = ["", "  \n", SURROGATE]
 INDICES = ["", "gone", "clip.mp4", "clips", "model", "torn.index", "deep.index", "foreign.index", "odd.index", LONG,
@@ -95,14 +84,15 @@ WORKING = {
         [MODELS, VIDEOS],
         {"--topk": [*INTEGERS, "0"], "--clips": [*INTEGERS, "0"], "--crops": [*INTEGERS, "2"], "--window": SECONDS,
          "--step": SECONDS, "--frames": [*INTEGERS, "0", "3"], "--plot": PICTURES, "--timeline": PICTURES,
-         "--segments": SEGMENTS,
+         "--segments": SEGMENTS, "-o": TABLES, "--workers": INTEGERS, "--shard": SHARES, "--ray": ["", "auto"],
          "--checkpoint": ["gone.pth", "clip.mp4", "", "/dev/null"], **COMMON},
     ),
     "index": Command(
         ["text", "clip.mp4"],
         [MODELS, [v for v in VIDEOS if v not in ("broken.mp4", "empty.mp4", "list.csv", "text.mp4")]],
         {"-o": [*FOLDERS, "clips"], "--window": [s for s in SECONDS if s not in ("1" * 5000,)],
-         "--batch-size": [*INTEGERS, "0"], "--workers": INTEGERS, "--shard": SHARES, "--dtype": ["", "int8"],
+         "--batch-size": [*INTEGERS, "0"], "--workers": INTEGERS, "--shard": SHARES, "--ray": ["", " "],
+         "--dtype": ["", "int8"],
          "--metadata": ["", "gone", "clip.mp4", "clips", "torn.csv", "pipe.mp4", LONG, SURROGATE],
          "--convert": ["", "gone", "good.index"], **COMMON},
         ["-o", "new.index", "--workers", "0"],
@@ -121,10 +111,10 @@ WORKING = {
     ),
     "extract": Command(
         ["model", "clip.mp4"],
-        [MODELS, ["", "gone", "no-config", "http://127.0.0.1:9/a", LONG, SURROGATE]],
-        {"-o": FOLDERS, "--tokens": ["", "x"], "--window": SECONDS, "--stride": SECONDS,
-         "--batch-size": [*INTEGERS, "0"], "--shard": SHARES, **COMMON},
-        ["-o", "features"],
+        [MODELS, ["", "gone", "no-config", "list.csv", "http://127.0.0.1:9/a", LONG, SURROGATE]],
+        {"-o": TABLES, "--tokens": ["", "x"], "--window": SECONDS, "--stride": SECONDS,
+         "--batch-size": [*INTEGERS, "0"], "--workers": INTEGERS, "--shard": SHARES, "--ray": ["", " "], **COMMON},
+        ["-o", "features.parquet", "--workers", "0"],
     ),
     "recipe": Command(["demo"], [RECIPES], {}),
     "convert": Command(["broken.ckpt", "converted"], [MODELS, FOLDERS], {"--name": ["", "gone", SURROGATE]}),
@@ -183,7 +173,7 @@ def folder(tmp_path_factory):
     lancedb.connect(folder / "foreign.index").create_table("videos", theirs)
     Index.create(folder / "odd.index", 16, settings={"window": "x", "model": {"source": 5, "config": 6}})
     texts = {"list.csv": "path,label\na.mp4,b\n", "long.csv": f"{'x' * 200_000},1\n", "torn.csv": 'a.mp4,"b',
-             "text.mp4": "text",
+             "text.mp4": "text", "torn.parquet": "text",
              "empty.mp4": "", "empty.ckpt": "", "pairs.json": '[{"image": 5}]', "deep.json": "[" * 100_000,
              "deep.yaml": "[" * 20_000, "scalar.yaml": "5", "torn.yaml": "model: {",
              "loop.yaml": "&a [*a]"}  # fmt: skip

@@ -4,9 +4,9 @@ import argparse
 import math
 
 from zoo.commands.console import long_work, print_json, show
-from zoo.commands.options import parse_shard
+from zoo.commands.options import add_engine, check_engine
 from zoo.errors import ZooError
-from zoo.limits import BATCH, SECONDS, WORKERS, check_range
+from zoo.limits import BATCH, SECONDS, check_range
 
 __all__ = ["add_arguments", "run"]
 
@@ -16,8 +16,8 @@ examples:
   zoo index my-muse a/ b/ film.mkv -o my.index --window 5
   zoo index my-muse s3://bucket/videos -o my.index       also hf://, https://, ... by fsspec
   zoo index my-muse videos/ -o my.index --metadata about.csv    columns for zoo search --where
-  zoo index my-muse videos/ -o my.index --shard 1/2 &    two processes, each with its own half of the files
-  zoo index my-muse videos/ -o my.index --shard 2/2 &
+  zoo index my-muse videos/ -o my.index --ray auto       all machines of a Ray cluster
+  torchrun --nproc-per-node 8 --no-python zoo index my-muse videos/ -o my.index --shard auto
   zoo index --convert old.index -o my.index              an index of the format before LanceDB
 
 Then: zoo search my.index "a red circle moves left"
@@ -33,8 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="video model: registered name, model folder, .ckpt, or Hub repository",
     )
     parser.add_argument(
-        "sources", nargs="*", metavar="SOURCE", help="folders, searched at any depth, or video files; paths or URLs"
-    )
+        "sources", nargs="*", metavar="SOURCE", help="folders, searched at any depth, video files, .txt and .csv lists "
+        "of them, or tar shards; paths or URLs",
+    )  # fmt: skip
     parser.add_argument(
         "-o", "--out", required=True, metavar="INDEX", help="LanceDB database, a local folder or a URL (s3://, gs://, "
         "az://, hf://); an existing index is updated",
@@ -50,8 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: that of the index, 20 for a new one)",
     )  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="clips at once (default 8)")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes that read videos (default: cores, up to 4)")
-    parser.add_argument("--shard", metavar="K/N", help="do the K-th of N shares of the files, from 1")
+    add_engine(parser)
     parser.add_argument(
         "--dtype", choices=("float32", "float16"), help="numbers in the table: float16 takes half the space "
         "(default: that of the index, float32 for a new one)",
@@ -62,9 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Make or update the index, and print a summary."""
-    shard = parse_shard(args.shard)
+    shard = check_engine(args)
     check_range("--batch-size", args.batch_size, BATCH)
-    check_range("--workers", args.workers or 0, WORKERS)
     if args.window not in (None, math.inf):
         check_range("--window", args.window, SECONDS)
     if args.convert is not None or args.optimise:
@@ -82,6 +81,7 @@ def run(args: argparse.Namespace) -> None:
             window=args.window,
             batch_size=args.batch_size,
             num_workers=args.workers,
+            ray=args.ray,
             shard=shard,
             dtype=args.dtype,
             metadata=args.metadata,
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print_json({"index": args.out, **summary._asdict()})
         return
-    share = "" if shard == (1, 1) else f" in share {args.shard}"
+    share = "" if shard == (1, 1) else " in share {} of {}".format(*shard)
     show(
         f"{args.out}: {summary.videos} videos{share}: {summary.indexed} indexed now, "
         f"{summary.kept} kept, {summary.unreadable} unreadable, {summary.dropped} dropped; "

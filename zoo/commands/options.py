@@ -1,22 +1,55 @@
-"""Options that several subcommands share."""
+"""Options of the subcommands that fill tables: who does the work, and which share of it."""
 
-import re
+import argparse
+import os
 
 from zoo.errors import ZooError
-from zoo.limits import SHARDS
+from zoo.limits import SHARDS, WORKERS, check_range
 
-__all__ = ["parse_shard"]
+__all__ = ["add_engine", "check_engine"]
+
+# (rank, processes), as torchrun and SLURM's srun tell them.
+_VARIABLES = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
 
 
-def parse_shard(text: str | None) -> tuple[int, int]:
-    """Parse ``--shard K/N``; None means 1/1.
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("--workers", type=int, metavar="N", help="processes that read videos (default: cores, up to 4)")
+    parser.add_argument(
+        "--ray", metavar="ADDRESS", help="let a Ray cluster do it: auto for the one that is there or a new one on this "
+        "machine, or HOST:PORT; every node has to see the videos",
+    )  # fmt: skip
+    parser.add_argument(
+        "--shard", metavar="auto", help="share the files out among the processes that torchrun or SLURM has started"
+    )
+
+
+def check_engine(args: argparse.Namespace) -> tuple[int, int]:
+    """Return (k, n): this is process k of n, from 1.
 
     Raises:
-        ZooError: it is not of that form, or out of range.
+        ZooError: a wrong option.
     """
-    if text is None:
+    check_range("--workers", args.workers or 0, WORKERS)
+    if args.ray is not None:
+        from zoo.tables.ray_data import check_ray
+
+        check_ray()
+        if not args.ray.strip():
+            raise ZooError("--ray is empty; write auto, or the address of a cluster, HOST:PORT.")
+        if args.shard is not None:
+            raise ZooError("--ray and --shard both share the work out; omit one of them.")
+    if args.shard is None:
         return 1, 1
-    found = re.fullmatch(r"([0-9]{1,5})/([0-9]{1,5})", text)
-    if found is None or not 1 <= int(found[1]) <= int(found[2]) <= SHARDS[1]:
-        raise ZooError(f"--shard is {text}; write 1/8, 2/8, ... 8/8 for eight processes, of {SHARDS[1]:,} at most.")
-    return int(found[1]), int(found[2])
+    if args.shard != "auto":
+        raise ZooError(f"--shard {args.shard} is gone; start a command without it, which uses all cores, with --ray "
+                       "auto for several machines, or with --shard auto under torchrun or SLURM.")  # fmt: skip
+    for rank, count in _VARIABLES:
+        texts = os.environ.get(rank, ""), os.environ.get(count, "")
+        if all(text.isdecimal() and len(text) < 6 for text in texts):
+            number, processes = map(int, texts)
+            check_range(count, processes, SHARDS)
+            check_range(rank, number, (0, processes - 1))
+            return number + 1, processes
+    raise ZooError("--shard auto reads RANK and WORLD_SIZE, or SLURM_PROCID and SLURM_NTASKS, and they are not set; "
+                   "start the command with torchrun --no-python or srun.")  # fmt: skip

@@ -5,7 +5,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zoo.commands.console import print_json, progress_bar, show, titled_table
+from zoo.commands.console import long_work, print_json, progress_bar, show, titled_table
+from zoo.commands.options import add_engine, check_engine
 from zoo.errors import ZooError
 from zoo.files import PICTURES, check_target
 from zoo.inference.segment_files import check_segments, write_segments
@@ -40,6 +41,10 @@ what happens when, in a video of any length (docs/long_videos.md):
 
 or the whole video as one long clip:
   zoo predict videomamba-ti-coin film.mkv --frames 512
+
+or labels of many videos in one table (docs/batches.md):
+  zoo predict videomamba-ti-k400 videos/ -o labels.parquet      run again to resume, or when videos were added
+  zoo predict videomamba-ti-k400 s3://bucket/videos -o s3://bucket/labels.lance --ray auto
 """
 
 
@@ -51,8 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLES
     parser.add_argument("model", help="registered name, model folder, Lightning .ckpt, or Hub repository org/name")
     parser.add_argument(
-        "videos", nargs="+", metavar="VIDEO", help="video or image files, or folders: their videos, at any depth"
-    )
+        "videos", nargs="+", metavar="VIDEO", help="video or image files, or folders: their videos, at any depth; with "
+        "-o also .txt and .csv lists of them, tar shards, and URLs",
+    )  # fmt: skip
     parser.add_argument("--checkpoint", metavar="FILE", help="take the weights from this file instead of the Hub")
     parser.add_argument("--topk", type=int, default=5, metavar="K", help="classes to show (default 5)")
     parser.add_argument(
@@ -87,9 +93,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="from one clip to the next; boundaries are found to about this (default: half a window)",
     )  # fmt: skip
 
+    table = parser.add_argument_group("a table", "Labels of any number of videos; a run that was interrupted resumes.")
+    table.add_argument("-o", "--out", metavar="TABLE", help="what to write: FILE.parquet, or a folder or URL ending in "
+                       ".lance; an existing table is updated")  # fmt: skip
+    add_engine(table)
+
 
 def run(args: argparse.Namespace) -> None:
     """Print the best classes of each video, or the number that a regressor predicts."""
+    if args.out is not None:
+        _fill_table(args)
+        return
+    if any(value is not None for value in (args.workers, args.ray, args.shard)):
+        raise ZooError("--workers, --ray and --shard are for tables; name one with -o.")
     sliding = any(value is not None for value in (args.timeline, args.segments, args.window, args.step))
     _check(args, sliding)
     videos = find_videos(args.videos)
@@ -132,6 +148,42 @@ def run(args: argparse.Namespace) -> None:
     if unreadable:
         raise ZooError(f"{len(unreadable)} of {len(videos)} videos cannot be read (see above); the first is "
                        f"{unreadable[0]}.")  # fmt: skip
+
+
+def _fill_table(args: argparse.Namespace) -> None:
+    """Write labels into a table, and print a summary."""
+    shard = check_engine(args)
+    _check(args, sliding=False)
+    if any(value is not None for value in (args.plot, args.timeline, args.segments, args.window, args.step)):
+        raise ZooError("-o writes one row for each video; omit --plot, --timeline, --segments, --window and --step.")
+    with long_work("videos", args.json) as report:
+        from zoo.build import load
+        from zoo.inference.predictor import predict_into
+
+        # As without a table: a given number of frames is one clip and one crop.
+        frames, views = ({}, None) if args.frames is None else ({"num_frames": args.frames}, 1)
+        done = predict_into(
+            lambda: load(args.model, checkpoint=args.checkpoint, **frames),
+            args.videos,
+            args.out,
+            name=args.model,
+            topk=args.topk,
+            num_clips=args.clips or views,
+            num_crops=args.crops or views,
+            num_workers=args.workers,
+            ray=args.ray,
+            shard=shard,
+            device=args.device,
+            on_files=lambda *counts: report("predicting", *counts),
+        )
+    if args.json:
+        numbers = {"videos": done.videos, "predicted": done.read, "unreadable": done.unreadable, "kept": done.kept}
+        print_json({"predictions": args.out, **numbers, "dropped": done.dropped, "rows": done.rows})
+        return
+    show(
+        f"{args.out}: {done.videos} videos: {done.read} predicted now, {done.kept} kept, {done.unreadable} unreadable, "
+        f"{done.dropped} dropped; {done.rows} rows."
+    )
 
 
 def _check(args: argparse.Namespace, sliding: bool) -> None:

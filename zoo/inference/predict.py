@@ -4,7 +4,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
@@ -13,16 +13,12 @@ from datamodules.video.opening import DecodeError
 from datamodules.video.views import Views, load_views
 from lightning_modules.base import BaseModule
 from zoo.build import load
-from zoo.errors import ZooError
+from zoo.errors import UnreadableVideo, ZooError
 from zoo.limits import CLIPS, VIEWS_BYTES, check_range
 
 __all__ = ["Prediction", "UnreadableVideo", "check_finite", "classifier", "evaluating", "extract_features", "predict",
            "predict_value", "rank", "read_views", "regressor", "score_views", "to_device",
-           "value_of_views"]  # fmt: skip
-
-
-class UnreadableVideo(UserWarning):
-    """One of several files cannot be read and is skipped."""
+           "value_of_views", "views_of"]  # fmt: skip
 
 
 class Prediction(NamedTuple):
@@ -138,8 +134,12 @@ def extract_features(
     return _mean_over_views(model, views, lambda clip: model.forward_features(clip, pool=pool))
 
 
-def read_views(model: BaseModule, path: str | os.PathLike, num_clips: int | None, num_crops: int | None) -> Views:
-    """The views of a file as the model wants them; None takes the defaults that `predict` documents."""
+def views_of(model: BaseModule, num_clips: int | None, num_crops: int | None) -> dict[str, Any]:
+    """Arguments of `load_views` for the views that the model wants; None takes the defaults that `predict` documents.
+
+    Raises:
+        ZooError: a number is out of range, or the views take too much memory.
+    """
     if num_clips is not None:
         check_range("num_clips", num_clips, CLIPS)
     if num_crops not in (None, 1, 3):
@@ -152,7 +152,12 @@ def read_views(model: BaseModule, path: str | os.PathLike, num_clips: int | None
     if size > VIEWS_BYTES:
         raise ZooError(f"{num_clips * num_crops} views of {frames} frames of {side} x {side} pixels take "
                        f"{size / 1e9:.0f} GB; ask for fewer clips, crops or frames.")  # fmt: skip
-    return load_views(path, **model.preprocessing, num_clips=num_clips, num_crops=num_crops)
+    return {**model.preprocessing, "num_clips": num_clips, "num_crops": num_crops}
+
+
+def read_views(model: BaseModule, path: str | os.PathLike, num_clips: int | None, num_crops: int | None) -> Views:
+    """The views of a file as the model wants them; see `views_of`."""
+    return load_views(path, **views_of(model, num_clips, num_crops))
 
 
 def score_views(model: BaseModule, views: Views, on_view: Callable[[], None] | None = None) -> Tensor:

@@ -10,7 +10,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from zoo.errors import ZooError
-from zoo.retrieval.table import DTYPES, OLD_FORMAT, OLD_HEAD, File, Record
+from zoo.retrieval.table import DTYPES, OLD_FORMAT, OLD_HEAD
+from zoo.tables.table import File, Record
 
 __all__ = ["read_head", "read_parts"]
 

@@ -54,8 +54,8 @@ def tiny(seed=0, **kwargs):
     return TextVideoRetrieval(CLIP, "mean", **{"num_frames": 4, **kwargs}).eval()
 
 
-def start(folder, *arguments):
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+def start(folder, *arguments, **variables):
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     return subprocess.Popen([ZOO, *arguments], cwd=folder, text=True, stdout=-1, stderr=-1, env=env)
 
 
@@ -157,9 +157,11 @@ def test_killed_at_any_moment_and_resumed_is_the_same(workspace):
 
 @pytest.mark.slow
 def test_shares_of_several_processes_are_the_whole(workspace, model):
-    shares = [start(workspace, "index", "model", "videos", "-o", "shared.index", "--shard", f"{k}/2") for k in (1, 2)]
-    for share in shares:
-        finish(share)
+    command = ["index", "model", "videos", "-o", "shared.index", "--shard", "auto"]
+    variables = [{"RANK": "0", "WORLD_SIZE": "2"}, {"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}]
+    shares = [start(workspace, *command, **some) for some in variables]
+    for number, share in enumerate(shares, 1):
+        assert f"in share {number} of 2: " in finish(share)[0]
     summary = zoo.index(model, workspace / "videos", workspace / "one.index", num_workers=0, batch_size=5)
     assert summary == (NUM_CLIPS + 1, NUM_CLIPS + 1, 0, 0, 0, NUM_CLIPS + 1)
     shared, one = (dict(Index.open(workspace / name).records()) for name in ("shared.index", "one.index"))
@@ -328,8 +330,9 @@ def made(workspace, model, tmp_path_factory):
         ("index {model} -o {new}", "A model and videos are needed; write: zoo index MODEL VIDEOS -o INDEX."),
         ("index {model} http://127.0.0.1:9/a.mp4 -o {new}", "There is no file or folder http://127.0.0.1:9/a.mp4"),
         ("index {model} memory://nothing -o {new}", "There is no file or folder memory://nothing"),
-        ("index {model} {videos} -o ftp://host/x", "is no place for an index; name a local folder, or a URL of s3://"),
-        ("index {model} {videos} -o s3://bucket/x --shard 1/2", "is written by one process"),
+        ("index {model} {videos} -o ftp://host/x", "is no place for a table; name a local folder, or a URL of s3://"),
+        ("index {model} {videos} -o {new} --ray auto --shard auto", "--ray and --shard both share the work out"),
+        ("index {model} {videos} -o {new} --shard auto", "--shard auto reads RANK and WORLD_SIZE, or SLURM_PROCID"),
         ("index {model} {videos} -o {new} --metadata {none}", "none cannot be read as CSV"),
         ("index {model} {videos} -o {new} --metadata {no-path}", "has the columns name, place; it needs path"),
         ("index {model} {videos} -o {new} --metadata {taken}", "has the columns path, start; it needs path"),
@@ -345,14 +348,13 @@ def made(workspace, model, tmp_path_factory):
         ("index {model} {new} -o {new}.index", "There is no file or folder {new}"),
         ("index {model} {none} -o {new}", "holds no videos (files ending in .3gp"),
         ("index {model} {videos} -o {none}/..", "exists and is no index"),
-        ("index {model} {videos} -o {new} --shard 3/2", "--shard is 3/2; write 1/8"),
+        ("index {model} {videos} -o {new} --shard 3/2", "--shard 3/2 is gone; start a command without it"),
         ("index {model} {videos} -o {new} --window 0", "--window is 0"),
         ("index {model} {videos} -o {new} --batch-size 0", "--batch-size is 0; it has to be from 1"),
         ("index {model} {videos} -o {new} --batch-size 1000000000", "--batch-size is 1000000000; it has to be from 1"),
         ("index {model} {videos} -o {new} --workers 100000", "--workers is 100000; it has to be from 0 to 256"),
         ("index {model} {videos} -o {new} --window 1e-9", "--window is 1e-09; it has to be from 0.01"),
         ("index {model} {videos} -o {new} --window nan", "--window is nan; it has to be from 0.01"),
-        ("index {model} {videos} -o {new} --shard 1/99999999999", "--shard is 1/99999999999; write 1/8"),
         ("index {model} {videos} -o {film}", "{film} is a file and is not replaced; name a folder"),
         ("index {other} {videos} -o {made}", "was made with other weights"),
         ("index {longer} {videos} -o {made}", "was made with another num_frames of the model"),
@@ -550,7 +552,7 @@ def test_a_second_process_on_the_same_share_is_refused(workspace, model, tmp_pat
     try:
         assert holder.stdout.readline() == "held\n"
         for shard in ((1, 1), (2, 3)):
-            with pytest.raises(zoo.ZooError, match="Another process is indexing into"):
+            with pytest.raises(zoo.ZooError, match="Another process is writing "):
                 zoo.index(model, workspace / "videos/film.mp4", tmp_path / "i", shard=shard)
     finally:
         holder.kill()

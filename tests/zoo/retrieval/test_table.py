@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from zoo.errors import ZooError
 from zoo.retrieval import table
-from zoo.retrieval.table import File, Hit, Index, Record
+from zoo.retrieval.table import Hit, Index
+from zoo.tables.table import File, Record
 
 lancedb = pytest.importorskip("lancedb")
 pa = pytest.importorskip("pyarrow")
@@ -158,7 +159,7 @@ def test_names_that_are_not_unicode_come_back(tmp_path):
 
 
 def test_drop_takes_files_with_and_without_records(tmp_path, monkeypatch):
-    monkeypatch.setattr(table, "NAMES_AT_ONCE", 2)
+    monkeypatch.setattr("zoo.tables.table.NAMES_AT_ONCE", 2)
     index = Index.create(tmp_path / "i", 16)
     for i in range(0, 12, 3):
         index.add(records(3, first=i), unit(3, seed=i), [File(f"v{i // 3}.mp4", i, i), File(f"broken{i}", i, i, "no")])
@@ -198,7 +199,8 @@ def test_processes_that_change_a_table_at_once_lose_nothing(tmp_path):
 
 KILLED = """
 import sys, torch
-from zoo.retrieval.table import Index, Record
+from zoo.retrieval.table import Index
+from zoo.tables.table import Record
 index = Index.open(sys.argv[1])
 print("ready", flush=True)
 for i in range(10**6):
@@ -260,7 +262,7 @@ def test_other_folders_are_refused_in_one_sentence(tmp_path):
         assert str(tmp_path / name) in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 500
     with pytest.raises(ZooError, match="exists and is no index"):
         Index.create(tmp_path / "named", 4)
-    with pytest.raises(ZooError, match="is no place for an index; name a local folder, or a URL of s3://"):
+    with pytest.raises(ZooError, match="is no place for a table; name a local folder, or a URL of s3://"):
         Index.open("ftp://host/x")
 
 
