@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
     if args.html:
         from zoo.retrieval.gallery import write_gallery
 
-        write_gallery(args.html, list(zip(asked, results, strict=True)))
+        write_gallery(args.html, index, list(zip(asked, results, strict=True)))
     if args.json:
         print_json([_record(*pair) for pair in zip(asked, results, strict=True)])
         return

@@ -1,120 +1,157 @@
-"""A page with search results as pictures that play: one file, which refers to the videos and needs nothing else."""
+"""A page with search results that play: one file, which refers to the videos and needs nothing else."""
 
 import base64
-import html
 import io
 import os
 from collections.abc import Sequence
-from pathlib import Path
+from itertools import takewhile
+from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from datamodules.storage.files import is_url
+from datamodules.storage.files import is_url, split
 from datamodules.video.frames import open_video
 from datamodules.video.opening import DecodeError
 from zoo.files import PAGES, check_target, written
 from zoo.printable import clock
-from zoo.retrieval.table import Hit
+from zoo.retrieval.search import made_with
+from zoo.retrieval.table import Hit, Index
 
-__all__ = ["write_gallery"]
+__all__ = ["moving_picture", "write_gallery"]
 
 FRAMES, HEIGHT_PX, FRAME_MS = 8, 160, 250
-
-_PAGE = """\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{title}</title>
-<style>
-body {{ font: 15px/1.4 system-ui, sans-serif; color: #1d2733; background: #fff; margin: 2rem; }}
-h2 {{ font-size: 1.15rem; margin: 2rem 0 .6rem; }}
-.hits {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(16rem, 1fr)); gap: 1rem; }}
-figure {{ margin: 0; }}
-video, .gone {{ display: block; width: 100%; aspect-ratio: 4/3; background: #eef1f5; border-radius: 4px; }}
-figcaption {{ overflow-wrap: anywhere; font-size: .85rem; color: #6b7785; padding-top: .25rem; }}
-a {{ color: #2f6fb2; }}
-</style>
-</head>
-<body>
-{sections}
-<script>
-// Hovering plays the stretch. A file that the browser cannot play keeps its picture, which moves by itself.
-for (const video of document.querySelectorAll("video")) {{
-  const start = Number(video.dataset.start);
-  video.addEventListener("mouseenter", () => video.play().catch(() => video.load()));
-  video.addEventListener("mouseleave", () => {{ video.pause(); video.currentTime = start; }});
-}}
-</script>
-</body>
-</html>
-"""
+TEMPLATE = "gallery.html"
 
 
-def write_gallery(page: str | os.PathLike, results: Sequence[tuple[str, Sequence[Hit]]]) -> Path:
+def write_gallery(page: str | os.PathLike, index: Index, results: Sequence[tuple[str, Sequence[Hit]]]) -> Path:
     """Write the page; a file that is there is replaced when the page is complete.
 
-    A result is a ``<video>`` of the file with the stretch as media fragment, ``a.mp4#t=12.5,20``. Its poster is an
-    animated WebP of the stretch inside the page, so that formats which a browser does not play are seen too.
+    A result is a ``<video>`` of the file with the stretch as media fragment, ``a.mp4#t=12.5,20``, or an ``<img>`` of a
+    GIF. A frame of the stretch is its poster; an animated WebP inside the page plays in its place what a browser does
+    not play, and what it cannot fetch, such as ``s3://``.
 
     Args:
         page: the .html file.
-        results: texts with what was found for them; paths absolute or relative to the current folder.
+        index: what was searched.
+        results: texts or clips with what was found for them; paths absolute or relative to the current folder.
 
     Raises:
         ZooError: the page cannot be written.
     """
     page = Path(page)
     check_target(page, PAGES)
-    sections = "\n".join(_section(query, hits, page.absolute().parent) for query, hits in results)
-    title = html.escape(", ".join(query for query, _ in results))
+    folders = _folders([hit.path for _, hits in results for hit in hits])
+    model = made_with(index)
+    values = {
+        "index": _shown(index.folder),
+        "stretches": len(index),
+        "model": _shown(model["source"] or (model["config"] or {}).get("class_path", "")),
+        "queries": [
+            {"text": _shown(query), "hits": [_values(hit, folders[hit.path], page.absolute().parent) for hit in hits]}
+            for query, hits in results
+        ],
+        "count": _count,
+    }
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    text = environment.get_template(TEMPLATE).render(values)
     with written(page, PAGES) as beside:
-        beside.write_text(_PAGE.format(title=title, sections=sections), encoding="utf-8", errors="replace")
+        beside.write_text(text, encoding="utf-8")
     return page
 
 
-def _section(query: str, hits: Sequence[Hit], folder: Path) -> str:
-    figures = "\n".join(_figure(hit, folder) for hit in hits)
-    return f'<section>\n<h2>{html.escape(query)}</h2>\n<div class="hits">\n{figures}\n</div>\n</section>'
+def moving_picture(hit: Hit) -> bytes:
+    """Frames of the stretch, evenly spaced, as animated WebP.
+
+    Raises:
+        DecodeError: the file cannot be read any more.
+    """
+    return _webp(_pictures(hit))
 
 
-def _figure(hit: Hit, folder: Path) -> str:
-    name = html.escape(os.fsencode(os.path.basename(hit.path)).decode(errors="replace"))
-    address = html.escape(f"{_address(hit.path, folder)}#t={hit.start:.3f},{hit.end:.3f}")
-    times = f"{clock(hit.start)} – {clock(hit.end)}"  # noqa: RUF001
-    caption = f'<figcaption><a href="{address}">{name}</a><br>{times}, score {hit.score:.3f}</figcaption>'
+def _values(hit: Hit, folder: str, page_folder: Path) -> dict[str, Any]:
+    """What the template says of a result."""
     try:
-        poster = base64.b64encode(_moving_picture(hit)).decode()
+        pictures = _pictures(hit)
     except DecodeError:
-        return f'<figure>\n<div class="gone">This file cannot be read any more.</div>\n{caption}\n</figure>'
-    return (
-        f'<figure>\n<video controls muted playsinline preload="none" data-start="{hit.start:.3f}" src="{address}" '
-        f'poster="data:image/webp;base64,{poster}"></video>\n{caption}\n</figure>'
-    )
+        pictures = []
+    address = _address(hit.path, page_folder)
+    is_elsewhere = is_url(hit.path) and not hit.path.startswith(("http://", "https://"))
+    is_gif = hit.path.lower().endswith(".gif") and not is_elsewhere
+    return {
+        "kind": "elsewhere" if is_elsewhere else "gif" if is_gif else "video",
+        "name": _shown(split(hit.path)[1]),
+        "folder": folder,
+        "address": address if is_gif else f"{address}#t={hit.start:.3f},{hit.end:.3f}",
+        "start": f"{hit.start:.3f}",
+        "end": f"{hit.end:.3f}",
+        "times": f"{clock(hit.start)} – {clock(hit.end)}",  # noqa: RUF001
+        "score": f"{hit.score:.3f}",
+        "still": _inside(_webp(pictures[len(pictures) // 2 :][:1])) if pictures else None,
+        "moving": _inside(_webp(pictures)) if pictures and not is_gif else None,
+    }
+
+
+def _folders(paths: Sequence[str]) -> dict[str, str]:
+    """For each path what tells its file from others of that name: the folders below those that all of them are in."""
+    alike: dict[str, list[str]] = {}
+    for path in dict.fromkeys(paths):
+        alike.setdefault(split(path)[1], []).append(path)
+    found = dict.fromkeys(paths, "")
+    for same in alike.values():
+        if len(same) > 1:
+            parts = [PurePosixPath(Path(split(path)[0]).as_posix()).parts for path in same]
+            levels = zip(*parts, strict=False)
+            common = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, levels))
+            common -= common > 0 and any(len(own) == common for own in parts)
+            found |= {path: _shown("/".join(own[common:])) for path, own in zip(same, parts, strict=True)}
+    return found
+
+
+def _count(number: int, name: str) -> str:
+    plural = f"{name}es" if name.endswith("ch") else f"{name}s"
+    return f"{number:,} {name if number == 1 else plural}"
+
+
+def _shown(text: str) -> str:
+    """Valid Unicode; bytes of a file name that are not become question marks."""
+    return os.fsencode(text).decode(errors="replace")
 
 
 def _address(path: str, folder: Path) -> str:
     """Relative to the page's folder, so that the page can be moved together with the videos; URLs stay."""
     if is_url(path):
-        return path
+        return _shown(path)
     try:
         return quote(os.fsencode(Path(os.path.relpath(path, folder)).as_posix()))
     except ValueError:  # another drive
         return Path(path).absolute().as_uri()
 
 
-def _moving_picture(hit: Hit) -> bytes:
-    """Frames of the stretch, evenly spaced, as animated WebP."""
+def _pictures(hit: Hit) -> list[Image.Image]:
     with open_video(hit.path) as reader:
         times = hit.start + (np.arange(FRAMES) + 0.5) * (hit.end - hit.start) / FRAMES
         positions = np.unique(np.searchsorted(reader.pts_seconds, times, side="right") - 1).clip(0)
         frames = reader.read(positions, short_side=HEIGHT_PX)
-    pictures = [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in frames]
+    return [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in frames]
+
+
+def _webp(pictures: Sequence[Image.Image]) -> bytes:
     file = io.BytesIO()
     pictures[0].save(
         file, "WEBP", save_all=True, append_images=pictures[1:], duration=FRAME_MS, loop=0, quality=60, method=4
     )
     return file.getvalue()
+
+
+def _inside(picture: bytes) -> str:
+    return f"data:image/webp;base64,{base64.b64encode(picture).decode()}"

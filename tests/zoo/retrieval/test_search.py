@@ -297,11 +297,12 @@ def test_search_prints_a_table_json_and_a_page(model, videos, tmp_path, monkeypa
         assert (tmp_path / "pages" / urllib.parse.unquote(address.path)).resolve() == Path(hit["path"])
         start, end = map(float, address.fragment.removeprefix("t=").split(","))
         assert not address.scheme and (start, end) == (hit["start"], hit["end"])
-        picture = Image.open(io.BytesIO(b64decode(attrs["poster"].removeprefix("data:image/webp;base64,"))))
-        assert picture.n_frames == 8 and picture.size == (192, 160)
+        still, moving = (Image.open(io.BytesIO(b64decode(attrs[name].removeprefix("data:image/webp;base64,"))))
+                         for name in ("poster", "data-moving"))  # fmt: skip
+        assert (still.n_frames, moving.n_frames) == (1, 8) and still.size == moving.size == (192, 160)
         assert Path(hit["path"]).name in page.text
     outside = [v for _, a in page.tags for k, v in a.items() if k in ("src", "href") and ":" in v]
-    assert not outside
+    assert not outside and not any(tag == "link" or (tag == "script" and attrs) for tag, attrs in page.tags)
 
     Path(hits[0]["path"]).unlink()
     main(["search", "my.index", queries[0], "--topk", "1", "--html", "out.html"])
