@@ -3,6 +3,7 @@
 import importlib
 
 _HOME = {
+    "ActionClassifier": "tasks.action_classifier",
     "ActionRecognition": "tasks.mambavl",
     "BaseModule": "base",
     "DualEncoder": "tasks.dual_encoder",

@@ -55,8 +55,9 @@ class Entry:
     Attributes:
         name: Canonical name, every part spelled out (``videomamba-m-k400-f16-r224``).
         aliases: Other names that mean this entry, default parts left out (``videomamba-m-k400``).
-        task: ``image-classification``, ``video-classification``, ``video-regression``, ``masked-pretraining``,
-            ``text-video-retrieval`` or ``video-text-pretraining``; free for a user's own models.
+        task: ``image-classification``, ``video-classification``, ``action-classification``, ``video-regression``,
+            ``masked-pretraining``, ``text-video-retrieval`` or ``video-text-pretraining``; free for a user's own
+            models.
         class_path: Public import path of the LightningModule.
         init_args: Plain values for its constructor, class names included.
         weights: Where the weights are; None: the entry can be created but not loaded.
@@ -224,11 +225,12 @@ def _checkpoint_entry(row: dict[str, str]) -> Entry:
         # The authors resize images to crop / 0.875, bicubic, before the centre crop; videos to the crop size, bilinear,
         # which is the default (docs/protocol.md, section 3).
         args |= {"short_side": int(resolution / 0.875), "interpolation": "bicubic"}
-    else:
+    elif "preprocessing" not in args:
         args.setdefault("sampling", dataset.sampling)
     weights = Weights(row["repo_id"], row["filename"], row["revision"], row["sha256"] or None)
     meta = _meta(row) | {"dataset_title": dataset.title}
-    if row["task"].endswith("-classification"):
+    # The names of EPIC-KITCHENS-100 are not for commercial use: its models take them from the user's annotations.
+    if row["task"] in ("image-classification", "video-classification"):
         labels = class_labels(row["dataset"])
         args |= {"num_classes": len(labels), "class_names": list(labels)}
         meta["labels_source"] = dataset.labels_source

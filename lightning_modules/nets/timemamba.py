@@ -25,7 +25,7 @@ class TimeMamba(nn.Module):
     ::
 
         clip (B, 3, T, H, W) -> patches of each frame + positions, one class token for the clip -> LayerNorm
-             -> depth x block -> LayerNorm -> class token -> head
+             -> depth x block -> LayerNorm
 
         block:  y = x + tanh(gate) * BiMamba(norm(x))        each patch position as a sequence of T frames
                 attention within each frame, over the class token and the frame's y
@@ -38,7 +38,6 @@ class TimeMamba(nn.Module):
     official files. ViT-B/16, which is released, has the sizes (embed_dim, depth, heads) 768, 12, 12.
 
     Args:
-        num_classes: outputs of the head; 0 leaves it out.
         embed_dim: width D of a token.
         depth: number of blocks.
         heads: attention heads.
@@ -46,7 +45,6 @@ class TimeMamba(nn.Module):
         patch_size: side of a patch in pixels.
         style: what the spatial attention is added to: "vanilla" (TimeSformer's divided attention) or "frozen" (Frozen
             in Time's). The weights fit both.
-        drop: dropout before the head.
         init: of the mixers, see `BiMamba`.
         checkpoint_blocks: how many of the first blocks are recomputed in the backward pass to save memory.
 
@@ -56,14 +54,12 @@ class TimeMamba(nn.Module):
 
     def __init__(
         self,
-        num_classes: int = 0,
         embed_dim: int = 768,
         depth: int = 12,
         heads: int = 12,
         image_size: int = 224,
         patch_size: int = 16,
         style: str = "vanilla",
-        drop: float = 0.0,
         init: str = "mamba",
         checkpoint_blocks: int = 0,
     ) -> None:
@@ -71,11 +67,9 @@ class TimeMamba(nn.Module):
         check_arguments(
             {
                 "embed_dim": embed_dim, "depth": depth, "heads": heads, "image_size": image_size,
-                "patch_size": patch_size, "drop": drop, "checkpoint_blocks": checkpoint_blocks,
+                "patch_size": patch_size, "checkpoint_blocks": checkpoint_blocks,
             }
         )  # fmt: skip
-        if num_classes != 0:
-            check_arguments({"num_classes": num_classes})
         check_choice("style", style, STYLES)
         if embed_dim % heads:
             raise ModelError(f"embed_dim {embed_dim} is not a multiple of heads {heads}; change one of them.")
@@ -94,20 +88,16 @@ class TimeMamba(nn.Module):
         self.ln_pre = nn.LayerNorm(embed_dim, eps=1e-5)
         self.blocks = nn.ModuleList(TimeBlock(embed_dim, heads, style, init) for _ in range(depth))
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
-        self.drop = nn.Dropout(drop)
-        self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
         self._reset_parameters()
 
     @torch.no_grad()
     def _reset_parameters(self) -> None:
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        layers = [self.head] if isinstance(self.head, nn.Linear) else []
         for block in self.blocks:
-            layers += [block.attn.Wqkv, block.attn.out_proj, block.mlp.fc1, block.mlp.fc2]
-        for layer in layers:
-            nn.init.trunc_normal_(layer.weight, std=0.02)
-            nn.init.zeros_(layer.bias)
+            for layer in (block.attn.Wqkv, block.attn.out_proj, block.mlp.fc1, block.mlp.fc2):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
 
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised clip (B, 3, T, H, W) of any number of frames -> what enters the first block: the class token
@@ -145,15 +135,11 @@ class TimeMamba(nn.Module):
         """Input as in `embed` -> class token after the final norm (B, D)."""
         return self.norm(self.forward_blocks(x)[0][:, 0])
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Input as in `embed` -> logits (B, num_classes), or the features where there is no head."""
-        return self.head(self.drop(self.forward_features(x)))
-
     def layer_id(self, name: str) -> int:
         """Depth of a parameter for layer-wise decay: 0 the embeddings, 1..depth the blocks, depth + 1 the rest."""
         if name.startswith("blocks."):
             return int(name.split(".")[1]) + 1
-        return self.depth + 1 if name.startswith(("norm.", "head.")) else 0
+        return self.depth + 1 if name.startswith("norm.") else 0
 
     def adapt_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Weights of another resolution, with interpolated position embeddings; the number of frames is in none."""
@@ -186,7 +172,7 @@ class TimeMamba(nn.Module):
                     parts = [found.get(f"{theirs}.{part}.{kind}") for part in layer]
                     if all(part is not None for part in parts):
                         weights[f"blocks.{number}.{mine}.{kind}"] = torch.cat(parts)
-        ours = ("time_mamba", "norm3", "alpha_timeattn", "head.")
+        ours = ("time_mamba", "norm3", "alpha_timeattn")
         weights |= {name: tensor for name, tensor in own.items() if any(part in name for part in ours)}
         wrong = [name for name in own if name not in weights or weights[name].shape != own[name].shape]
         if wrong or f"encoder.layers.{self.depth}.layer_norm1.weight" in found:

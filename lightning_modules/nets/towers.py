@@ -63,7 +63,7 @@ def build_tower(
         return _NETWORKS[name](0, **sizes, **common, num_frames=num_frames, drop_path=drop_path)
     if drop_path:
         raise ModelError(f"drop_path is {drop_path} and TimeMamba has no stochastic depth; set it to 0.")
-    tower = TimeMamba(0, **sizes, **common)
+    tower = TimeMamba(**sizes, **common)
     if clip_weights is not None:
         tower.start_from_clip(load_image_tower(clip_weights), clip_weights)
     return tower

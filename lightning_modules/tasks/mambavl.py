@@ -5,10 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_modules.base import IMAGENET_MEAN, IMAGENET_STD, PREPROCESSING_DEFAULTS, BaseModule
 from lightning_modules.checks import check_choice, check_group, check_mapping
 from lightning_modules.errors import ModelError
 from lightning_modules.nets import mambavl, mambavl_joint
@@ -18,14 +16,10 @@ from lightning_modules.nets.mambavl import GENERIC_QUESTIONS, MambaVL
 from lightning_modules.nets.mambavl_joint import JointMambaVL, build_text_tower, text_sizes_of
 from lightning_modules.nets.roberta import RobertaWords, build_roberta, load_roberta, pretrained_sizes
 from lightning_modules.nets.videomamba import VideoMamba, adapt_state_dict
-from lightning_modules.training.epic_metrics import ACTION_BASE, TASKS, EpicMetrics, best_pairs
-from lightning_modules.training.metrics import SampleMean
+from lightning_modules.tasks.actions import PREPROCESSING, VOCABULARY, ActionModule
 from lightning_modules.training.optim import Optim
 
 __all__ = ["ActionRecognition", "Answer"]
-
-SUBMITTED = 100
-"""Actions of a segment that the challenge wants."""
 
 # What each group of arguments may hold, with its defaults.
 _TOWERS: dict[str, dict[str, Any]] = {
@@ -39,13 +33,6 @@ _FUSERS: dict[str, dict[str, Any]] = {
     "transformer": {"depth": 6, "heads": 4, "positions": 5000},
 }
 _QUESTIONS = {"max_words": None, "neutral": "what is happening?"}
-_VOCABULARY = {"num_verbs": 97, "num_nouns": 300, "verb_names": None, "noun_names": None, "actions": None}
-_PREPROCESSING = {
-    "mean": list(IMAGENET_MEAN),
-    "std": list(IMAGENET_STD),
-    "short_side": None,
-    **{name: PREPROCESSING_DEFAULTS[name] for name in ("sampling", "frame_stride", "interpolation")},
-}
 _MOVED = {
     **{name: ("vision", name) for tower in _TOWERS.values() for name in tower if name != "heads"},
     "max_words": ("questions", "max_words"),
@@ -53,8 +40,8 @@ _MOVED = {
     "fusion_dim": ("fuser", "dim"),
     "fusion_depth": ("fuser", "depth"),
     "tokens": ("fuser", "tokens"),
-    **{name: ("vocabulary", name) for name in _VOCABULARY},
-    **{name: ("preprocessing", name) for name in _PREPROCESSING},
+    **{name: ("vocabulary", name) for name in VOCABULARY},
+    **{name: ("preprocessing", name) for name in PREPROCESSING},
 }
 
 
@@ -70,7 +57,7 @@ class Answer(NamedTuple):
     kind: str
 
 
-class ActionRecognition(BaseModule):
+class ActionRecognition(ActionModule):
     """MambaVL: recognise the verb, the noun and the action of a clip, and answer questions about it.
 
     Two families (docs/mambavl.md):
@@ -175,39 +162,17 @@ class ActionRecognition(BaseModule):
     ) -> None:
         super().__init__()
         self.save_config(locals())
-        if num_classes is None or num_classes < 1:
-            raise ModelError(f"num_classes is {num_classes}; there has to be at least 1 action.")
-        if task not in TASKS:
-            raise ModelError(f"task is {task!r}; choose one of {', '.join(TASKS)}.")
+        self.prepare(as_coded)
         check_choice("fusion", fusion, (*mambavl.FUSIONS, *mambavl_joint.FUSIONS))
-        self.num_classes = num_classes
         self.is_published = fusion in mambavl.FUSIONS
-        self._check_vocabulary()
-        prepared = check_group("preprocessing", preprocessing, _PREPROCESSING)
         fuser = check_group("fuser", fuser, _FUSERS[fusion])
         self.net = self._published_net(fuser) if self.is_published else self._joint_net(fuser)
         if freeze_backbone and self.net.vision is not None:
             self.net.vision.requires_grad_(False)
-        self.set_normalisation(prepared["mean"], prepared["std"])
-        self.metrics = EpicMetrics(task, as_coded)
-        self.mean_loss = SampleMean()
 
-    def _check_vocabulary(self) -> None:
-        """Raise `ModelError` for lists of names or actions of another length than the outputs, or of other values."""
-        known = self.vocabulary
-        sizes = {"verb_names": known["num_verbs"], "noun_names": known["num_nouns"], "actions": self.num_classes}
-        for name, size in sizes.items():
-            entries = known[name]
-            if entries is None:
-                continue
-            if not isinstance(entries, list | tuple) or len(entries) != size:
-                count = len(entries) if isinstance(entries, list | tuple) else "no list of"
-                raise ModelError(f"{name} has {count} entries for {size} outputs; make them agree.")
-            limits = (known["num_verbs"], known["num_nouns"]) if name == "actions" else None
-            wrong = next((i for i, entry in enumerate(entries) if not _is_named(entry, limits)), None)
-            if wrong is not None:
-                what = "a verb and a noun by their numbers" if name == "actions" else "a text"
-                raise ModelError(f"Number {wrong} of {name} is not {what}; take the list that the data has.")
+    @property
+    def heads(self) -> tuple[str, ...]:
+        return ("verb", "noun") if self.is_published else ("verb", "noun", "action")
 
     @classmethod
     def current_arguments(cls, init_args: Mapping[str, Any]) -> dict[str, Any]:
@@ -327,26 +292,6 @@ class ActionRecognition(BaseModule):
         return tower, merges
 
     @property
-    def vocabulary(self) -> dict[str, Any]:
-        """``num_verbs``, ``num_nouns``, and where known ``verb_names``, ``noun_names`` and ``actions``."""
-        return check_group("vocabulary", self.hparams.vocabulary, _VOCABULARY)
-
-    @property
-    def preprocessing(self) -> dict:
-        h, prepared = self.hparams, check_group("preprocessing", self.hparams.preprocessing, _PREPROCESSING)
-        chosen = {name: prepared[name] for name in ("sampling", "frame_stride", "interpolation")}
-        short_side = prepared["short_side"] or h.image_size
-        return {"num_frames": h.num_frames, "image_size": h.image_size, "short_side": short_side, **chosen}
-
-    @property
-    def class_names(self) -> list[str] | None:
-        """Names of the actions; None before the vocabulary is known."""
-        verbs, nouns, actions = (self.vocabulary[name] for name in ("verb_names", "noun_names", "actions"))
-        if verbs is None or nouns is None or actions is None:
-            return None
-        return [f"{verbs[verb]} {nouns[noun]}" for verb, noun in actions]
-
-    @property
     def answer_names(self) -> list[tuple[str, str]]:
         """(text, kind) of each possible answer: verbs, then nouns, then actions."""
         known = self.vocabulary
@@ -354,43 +299,16 @@ class ActionRecognition(BaseModule):
         names = {"verb": known["verb_names"], "noun": known["noun_names"], "action": self.class_names}
         return [(name, kind) for kind, n in sizes.items() for name in names[kind] or [f"{kind} {i}" for i in range(n)]]
 
-    def adopt_classes(self, names: Sequence[str]) -> None:
-        """Compare the number of actions with the data's.
-
-        Raises:
-            ModelError: it differs.
-        """
-        if len(names) != self.num_classes:
-            raise ModelError(f"The data has {len(names)} actions and the model {self.num_classes}; "
-                             f"set model.num_classes to {len(names)}.")  # fmt: skip
-
     def setup(self, stage: str) -> None:
         """Take the data's vocabulary, and learn word pieces from its captions where there is no tokenizer.
 
         Raises:
             ModelError: the data has another vocabulary than the model, or nothing to learn word pieces from.
         """
-        data = self.trainer.datamodule
-        sizes = self.vocabulary | {"num_classes": self.num_classes}
-        for name, size in (("verb_names", "num_verbs"), ("noun_names", "num_nouns"), ("actions", "num_classes")):
-            theirs = getattr(data, name, None)
-            if theirs is None:
-                continue
-            ours = sizes[name]
-            if len(theirs) != sizes[size]:
-                where = size if size == "num_classes" else f"vocabulary.{size}"
-                raise ModelError(f"The data has {len(theirs)} {name} and the model {sizes[size]}; "
-                                 f"set model.{where} to {len(theirs)}.")  # fmt: skip
-            plain = [list(value) if isinstance(value, tuple) else value for value in theirs]
-            if ours is not None and ours != plain:
-                first = next(i for i, pair in enumerate(zip(ours, plain, strict=True)) if pair[0] != pair[1])
-                raise ModelError(f"Number {first} of {name} is {ours[first]!r} in the model and {plain[first]!r} in "
-                                 f"the data; give the data the model's order, or the model's vocabulary {name}: "
-                                 "null.")  # fmt: skip
-            self.hparams["vocabulary"] = {**(self.hparams.vocabulary or {}), name: plain}
+        super().setup(stage)
         tokenizer = self.net.tokenizer
         if stage == "fit" and tokenizer.is_empty:
-            captions = getattr(data, "captions", None)
+            captions = getattr(self.trainer.datamodule, "captions", None)
             if captions is None:
                 raise ModelError(
                     "The tokenizer has no word pieces and the data no captions to learn them from; name a checkpoint "
@@ -509,8 +427,7 @@ class ActionRecognition(BaseModule):
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         logits = self.forward_heads(self._seen(batch), self._questions(batch))
         size = len(batch["verb"])
-        heads = ("verb", "noun") if self.is_published else ("verb", "noun", "action")
-        loss = sum(self._loss(logits[name], self._target(batch, name)) for name in heads)
+        loss = sum(self._loss(logits[name], self._target(batch, name)) for name in self.heads)
         if not self.is_published:
             answers = batch.get("answer", torch.full_like(batch["verb"], -1))
             answer_loss = self._loss(logits["answer"], answers)
@@ -540,14 +457,6 @@ class ActionRecognition(BaseModule):
     def _seen(batch: dict) -> Tensor:
         return batch["features"] if "features" in batch else batch["video"]
 
-    def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Mean over the rows that have a target (not -1); 0 where none has, still with a gradient to every weight."""
-        smoothing = self.training_arguments["label_smoothing"]
-        if target.is_floating_point():
-            return F.cross_entropy(logits.float(), target.float(), label_smoothing=smoothing)
-        total = F.cross_entropy(logits.float(), target, ignore_index=-1, label_smoothing=smoothing, reduction="sum")
-        return total / (target >= 0).sum().clamp_min(1)
-
     def predict_scores(self, batch: dict) -> dict[str, Tensor]:
         """Probabilities of verb, noun and action (B, ...), averaged over the views.
 
@@ -558,66 +467,21 @@ class ActionRecognition(BaseModule):
         views = seen.unbind(1) if seen.ndim == 6 else [seen]
         questions = self._questions(batch) if self.is_published else None
         found = [self.forward_heads(view, questions) for view in views]
-        names = ("verb", "noun") if self.is_published else ("verb", "noun", "action")
         scores = {
-            name: torch.stack([logits[name].float().softmax(dim=1) for logits in found]).mean(dim=0) for name in names
+            name: torch.stack([logits[name].float().softmax(dim=1) for logits in found]).mean(dim=0)
+            for name in self.heads
         }
         if self.is_published:
             pairs = self._actions()
             scores["action"] = scores["verb"][:, pairs[:, 0]] * scores["noun"][:, pairs[:, 1]]
         return scores
 
-    @property
-    def action_numbers(self) -> Tensor:
-        """The challenge's number of each action, int64 (num_classes,), on the module's device."""
-        pairs = self._actions()
-        return pairs[:, 0] * ACTION_BASE + pairs[:, 1]
-
-    def _actions(self) -> Tensor:
-        """Verb and noun of each action, int64 (num_classes, 2)."""
-        actions = self.vocabulary["actions"]
-        if actions is None:
-            raise ModelError("The model does not know which verb and noun its actions are; train it with a DataModule "
-                             "that has actions, or set model.vocabulary.actions.")  # fmt: skip
-        return torch.tensor(actions, device=self.mean.device)
-
-    def _evaluate(self, batch: dict) -> None:
-        scores = self.predict_scores(batch)
-        # As in training, but of the mean over the views; an action that no training segment had has no term.
-        terms = [
-            F.nll_loss(scores[name].clamp_min(1e-12).log(), batch[name], ignore_index=-1, reduction="none")
-            for name in (("verb", "noun") if self.is_published else ("verb", "noun", "action"))
-        ]
-        labelled = (batch["verb"] >= 0) & (batch["noun"] >= 0)
-        self.mean_loss.update(sum(terms), torch.where(labelled, batch["index"], -1))
-        self.metrics.update(
-            **scores,
-            actions=self.action_numbers,
-            truth=torch.stack([batch["verb"], batch["noun"]], dim=1),
-            unseen=batch["unseen"],
-            tail=batch["tail"],
-            index=batch["index"],
-        )
-
-    def _log_metrics(self, stage: str) -> None:
-        result = {**self.metrics.compute(), "loss": self.mean_loss.compute()}
-        self.metrics.reset()
-        self.mean_loss.reset()
-        result.pop("samples")
-        if self._reads_labels():
-            result["questions_from_labels"] = torch.ones_like(result["loss"])
-        # One name for both tasks, by which recipes choose the best checkpoint: the challenges' main number.
-        recognition = self.hparams.task == "recognition"
-        result["score"] = result["action_top1" if recognition else "action_recall5"]
-        shown = {"score", "verb_top1", "noun_top1"} if recognition else {"score", "verb_recall5", "noun_recall5"}
-        # compute() has already joined the processes, so the mean over them changes nothing.
-        for bar in (True, False):
-            chosen = {f"{stage}/{k}": v for k, v in result.items() if (k in shown) == bar}
-            self.log_dict(chosen, prog_bar=bar, sync_dist=True)
-
     def _reads_labels(self) -> bool:
         """Whether evaluation reads questions that were written with the labels: its scores know part of the answer."""
         return self.is_published and getattr(self.trainer.datamodule, "questions", None) == "as_published"
+
+    def remarks(self, loss: Tensor) -> dict[str, Tensor]:
+        return {"questions_from_labels": torch.ones_like(loss)} if self._reads_labels() else {}
 
     def _warn_of_labels(self) -> None:
         if self._reads_labels() and self.trainer.is_global_zero:
@@ -628,44 +492,3 @@ class ActionRecognition(BaseModule):
         self._warn_of_labels()
 
     on_test_start = on_validation_start
-
-    def validation_step(self, batch: dict, batch_idx: int) -> None:
-        self._evaluate(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        self._log_metrics("val")
-
-    def test_step(self, batch: dict, batch_idx: int) -> None:
-        self._evaluate(batch)
-
-    def on_test_epoch_end(self) -> None:
-        self._log_metrics("test")
-
-    def predict_step(self, batch: dict, batch_idx: int) -> dict:
-        """Probabilities on the CPU with the segments they belong to; unreadable ones are left out.
-
-        ``path`` and ``narration_id`` (lists), ``verb`` (B', V), ``noun`` (B', N), ``scores`` (B', num_classes) of the
-        actions, and the best hundred actions: ``best`` int64 (B', 100), numbers, and ``best_scores``. They are those of
-        the action head, or products of verb and noun where it has fewer than a hundred.
-        """
-        kept = [i for i, index in enumerate(batch["index"].tolist()) if index >= 0]
-        scores = self.predict_scores(batch)
-        if self.num_classes >= SUBMITTED:
-            top = scores["action"].topk(SUBMITTED, dim=1)
-            best, values = self.action_numbers[top.indices], top.values
-        else:
-            pairs = scores["verb"].shape[1] * scores["noun"].shape[1]
-            best, values = best_pairs(scores["verb"], scores["noun"], min(SUBMITTED, pairs))
-        found = {"verb": scores["verb"], "noun": scores["noun"], "scores": scores["action"], "best": best,
-                 "best_scores": values}  # fmt: skip
-        names = {name: [batch[name][i] for i in kept] for name in ("path", "narration_id")}
-        return {**names, **{name: values[kept].cpu() for name, values in found.items()}}
-
-
-def _is_named(entry: object, limits: tuple[int, int] | None) -> bool:
-    """Whether an entry of the vocabulary is a name or, where there are limits, an action: two numbers below them."""
-    if limits is None:
-        return isinstance(entry, str)
-    if not isinstance(entry, list | tuple) or len(entry) != 2:
-        return False
-    return all(type(number) is int and 0 <= number < limit for number, limit in zip(entry, limits, strict=True))

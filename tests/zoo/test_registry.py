@@ -42,7 +42,7 @@ def test_released_files_are_pinned_to_a_commit_and_most_to_a_hash():
     weights = [entry.weights for entry in released]
     assert {(w.repo_id, w.revision) for w in weights} == set(REPOSITORIES.items())
     hashes = [w.sha256 for w in weights if w.sha256 is not None]
-    assert (len(weights), len(hashes), len(set(hashes))) == (63 + 7, 55 + 5, 55 + 5)
+    assert (len(weights), len(hashes), len(set(hashes))) == (63 + 8, 55 + 6, 55 + 6)
     assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in hashes)
 
 
@@ -124,6 +124,8 @@ def test_models_of_video_mamba_suite_are_registered_as_published():
                                              None),
         "timemamba-b-ek100-mir-f16-r224": ("clip_timemamba_vanilla_base_ego4d4m_bs512_f4_ft_ek100_mir_f16.pt",
                                            173_328_397, None, None),
+        "timemamba-b-ek100-cls-f16-r224": ("clip_timemamba_vanilla_base_ego4d4m_bs512_f4_ft_ek100_cls_f16.pt",
+                                           112_761_578, 46.1, 63.8),
     }  # fmt: skip
     assert set(suite) == set(facts)
     for name, (file, params, top1, top5) in facts.items():
@@ -133,10 +135,12 @@ def test_models_of_video_mamba_suite_are_registered_as_published():
         style = entry.init_args.get("vision", {}).get("style")
         assert style == ("frozen" if "frozen" in name else "vanilla" if "timemamba" in name else None)
         sampling = "sparse" if "k400" in name else "middles"
-        assert (entry.init_args["sampling"], entry.init_args["num_frames"]) == (sampling, entry.meta["frames"])
+        prepared = entry.init_args.get("preprocessing", entry.init_args)
+        assert (prepared["sampling"], entry.init_args["num_frames"]) == (sampling, entry.meta["frames"])
     assert zoo.info("vivim-s-ego4d").name == "vivim-s-ego4d-f16-r224"
     assert zoo.info("timemamba-b-ek100-mir-f16").name == "timemamba-b-ek100-mir-f16-r224"
     assert len(zoo.info("vivim-ti-k400").init_args["class_names"]) == 400
+    assert "class_names" not in zoo.info("timemamba-b-ek100-cls-f16").init_args
 
 
 def test_no_name_means_two_models():

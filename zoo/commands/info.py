@@ -139,7 +139,7 @@ def _how_to(entry: Entry) -> list[str]:
     if entry.task in ("video-text-pretraining", "text-video-retrieval"):
         return [f"zoo index {word} my_videos -o my.index", 'zoo search my.index "a dog runs"', "", "import zoo",
                 f"model = zoo.load({text})"]  # fmt: skip
-    if entry.task.startswith("action-"):
+    if entry.task in ("action-recognition", "action-anticipation"):
         return [f'zoo ask {word} clip.mp4 "what is the person doing?"', "", "import zoo", f"model = zoo.load({text})"]
     file = "photo.jpg" if entry.task.startswith("image") else "clip.mp4"
     return [

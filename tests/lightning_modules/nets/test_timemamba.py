@@ -27,10 +27,9 @@ def converted(tensors, prefix="state_dict."):
     return {k.removeprefix("net."): v for k, v in to_zoo(named, "golden").items()}
 
 
-def below(weights, *parts):
-    """The tower's weights, and others that begin with `parts` under their own names."""
-    tower = {k.removeprefix("vision."): v for k, v in weights.items() if k.startswith("vision.")}
-    return tower | {k: v for k, v in weights.items() if k.startswith(parts)}
+def below(weights):
+    """The tower's weights."""
+    return {k.removeprefix("vision."): v for k, v in weights.items() if k.startswith("vision.")}
 
 
 def build(sizes, **changed):
@@ -92,14 +91,6 @@ def test_style_and_frames_are_as_official(official):
     close(longer @ weights["vision_proj.weight"].T, tensors["frames_5.embedding"])
 
 
-def test_head_equals_the_official_classifier(official):
-    tensors, weights, sizes = official
-    net = build(sizes, num_classes=sizes["num_classes"], drop=0.5)
-    net.load_state_dict(below(weights, "head."))
-    with torch.inference_mode():
-        close(net(tensors["input.video"]), tensors["classifier.logits"])
-
-
 def test_tokens_are_frame_by_frame(official):
     tensors, weights, sizes = official
     net = build(sizes)
@@ -119,7 +110,7 @@ def test_without_gates_it_is_clip_for_each_frame():
     for parameter in clip.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     clip.vision_model.pre_layrnorm.eps = 1e-5
-    net = TimeMamba(0, 16, 2, 2, 32).eval()
+    net = TimeMamba(16, 2, 2, 32).eval()
     net.start_from_clip(clip, "clip")
     frames = torch.randn(1, 3, 1, 32, 32)
     with torch.inference_mode():
@@ -132,21 +123,21 @@ def test_other_sizes_of_clip_are_refused():
                                                 "num_attention_heads": 2, "image_size": 32,
                                                 "patch_size": 16}})  # fmt: skip
     with pytest.raises(ModelError, match=r"vision and 'clip' have different sizes .*name a CLIP of width 16, 2 blocks"):
-        TimeMamba(0, 16, 2, 2, 32).start_from_clip(clip, "clip")
-    deeper = TimeMamba(0, 24, 1, 2, 32)
+        TimeMamba(16, 2, 2, 32).start_from_clip(clip, "clip")
+    deeper = TimeMamba(24, 1, 2, 32)
     with pytest.raises(ModelError, match="name a CLIP of width 24, 1 blocks"):
         deeper.start_from_clip(clip, "clip")
 
 
 def test_recomputed_blocks_give_the_same_gradients():
     torch.manual_seed(0)
-    net, video = TimeMamba(3, 16, 2, 2, 32), torch.randn(2, 3, 2, 32, 32)
+    net, video = TimeMamba(16, 2, 2, 32), torch.randn(2, 3, 2, 32, 32)
     net.train()
     found = []
     for blocks in (0, 2):
         net.checkpoint_blocks = blocks
         net.zero_grad()
-        net(video).sum().backward()
+        net.forward_features(video).square().sum().backward()
         found.append([p.grad.clone() for p in net.parameters()])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
@@ -168,14 +159,14 @@ def test_sizes_that_do_not_fit_are_refused(arguments, complaint):
 
 
 def test_another_resolution_interpolates_and_is_named_where_it_does_not_fit():
-    small, large = TimeMamba(0, 16, 1, 2, 32), TimeMamba(0, 16, 1, 2, 64)
+    small, large = TimeMamba(16, 1, 2, 32), TimeMamba(16, 1, 2, 64)
     large.load_state_dict(large.adapt_state_dict(small.state_dict()))
     with pytest.raises(ModelError, match=r"inputs of shape \(batch, 3, frames, 32, 32\), this one is"):
-        small(torch.zeros(1, 3, 2, 64, 64))
+        small.forward_features(torch.zeros(1, 3, 2, 64, 64))
 
 
 def test_layers_are_numbered_for_layer_wise_decay():
-    net = TimeMamba(3, 16, 2, 2, 32)
+    net = TimeMamba(16, 2, 2, 32)
     depths = {name: net.layer_id(name) for name, _ in net.named_parameters()}
     assert depths["cls_token"] == depths["patch_embed.proj.weight"] == depths["ln_pre.bias"] == 0
-    assert depths["blocks.1.time_mamba.A_log"] == 2 and depths["head.weight"] == depths["norm.bias"] == 3
+    assert depths["blocks.1.time_mamba.A_log"] == 2 and depths["norm.bias"] == 3
