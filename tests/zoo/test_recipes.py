@@ -99,7 +99,9 @@ def test_mistakes_in_includes(tmp_path, files, sentence):
 
 def test_a_recipe_for_every_released_model_of_the_five_data_sets():
     datasets = ("in1k", "k400", "ssv2", "breakfast", "coin")
-    trained = {entry.name for entry in entries() if entry.meta.get("dataset") in datasets}
+    # Those of other networks are compared with their recipes elsewhere.
+    known = [entry for entry in entries() if entry.name.startswith("videomamba-")]
+    trained = {entry.name for entry in known if entry.meta.get("dataset") in datasets}
     pretrained = {name for name in trained if "-maskpt-" in name}
     assert trained - DISTILLED - pretrained == set(RELEASED)
     assert len(pretrained) == 2 and pretrained <= set(list_recipes())
@@ -143,7 +145,7 @@ def test_names_in_the_documents_exist(page):
     """Of models, their aliases and recipes, with braces and stars as in a shell."""
     known = {*list_recipes(), *zoo.list_models(), *(path.stem for path in (ROOT / "zoo/models").glob("*.yaml"))}
     known |= {alias for name in zoo.list_models() for alias in zoo.info(name).aliases}
-    kinds = "videomamba|muse|clip4clip|mambavl|zeroshot|scan|frames|resolution|distill"
+    kinds = "videomamba|vivim|timemamba|muse|clip4clip|mambavl|zeroshot|scan|frames|resolution|distill"
     text = page.read_text(encoding="utf-8")
     found = re.findall(rf"(?:`|--config |zoo recipe )((?:{kinds})-[\w{{}},*-]+)", text)
     named = {name for words in found for name in braceexpand(words)}
