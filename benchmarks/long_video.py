@@ -3,7 +3,7 @@
     videomamba-ti          this project, on the backend that "auto" takes
     joint-ti-sdpa          joint attention over all tokens, DeiT-Ti's size, torch's fused attention (see throughput.py)
     joint-ti               the same, written out: the matrix of all pairs of tokens is in memory
-    ...-checkpointed       the training step with every block recomputed in the backward pass (`checkpoint_blocks`)
+    ...-checkpointed       the training step with every block recomputed in the backward pass (`activations`: memory)
 
 One clip of 224 x 224 pixels and N frames, 196 N tokens, a head of 400 classes, random weights and pixels. A training
 step is forward, loss and backward; the optimiser, whose memory does not grow with the frames, is left out.
@@ -42,6 +42,7 @@ from throughput import CLASSES, build, floor_seconds
 from torch import Tensor, nn
 
 from lightning_modules.nets import VideoMamba
+from lightning_modules.nets.bimamba import set_activations
 from lightning_modules.ops.backend import select
 
 MODELS = ("videomamba-ti", "joint-ti-sdpa", "joint-ti")
@@ -251,7 +252,7 @@ def prepare(model: str, phase: str, frames: int, options: argparse.Namespace, de
 
 def recompute(net: nn.Module) -> None:
     if isinstance(net, VideoMamba):
-        net.checkpoint_blocks = net.depth
+        set_activations(net, "memory")
     else:
         net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 

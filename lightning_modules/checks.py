@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from lightning_modules.errors import ModelError
 
 __all__ = [
+    "ACTIVATIONS",
     "MASK_TYPES",
     "Range",
     "check_arguments",
@@ -113,7 +114,6 @@ _RANGES = {
     "image_mask_ratio": _SHARE,
     "word_ratio": Range(0, 1, above=True),
     "rerank": _COUNT,
-    "checkpoint_blocks": _COUNT,
     "freeze_layers": _COUNT,
     "teacher_interval": _BLOCKS,
     "teacher_epochs": _COUNT,
@@ -143,6 +143,8 @@ _TOWER_SIZES = {
     "patch_size": _PIXELS,
 }
 _TOWER_SIZE = Range(1, 10_000_000, whole=True)
+# What the blocks of a network keep of a training step for its backward pass.
+ACTIVATIONS = ("speed", "balanced", "memory")
 # How `lightning_modules.nets.masking` chooses patches; here, a command can name them without torch.
 MASK_TYPES = ("random", "tube", "clip-row", "frame-row", "attention")
 

@@ -135,6 +135,9 @@ def check_keys(config: dict, arguments: list[str]) -> None:
             if name in (_MOVED if in_optim else ()):
                 raise ZooError(f"model.{name} is part of model.optim: write --model.optim.{_MOVED[name]}, or in a "
                                f"config optim with {_MOVED[name].partition('.')[0]} below it.")  # fmt: skip
+            if name == "checkpoint_blocks" and "activations" in known:
+                raise ZooError("model.checkpoint_blocks is model.activations now: write memory there to recompute "
+                               "blocks, or leave both out where it is 0.")  # fmt: skip
             group, entry = getattr(cls, "moved_arguments", {}).get(name, (None, None))
             if group is not None:
                 raise ZooError(f"{section}.{name} is part of {section}.{group}: write --{section}.{group}.{entry}, or "

@@ -11,7 +11,7 @@ from torchvision.ops import StochasticDepth
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
-from lightning_modules.checks import check_arguments
+from lightning_modules.checks import ACTIVATIONS, check_arguments, check_choice
 from lightning_modules.errors import ModelError
 from lightning_modules.nets.videomamba import resize_frames, resize_grid
 from lightning_modules.ops import Linear
@@ -37,7 +37,8 @@ class AvionTower(nn.Module):
         image_size: side of the square input in pixels.
         patch_size: side of a patch in pixels.
         drop_path: stochastic depth, the same in every block.
-        checkpoint_blocks: how many of the first blocks are recomputed in the backward pass to save memory.
+        activations: what a block keeps in training for the backward pass: "speed" and "balanced" all, "memory" its
+            input; the block is then computed again.
 
     Raises:
         ModelError: a number out of its range, or sizes that do not fit.
@@ -52,16 +53,16 @@ class AvionTower(nn.Module):
         image_size: int = 224,
         patch_size: int = 16,
         drop_path: float = 0.0,
-        checkpoint_blocks: int = 0,
+        activations: str = "balanced",
     ) -> None:
         super().__init__()
         check_arguments(
             {
                 "embed_dim": embed_dim, "depth": depth, "heads": heads, "num_frames": num_frames,
                 "image_size": image_size, "patch_size": patch_size, "drop_path": drop_path,
-                "checkpoint_blocks": checkpoint_blocks,
             }
         )  # fmt: skip
+        check_choice("activations", activations, ACTIVATIONS)
         if embed_dim % heads:
             raise ModelError(f"embed_dim {embed_dim} is not a multiple of heads {heads}; change one of them.")
         if image_size % patch_size:
@@ -73,7 +74,7 @@ class AvionTower(nn.Module):
         self.num_frames = num_frames
         self.image_size = image_size
         self.patch_size = patch_size
-        self.checkpoint_blocks = checkpoint_blocks
+        self.activations = activations
         self.grid_size = image_size // patch_size
         config = CLIPVisionConfig(
             hidden_size=embed_dim, intermediate_size=4 * embed_dim, num_attention_heads=heads, hidden_act="gelu",
@@ -118,8 +119,8 @@ class AvionTower(nn.Module):
         tokens = self.conv1(self._patches(video)) + self.positional_embedding[1:] + self.temporal_embedding[:, None]
         first = (self.class_embedding + self.positional_embedding[0]).expand(len(video), 1, -1)
         tokens = self.ln_pre(torch.cat([first.to(tokens.dtype), tokens.flatten(1, 2)], dim=1))
-        for number, layer in enumerate(self.layers):
-            if number < self.checkpoint_blocks and torch.is_grad_enabled():
+        for layer in self.layers:
+            if self.activations == "memory" and torch.is_grad_enabled():
                 tokens = checkpoint(self._block, layer, tokens, use_reentrant=False)
             else:
                 tokens = self._block(layer, tokens)

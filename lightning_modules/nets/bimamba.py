@@ -8,10 +8,11 @@ import math
 import torch
 from torch import Tensor, nn
 
+from lightning_modules.checks import ACTIVATIONS, check_choice
 from lightning_modules.errors import ModelError
-from lightning_modules.ops import Linear, add_rms_norm, bidirectional_conv1d, bidirectional_scan, linear
+from lightning_modules.ops import Linear, MixerWeights, add_rms_norm, linear, mix
 
-__all__ = ["BiMamba", "Block"]
+__all__ = ["BiMamba", "Block", "set_activations"]
 
 
 class BiMamba(nn.Module):
@@ -36,6 +37,9 @@ class BiMamba(nn.Module):
             is truncated normal and dt_proj.bias 0.
         halve: take half of the sum of the two directions, as Vision Mamba (arXiv 2401.09417) does. The weights have the
             same shapes and do not tell.
+
+    Attributes:
+        recompute: see `lightning_modules.ops.mix`; True unless changed.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class BiMamba(nn.Module):
         if init not in ("mamba", "official"):
             raise ModelError(f"init is {init!r}; choose 'mamba' or 'official'.")
         inner = expand * dim
+        self.recompute = True
         self.state_size = state_size
         self.dt_rank = math.ceil(dim / 16)
         self.in_proj = Linear(dim, 2 * inner, bias=False)
@@ -96,16 +101,13 @@ class BiMamba(nn.Module):
 
     def scan(self, x: Tensor, z: Tensor | None = None) -> Tensor:
         """Convolutions and scans from both ends, times the gate where there is one: (B, L, E) -> (B, L, E)."""
-        x_f, x_b = bidirectional_conv1d(
-            x, self.conv1d.weight, self.conv1d.bias, self.conv1d_b.weight, self.conv1d_b.bias
-        )
-        delta_f, b_f, c_f = self._selection(x_f, self.x_proj, self.dt_proj)
-        delta_b, b_b, c_b = self._selection(x_b, self.x_proj_b, self.dt_proj_b)
-        return bidirectional_scan(
-            x_f, delta_f, -torch.exp(self.A_log.float()), b_f, c_f, self.D.float(),
-            x_b, delta_b, -torch.exp(self.A_b_log.float()), b_b, c_b, self.D_b.float(),
-            z=z, delta_bias=self.dt_proj.bias.float(), delta_bias_b=self.dt_proj_b.bias.float(), delta_softplus=True,
-        )  # fmt: skip
+        return mix(x, z, self._weights(), self._weights("_b"), recompute=self.recompute)
+
+    def _weights(self, suffix: str = "") -> MixerWeights:
+        """What one direction learns."""
+        conv, x_proj, dt_proj = (getattr(self, f"{name}{suffix}") for name in ("conv1d", "x_proj", "dt_proj"))
+        a_log, d = getattr(self, f"A{suffix}_log"), getattr(self, f"D{suffix}")
+        return MixerWeights(conv.weight, conv.bias, x_proj.weight, dt_proj.weight, dt_proj.bias, a_log, d)
 
 
 class Block(nn.Module):
@@ -126,3 +128,21 @@ class Block(nn.Module):
         """
         normed, residual = add_rms_norm(hidden, residual, self.norm.weight, self.norm.eps)
         return self.mixer(normed, *maps), residual
+
+
+def set_activations(net: nn.Module, activations: str) -> None:
+    """Set what the blocks of a network keep in training for the backward pass, and ``net.activations``.
+
+    Args:
+        net: a network whose blocks have `BiMamba` mixers.
+        activations: "speed": everything. "balanced": of a mixer less than half (see `lightning_modules.ops.mix`).
+            "memory": the inputs of a block, and the whole block is computed again; the network does that itself.
+
+    Raises:
+        ModelError: it is none of these.
+    """
+    check_choice("activations", activations, ACTIVATIONS)
+    net.activations = activations
+    for module in net.modules():
+        if isinstance(module, BiMamba):
+            module.recompute = activations == "balanced"

@@ -52,13 +52,13 @@ class MaskedVideoMamba(VideoMamba):
         variant: str = "all_blocks",
         drop_path: float = 0.0,
         init: str = "mamba",
-        checkpoint_blocks: int = 0,
+        activations: str = "balanced",
     ) -> None:
         check_choice("variant", variant, VARIANTS)
         check_arguments({"target_dim": target_dim})
         super().__init__(
             0, embed_dim, depth, num_frames, image_size, patch_size, tubelet_size, drop_path=drop_path, init=init,
-            checkpoint_blocks=checkpoint_blocks,
+            activations=activations,
         )  # fmt: skip
         self.frames = num_frames // tubelet_size
         self.variant = variant

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_modules.checks import check_arguments, check_choice
 from lightning_modules.errors import ModelError
-from lightning_modules.nets.bimamba import BiMamba
+from lightning_modules.nets.bimamba import BiMamba, set_activations
 from lightning_modules.nets.videomamba import resize_grid
 from lightning_modules.ops import Linear, linear
 
@@ -46,7 +46,8 @@ class TimeMamba(nn.Module):
         style: what the spatial attention is added to: "vanilla" (TimeSformer's divided attention) or "frozen" (Frozen
             in Time's). The weights fit both.
         init: of the mixers, see `BiMamba`.
-        checkpoint_blocks: how many of the first blocks are recomputed in the backward pass to save memory.
+        activations: "speed", "balanced" or "memory": what blocks keep for the backward pass, see
+            `lightning_modules.nets.bimamba.set_activations`.
 
     Raises:
         ModelError: a number out of its range, or sizes that do not fit.
@@ -61,13 +62,13 @@ class TimeMamba(nn.Module):
         patch_size: int = 16,
         style: str = "vanilla",
         init: str = "mamba",
-        checkpoint_blocks: int = 0,
+        activations: str = "balanced",
     ) -> None:
         super().__init__()
         check_arguments(
             {
                 "embed_dim": embed_dim, "depth": depth, "heads": heads, "image_size": image_size,
-                "patch_size": patch_size, "checkpoint_blocks": checkpoint_blocks,
+                "patch_size": patch_size,
             }
         )  # fmt: skip
         check_choice("style", style, STYLES)
@@ -80,13 +81,13 @@ class TimeMamba(nn.Module):
         self.embed_dim = embed_dim
         self.depth = depth
         self.image_size = image_size
-        self.checkpoint_blocks = checkpoint_blocks
         self.grid_size = image_size // patch_size
         self.patch_embed = FramePatches(embed_dim, patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid_size**2, embed_dim))
         self.ln_pre = nn.LayerNorm(embed_dim, eps=1e-5)
         self.blocks = nn.ModuleList(TimeBlock(embed_dim, heads, style, init) for _ in range(depth))
+        set_activations(self, activations)
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self._reset_parameters()
 
@@ -118,8 +119,8 @@ class TimeMamba(nn.Module):
     def forward_blocks(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Input as in `embed` -> class token (B, 1, D) and patches (B, N, T, D) after the last block."""
         first, patches = self.embed(x)
-        for number, block in enumerate(self.blocks):
-            if number < self.checkpoint_blocks and torch.is_grad_enabled():
+        for block in self.blocks:
+            if self.activations == "memory" and torch.is_grad_enabled():
                 first, patches = checkpoint(block, first, patches, use_reentrant=False)
             else:
                 first, patches = block(first, patches)

@@ -34,7 +34,7 @@ def build_tower(
     *,
     drop_path: float = 0.0,
     init: str = "mamba",
-    checkpoint_blocks: int = 0,
+    activations: str = "balanced",
     clip_weights: str | None = None,
 ) -> VideoMamba | TimeMamba:
     """Build a network without a head.
@@ -45,7 +45,8 @@ def build_tower(
         image_size: side of the square input in pixels.
         drop_path: stochastic depth of the last block, growing linearly from 0; TimeMamba has none.
         init: of the mixers, see `lightning_modules.nets.bimamba.BiMamba`.
-        checkpoint_blocks: how many of the first blocks are recomputed in the backward pass to save memory.
+        activations: "speed", "balanced" or "memory": what blocks keep for the backward pass, see
+            `lightning_modules.nets.bimamba.set_activations`.
         clip_weights: CLIP checkpoint that a TimeMamba starts from, ``openai/clip-vit-base-patch16`` or a folder.
 
     Raises:
@@ -55,7 +56,7 @@ def build_tower(
     name = given.pop("tower", "videomamba")
     check_choice("vision.tower", name, TOWERS)
     sizes = check_group("vision", given, TOWERS[name])
-    common = {"image_size": image_size, "init": init, "checkpoint_blocks": checkpoint_blocks}
+    common = {"image_size": image_size, "init": init, "activations": activations}
     if name != "timemamba":
         if clip_weights is not None:
             raise ModelError(f"vision_weights is {clip_weights!r:.80} and vision.tower {name!r}; it is TimeMamba that "

@@ -109,7 +109,7 @@ class VideoTower(VideoMamba):
         variant: str = "all_blocks",
         drop_path: float = 0.0,
         init: str = "mamba",
-        checkpoint_blocks: int = 0,
+        activations: str = "balanced",
     ) -> None:
         check_arguments({"num_frames": num_frames, "depth": depth, "target_dim": target_dim}, ["target_dim"])
         if num_frames < 2:
@@ -119,7 +119,7 @@ class VideoTower(VideoMamba):
                              "latter with 2 blocks at least.")  # fmt: skip
         super().__init__(
             0, embed_dim, depth, num_frames, image_size, patch_size, drop_path=drop_path, init=init,
-            checkpoint_blocks=checkpoint_blocks,
+            activations=activations,
         )  # fmt: skip
         self.variant = variant
         self.pool_norm = nn.LayerNorm(embed_dim)

@@ -10,7 +10,7 @@ from torchvision.ops import stochastic_depth
 
 from lightning_modules.checks import check_arguments
 from lightning_modules.errors import ModelError
-from lightning_modules.nets.bimamba import BiMamba, Block
+from lightning_modules.nets.bimamba import BiMamba, Block, set_activations
 from lightning_modules.nets.scan_orders import CrossScan, block_orders, temporal_first
 from lightning_modules.ops import linear
 
@@ -43,7 +43,8 @@ class VideoMamba(nn.Module):
         drop: dropout before the head.
         drop_path: stochastic depth of the last block; grows linearly from 0 at the first.
         init: "mamba" or "official", see `BiMamba`.
-        checkpoint_blocks: how many of the first blocks are recomputed in the backward pass to save memory.
+        activations: "speed", "balanced" or "memory": what blocks keep for the backward pass, see
+            `lightning_modules.nets.bimamba.set_activations`.
         scan_order: one of `lightning_modules.nets.scan_orders.SCAN_ORDERS`; the weights fit all of them.
 
     Raises:
@@ -65,7 +66,7 @@ class VideoMamba(nn.Module):
         drop: float = 0.0,
         drop_path: float = 0.0,
         init: str = "mamba",
-        checkpoint_blocks: int = 0,
+        activations: str = "balanced",
         scan_order: str = "spatial_first",
     ) -> None:
         super().__init__()
@@ -74,7 +75,6 @@ class VideoMamba(nn.Module):
                 "embed_dim": embed_dim, "depth": depth, "num_frames": num_frames, "image_size": image_size,
                 "patch_size": patch_size, "tubelet_size": tubelet_size, "state_size": state_size,
                 "conv_width": conv_width, "expand": expand, "drop": drop, "drop_path": drop_path,
-                "checkpoint_blocks": checkpoint_blocks,
             },
             optional=["num_frames"],
         )  # fmt: skip
@@ -93,7 +93,6 @@ class VideoMamba(nn.Module):
         self.depth = depth
         self.num_frames = num_frames
         self.image_size = image_size
-        self.checkpoint_blocks = checkpoint_blocks
         self.grid_size = image_size // patch_size
 
         self.patch_embed = PatchEmbed(embed_dim, patch_size, None if num_frames is None else tubelet_size)
@@ -110,6 +109,7 @@ class VideoMamba(nn.Module):
             to_temporal, to_spatial = temporal_first(num_frames // tubelet_size, self.grid_size**2)
             self.register_buffer("to_temporal", to_temporal, persistent=False)
             self.register_buffer("to_spatial", to_spatial, persistent=False)
+        set_activations(self, activations)
         self.norm_f = nn.RMSNorm(embed_dim, eps=1e-5)
         self.drop = nn.Dropout(drop)
         self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
@@ -168,7 +168,7 @@ class VideoMamba(nn.Module):
                 hidden = hidden.index_select(1, index)
                 residual = None if residual is None else residual.index_select(1, index)
                 current = order
-            if j < self.checkpoint_blocks and torch.is_grad_enabled():
+            if self.activations == "memory" and torch.is_grad_enabled():
                 hidden, residual = checkpoint(block, hidden, residual, *maps, use_reentrant=False)
             else:
                 hidden, residual = block(hidden, residual, *maps)

@@ -41,14 +41,14 @@ class ViViM(VideoMamba):
         drop: float = 0.0,
         drop_path: float = 0.0,
         init: str = "mamba",
-        checkpoint_blocks: int = 0,
+        activations: str = "balanced",
         scan_order: str = "spatial_first",
     ) -> None:
         if scan_order != "spatial_first":
             raise ModelError(f"scan_order is {scan_order!r:.80}; ViViM has spatial_first only: leave it out.")
         super().__init__(
             num_classes, embed_dim, depth, num_frames, image_size, patch_size, tubelet_size, state_size, conv_width,
-            expand, drop, drop_path, init, checkpoint_blocks,
+            expand, drop, drop_path, init, activations,
         )  # fmt: skip
         for block in self.layers:
             block.mixer.halve = True

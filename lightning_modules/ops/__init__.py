@@ -8,12 +8,14 @@ from importlib import import_module
 
 _HOME = {
     "Linear": "dense",
+    "MixerWeights": "mixer",
     "add_rms_norm": "norm.interface",
     "available_backends": "backend",
     "bidirectional_conv1d": "conv.interface",
     "bidirectional_scan": "scan.interface",
     "causal_conv1d": "conv.interface",
     "linear": "dense",
+    "mix": "mixer",
     "selective_scan": "scan.interface",
     "use_backend": "backend",
     "why_not": "backend",

@@ -38,7 +38,7 @@ _ANY_DEVICE = ("reference",)
 _NAMES = ("numba", "triton", "mamba_ssm", "reference")
 _KERNELS = ("scan", "conv", "norm")
 # Whose kernel runs where a backend has none of its own.
-_STAND_INS = {("norm", "numba"): "reference", ("norm", "mamba_ssm"): "reference"}
+_STAND_INS = {("norm", "mamba_ssm"): "reference"}
 # Compiled on the machine by others; numba's look at themselves.
 _CHECKED = ("triton", "mamba_ssm")
 _VARIABLE = "ZOO_SCAN_BACKEND"

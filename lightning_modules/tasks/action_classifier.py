@@ -45,8 +45,8 @@ class ActionClassifier(ActionModule):
         drop_path: stochastic depth of the video network's last block, growing linearly from 0; TimeMamba has none.
         label_smoothing: share of the target spread over all classes.
         init: "mamba" or "official", see `lightning_modules.nets.bimamba.BiMamba`.
-        checkpoint_blocks: how many of the video network's first blocks are recomputed in the backward pass to save
-            memory.
+        activations: "speed", "balanced" or "memory": what the video network's blocks keep for the backward pass, see
+            `lightning_modules.nets.bimamba.set_activations`.
         compile: run a VideoMamba's or ViViM's blocks through torch.compile; the first steps then take minutes.
         init_from: weights that the ``lightning`` command starts from: another one of these, or a model with a video
             network of this kind, which alone is taken.
@@ -76,7 +76,7 @@ class ActionClassifier(ActionModule):
         drop_path: float = 0.0,
         label_smoothing: float = 0.1,
         init: str = "mamba",
-        checkpoint_blocks: int = 0,
+        activations: str = "balanced",
         compile: bool = False,
         init_from: str | None = None,
         freeze_backbone: bool = False,
@@ -89,7 +89,7 @@ class ActionClassifier(ActionModule):
         if self.vocabulary["actions"] is not None:
             self._check_order(self.vocabulary["actions"])
         tower = build_tower(
-            vision, num_frames, image_size, drop_path=drop_path, init=init, checkpoint_blocks=checkpoint_blocks,
+            vision, num_frames, image_size, drop_path=drop_path, init=init, activations=activations,
             clip_weights=vision_weights,
         )  # fmt: skip
         self.net = TowerClassifier(tower, num_classes, drop)

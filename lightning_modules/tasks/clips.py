@@ -29,7 +29,8 @@ class ClipModule(BaseModule):
         drop: dropout before the head.
         drop_path: stochastic depth of the last block, growing linearly from 0.
         init: "mamba" or "official", see `lightning_modules.nets.bimamba.BiMamba`.
-        checkpoint_blocks: how many of the first blocks are recomputed in the backward pass to save memory.
+        activations: "speed", "balanced" or "memory": what blocks keep for the backward pass, see
+            `lightning_modules.nets.bimamba.set_activations`.
         compile: run the blocks through torch.compile; the first steps then take minutes.
         init_from: weights that the ``lightning`` command starts from: a registered name, a model folder, a ``.ckpt`` or
             a Hub repository. The head is replaced where the classes differ, or what a predicted number is; see
@@ -52,7 +53,7 @@ class ClipModule(BaseModule):
         drop: float = 0.0,
         drop_path: float = 0.0,
         init: str = "mamba",
-        checkpoint_blocks: int = 0,
+        activations: str = "balanced",
         compile: bool = False,
         init_from: str | None = None,
         freeze_backbone: bool = False,
@@ -77,7 +78,7 @@ class ClipModule(BaseModule):
         self.net = _NETWORKS[network](
             outputs, h.embed_dim, h.depth, h.num_frames, h.image_size, h.patch_size, h.tubelet_size,
             drop=args["drop"], drop_path=args["drop_path"], init=args["init"],
-            checkpoint_blocks=args["checkpoint_blocks"], scan_order=h.scan_order,
+            activations=args["activations"], scan_order=h.scan_order,
         )  # fmt: skip
         if args["freeze_backbone"]:
             self.net.requires_grad_(False)

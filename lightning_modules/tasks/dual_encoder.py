@@ -56,8 +56,8 @@ class DualEncoder(TextVideoModule):
             other queries of the split.
         drop_path: stochastic depth of the video network's last block, growing linearly from 0; TimeMamba has none.
         init: "mamba" or "official", see `lightning_modules.nets.bimamba.BiMamba`.
-        checkpoint_blocks: how many of the video network's first blocks are recomputed in the backward pass to save
-            memory.
+        activations: "speed", "balanced" or "memory": what the video network's blocks keep for the backward pass, see
+            `lightning_modules.nets.bimamba.set_activations`.
         compile: run a VideoMamba's or ViViM's blocks through torch.compile; the first steps then take minutes.
         init_from: weights that the ``lightning`` command starts from: another one of these, or a model with a video
             network of this kind, which alone is taken.
@@ -94,7 +94,7 @@ class DualEncoder(TextVideoModule):
         dual_softmax: bool = False,
         drop_path: float = 0.0,
         init: str = "mamba",
-        checkpoint_blocks: int = 0,
+        activations: str = "balanced",
         compile: bool = False,
         init_from: str | None = None,
         optim: Optim = Optim(lr=3e-5, min_lr=1e-5, warmup_lr=1e-6, warmup_epochs=1.0, weight_decay=0.01),
@@ -111,7 +111,7 @@ class DualEncoder(TextVideoModule):
         if text_weights is not None:
             tokenizer.set_merges(start_text_tower(reader, text_weights))
         tower = build_tower(
-            vision, num_frames, image_size, drop_path=drop_path, init=init, checkpoint_blocks=checkpoint_blocks,
+            vision, num_frames, image_size, drop_path=drop_path, init=init, activations=activations,
             clip_weights=vision_weights,
         )  # fmt: skip
         self.net = DualEncoderNet(tower, reader, tokenizer, dim)

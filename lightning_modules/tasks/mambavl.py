@@ -112,7 +112,8 @@ class ActionRecognition(ActionModule):
         init: "mamba" or "official", see `lightning_modules.nets.bimamba.BiMamba` and
             `lightning_modules.nets.mambavl.MambaVL`. In the published family "official" leaves nothing of RoBERTa's
             weights but takes its word pieces.
-        checkpoint_blocks: how many of the tower's blocks are recomputed in the backward pass to save memory.
+        activations: "speed", "balanced" or "memory": what the tower's blocks keep for the backward pass, see
+            `lightning_modules.nets.bimamba.set_activations` and `lightning_modules.nets.avion.AvionTower`.
         compile: run the VideoMamba's blocks through torch.compile.
         init_from: weights that the ``lightning`` command starts from: a classifier, whose VideoMamba is taken, a model
             of this kind, or for AVION's tower a file of its pre-training.
@@ -152,7 +153,7 @@ class ActionRecognition(ActionModule):
         drop_path: float = 0.0,
         label_smoothing: float = 0.1,
         init: str = "mamba",
-        checkpoint_blocks: int = 0,
+        activations: str = "balanced",
         compile: bool = False,
         init_from: str | None = None,
         freeze_backbone: bool = False,
@@ -211,7 +212,7 @@ class ActionRecognition(ActionModule):
             "num_frames": self.hparams.num_frames,
             "image_size": self.hparams.image_size,
             "drop_path": 0.0 if training["freeze_backbone"] else training["drop_path"],
-            "checkpoint_blocks": training["checkpoint_blocks"],
+            "activations": training["activations"],
         }
         if name == "videomamba":
             return VideoMamba(0, **sizes, **common, init=training["init"]), sizes["embed_dim"]

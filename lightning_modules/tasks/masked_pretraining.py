@@ -92,7 +92,7 @@ class MaskedPretraining(TaughtByClip):
         self.net = MaskedVideoMamba(
             embed_dim, depth, num_frames, image_size, patch_size, tubelet_size, target_dim, align_layers,
             align_interval, variant, drop_path=args["drop_path"], init=args["init"],
-            checkpoint_blocks=args["checkpoint_blocks"],
+            activations=args["activations"],
         )  # fmt: skip
         num_visible(args["mask_type"], args["mask_ratio"], self.net.frames, self.net.grid_size)
         if norm not in ("l2", "none") or loss not in ALIGNMENT_LOSSES:

@@ -25,7 +25,8 @@ class TaughtByClip(BaseModule):
         mask_ratio: share of masked patches of clips.
         drop_path: stochastic depth of the last block, growing linearly from 0.
         init: "mamba" or "official", see `lightning_modules.nets.bimamba.BiMamba`.
-        checkpoint_blocks: how many of the first blocks are recomputed in the backward pass to save memory.
+        activations: "speed", "balanced" or "memory": what blocks keep for the backward pass, see
+            `lightning_modules.nets.bimamba.set_activations`.
         compile: run the blocks through torch.compile; the first steps then take minutes.
     """
 
@@ -38,7 +39,7 @@ class TaughtByClip(BaseModule):
         mask_ratio: float = 0.8,
         drop_path: float = 0.0,
         init: str = "mamba",
-        checkpoint_blocks: int = 0,
+        activations: str = "balanced",
         compile: bool = False,
         _class_path: str | None = None,  # from a checkpoint: Lightning passes on all that it finds there
     ) -> None:

@@ -134,7 +134,7 @@ class VideoTextPretraining(TaughtByClip):
         tower = VideoTower(
             embed_dim, depth, num_frames, image_size, patch_size,
             None if args["teacher"] is None else target_dim, variant,
-            drop_path=args["drop_path"], init=args["init"], checkpoint_blocks=args["checkpoint_blocks"],
+            drop_path=args["drop_path"], init=args["init"], activations=args["activations"],
         )  # fmt: skip
         for frames, ratio in ((num_frames, args["mask_ratio"]), (1, image_mask_ratio)):
             num_visible(args["mask_type"], ratio, frames, tower.grid_size)

@@ -60,7 +60,6 @@ WRONG = {
     "image_mask_ratio": (1.0, NAN),
     "word_ratio": (0.0, 1.1, NAN),
     "rerank": (-1, 0.5),
-    "checkpoint_blocks": (-1, None, NAN),
     "freeze_layers": (-1, 10**7),
     "teacher_epochs": (-1, 0.5),
     "distill_weight": (-1.0, NAN, INF),

@@ -259,7 +259,7 @@ def _own(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype).clone(memory_format=torch.contiguous_format)
 
 
-_scan, _scan_backward = scan_operators(
+operators = _scan, _scan_backward = scan_operators(
     "triton", _forward, _backward, ("kept", "checkpoints"),
     lambda u, A, directions, gated: [
         (tuple(u.shape) if gated else (0,), u.dtype),

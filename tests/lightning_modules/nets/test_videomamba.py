@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_modules.nets.bimamba import BiMamba
+from lightning_modules.checks import ACTIVATIONS
+from lightning_modules.nets.bimamba import BiMamba, set_activations
 from lightning_modules.nets.videomamba import (
     PatchEmbed,
     VideoMamba,
@@ -161,19 +162,43 @@ def test_stochastic_depth_drops_whole_samples_at_the_linear_rates():
     assert torch.equal(net.eval()._drop_path(x, 0.25), x)
 
 
-def test_checkpointed_blocks_give_the_same_gradients():
+def test_what_is_kept_changes_no_gradient():
     torch.manual_seed(0)
     net = tiny(drop_path=0.3).train()
     x = torch.randn(2, 3, 4, 32, 32)
     gradients = []
-    for blocks in (0, 2):
-        net.checkpoint_blocks = blocks
+    for activations in ACTIVATIONS:
+        set_activations(net, activations)
         net.zero_grad()
         torch.manual_seed(1)
         net(x).square().sum().backward()
         gradients.append([p.grad.clone() for p in net.parameters()])
-    for without, recomputed in zip(*gradients, strict=True):
-        torch.testing.assert_close(without, recomputed)
+    for speed, balanced, memory in zip(*gradients, strict=True):
+        assert torch.equal(speed, balanced)
+        torch.testing.assert_close(speed, memory)
+
+
+@pytest.mark.parametrize(("activations", "floats"), [("speed", 18), ("balanced", 9.5), ("memory", 2.1)])
+def test_what_a_block_of_the_smallest_size_keeps(activations, floats):
+    """Numbers of float32 per token and unit of width that lie between the passes, on the backend for CPUs."""
+    clip = torch.randn(1, 3, 8, 224, 224)
+
+    def kept(depth: int) -> int:
+        net = VideoMamba(0, 192, depth, 8, activations=activations)
+        weights = {p.untyped_storage().data_ptr() for p in net.parameters()}
+        storages = {}
+
+        def pack(tensor):
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes() // 4
+            return tensor
+
+        with use_backend("numba"), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            output = net(clip)
+        assert output.grad_fn is not None  # so that no storage was given away twice
+        return sum(size for place, size in storages.items() if place not in weights)
+
+    assert (kept(3) - kept(1)) / 2 / 192 / (1 + 8 * 196) <= floats
 
 
 def test_initialisations_are_those_of_the_papers():

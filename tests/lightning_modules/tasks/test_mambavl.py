@@ -417,7 +417,7 @@ def test_the_short_side_grows_with_the_image(tmp_path):
 def test_every_fusion_learns_with_every_tower(fusion, tower, tmp_path):
     torch.manual_seed(0)
     fuser = {"depth": 1} if fusion == "transformer" else {}
-    model = published(vision=tower, fusion=fusion, fuser=fuser, init="official", drop_path=0.1, checkpoint_blocks=1)
+    model = published(vision=tower, fusion=fusion, fuser=fuser, init="official", drop_path=0.1, activations="memory")
     assert (model.net.vision is None) == (tower.get("tower") == "features")
     batch = {"verb": torch.tensor([0, 1]), "noun": torch.tensor([2, 0])}
     clips = (

@@ -301,7 +301,7 @@ def test_a_step_is_repeatable(teacher, tmp_path, monkeypatch):
 
 
 def test_bf16_with_recomputed_blocks(teacher, tmp_path):
-    module = tiny(teacher, checkpoint_blocks=2)
+    module = tiny(teacher, activations="memory")
     run = trainer(tmp_path, precision="bf16-mixed")
     run.fit(module, datamodule=Data())
     assert run.callback_metrics["train/loss"].isfinite()

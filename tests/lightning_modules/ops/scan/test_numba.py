@@ -194,7 +194,7 @@ def test_training_and_inference_give_the_same() -> None:
 def test_checkpoints_are_kept_only_for_a_backward() -> None:
     one = [_inputs(1, 80, 20, 16)[name] for name in _SEQUENCES]
     kept = [numba_backend._scan(*one, *[None] * 8, True, False, save)[1].shape for save in (False, True)]
-    assert kept == [(0,), (5 * 2 * 16 * 16,)]  # chunks of 16 rows, groups of 16 channels, states, 16 lanes
+    assert kept == [(0,), (2 * 2 * 16 * 16,)]  # chunks of 64 rows, groups of 16 channels, states, 16 lanes
 
 
 @pytest.mark.parametrize("both", [False, True])
