@@ -67,6 +67,7 @@ def rewrite(arguments: Sequence[str], subcommands: Container[str], folder: Path)
         top = folder / f"{i}.yaml"
         layers[top] = read_recipe(source)
         check_config(layers[top])
+        _rename(layers[top])
         words[i] = f"--config={top}" if joined else str(top)
     if not layers and words[:1] and words[0] in subcommands:
         top = folder / "default.yaml"
@@ -86,6 +87,15 @@ def rewrite(arguments: Sequence[str], subcommands: Container[str], folder: Path)
         layers[below] = {"model": donor}
         words.insert(1, f"--config={below}")
     return Rewritten(words, layers, source)
+
+
+def _rename(config: dict) -> None:
+    """Take ``checkpoint_blocks``, which stands in the recipe of every earlier run, for what ``activations`` is now."""
+    model = config.get("model")
+    arguments = (model.get("init_args") or {}) if isinstance(model, dict) else {}
+    blocks = arguments.pop("checkpoint_blocks", 0)
+    if blocks:
+        arguments.setdefault("activations", "memory")
 
 
 def _donor_arguments(config: dict, arguments: list[str]) -> dict | None:

@@ -136,8 +136,8 @@ def check_keys(config: dict, arguments: list[str]) -> None:
                 raise ZooError(f"model.{name} is part of model.optim: write --model.optim.{_MOVED[name]}, or in a "
                                f"config optim with {_MOVED[name].partition('.')[0]} below it.")  # fmt: skip
             if name == "checkpoint_blocks" and "activations" in known:
-                raise ZooError("model.checkpoint_blocks is model.activations now: write memory there to recompute "
-                               "blocks, or leave both out where it is 0.")  # fmt: skip
+                raise ZooError("model.checkpoint_blocks is model.activations now: write --model.activations memory to "
+                               "recompute all blocks, or leave both out.")  # fmt: skip
             group, entry = getattr(cls, "moved_arguments", {}).get(name, (None, None))
             if group is not None:
                 raise ZooError(f"{section}.{name} is part of {section}.{group}: write --{section}.{group}.{entry}, or "

@@ -39,6 +39,14 @@ def test_a_config_becomes_a_layer_with_its_includes(config, form):
     assert given == before and not FOLDER.exists()
 
 
+@pytest.mark.parametrize(("blocks", "activations"), [(0, {}), (12, {"activations": "memory"})])
+def test_a_recipe_of_an_earlier_run_is_read_as_it_was_meant(tmp_path, blocks, activations):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(CONFIG.replace("{num_classes: 2}", f"{{num_classes: 2, checkpoint_blocks: {blocks}}}"))
+    (layer,) = rewrite(["fit", "--config", str(file)], ("fit",), FOLDER).layers.values()
+    assert layer["model"]["init_args"] == {"num_classes": 2, **activations}
+
+
 def test_recipes_go_by_name_and_later_layers_stay_apart(config):
     words, layers, source = rewrite(["fit", "--config", "demo", "--config", config], ("fit",), FOLDER)
     assert list(layers.values()) == [read_recipe(find_recipe("demo")), read_recipe(Path(config))]

@@ -191,7 +191,7 @@ LIGHTNING_ERRORS = [
     ("{tiny} --model.lr 3", 1, "model.lr is part of model.optim: write --model.optim.lr, or in a config optim with lr"),
     ("{tiny} --model.decay_state_matrix=true", 1, "write --model.optim.decayed state_matrices, or in a config optim"),
     ("{earlier}", 1, "model.warmup_epochs is part of model.optim: write --model.optim.warmup_epochs"),
-    ("{tiny} --model.checkpoint_blocks 2", 1, "model.checkpoint_blocks is model.activations now: write memory there"),
+    ("{tiny} --model.checkpoint_blocks 2", 1, "model.checkpoint_blocks is model.activations now: write --model"),
     ("{tiny} --model.activations most", 1, "activations is 'most'; choose one of speed, balanced, memory."),
     ("{tiny} --model.optim.lrr 3", 1, "model.optim has no entry 'lrr': did you mean 'lr'?"),
     ("{tiny} --model.optim.lr=-1", 1, "optim.lr is -1.0; it has to be a finite number above 0."),

@@ -59,7 +59,6 @@ def test_a_run_continues_from_its_checkpoint(tmp_path):
     config = yaml.safe_load(recipe.read_text())
     arguments = config["model"]["init_args"]
     assert arguments.pop("decay_state_matrix") is False
-    assert arguments.pop("checkpoint_blocks") == 0
     arguments["optim"] = {name: arguments.pop(name) for name in OPTIM if name in arguments}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     result = fit("config.yaml")
