@@ -18,7 +18,7 @@ from lightning_modules.training.sharding import FullyShardedStrategy, blocks, re
 
 TINY = dict(num_classes=3, embed_dim=32, depth=3, num_frames=2, image_size=32)
 TRAINING = dict(
-    optim=dict(lr=5e-3, warmup_lr=1e-3, warmup_epochs=1, weight_decay=0.1, layer_decay=0.75), activations="memory"
+    optim=dict(lr=5e-3, warmup_lr=1e-3, warmup_epochs=1, weight_decay=0.1, layer_decay=0.75), activations="balanced"
 )
 
 
