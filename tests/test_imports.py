@@ -50,6 +50,7 @@ FLOORS = {
         ("tables",),
         ("inference", "look", "share"),
         ("retrieval",),
+        ("app",),
         ("arguments", "commands"),
         ("cli",),
     ),

@@ -34,6 +34,7 @@ _HOME = {
     "VideoPredictor": "inference.predictor",
     "index": "retrieval.search",
     "search": "retrieval.search",
+    "web_app": "app.page",
 }
 __all__ = list(_HOME)
 

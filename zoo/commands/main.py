@@ -25,6 +25,7 @@ COMMANDS = {
     "index": "make an index of your videos, to search them by text",
     "search": "find the moments in indexed videos that fit a text",
     "ask": "ask a question about a video",
+    "app": "open a page in the browser: classify clips, search, ask",
     "extract": "write features of long videos, to train on",
     "recipe": "print a training recipe, or list them",
     "convert": "turn a checkpoint into a folder with safe weights and its config",

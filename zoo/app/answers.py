@@ -1,0 +1,129 @@
+"""What the page shows of a video, as numbers and pictures; no web in here."""
+
+import io
+import os
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from datamodules.video.frames import open_video
+from zoo.app.limits import Limits, check_length
+from zoo.inference.long_videos import Timeline, default_window, timeline
+from zoo.inference.predict import Prediction, check_finite, rank, read_views, score_views, value_of_views
+
+__all__ = ["Classified", "Picture", "answers_questions", "ask", "classifies", "classify"]
+
+TOPK = 5
+PICTURES = 6
+HEIGHT_PX = 144
+LONG = 2.5
+"""A video of so many windows gets a timeline."""
+
+
+class Picture(NamedTuple):
+    """A frame as WebP, and when it is shown, in seconds."""
+
+    seconds: float
+    webp: bytes
+
+
+class Classified(NamedTuple):
+    """The answer of a classifier or a regressor for one video.
+
+    Attributes:
+        predictions: best classes, best first; empty for a regressor.
+        value: name and number of what a regressor predicts.
+        pictures: some of the frames that the model saw, in their order.
+        timeline: labels over time, of a long video.
+        duration: seconds.
+    """
+
+    predictions: list[Prediction]
+    value: tuple[str, float] | None
+    pictures: list[Picture]
+    timeline: Timeline | None
+    duration: float
+
+
+def classifies(model: nn.Module) -> bool:
+    """Whether a model has classes, or predicts a number."""
+    return hasattr(model, "class_names") or hasattr(model, "value_name")
+
+
+def answers_questions(model: nn.Module) -> bool:
+    """Whether a model answers questions about a video."""
+    return hasattr(model, "answer")
+
+
+def classify(
+    model: nn.Module, path: str | os.PathLike, limits: Limits, report: Callable[[float, str], object]
+) -> Classified:
+    """Classify a video as `zoo predict` does, and a long one over time too.
+
+    Args:
+        model: a classifier or a regressor.
+        path: the video.
+        limits: what is too long.
+        report: called with the share of the work that is done (0..1) and what is being done.
+
+    Raises:
+        DecodeError: the file cannot be read as video.
+        ZooError: it is too long, or the model gives numbers that are not finite.
+    """
+    report(0.0, "reading")
+    duration = check_length(path, limits.minutes)
+    views = read_views(model, path, None, None)
+    done = iter(range(1, len(views.video) + 1))
+
+    def advance() -> None:
+        report(next(done) / len(views.video), "looking")
+
+    if hasattr(model, "value_name"):
+        predictions, value = [], (model.value_name or "value", value_of_views(model, views, advance))
+    else:
+        predictions, value = rank(model, score_views(model, views, advance), TOPK), None
+    over_time = None
+    if value is None and model.preprocessing["num_frames"] > 1 and duration > LONG * _window(model, path):
+        over_time = timeline(
+            model, path, on_seconds=lambda seconds, _: report(min(seconds / duration, 1.0), "watching")
+        )
+    return Classified(predictions, value, _pictures(path, views.indices[len(views.indices) // 2]), over_time, duration)
+
+
+def ask(model: nn.Module, path: str | os.PathLike, question: str, limits: Limits) -> list:
+    """The best answers to a question about a video, as ``answer`` of the model returns them; an empty question is the
+    model's own.
+
+    Raises:
+        DecodeError, ZooError: as `classify`.
+    """
+    check_length(path, limits.minutes)
+    answers = model.answer(read_views(model, path, 1, 1).video, question, TOPK)
+    check_finite(torch.tensor([answer.probability for answer in answers]))
+    return answers
+
+
+def _window(model: nn.Module, path: str | os.PathLike) -> float:
+    with open_video(path) as reader:
+        return default_window(model, reader.fps)
+
+
+def _pictures(path: str | os.PathLike, positions: Sequence[int]) -> list[Picture]:
+    """Frames at some of the positions, larger than the model sees them."""
+    positions = np.unique(positions)
+    chosen = positions[np.unique(np.linspace(0, len(positions) - 1, PICTURES).round().astype(int))]
+    with open_video(path) as reader:
+        frames = reader.read(chosen, short_side=HEIGHT_PX)
+        times = reader.pts_seconds[chosen]
+    return [Picture(float(second), _webp(frame)) for second, frame in zip(times, frames, strict=True)]
+
+
+def _webp(frame: Tensor) -> bytes:
+    file, picture = io.BytesIO(), Image.fromarray(frame.permute(1, 2, 0).numpy())
+    picture.thumbnail((4 * HEIGHT_PX, HEIGHT_PX))  # a WebP has at most 16,383 pixels a side
+    picture.save(file, "WEBP", quality=80)
+    return file.getvalue()
