@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-import hub
 import zoo
+from datamodules.synthetic.writing import generate
 from hub import HubError
 from lightning_modules.nets.clip_tower import ClipTokenizer
+from zoo.commands.main import main
 
 CLIP = "openai/clip-vit-base-patch16"
 REVISION = "e" * 40
@@ -27,6 +28,8 @@ SMALL = {
                                                "style": "frozen"}, "text": TEXT, "num_frames": 2, "image_size": 32,
                                     "dim": 12},
     "vivim-ti-k400": {"embed_dim": 16, "depth": 2, "num_frames": 2, "image_size": 32},
+    "timemamba-b-ek100-cls-f16": {"vision": {"tower": "timemamba", "embed_dim": 16, "depth": 2, "heads": 2},
+                                  "num_frames": 2, "image_size": 32},
 }  # fmt: skip
 CAPTIONS = ["the person cuts the onion", "C opens a drawer"]
 LOAD = """
@@ -34,18 +37,19 @@ import json, sys
 import torch, hub, zoo
 from lightning_modules.nets import pretrained
 
-pins, folder, small = json.loads(sys.argv[1])
+pins, captions, folder, models = json.loads(sys.argv[1])
 pretrained.PINNED[pins["repository"]] = {"merges.txt": (pins["revision"], pins["sha256"])}
-clip = torch.load(f"{folder}/clip.pt")
-for name, overrides in small.items():
-    model = zoo.load(name, checkpoint=f"{folder}/{name}.pt", **overrides)
-    hub.save(model, f"{folder}/{name}")
-    again = zoo.load(f"{folder}/{name}")
+for name, overrides in models.items():
+    file, saved = f"{folder}/{name}.pt", f"{folder}/{name}"
+    if overrides:
+        hub.save(zoo.load(name, checkpoint=file, **overrides), saved)
+    else:
+        zoo.convert(file, saved, name)
+    model = zoo.load(saved)
     with torch.inference_mode():
-        answers = [again(clip)]
-        assert torch.equal(answers[0], model(clip))
-        if hasattr(again, "encode_text"):
-            answers.append(again.encode_text(json.loads(sys.argv[2])))
+        answers = [model(torch.load(f"{folder}/clip-{name}.pt"))]
+        if hasattr(model, "encode_text"):
+            answers.append(model.encode_text(captions))
     torch.save(answers, f"{folder}/answers-{name}.pt")
 """
 
@@ -102,10 +106,15 @@ def as_openai(name, tensor, state):
     return {f"{block}.{layers[layer]}.{kind}": tensor}
 
 
-def as_released(weights):
-    """What the authors' program saves: the parsed command line, and a best score that is a number of NumPy."""
+def as_released(weights, table):
+    """What the authors' program saves: the parsed command line, and a best score that is a number of NumPy. That of the
+    classifier of actions has a table of pandas there."""
+    pandas = pytest.importorskip("pandas")
+    args = argparse.Namespace(lr=3e-5)
+    if table:
+        args.actions = pandas.DataFrame({"verb": [0, 1], "noun": [1, 10], "action": ["take plate", "put onion"]})
     weights = {f"module.{name}": tensor for name, tensor in weights.items()}
-    return {"epoch": 5, "state_dict": weights, "best_acc1": np.float64(22.8), "args": argparse.Namespace(lr=3e-5)}
+    return {"epoch": 5, "state_dict": weights, "best_acc1": np.float64(22.8), "args": args}
 
 
 def randomised(name, **overrides):
@@ -117,34 +126,54 @@ def randomised(name, **overrides):
     return model
 
 
-def test_made_up_files_load_by_name_and_survive_saving(tmp_path, hub_server):
+def files_load_and_answer(server, folder, models):
+    """Models by their names, with other sizes or without: their weights in official files, loaded by name or converted,
+    saved, and loaded again in a process of their own."""
     tokenizer = ClipTokenizer(WORDS, 77)
     tokenizer.learn(CAPTIONS)
     made = json.loads(tokenizer._build().backend_tokenizer.to_str())["model"]
     pairs = [" ".join(pair) if isinstance(pair, list) else pair for pair in made["merges"]]
     merges = "\n".join(["#version: 0.2", *pairs]).encode()
-    hub_server.commit(CLIP, {"merges.txt": merges}, name=REVISION)
-    clip = torch.randint(0, 256, (1, 3, 2, 32, 32), dtype=torch.uint8)
-    torch.save(clip, tmp_path / "clip.pt")
-    models = {}
-    for name, overrides in SMALL.items():
-        model = models[name] = randomised(name, **overrides)
-        content = as_released(official(model)) if "ego4d" in name else {"model": official(model)}
-        torch.save(content, tmp_path / f"{name}.pt")
-        if hasattr(model, "encode_text"):
-            model.net.tokenizer.set_merges(tokenizer.merges)
+    server.commit(CLIP, {"merges.txt": merges}, name=REVISION)
     pins = {"repository": CLIP, "revision": REVISION, "sha256": sha256(merges).hexdigest()}
+    expected = {}
+    for name, overrides in models.items():
+        model = randomised(name, **overrides)
+        released = as_released(official(model), table="cls" in name)
+        torch.save({"model": official(model)} if "k400" in name else released, folder / f"{name}.pt")
+        clip = model.preprocessing
+        shape = (1, 3, clip["num_frames"], clip["image_size"], clip["image_size"])
+        video = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+        torch.save(video, folder / f"clip-{name}.pt")
+        with torch.inference_mode():
+            expected[name] = [model(video)]
+            if hasattr(model, "encode_text"):
+                model.net.tokenizer.set_merges(tokenizer.merges)
+                expected[name].append(model.encode_text(CAPTIONS))
     done = subprocess.run(
-        [sys.executable, "-c", LOAD, json.dumps([pins, str(tmp_path), SMALL]), json.dumps(CAPTIONS)],
-        capture_output=True, text=True, timeout=600, env=hub_server.environment(tmp_path / "hf"),
+        [sys.executable, "-c", LOAD, json.dumps([pins, CAPTIONS, str(folder), models])], capture_output=True,
+        text=True, timeout=1200, env=server.environment(folder / "hf"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for name, model in models.items():
-        answers = torch.load(tmp_path / f"answers-{name}.pt")
-        with torch.inference_mode():
-            assert torch.equal(answers[0], model(clip))
-            if hasattr(model, "encode_text"):
-                assert torch.equal(answers[1], model.encode_text(CAPTIONS))
+    for name, answers in expected.items():
+        for answer, found in zip(answers, torch.load(folder / f"answers-{name}.pt"), strict=True):
+            assert torch.equal(found, answer)
+
+
+def test_made_up_files_load_by_name_and_survive_saving(tmp_path, hub_server):
+    files_load_and_answer(hub_server, tmp_path, SMALL)
+
+
+@pytest.mark.slow
+def test_full_size_files_convert_answer_and_are_searched(tmp_path, hub_server, capsys):
+    models = {"vivim-s-ego4d": {}, "vivim-ti-k400": {}, "timemamba-b-ek100-cls-f16": {"num_frames": 2}}
+    files_load_and_answer(hub_server, tmp_path, models)
+    clips = generate(tmp_path / "clips", num_train=0, num_val=0, num_test=1, classes=("grow", "move_left"),
+                     size=(48, 40), num_frames=8, num_workers=0, progress=False)  # fmt: skip
+    main(["index", str(tmp_path / "vivim-s-ego4d"), str(clips), "-o", str(tmp_path / "my.index"), "--workers", "0"])
+    capsys.readouterr()
+    main(["search", str(tmp_path / "my.index"), CAPTIONS[0], "--json"])
+    assert "move_left" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("form", ["module", "flat", "model"])
@@ -171,16 +200,3 @@ def test_every_tensor_has_to_be_used_up(tmp_path):
         torch.save({"model": changed}, tmp_path / "official.pt")
         with pytest.raises(HubError, match=complaint):
             zoo.load("vivim-ti-k400", checkpoint=tmp_path / "official.pt", **small)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["vivim-ti-k400"])
-def test_full_size_models_convert_and_answer_equally(tmp_path, name):
-    model = randomised(name)
-    torch.save({"model": official(model)}, tmp_path / "official.pt")
-    zoo.convert(tmp_path / "official.pt", tmp_path / "folder", name)
-    loaded = zoo.load(tmp_path / "folder")
-    video = torch.randint(0, 256, (1, 3, 16, 224, 224), dtype=torch.uint8)
-    with torch.inference_mode():
-        assert torch.equal(loaded(video), model(video))
-    assert hub.read(tmp_path / "folder").config == loaded.config
