@@ -34,7 +34,8 @@ FLOORS = {
     ),
     "lightning_modules": (
         ("errors",),
-        ("checks", "files", "ops"),
+        ("checks", "files"),
+        ("ops",),
         ("nets",),
         ("training", "callbacks"),
         ("base",),
