@@ -33,6 +33,7 @@ from datamodules.annotations.question_files import GENERIC
 from datamodules.synthetic.kitchen import generate_kitchen
 from datamodules.synthetic.writing import generate
 from lightning_modules import (
+    ActionClassifier,
     ActionRecognition,
     DualEncoder,
     MaskedPretraining,
@@ -363,18 +364,23 @@ def test_masked_pretraining_takes_videos_of_either_kind(root, tmp_path, datamodu
 
 
 @pytest.mark.parametrize(("task", "fusion"), [("recognition", "joint"), ("anticipation", "joint"),
-                                              ("recognition", "published"), ("anticipation", "published")])  # fmt: skip
+                                              ("recognition", "published"), ("anticipation", "published"),
+                                              ("recognition", None)])  # fmt: skip
 def test_actions_fit(tmp_path, task, fusion):
     root = generate_kitchen(tmp_path / "kitchen", num_train=2, num_val=2, num_test=0, actions=2, size=(32, 32),
                             num_frames=6, num_workers=0, progress=False)  # fmt: skip
-    mixed = (fusion, task) == ("published", "recognition")
+    mixed = fusion in ("published", None) and task == "recognition"
     data = EpicKitchens100(root, batch_size=2, num_workers=0, num_clips=2, num_crops=3, neutral=0.0,
                            **(MIXED_LABELS if mixed else {}))  # fmt: skip
     text = {"vocab_size": 514, **TOWER}
     fuser = {"dim": 16, "depth": 1} if fusion == "joint" else None
     vocabulary = {"num_verbs": 8, "num_nouns": 14}
-    model = ActionRecognition(data.num_classes, {"embed_dim": 16, "depth": 1}, num_frames=4, image_size=32, text=text,
-                              fusion=fusion, fuser=fuser, task=task, vocabulary=vocabulary)  # fmt: skip
+    sizes = {"num_frames": 4, "image_size": 32, "task": task, "vocabulary": vocabulary}
+    vision = {"embed_dim": 16, "depth": 1}
+    if fusion is None:
+        model = ActionClassifier(data.num_classes, vision, **sizes)
+    else:
+        model = ActionRecognition(data.num_classes, vision, text=text, fusion=fusion, fuser=fuser, **sizes)
     seen = {}
     for stage in ("training", "validation", "test", "predict"):
         step = getattr(model, f"{stage}_step")

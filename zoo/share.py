@@ -114,8 +114,14 @@ def _about_entry(entry: Entry) -> About:
         scores=tuple(scores),
         license=meta.get("license"),
         base_model=weights.repo_id if weights else None,
-        # The Hub has no task for pretraining; such a model provides features.
-        task="feature-extraction" if entry.task.endswith("-pretraining") else entry.task,
+        task=_task_on_the_hub(entry.task),
         paper=meta.get("paper"),
         note=f"Converted from the published weights of {entry.name}." if weights and weights.repo_id else None,
     )
+
+
+def _task_on_the_hub(task: str) -> str:
+    """The Hub has no task for pretraining, where a model provides features, and none for actions."""
+    if task.endswith("-pretraining"):
+        return "feature-extraction"
+    return "video-classification" if task == "action-classification" else task

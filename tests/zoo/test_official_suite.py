@@ -18,6 +18,7 @@ from zoo.commands.main import main
 
 CLIP = "openai/clip-vit-base-patch16"
 REVISION = "e" * 40
+TOKEN = "hf_" + "Zq7" * 11
 WORDS = 49_408
 TEXT = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "num_hidden_layers": 2,
         "vocab_size": WORDS}  # fmt: skip
@@ -37,7 +38,7 @@ import json, sys
 import torch, hub, zoo
 from lightning_modules.nets import pretrained
 
-pins, captions, folder, models = json.loads(sys.argv[1])
+pins, captions, folder, models, push = json.loads(sys.argv[1])
 pretrained.PINNED[pins["repository"]] = {"merges.txt": (pins["revision"], pins["sha256"])}
 for name, overrides in models.items():
     file, saved = f"{folder}/{name}.pt", f"{folder}/{name}"
@@ -45,7 +46,9 @@ for name, overrides in models.items():
         hub.save(zoo.load(name, checkpoint=file, **overrides), saved)
     else:
         zoo.convert(file, saved, name)
-    model = zoo.load(saved)
+    if push:
+        zoo.push(saved, f"me/{name}")
+    model = zoo.load(f"hf://me/{name}" if push else saved)
     with torch.inference_mode():
         answers = [model(torch.load(f"{folder}/clip-{name}.pt"))]
         if hasattr(model, "encode_text"):
@@ -126,9 +129,9 @@ def randomised(name, **overrides):
     return model
 
 
-def files_load_and_answer(server, folder, models):
+def files_load_and_answer(server, folder, models, push=False):
     """Models by their names, with other sizes or without: their weights in official files, loaded by name or converted,
-    saved, and loaded again in a process of their own."""
+    saved, shared where wanted, and loaded again in a process of their own."""
     tokenizer = ClipTokenizer(WORDS, 77)
     tokenizer.learn(CAPTIONS)
     made = json.loads(tokenizer._build().backend_tokenizer.to_str())["model"]
@@ -151,8 +154,8 @@ def files_load_and_answer(server, folder, models):
                 model.net.tokenizer.set_merges(tokenizer.merges)
                 expected[name].append(model.encode_text(CAPTIONS))
     done = subprocess.run(
-        [sys.executable, "-c", LOAD, json.dumps([pins, CAPTIONS, str(folder), models])], capture_output=True,
-        text=True, timeout=1200, env=server.environment(folder / "hf"),
+        [sys.executable, "-c", LOAD, json.dumps([pins, CAPTIONS, str(folder), models, push])], capture_output=True,
+        text=True, timeout=1200, env=server.environment(folder / "hf", HF_TOKEN=TOKEN),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     for name, answers in expected.items():
@@ -160,15 +163,16 @@ def files_load_and_answer(server, folder, models):
             assert torch.equal(found, answer)
 
 
-def test_made_up_files_load_by_name_and_survive_saving(tmp_path, hub_server):
-    files_load_and_answer(hub_server, tmp_path, SMALL)
+def test_made_up_files_load_by_name_and_survive_sharing(tmp_path, hub_server):
+    hub_server.tokens[TOKEN] = {"me"}
+    files_load_and_answer(hub_server, tmp_path, SMALL, push=True)
 
 
 @pytest.mark.slow
 def test_full_size_files_convert_answer_and_are_searched(tmp_path, hub_server, capsys):
     models = {"vivim-s-ego4d": {}, "vivim-ti-k400": {}, "timemamba-b-ek100-cls-f16": {"num_frames": 2}}
     files_load_and_answer(hub_server, tmp_path, models)
-    clips = generate(tmp_path / "clips", num_train=0, num_val=0, num_test=1, classes=("grow", "move_left"),
+    clips = generate(tmp_path / "clips", num_train=0, num_val=0, num_test=2, classes=("grow", "move_left"),
                      size=(48, 40), num_frames=8, num_workers=0, progress=False)  # fmt: skip
     main(["index", str(tmp_path / "vivim-s-ego4d"), str(clips), "-o", str(tmp_path / "my.index"), "--workers", "0"])
     capsys.readouterr()
