@@ -30,7 +30,7 @@ from zoo.errors import ZooError, hint
 from zoo.inference.predict import check_finite, evaluating, read_views
 from zoo.limits import check_range
 
-__all__ = ["BASELINES", "METHODS", "STEPS", "Explanation", "explain", "heat_of"]
+__all__ = ["BASELINES", "METHODS", "STEPS", "Explanation", "cover", "explain", "heat_of"]
 
 METHODS = ("occlusion", "integrated-gradients")
 BASELINES = ("mean", "blur")
@@ -138,7 +138,7 @@ def heat_of(
         on_step: see `explain`.
     """
     report = on_step or (lambda done, total: None)
-    covered = _BASELINES[baseline](clip)
+    covered = cover(clip, baseline)
     tubes = list(_tubes(clip.shape[1:], tube))
     if method == "occlusion":
         supports = _occluded(model, clip, covered, index, tubes, report)
@@ -150,6 +150,15 @@ def heat_of(
         heat[place] += support
         count[place] += 1
     return check_finite(heat / count)
+
+
+def cover(clip: Tensor, baseline: str) -> Tensor:
+    """What a clip shows where it is covered: uint8 (3, T, H, W), as the clip; `baseline` is one of `BASELINES`."""
+    if baseline == "mean":
+        return clip.float().mean(dim=(1, 2, 3), keepdim=True).round().to(torch.uint8).expand_as(clip)
+    sigma = clip.shape[-1] / 8
+    reach = min(int(2 * sigma), clip.shape[-1] - 1)  # padding by reflection is shorter than the picture
+    return F.gaussian_blur(clip.transpose(0, 1), 2 * reach + 1, sigma).transpose(0, 1)
 
 
 def _tubes(shape: tuple[int, ...], tube: tuple[int, int]) -> Iterator[tuple[slice, slice, slice]]:
@@ -219,19 +228,6 @@ def _clips_at_once(clip: Tensor) -> int:
 
 def _batched(items: list, size: int) -> Iterator[list]:
     return (items[start : start + size] for start in range(0, len(items), size))
-
-
-def _blurred(clip: Tensor) -> Tensor:
-    sigma = clip.shape[-1] / 8
-    reach = min(int(2 * sigma), clip.shape[-1] - 1)  # padding by reflection is shorter than the picture
-    return F.gaussian_blur(clip.transpose(0, 1), 2 * reach + 1, sigma).transpose(0, 1)
-
-
-def _mean_colour(clip: Tensor) -> Tensor:
-    return clip.float().mean(dim=(1, 2, 3), keepdim=True).round().to(torch.uint8).expand_as(clip)
-
-
-_BASELINES = {"blur": _blurred, "mean": _mean_colour}
 
 
 def _tube_of(model: BaseModule, tube: tuple[int, int] | None) -> tuple[int, int]:
