@@ -1,11 +1,13 @@
 """Heat lies on the object that moves, and adds up to what the model loses without it; `zoo explain`."""
 
+import json
 import sys
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 import hub
 import zoo
@@ -13,8 +15,10 @@ from datamodules.synthetic.motion import CLASSES, clip_spec, object_mask, render
 from datamodules.synthetic.writing import write_video
 from lightning_modules.tasks.classification import VideoClassifier
 from lightning_modules.tasks.regression import VideoRegressor
+from zoo.commands.main import main
 from zoo.errors import ZooError
-from zoo.inference.explain import BASELINES, METHODS
+from zoo.inference.explain import BASELINES, METHODS, Explanation
+from zoo.inference.heat_pictures import shade
 
 NANO = "videomamba-nano-motion"
 CLIPS = 4
@@ -155,3 +159,73 @@ def test_without_captum_the_pip_line(model, clips, monkeypatch):
     with pytest.raises(ZooError, match=r"pip install 'video-mamba-zoo\[explain\]'"):
         zoo.explain(model, clips[0][0], method="integrated-gradients")
     assert zoo.explain(model, clips[0][0], tube=(8, 48)).heat.shape == (8, 48, 48)
+
+
+@pytest.fixture
+def command(capsys):
+    """`zoo explain` in this process -> exit status, standard output, standard error."""
+
+    def call(*arguments) -> tuple[int, str, str]:
+        status = 0
+        try:
+            main(["explain", *map(str, arguments)])
+        except SystemExit as exit_:
+            status = exit_.code
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def test_the_command_saves_pictures_and_arrays(command, clips, tmp_path):
+    path, spec = clips[0]
+    files = {name: tmp_path / "out" / f"heat.{name}" for name in ("png", "webp", "npz")}
+    options = ["--tube", "4", "12", "--plot", files["png"], "--animation", files["webp"], "--array", files["npz"]]
+    status, out, error = command(NANO, path, *options)
+    assert (status, error) == (0, "") and f"{path.name}: {spec.motion}" in out
+    assert all(str(file) in out for file in files.values())
+    expected = zoo.explain(NANO, path, tube=(4, 12))
+    with np.load(files["npz"]) as saved:
+        np.testing.assert_array_equal(saved["heat"], expected.heat.numpy())
+        np.testing.assert_array_equal(saved["frames"], expected.frames.numpy())
+        assert saved["seconds"].tolist() == expected.seconds.tolist() and saved["label"] == spec.motion
+    with Image.open(files["webp"]) as animation:
+        assert (animation.n_frames, animation.size) == (8, (384, 192))  # frame and heat, four times as large
+    with Image.open(files["png"]) as picture:
+        assert picture.width > 1000 and len(picture.convert("RGB").getcolors(2**20)) > 500
+    support = [float(line.split()[2].rstrip("%")) for line in out.splitlines() if " s " in line]
+    shares = expected.heat.clamp_min(0).sum((1, 2))
+    np.testing.assert_allclose(support, (100 * shares / shares.sum()).tolist(), atol=0.06)
+
+
+def test_the_command_writes_json(command, clips, tmp_path):
+    path, _ = clips[1]
+    arguments = [NANO, path, "--target", "grow", "--json", "--array", tmp_path / "heat.npy"]
+    status, out, error = command(*arguments, "--method", "integrated-gradients")
+    assert (status, error) == (0, "")
+    found, heat = json.loads(out), np.load(tmp_path / "heat.npy")
+    assert (found["label"], found["method"], len(found["seconds"])) == ("grow", "integrated-gradients", 8)
+    cells = heat.reshape(8, 16, 3, 16, 3).mean((2, 4))
+    np.testing.assert_allclose(found["heat"], cells, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--plot", "heat.txt"], "heat.txt has none of the endings"),
+        (["--animation", "heat.png"], "heat.png has none of the endings .webp, .gif"),
+        (["--array", "heat.csv"], "heat.csv has none of the endings .npy, .npz"),
+        (["--target", "growing"], "did you mean 'grow'?"),
+    ],
+)
+def test_the_command_refuses_in_one_sentence(command, clips, options, words):
+    status, out, error = command(NANO, clips[0][0], *options)
+    assert (status, out, error.count("\n")) == (1, "", 1) and words in error
+
+
+def test_colours_say_for_and_against():
+    heat = torch.zeros(2, 4, 4)
+    heat[0, 0, 0], heat[1, 3, 3] = 2.0, -2.0
+    found = Explanation(heat, "a", 0.5, torch.full((2, 3, 4, 4), 100, dtype=torch.uint8), np.arange(2.0))
+    red, green, blue = shade(found).int().unbind(1)
+    assert red[0, 0, 0] > green[0, 0, 0] > blue[0, 0, 0] and red[1, 3, 3] < green[1, 3, 3] < blue[1, 3, 3]
+    assert (red == blue).sum() == 30  # grey where nothing counts
