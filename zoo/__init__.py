@@ -25,6 +25,8 @@ _HOME = {
     "predict_value": "inference.predict",
     "Explanation": "inference.explain",
     "explain": "inference.explain",
+    "Moment": "inference.live",
+    "live": "inference.live",
     "Segment": "inference.long_videos",
     "Timeline": "inference.long_videos",
     "timeline": "inference.long_videos",

@@ -26,6 +26,7 @@ COMMANDS = {
     "search": "find the moments in indexed videos that fit a text",
     "ask": "ask a question about a video",
     "app": "open a page in the browser: classify clips, search, ask",
+    "live": "say what happens in a stream, as it comes",
     "explain": "show which places and times of a video support a class",
     "extract": "write features of long videos, to train on",
     "recipe": "print a training recipe, or list them",
