@@ -10,6 +10,9 @@ import pytest
 from datamodules.video.live_opening import SCHEMES, STREAMED, Ended, LiveInput, is_live
 from datamodules.video.opening import DecodeError
 
+BRIEF = 0.5
+"""Seconds, where nothing is to come and the test ends no other way."""
+
 TEXTS = {
     "sdp": "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\nm=video {port} RTP/AVP 96\r\n"
            "a=rtpmap:96 H264/90000\r\n",
@@ -148,7 +151,7 @@ def test_a_text_in_datagrams_opens_nothing(elsewhere, kind):
     thread = threading.Thread(target=send)
     thread.start()
     try:
-        sentence(f"udp://127.0.0.1:{here}", timeout=1.0)
+        sentence(f"udp://127.0.0.1:{here}", timeout=BRIEF)
     finally:
         over.set()
         thread.join()
@@ -184,7 +187,7 @@ def test_an_rtsp_server_leads_nowhere_else(elsewhere, kind):
         connection.recv(65536)
 
     with served(talk) as here:
-        sentence(f"rtsp://127.0.0.1:{here}/stream", timeout=5.0)
+        sentence(f"rtsp://127.0.0.1:{here}/stream")
     assert len(asked) == len(HOSTILE[kind]) and not calls
 
 
@@ -223,13 +226,13 @@ def test_who_says_nothing_is_not_waited_for(scheme):
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         with pytest.raises(Ended, match=r"has sent no frame for 0\.5 s"):
-            opened(f"udp://127.0.0.1:{port}", timeout=0.5)
+            opened(f"udp://127.0.0.1:{port}", timeout=BRIEF)
         return
     over = threading.Event()
     with served(lambda connection: over.wait(600)) as here:
         try:
             with pytest.raises(Ended, match=r"has sent no frame for 0\.5 s"):
-                opened(f"{scheme}://127.0.0.1:{here}/", timeout=0.5)
+                opened(f"{scheme}://127.0.0.1:{here}/", timeout=BRIEF)
         finally:
             over.set()
 
