@@ -124,15 +124,21 @@ class ActionClassifier(ActionModule):
 
     def predict_scores(self, batch: dict) -> dict[str, Tensor]:
         """Probabilities (B, ...), averaged over the views; those of verb and noun are sums over their actions."""
-        video = batch["video"]
+        video = self._video(batch)
         views = video.unbind(1) if video.ndim == 6 else [video]
         action = torch.stack([self(view).float().softmax(dim=1) for view in views]).mean(dim=0)
         known = self.vocabulary
         verb, noun = marginal_scores(action, self._actions(), known["num_verbs"], known["num_nouns"])
         return {"verb": verb, "noun": noun, "action": action}
 
+    @staticmethod
+    def _video(batch: dict) -> Tensor:
+        if "video" not in batch:
+            raise ModelError("This model sees clips and the data has features; leave data.features out.")
+        return batch["video"]
+
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
-        loss = self._loss(self(batch["video"]), batch.get("action_target", batch["action"]))
+        loss = self._loss(self(self._video(batch)), batch.get("action_target", batch["action"]))
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["action"]), sync_dist=True)
         return loss
 

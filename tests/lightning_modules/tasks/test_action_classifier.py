@@ -146,6 +146,20 @@ def test_takes_the_tower_of_a_dual_encoder(tmp_path):
     assert torch.equal(model.net.head.weight, head)
 
 
+def test_takes_another_one_of_its_kind_with_the_head(tmp_path):
+    donor = tiny(vision=TOWER)
+    hub.save(donor, tmp_path / "donor")
+    model = tiny(num_frames=4)
+    assert zoo.initialise(model, tmp_path / "donor")
+    assert torch.equal(model.net.head.weight, donor.net.head.weight)
+
+
+def test_features_in_place_of_clips_are_refused():
+    batch = {k: v for k, v in batch_of(2).items() if k != "video"} | {"features": torch.ones(2, 4, 16)}
+    with pytest.raises(ModelError, match=r"sees clips and the data has features; leave data\.features out"):
+        tiny().training_step(batch, 0)
+
+
 def test_a_frozen_tower_leaves_the_head():
     trained = [name for name, p in tiny(freeze_backbone=True).net.named_parameters() if p.requires_grad]
     assert trained == ["head.weight", "head.bias"]
