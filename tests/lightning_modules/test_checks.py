@@ -9,7 +9,7 @@ import torch
 import lightning_modules as lm
 from lightning_modules.checks import Range, check_range
 from lightning_modules.errors import ModelError
-from lightning_modules.nets import JointMambaVL, Muse, VideoMamba
+from lightning_modules.nets import JointMambaVL, Muse, TimeMamba, VideoMamba, ViViM
 from lightning_modules.nets.video_text import VideoTower
 
 NAN, INF = math.nan, math.inf
@@ -31,6 +31,12 @@ MODULES = {
         "num_frames": 2, "image_size": 32, "num_classes": 3, "vision": {"embed_dim": 16, "depth": 2}, "text": ROBERTA,
         "vocabulary": {"num_verbs": 2, "num_nouns": 2, "actions": [[0, 0], [0, 1], [1, 1]]},
     },
+    "ActionClassifier": {
+        "num_frames": 2, "image_size": 32, "num_classes": 3, "vision": {"embed_dim": 16, "depth": 2},
+        "vocabulary": {"num_verbs": 2, "num_nouns": 2, "actions": [[0, 0], [0, 1], [1, 1]]},
+    },
+    "DualEncoder": {"vision": {"embed_dim": 16, "depth": 2}, "text": TEXT, "num_frames": 2, "image_size": 32,
+                    "dim": 8, "max_words": 8},
     "VideoTextPretraining": {**SMALL, "text": BERT, "fusion_layers": 1, "dim": 8, "max_words": 8, "mask_type": "tube"},
 }  # fmt: skip
 # What no argument of that name may be, whichever modules have it.
@@ -62,6 +68,7 @@ WRONG = {
     "rerank": (-1, 0.5),
     "freeze_layers": (-1, 10**7),
     "teacher_epochs": (-1, 0.5),
+    "margin": (-0.1, 2.1, NAN, None),
     "distill_weight": (-1.0, NAN, INF),
     "question_weight": (-1.0, NAN, INF),
     "lr": (0.0, -1.0, NAN, INF, None),
@@ -117,7 +124,8 @@ def test_every_range_is_tried_on_some_module():
 @pytest.mark.parametrize("sizes", [{"hidden_size": -1}, {"num_hidden_layers": 10**9}, {"layer_norm_eps": NAN},
                                    {"num_attention_heads": 0}, {"vocab_size": "many"}, {"no": 1}, [1], 5])  # fmt: skip
 def test_sizes_of_towers(sizes):
-    for name, key in (("VideoTextPretraining", "text"), ("ActionRecognition", "text"), ("TextVideoRetrieval", "clip")):
+    for name, key in (("VideoTextPretraining", "text"), ("ActionRecognition", "text"), ("DualEncoder", "text"),
+                      ("TextVideoRetrieval", "clip")):  # fmt: skip
         given = {"text_config": sizes} if key == "clip" else sizes
         with pytest.raises(ModelError, match="text") as caught:
             getattr(lm, name)(**{**MODULES[name], key: given})
@@ -126,8 +134,12 @@ def test_sizes_of_towers(sizes):
 
 def test_networks_alone():
     for wrong in ({"embed_dim": 0}, {"depth": 10**9}, {"num_frames": 0}, {"drop_path": NAN}, {"num_classes": -1}):
+        for network in (VideoMamba, ViViM):
+            with pytest.raises(ValueError, match=next(iter(wrong))):
+                network(**wrong)
+    for wrong in ({"embed_dim": 0}, {"depth": 10**9}, {"heads": 0}, {"style": "evil"}, {"image_size": NAN}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
-            VideoMamba(**wrong)
+            TimeMamba(**wrong)
     assert isinstance(VideoMamba(0, 16, 1, None, 32).head, torch.nn.Identity)
     for wrong in ({"dim": 0}, {"depth": -1}, {"scales": ()}, {"dropout": 2.0}, {"learner": "evil"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):

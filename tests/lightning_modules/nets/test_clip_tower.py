@@ -1,6 +1,7 @@
 """CLIP's towers against transformers' own features, and the tokenizer that travels with the weights."""
 
 import copy
+import json
 import pickle
 
 import pytest
@@ -15,6 +16,7 @@ from lightning_modules.nets.clip_tower import (
     encode_text,
     freeze_clip,
     load_clip,
+    read_merges,
     sizes_of,
 )
 
@@ -163,3 +165,16 @@ def test_freezing_layer_by_layer():
 def test_mistakes_are_named(call, message):
     with pytest.raises(ModelError, match=message):
         call()
+
+
+def test_word_pieces_of_a_list_are_those_of_the_tokenizer(checkpoint, tmp_path):
+    folder, _, tokenizer = checkpoint
+    _, merges = load_clip(str(folder))
+    lines = [" ".join(pair) for pair in json.loads((folder / "tokenizer.json").read_text())["model"]["merges"]]
+    (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *lines, ""]), encoding="utf-8")
+    found = read_merges(tmp_path / "merges.txt")
+    assert torch.equal(found, merges) and torch.equal(found, tokenizer.merges[: len(found)])
+    for text in ("no pieces", "three parts here", "<html>"):
+        (tmp_path / "other.txt").write_text(text, encoding="utf-8")
+        with pytest.raises(ModelError, match=r"does not list the word pieces of CLIP's tokenizer; take its merges\.txt"):
+            read_merges(tmp_path / "other.txt")
