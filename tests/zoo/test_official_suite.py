@@ -138,6 +138,7 @@ def files_load_and_answer(server, folder, models, push=False):
     pairs = [" ".join(pair) if isinstance(pair, list) else pair for pair in made["merges"]]
     merges = "\n".join(["#version: 0.2", *pairs]).encode()
     server.commit(CLIP, {"merges.txt": merges}, name=REVISION)
+    server.tokens[TOKEN] = {"me"}
     pins = {"repository": CLIP, "revision": REVISION, "sha256": sha256(merges).hexdigest()}
     expected = {}
     for name, overrides in models.items():
@@ -164,7 +165,6 @@ def files_load_and_answer(server, folder, models, push=False):
 
 
 def test_made_up_files_load_by_name_and_survive_sharing(tmp_path, hub_server):
-    hub_server.tokens[TOKEN] = {"me"}
     files_load_and_answer(hub_server, tmp_path, SMALL, push=True)
 
 
