@@ -19,7 +19,7 @@ from lightning_modules.checks import check_arguments, check_choice
 from lightning_modules.errors import ModelError
 from lightning_modules.nets.on_tower import OnTower
 from lightning_modules.nets.roberta import RobertaWords
-from lightning_modules.ops import Linear, causal_conv1d, linear, selective_scan
+from lightning_modules.ops import Linear, MixerWeights, mix
 
 __all__ = ["FUSIONS", "GENERIC_QUESTIONS", "MLPFuser", "MambaMixer", "MambaVL", "TransformerFuser"]
 
@@ -218,13 +218,11 @@ class MambaMixer(nn.Module):
     def forward(self, tokens: Tensor, a_log: Tensor) -> Tensor:
         """(B, length, D), log of the decay rates (E, S) -> (B, length, D)."""
         x, gate = self.in_proj(tokens).chunk(2, dim=-1)
-        x = causal_conv1d(x, self.conv1d.weight, self.conv1d.bias, "silu")
-        dt, b, c = self.x_proj(x).split([self.dt_rank, self.STATES, self.STATES], dim=-1)
-        y = selective_scan(
-            x, linear(dt, self.dt_proj.weight), -torch.exp(a_log.float()), b, c, self.D.float(), z=gate,
-            delta_bias=self.dt_proj.bias.float(), delta_softplus=True,
+        weights = MixerWeights(
+            self.conv1d.weight, self.conv1d.bias, self.x_proj.weight, self.dt_proj.weight, self.dt_proj.bias, a_log,
+            self.D,
         )  # fmt: skip
-        return self.out_proj(y)
+        return self.out_proj(mix(x, gate, weights))
 
 
 class MLPFuser(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lightning_modules.checks import check_arguments, check_choice
 from lightning_modules.errors import ModelError
 from lightning_modules.nets.bimamba import BiMamba
-from lightning_modules.ops import causal_conv1d, selective_scan
+from lightning_modules.ops import MixerWeights, mix
 
 __all__ = ["AGGREGATIONS", "LEARNERS", "SCALES", "Attention", "Mamba", "Muse", "Pyramid", "ResidualMixer"]
 
@@ -243,13 +243,11 @@ class Mamba(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
         x, z = self.in_proj(h).chunk(2, dim=-1)
-        x = causal_conv1d(x, self.conv1d.weight, self.conv1d.bias, "silu", reverse=True)
-        dt, b, c = self.x_proj(x).split([self.dt_rank, self.state_size, self.state_size], dim=-1)
-        y = selective_scan(
-            x, F.linear(dt, self.dt_proj.weight), -torch.exp(self.A_log.float()), b, c, self.D.float(),
-            z=z, delta_bias=self.dt_proj.bias.float(), delta_softplus=True, reverse=True,
+        weights = MixerWeights(
+            self.conv1d.weight, self.conv1d.bias, self.x_proj.weight, self.dt_proj.weight, self.dt_proj.bias,
+            self.A_log, self.D,
         )  # fmt: skip
-        return self.out_proj(y)
+        return self.out_proj(mix(x, z, weights, reverse=True))
 
 
 class Attention(nn.Module):

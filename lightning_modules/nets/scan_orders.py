@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lightning_modules.errors import ModelError
 from lightning_modules.nets.bimamba import BiMamba
-from lightning_modules.ops import causal_conv1d, selective_scan
+from lightning_modules.ops import mix
 
 __all__ = ["SCAN_ORDERS", "CrossScan", "block_orders", "temporal_first"]
 
@@ -111,8 +111,4 @@ class CrossScan(BiMamba):
 
     def _one_way(self, x: Tensor, suffix: str, reverse: bool) -> Tensor:
         """One of the two directions alone, without the gate: (B, L, E) -> (B, L, E)."""
-        conv1d, x_proj, dt_proj = (getattr(self, f"{name}{suffix}") for name in ("conv1d", "x_proj", "dt_proj"))
-        x = causal_conv1d(x, conv1d.weight, conv1d.bias, "silu", reverse)
-        delta, b, c = self._selection(x, x_proj, dt_proj)
-        a, d = -torch.exp(getattr(self, f"A{suffix}_log").float()), getattr(self, f"D{suffix}").float()
-        return selective_scan(x, delta, a, b, c, d, None, dt_proj.bias.float(), True, reverse)
+        return mix(x, None, self._weights(suffix), reverse=reverse, recompute=self.recompute)
