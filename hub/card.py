@@ -17,7 +17,14 @@ __all__ = ["About", "Score", "about_run", "address", "make_card"]
 LIBRARY = "video-mamba-zoo"
 # The block of the card that shows how to load the model: it names the place, which changes when a folder is pushed.
 USAGE = re.compile(r"<!-- usage -->\n.*?<!-- /usage -->", flags=re.DOTALL)
-_METRICS = {"top1": ("accuracy", "Top-1 accuracy"), "top5": ("top_5_accuracy", "Top-5 accuracy")}
+_METRICS = {
+    "top1": ("accuracy", "Top-1 accuracy"),
+    "top5": ("top_5_accuracy", "Top-5 accuracy"),
+    "mean_recall": ("recall", "Mean recall of the classes"),
+    "calibration_error": ("expected_calibration_error", "Expected calibration error"),
+}
+_TESTED = {"confusion.png": "Confusion matrix: rows are the true classes, columns the answers",
+           "ranks.png": "Share of queries whose match is among the first k"}  # fmt: skip
 _STAGES = {"val": "validation", "test": "test"}
 _TITLES = {"Breakfast": "Breakfast", "COIN": "COIN", "ImageNet": "ImageNet-1K",
            "SomethingSomethingV2": "Something-Something V2"}  # fmt: skip
@@ -82,9 +89,13 @@ def about_run(checkpoint: Checkpoint) -> About:
     for key, value in checkpoint.scores.items():
         stage, _, metric = key.partition("/")
         among_few = metric == "top5" and checkpoint.config["init_args"].get("num_classes", 6) <= 5  # always right
-        if stage in _STAGES and metric not in ("loss", "samples", _LEAK) and not among_few:
-            note = _LEAKED if checkpoint.scores.get(f"{stage}/{_LEAK}") else None
-            scores.append(Score(metric, value, _STAGES[stage], note))
+        is_end = re.sub("_(low|high)$", "", key) in checkpoint.scores.keys() - {key}  # of an interval
+        if stage in _STAGES and metric not in ("loss", "samples", _LEAK) and not among_few and not is_end:
+            notes = [_LEAKED] if checkpoint.scores.get(f"{stage}/{_LEAK}") else []
+            low, high = (checkpoint.scores.get(f"{key}_{end}") for end in ("low", "high"))
+            if low is not None and high is not None:
+                notes.append(f"95 % interval {100 * low:.1f} to {100 * high:.1f} %")
+            scores.append(Score(metric, value, _STAGES[stage], "; ".join(notes) or None))
     base = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(@.*)?", str(started_from(checkpoint)))
     return About(_dataset(recipe.get("data")), tuple(scores), base_model=base and base[1])
 
@@ -156,6 +167,7 @@ def make_card(checkpoint: Checkpoint, about: About, place: str) -> str:
         _usage(checkpoint, place),
         *_classes(checkpoint),
         *_scores(about),
+        *_test(checkpoint),
         *_input(checkpoint),
         *_training(checkpoint, about),
         *_licence(about),
@@ -295,6 +307,12 @@ def _scores(about: About) -> Iterable[str]:
         rows = [f"| {_text(_name(s))} | {_text(s.split or '')} | {_shown(s)} |" for s in about.scores]
         on = f" on {_text(about.dataset)}" if about.dataset else ""
         yield f"## Results{on}\n\n| metric | split | value |\n| --- | --- | --- |\n" + "\n".join(rows)
+
+
+def _test(checkpoint: Checkpoint) -> Iterable[str]:
+    for name, title in _TESTED.items():
+        if name in checkpoint.extras:
+            yield f"![{title}]({name})\n\n*{title}, in the test.*"
 
 
 def _shown(score: Score) -> str:

@@ -1,7 +1,8 @@
 """The zoo's folder format, and reading other people's files as data only.
 
 A folder holds ``config.json`` (class_path, init_args and the hash of the weights) and ``model.safetensors``. It may
-also hold ``recipe.yaml``, ``metrics.csv`` and ``curves.png`` of the run that trained it, and a ``README.md``, the card.
+also hold ``recipe.yaml``, ``metrics.csv`` and ``curves.png`` of the run that trained it, ``confusion.png`` or
+``ranks.png`` of its test, and a ``README.md``, the card.
 """
 
 import argparse
@@ -27,9 +28,11 @@ __all__ = [
     "CARD",
     "CONFIG",
     "CURVES",
+    "EXTRAS",
     "FILES",
     "METRICS",
     "RECIPE",
+    "TESTED",
     "WEIGHTS",
     "Checkpoint",
     "check_config",
@@ -53,7 +56,10 @@ __all__ = [
 
 CONFIG, WEIGHTS, RECIPE = "config.json", "model.safetensors", "recipe.yaml"
 METRICS, CURVES, CARD = "metrics.csv", "curves.png", "README.md"
-FILES = (CONFIG, WEIGHTS, RECIPE, METRICS, CURVES, CARD)
+TESTED = ("confusion.png", "ranks.png")
+"""Pictures of a test: of a classifier, of a retrieval."""
+EXTRAS = (METRICS, CURVES, *TESTED, CARD)
+FILES = (CONFIG, WEIGHTS, RECIPE, *EXTRAS)
 # What a file of torch.save begins with: a zip archive, or before torch 1.6 the pickle of a magic number.
 TORCH_HEADS = (b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")
 # Bounds of what a config may hold: the 21,841 class names of ImageNet-21k take a third of the values and a fifth of the
@@ -72,7 +78,7 @@ class Checkpoint(NamedTuple):
         config: {class_path, init_args}.
         state_dict: the weights.
         recipe: text of the YAML config it was trained with, where known.
-        extras: further files of the folder (METRICS, CURVES, CARD) by name.
+        extras: further files of the folder (`EXTRAS`) by name.
         scores: metrics that the run logged for these weights: {"val/top1": 0.93}.
     """
 
@@ -208,7 +214,7 @@ def read(folder: str | os.PathLike) -> Checkpoint:
         check_sha256(folder / WEIGHTS, sha256, f"save or fetch {folder} again")
     recipe = folder / RECIPE
     text = read_text(recipe) if recipe.is_file() else None
-    extras = {name: (folder / name).read_bytes() for name in (METRICS, CURVES, CARD) if (folder / name).is_file()}
+    extras = {name: (folder / name).read_bytes() for name in EXTRAS if (folder / name).is_file()}
     return Checkpoint(config, load_safetensors(folder / WEIGHTS), text, extras)
 
 

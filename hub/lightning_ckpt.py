@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import math
 import os
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 from hub.checkpoint import (
     CURVES,
     METRICS,
+    TESTED,
     Checkpoint,
     check_config,
     check_tensors,
@@ -19,6 +21,7 @@ from hub.checkpoint import (
     read_text,
 )
 from hub.errors import HubError
+from hub.hashes import sha256_of
 
 __all__ = ["find_checkpoint", "read_lightning"]
 
@@ -43,8 +46,9 @@ def read_lightning(path: str | os.PathLike) -> Checkpoint:
     """Read config and weights of a ``.ckpt`` written while training a module of the zoo.
 
     The run's full configuration is taken along as the recipe where the ``lightning`` command left it in its folder,
-    and with it the log of the metrics and the picture of the curves. A checkpoint of a run with averaged weights (EMA)
-    holds the averages as its weights; the others, kept for resuming, are left out. So are weights
+    and with it the log of the metrics, the picture of the curves, and scores and picture of the newest test of this
+    very file (report.json). A checkpoint of a run with averaged weights (EMA) holds the averages as its weights; the
+    others, kept for resuming, are left out. So are weights
     that the module names as of no use after training; it may also name another class as what the trained model is
     (``shared_as``).
 
@@ -75,6 +79,11 @@ def read_lightning(path: str | os.PathLike) -> Checkpoint:
         return Checkpoint(config, state_dict)
     extras = {name: (run / name).read_bytes() for name in (METRICS, CURVES) if (run / name).is_file()}
     scores = _scores(extras.get(METRICS, b""), content.get("epoch"), content.get("global_step"), path.stem == "best")
+    test = _find_test(path, run)
+    if test is not None:
+        folder, record = test
+        scores |= _scores_of_test(record)
+        extras |= {name: (folder / name).read_bytes() for name in TESTED if (folder / name).is_file()}
     return Checkpoint(config, state_dict, read_text(run / "config.yaml"), extras, scores)
 
 
@@ -125,6 +134,41 @@ def _describes(text: str, config: dict) -> bool:
 
 def _plain(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
+
+
+def _find_test(path: Path, run: Path) -> tuple[Path, dict] | None:
+    """The folder and the report.json of the newest test of a checkpoint, known by the file's hash, or None.
+
+    The ``lightning`` command tests beside the run: ``<name>/test_0``, ``<name>/test_1``, ...
+    """
+    reports = [*run.glob("report.json"), *run.parent.glob("test_*/report.json")]
+    sha256 = sha256_of(path) if reports else ""
+    for report in sorted(reports, key=lambda report: report.stat().st_mtime, reverse=True):
+        try:
+            record = json.loads(read_text(report))
+            if record["checkpoint"]["sha256"] == sha256:
+                return report.parent, record
+        except (HubError, ValueError, RecursionError, KeyError, TypeError, OSError):
+            continue  # another program's, or half a file
+    return None
+
+
+def _scores_of_test(record: dict) -> dict[str, float]:
+    """What a report.json says: what was logged, and of the main answers the report's own numbers, such as
+    ``test/calibration_error``; the ends of an interval are ``test/top1_low`` and ``test/top1_high``."""
+    scores = dict(record["logged"]) if isinstance(record.get("logged"), dict) else {}
+    kinds = record.get("scores")
+    main = next(iter(kinds.values()), None) if isinstance(kinds, dict) else None
+    # The shares of several kinds of answers are logged by their own names: action_top1.
+    prefix = f"{next(iter(kinds))}_" if isinstance(kinds, dict) and len(kinds) > 1 else ""
+    for name, value in main.items() if isinstance(main, dict) else ():
+        if name.endswith("_interval") and isinstance(value, list) and len(value) == 2:
+            share = name.removesuffix("_interval")
+            scores |= {f"test/{prefix}{share}_low": value[0], f"test/{prefix}{share}_high": value[1]}
+        elif name in ("mean_recall", "calibration_error"):
+            scores[f"test/{prefix}{name}"] = value
+    numbers = {str(name): _number(value) for name, value in scores.items()}
+    return {name: value for name, value in numbers.items() if value is not None and name.startswith("test/")}
 
 
 def _scores(log: bytes, epoch: object, global_step: object, best: bool) -> dict[str, float]:

@@ -302,8 +302,8 @@ class ZooCLI(LightningCLI):
             torch.set_num_threads(max(1, torch.get_num_threads() - workers))
 
     def after_predict(self) -> None:
-        """Writes the best class of each video, or its number, to predictions.csv in the run's folder, one file per
-        process."""
+        """Writes the best class of each video, or its number, and the truth where it is known, to predictions.csv in
+        the run's folder, one file per process."""
         trainer = self.trainer
         suffix = f"-{trainer.global_rank}" if trainer.world_size > 1 else ""
         out = Path(trainer.log_dir or trainer.default_root_dir) / f"predictions{suffix}.csv"
@@ -314,18 +314,21 @@ class ZooCLI(LightningCLI):
 
 def _predictions(model: BaseModule, batches: list[dict]) -> Iterator[list[str]]:
     """The rows of predictions.csv, a header first."""
+    known = ["truth"] if batches and "truth" in batches[0] else []
     if hasattr(model, "value_name"):
-        yield ["path", model.value_name or "value"]
+        yield ["path", model.value_name or "value", *known]
         for batch in batches:
-            for path, value in zip(batch["path"], batch["values"].tolist(), strict=True):
-                yield [path, f"{value:.6f}"]
+            numbers = (batch[name].tolist() for name in ("values", *known))
+            for path, *row in zip(batch["path"], *numbers, strict=True):
+                yield [path, *(f"{number:.6f}" for number in row)]
         return
     names = model.class_names or [str(i) for i in range(model.num_classes)]
-    yield ["path", "label", "probability"]
+    yield ["path", "label", "probability", *known]
     for batch in batches:
         best = batch["scores"].max(dim=1)
-        for path, probability, index in zip(batch["path"], *map(Tensor.tolist, best), strict=True):
-            yield [path, names[index], f"{probability:.6f}"]
+        truths = [[names[k] if k >= 0 else ""] for k in batch["truth"].tolist()] if known else [[]] * len(batch["path"])
+        for path, probability, index, truth in zip(batch["path"], *map(Tensor.tolist, best), truths, strict=True):
+            yield [path, names[index], f"{probability:.6f}", *truth]
 
 
 def limit_jsonargparse() -> None:

@@ -11,6 +11,7 @@ _HOME = {
     "LastCheckpoint": "last",
     "LogInterval": "interval",
     "ModelCheckpoint": "best",
+    "Report": "report",
     "RichProgressBar": "progress",
     "Summary": "summary",
     "Throughput": "throughput",

@@ -181,7 +181,7 @@ class ActionModule(BaseModule):
                              "that has actions, or set model.vocabulary.actions.")  # fmt: skip
         return torch.tensor(actions, device=self.mean.device)
 
-    def _evaluate(self, batch: dict) -> None:
+    def _evaluate(self, batch: dict) -> dict[str, Tensor]:
         scores = self.predict_scores(batch)
         # As in training, but of the mean over the views; an action that no training segment had has no term.
         terms = [
@@ -198,6 +198,7 @@ class ActionModule(BaseModule):
             tail=batch["tail"],
             index=batch["index"],
         )
+        return scores
 
     def remarks(self, loss: Tensor) -> dict[str, Tensor]:
         """Further numbers to log with the metrics, on the device of `loss`; there are none here."""
@@ -224,8 +225,18 @@ class ActionModule(BaseModule):
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val")
 
-    def test_step(self, batch: dict, batch_idx: int) -> None:
-        self._evaluate(batch)
+    def test_step(self, batch: dict, batch_idx: int) -> dict:
+        """What `lightning_modules.callbacks.Report` takes. An action that is none of the model's counts as wrong."""
+        scores = self._evaluate(batch)
+        labelled = (batch["verb"] >= 0) & (batch["noun"] >= 0)
+        action = torch.where(batch["action"] >= 0, batch["action"], self.num_classes)
+        truth = {"action": action, "verb": batch["verb"], "noun": batch["noun"]}
+        known = self.vocabulary
+        return {
+            "scores": {kind: scores[kind] for kind in truth},
+            "truth": {kind: torch.where(labelled, classes, -1) for kind, classes in truth.items()},
+            "names": {"action": self.class_names, "verb": known["verb_names"], "noun": known["noun_names"]},
+        }
 
     def on_test_epoch_end(self) -> None:
         self._log_metrics("test")
@@ -235,7 +246,8 @@ class ActionModule(BaseModule):
 
         ``path`` and ``narration_id`` (lists), ``verb`` (B', V), ``noun`` (B', N), ``scores`` (B', num_classes) of the
         actions, and the best hundred actions: ``best`` int64 (B', 100), numbers, and ``best_scores``. They are those of
-        the action head, or products of verb and noun where it has fewer than a hundred.
+        the action head, or products of verb and noun where it has fewer than a hundred. ``truth`` int64 (B',), of
+        batches with labels, is the action, -1 for one that is unknown or none of the model's.
         """
         kept = [i for i, index in enumerate(batch["index"].tolist()) if index >= 0]
         scores = self.predict_scores(batch)
@@ -247,6 +259,8 @@ class ActionModule(BaseModule):
             best, values = best_pairs(scores["verb"], scores["noun"], min(SUBMITTED, pairs))
         found = {"verb": scores["verb"], "noun": scores["noun"], "scores": scores["action"], "best": best,
                  "best_scores": values}  # fmt: skip
+        if "action" in batch:
+            found["truth"] = batch["action"]
         names = {name: [batch[name][i] for i in kept] for name in ("path", "narration_id")}
         return {**names, **{name: values[kept].cpu() for name, values in found.items()}}
 

@@ -128,3 +128,6 @@ class VideoClassifier(ClipModule):
     def evaluate(self, scores: Tensor, batch: dict) -> None:
         loss = F.nll_loss(scores.clamp_min(1e-12).log(), batch["label"], reduction="none")
         self.metric.update(scores, batch["label"], batch["index"], loss)
+
+    def judged(self, scores: Tensor, batch: dict) -> dict:
+        return {"scores": {"class": scores}, "truth": {"class": batch["label"]}, "names": {"class": self.class_names}}

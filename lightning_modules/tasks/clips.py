@@ -146,14 +146,23 @@ class ClipModule(BaseModule):
     def on_validation_epoch_end(self) -> None:
         self._log_metric("val")
 
-    def test_step(self, batch: dict, batch_idx: int) -> None:
-        self.evaluate(self.predict_scores(batch["video"]), batch)
+    def test_step(self, batch: dict, batch_idx: int) -> dict | None:
+        scores = self.predict_scores(batch["video"])
+        self.evaluate(scores, batch)
+        return self.judged(scores, batch)
+
+    def judged(self, scores: Tensor, batch: dict) -> dict | None:
+        """What a test step gives `lightning_modules.callbacks.Report`: nothing here."""
+        return None
 
     def on_test_epoch_end(self) -> None:
         self._log_metric("test")
 
     def predict_step(self, batch: dict, batch_idx: int) -> dict:
-        """Scores (B', ...) on the CPU with the paths they belong to; unreadable videos are left out."""
+        """Scores (B', ...) on the CPU with the paths they belong to, and ``truth`` (B',) where the data has labels or
+        numbers; unreadable videos are left out."""
         kept = [i for i, index in enumerate(batch["index"].tolist()) if index >= 0]
         scores = self.predict_scores(batch["video"]).cpu()
-        return {"path": [batch["path"][i] for i in kept], self.predicted: scores[kept]}
+        found = {"path": [batch["path"][i] for i in kept], self.predicted: scores[kept]}
+        truth = batch.get("label", batch.get("value"))
+        return found if truth is None else {**found, "truth": truth.cpu()[kept]}

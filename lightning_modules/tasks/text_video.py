@@ -75,10 +75,15 @@ class TextVideoModule(BaseModule):
         self.log("train/loss", loss, prog_bar=True, batch_size=len(text), sync_dist=True)
         return loss
 
-    def _evaluate(self, batch: dict) -> None:
-        text = self.encode_text([text for texts in batch["text"] for text in texts])
+    def _evaluate(self, batch: dict) -> dict | None:
+        text, video = self.encode_text([text for texts in batch["text"] for text in texts]), self.encode_videos(batch)
         # With the temperature, the products of the two are the logits, which the dual softmax needs.
-        self.scores.update(self.encode_videos(batch), self.net.logit_scale.exp() * text, batch)
+        scale = self.net.logit_scale.exp()
+        self.scores.update(video, scale * text, batch)
+        if self.scores.is_graded:  # a rank is no measure of it
+            return None
+        dual_softmax = self.scores.ranks.dual_softmax
+        return {"video_vectors": video, "text_vectors": text, "scale": scale.item(), "dual_softmax": dual_softmax}
 
     def _log_scores(self, stage: str) -> None:
         # compute() has already joined the processes, so the mean over them changes nothing.
@@ -91,8 +96,9 @@ class TextVideoModule(BaseModule):
     def on_validation_epoch_end(self) -> None:
         self._log_scores("val")
 
-    def test_step(self, batch: dict, batch_idx: int) -> None:
-        self._evaluate(batch)
+    def test_step(self, batch: dict, batch_idx: int) -> dict | None:
+        """What `lightning_modules.callbacks.Report` takes; nothing of data with graded relevance."""
+        return self._evaluate(batch)
 
     def on_test_epoch_end(self) -> None:
         self._log_scores("test")

@@ -202,3 +202,19 @@ def test_names_from_outside_stay_names(nasty, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["zoo"]
     moved = address(card, run(model)._replace(config=config), "org/name")
     assert 'zoo.load("org/name")' in moved and moved.count("\n<!-- /usage -->\n") == 1
+
+
+def test_figures_of_a_test():
+    """Interval and calibration beside the scores, and the picture below them."""
+    scores = {"val/top1": 0.5, "test/top1": 0.9, "test/top1_low": 0.85, "test/top1_high": 0.95,
+              "test/calibration_error": 0.04, "test/mean_recall": 0.875, "test/its_low": 1.0}  # fmt: skip
+    checkpoint = run(extras={"confusion.png": b"picture"})._replace(scores=scores)
+    card = make_card(checkpoint, about_run(checkpoint), "org/name")
+    for row in ("| Top-1 accuracy | validation | 50.0 % |",
+                "| Top-1 accuracy (95 % interval 85.0 to 95.0 %) | test | 90.0 % |",
+                "| Expected calibration error | test | 4.0 % |", "| Mean recall of the classes | test | 87.5 % |",
+                "| its_low | test | 1 |"):  # fmt: skip
+        assert row in card
+    assert card.count("| test |") == 4 and "_high" not in card
+    assert card.index("| test |") < card.index("](confusion.png)") < card.index("## Input")
+    assert "](ranks.png)" not in card and "confusion.png" not in make_card(run(), about_run(run()), "org/name")

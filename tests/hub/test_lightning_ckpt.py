@@ -1,5 +1,8 @@
 """Checkpoints of real runs: a LightningCLI trains a tiny classifier for one step on made-up clips."""
 
+import hashlib
+import json
+import os
 import shutil
 
 import pytest
@@ -11,6 +14,7 @@ from lightning.pytorch.cli import LightningCLI
 from torch.utils.data import DataLoader
 
 import hub
+from hub.checkpoint import read, write
 from hub.lightning_ckpt import find_checkpoint, read_lightning
 from lightning_modules.base import BaseModule
 from lightning_modules.ops import use_backend
@@ -154,6 +158,41 @@ def test_scores_are_those_of_the_checkpoint_and_not_of_the_run(run, tmp_path):
     (copy / "other.ckpt").unlink()
     assert find_checkpoint(tmp_path / "run") == copy / "epoch=1.ckpt"
     assert find_checkpoint(tmp_path) is None
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_report_belongs_to_the_file_that_was_tested(run, tmp_path):
+    _, path, folder = run
+    copy = tmp_path / "runs" / "version_0" / "checkpoints" / "best.ckpt"
+    copy.parent.mkdir(parents=True)
+    shutil.copy(folder / "config.yaml", copy.parents[1])
+    shutil.copy(path, copy)
+
+    def report(name: str, text: str | None, time: int, sha256: str) -> None:
+        test = tmp_path / "runs" / name
+        test.mkdir(exist_ok=True)
+        scores = {"samples": 8, "top1": 0.75, "top1_interval": [0.5, 1.0], "calibration_error": 0.125}
+        logged = {"test/top1": 0.75, "other": 1.0, "test/odd": "x"}
+        tested = {"path": "../version_0/checkpoints/best.ckpt", "sha256": sha256}
+        record = {"checkpoint": tested, "scores": {"class": scores}, "logged": logged}
+        (test / "report.json").write_text(json.dumps(record) if text is None else text)
+        (test / "confusion.png").write_bytes(name.encode())
+        os.utime(test / "report.json", (time, time))
+
+    right = hashlib.sha256(copy.read_bytes()).hexdigest()
+    for number, text in enumerate(("", "{", "[]", "{}", '{"checkpoint": null}', '{"checkpoint": {"sha256": 3}}')):
+        report(f"test_{number}", text, 100 + number, right)
+    report("test_6", None, 90, "0" * 64)  # of weights that were replaced since
+    assert read_lightning(copy).scores == {} and "confusion.png" not in read_lightning(copy).extras
+    report("test_7", None, 20, right)
+    report("test_8", None, 30, right)
+    found = read_lightning(copy)
+    assert found.scores == {
+        "test/top1": 0.75, "test/top1_low": 0.5, "test/top1_high": 1.0, "test/calibration_error": 0.125
+    }  # fmt: skip
+    assert found.extras["confusion.png"] == b"test_8"
+    write(found, tmp_path / "model")
+    assert read(tmp_path / "model").extras["confusion.png"] == b"test_8"
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -83,6 +83,7 @@ def test_predict_writes_a_row_per_video(workspace):
     with (workspace / "run" / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert sorted(Path(row["path"]).parent.name for row in rows) == ["grow"] * 2 + ["move_left"] * 2
+    assert all(row["truth"] == Path(row["path"]).parent.name for row in rows)
     assert all(row["label"] in ("grow", "move_left") and 0.5 <= float(row["probability"]) <= 1 for row in rows)
 
 

@@ -99,6 +99,7 @@ def test_test_and_predict(run, data, monkeypatch):
     with (run.parent / "predict_0" / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["path"]: float(row["log_view_count"]) for row in rows} == pytest.approx(expected, rel=1e-5)
+    assert [float(row["truth"]) for row in rows] == pytest.approx([math.log(10)] * 2 + [math.log(10**6)] * 2, rel=1e-5)
 
 
 def test_one_value_by_function_and_by_command(run, data, tmp_path, capsys, monkeypatch):

@@ -1,0 +1,48 @@
+"""A few clips of a test as moving pictures."""
+
+import io
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+__all__ = ["animated", "clip_of"]
+
+FRAMES, HEIGHT_PX, FRAME_MS = 8, 144, 250
+
+
+def clip_of(loader: Any, index: int) -> bytes | None:
+    """An item of a loader's data set as an animated WebP; None where it cannot be read.
+
+    Whatever the data set raises is swallowed: a report is not worth a failed test.
+
+    Args:
+        loader: has a `dataset` whose items are those of docs/batches.md.
+        index: position of the item.
+    """
+    try:
+        item = loader.dataset[index]
+        if item["index"] != index:  # a placeholder
+            return None
+        video = item["video"]
+        video = video[len(video) // 2] if video.ndim == 5 else video
+        mask = item.get("frame_mask")
+        return animated(video if mask is None else video[:, mask])
+    except Exception:
+        return None
+
+
+def animated(video: Tensor) -> bytes:
+    """A clip, uint8 (3, T, H, W), as an animated WebP of a few evenly spaced frames."""
+    positions = np.unique(np.linspace(0, video.shape[1] - 1, FRAMES).round().astype(int))
+    frames = video[:, torch.from_numpy(positions)].permute(1, 2, 3, 0).numpy()
+    pictures = [Image.fromarray(frame) for frame in frames]
+    width = max(1, round(HEIGHT_PX * pictures[0].width / pictures[0].height))
+    pictures = [picture.resize((width, HEIGHT_PX), Image.Resampling.BILINEAR) for picture in pictures]
+    file = io.BytesIO()
+    pictures[0].save(
+        file, "WEBP", save_all=True, append_images=pictures[1:], duration=FRAME_MS, loop=0, quality=60, method=4
+    )
+    return file.getvalue()
