@@ -100,7 +100,7 @@ class Report(Callback):
         facts = [type(pl_module).__name__, *([tested["path"].removeprefix("../")] if tested else []),
                  *([type(data).__name__] if data is not None else []), f"{found.samples:,} samples"]  # fmt: skip
         if found.unreadable:
-            facts.append(f"{found.unreadable:,} videos could not be read and are left out")
+            facts.append(f"left out, since they could not be read: {found.unreadable:,}")
         page = Page(f"Test of {self.folder.absolute().parent.name}", facts, list(found.sections(clip, self.worst)))
         logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
         record = {"checkpoint": tested, "samples": found.samples, "unreadable": found.unreadable,

@@ -102,7 +102,7 @@ def draw_reliability(found: Calibration, theme: Theme) -> Figure:
     upper.plot(confidence[used], accuracy[used], color=theme.accent, marker="o", markersize=4,
                linewidth=1.6, clip_on=False, label="the model")  # fmt: skip
     upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="right")
-    upper.legend(frameon=False, labelcolor=theme.text, fontsize=9, loc="upper left")
+    upper.legend(frameon=False, labelcolor=theme.text, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     lower.bar(middles, count / max(count.sum(), 1), width=0.9 * width, color=theme.accent)
     lower.set(xlabel="probability of the answer", ylabel="answers")
     for axis in (upper, lower):

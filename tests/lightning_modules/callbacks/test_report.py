@@ -104,7 +104,7 @@ def test_a_classifications_files(known, tmp_path):
         assert picture.format == "PNG"
 
     page = page_of(folder)
-    assert "class <3>" in page.text and "24 samples" in page.text and "1 videos could not be read" in page.text
+    assert "class <3>" in page.text and "24 samples" in page.text and "could not be read: 1" in page.text
     assert f"{found['top1']:.1%}" in page.text and mistakes[0]["path"] in page.text
     # The clips of the worst five, of pixels that are their index.
     pictures = moving(page)
