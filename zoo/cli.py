@@ -341,7 +341,7 @@ def limit_jsonargparse() -> None:
             return load(text)
 
         limited.limited = True
-        jsonargparse.set_loader("yaml", limited)
+        jsonargparse.set_loader("yaml", limited, (yaml.YAMLError,))  # a text that is no YAML is a text
     with suppress(TypeError, ImportError):  # releases before 4.41 and 4.50 lack these settings
         jsonargparse.set_parsing_settings(config_read_mode_fsspec_enabled=False)
         jsonargparse.set_parsing_settings(import_path_denylist=[])  # switches its own list on: os, subprocess, ...

@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonargparse
 import pytest
 import yaml
+from lightning.pytorch import LightningDataModule
 
 import zoo.cli
 from datamodules.synthetic.writing import generate
@@ -76,6 +78,15 @@ def test_another_number_of_classes_than_the_checkpoint_is_refused(workspace, mon
     sentence = capsys.readouterr().err.splitlines()[-1]
     assert f"{path} has 2 classes and model.num_classes is 5; set it to 2" in sentence
     assert sorted(workspace.rglob("*")) == before
+
+
+def test_a_text_that_is_no_yaml_is_a_text():
+    """Such as the comma that lists are split at, which is a default."""
+    zoo.cli.limit_jsonargparse()
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningDataModule, "data")
+    arguments = ["--data", "datamodules.VideoCSV", "--data.root", "x", "--data.delimiter", ","]
+    assert parser.parse_args(arguments).data.init_args.delimiter == ","
 
 
 def test_predict_writes_a_row_per_video(workspace):
