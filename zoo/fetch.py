@@ -45,7 +45,7 @@ def fetch(source: str) -> list[Path]:
         return []
     if weights.filename is not None:
         file = hub.pull(weights.repo_id, weights.filename, weights.revision, sha256=weights.sha256)
-        names = _VOCABULARIES.get(entry.task, ()) if entry else ()
+        names = _VOCABULARIES.get(entry.task, ()) if entry and "text_weights" in entry.parts else ()
         return [file, *(fetch_vocabulary(entry, name) for name in names)]
     return fetch_folder(weights.repo_id, weights.revision, weights.sha256, complete=True)[1]
 

@@ -54,6 +54,9 @@ for name, overrides in models.items():
         if hasattr(model, "encode_text"):
             answers.append(model.encode_text(captions))
     torch.save(answers, f"{folder}/answers-{name}.pt")
+if push:
+    from zoo.fetch import fetch
+    print(json.dumps([path.name for path in fetch("vivim-s-ego4d")]))
 """
 
 
@@ -162,10 +165,14 @@ def files_load_and_answer(server, folder, models, push=False):
     for name, answers in expected.items():
         for answer, found in zip(answers, torch.load(folder / f"answers-{name}.pt"), strict=True):
             assert torch.equal(found, answer)
+    return done.stdout
 
 
 def test_made_up_files_load_by_name_and_survive_sharing(tmp_path, hub_server):
-    files_load_and_answer(hub_server, tmp_path, SMALL, push=True)
+    weights = zoo.info("vivim-s-ego4d").weights
+    hub_server.commit(weights.repo_id, {weights.filename: b"weights"}, name=weights.revision)
+    said = files_load_and_answer(hub_server, tmp_path, SMALL, push=True)
+    assert json.loads(said.splitlines()[-1]) == [weights.filename, "merges.txt"]  # what `zoo pull` fetches
 
 
 @pytest.mark.slow
