@@ -240,9 +240,11 @@ class _Files(IterableDataset):
 
     def __iter__(self) -> Iterator[_Given]:
         number = get_worker_info().id
+        # A fork server stands between the two, and ends with the parent.
+        parent = os.getppid() if multiprocessing.get_start_method() == "forkserver" else self.parent
         # Other loader processes hold the writing ends too, so the end of the parent is not the end of the pipe.
         while not self.pipes[number].poll(WAIT_SECONDS):
-            if os.getppid() != self.parent:
+            if os.getppid() != parent:
                 return
         reader, chunks = self.pipes[number].recv()
         for chunk in chunks:
@@ -287,6 +289,9 @@ def _save_all(
         done += len(files)
         report(done, total)
     _save(table, place, whole)
+    if done != total:
+        raise ZooError(f"{total - done} of {total} videos were not read, since a process ended early; run the same "
+                       "command again.")  # fmt: skip
     return unreadable
 
 

@@ -11,7 +11,9 @@ so each is there once.
 import importlib.util
 import os
 import pickle
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from typing import Any, NamedTuple
 
 from zoo.errors import ZooError
@@ -64,17 +66,30 @@ def answered_on_ray(job: Job, chunks: Sequence[Sequence[str]], address: str) -> 
     check_ray()
     if not chunks:
         return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports its use over the network otherwise
     import ray
     import ray.data
 
+    remedy = f"check the cluster at {address}, and run the same command again, which does what is missing"
+    begun = not ray.is_initialized()
     try:
-        if not ray.is_initialized():
-            ray.init(None if address == "auto" else address, log_to_driver=False)
-        yield from _in_order(_pipeline(job, chunks))
-    except (ConnectionError, ray.exceptions.RayError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200].rstrip(". ")
-        raise ZooError(f"Ray gave up ({type(error).__name__}: {reason}); check the cluster at {address}, and run the "
-                       "same command again, which does what is missing.") from error  # fmt: skip
+        with redirect_stdout(sys.stderr):  # Ray tells of dead nodes on the standard output, which is for results
+            if begun:
+                try:
+                    ray.init(None if address == "auto" else address, log_to_driver=False)
+                except (ConnectionError, ValueError, RuntimeError) as error:
+                    raise ZooError(f"Ray cannot be reached ({_first_line(error)}); {remedy}.") from error
+            yield from _in_order(_pipeline(job, chunks))
+    except ray.exceptions.RayError as error:
+        raise ZooError(f"Ray gave up ({_first_line(error)}); {remedy}.") from error
+    finally:
+        if begun:
+            ray.shutdown()
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200].rstrip(".: ")
 
 
 def _pipeline(job: Job, chunks: Sequence[Sequence[str]]) -> Iterator[dict]:
