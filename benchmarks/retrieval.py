@@ -1,8 +1,7 @@
-"""Text-video retrieval: what the heads are worth, what the learners cost, how fast an index is searched.
+"""Text-video retrieval: what the heads are worth, and what the learners cost.
 
     python benchmarks/retrieval.py heads     [--sets random twins] [--heads muse mean sequential] [--seeds 0 1 2]
     python benchmarks/retrieval.py learners  [--device cuda] [--learners bimamba mamba attention none]
-    python benchmarks/retrieval.py search    [--vectors 1000000] [--dims 512]
     python benchmarks/retrieval.py draw      picture of what heads and learners saved
 
 `heads`. MUSE and CLIP4Clip's mean pooling and sequential head on generated clips with three captions each, which name
@@ -29,12 +28,6 @@ exponentials are counted, and the floor is what they take at measured rates (`co
 
 with R = 32 for delta and N = 16 states: projections, the block's own included, count three times, the two products of
 attention 3.5 times, since its backward makes one of them again. Their ratio grows with L / (2 D) without bound.
-
-`search`. An index of random unit vectors is written, opened and searched as `zoo search` does: exactly, and above
-100,000 vectors by the approximate index too, with the recall@10 of its answer against the exact one. Each query is a
-noisy copy of a stored vector; the others found are random, which is the hardest for an approximate index. The floor of
-an exact search is the larger of reading all vectors once from memory and their products with the queries at measured
-rates.
 """
 
 import argparse
@@ -49,7 +42,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import nullcontext
 from pathlib import Path
@@ -57,7 +50,6 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.multiprocessing
-import torch.nn.functional as F
 from common import (
     REPOSITORY,
     RESULTS,
@@ -69,7 +61,6 @@ from common import (
     machine_slug,
     rates,
     save,
-    seconds,
 )
 from kernels import COSTS, STATES, short
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
@@ -82,12 +73,8 @@ from datamodules.synthetic.motion import CLASSES, MOTIONS, ClipSpec, clip_spec, 
 from datamodules.synthetic.writing import generate, write_video
 from lightning_modules import TextVideoRetrieval
 from lightning_modules.nets.muse import LEARNERS, Muse
-from zoo.retrieval.table import DTYPES, Index
-from zoo.tables.table import Record
 
 HEADS = {"muse": "MUSE", "mean": "mean pooling", "sequential": "sequential"}
-ROWS = 2**16
-"""Of a commit while the index of `search` is written."""
 SETS = {"random": 6, "twins": 7}  # with the seeds of their scenes
 CLIP_FRAMES, SIDE, BATCH = 8, 48, 64
 TOWER = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -113,7 +100,7 @@ def main() -> int:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = parser.add_subparsers(required=True, metavar="heads|learners|search|draw")
+    parts = parser.add_subparsers(required=True, metavar="heads|learners|draw")
     add = _part(parts, "heads", heads, RESULTS / "retrieval_heads.json")
     add("--sets", nargs="+", default=["random"], choices=list(SETS), help="random, twins (default: random)")
     add("--heads", nargs="+", default=list(HEADS), choices=list(HEADS))
@@ -130,12 +117,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--batch", type=int, default=1)
     add("--seconds", type=float, default=2.0, help="how long to repeat each step (default: 2)")
     add("--largest-gib", type=float, default=4.0, help="leave out what holds larger L x L matrices (default: 4)")
-    add = _part(parts, "search", search, None)
-    add("--vectors", type=int, default=10**6)
-    add("--dims", type=int, default=512)
-    add("--dtypes", nargs="+", default=["float32", "float16"], choices=["float32", "float16"])
-    add("--queries", type=int, nargs="+", default=[1, 10, 100], help="searched for at once")
-    add("--folder", type=Path, help="where the index is written for a while (default: the system's)")
     add = _part(parts, "draw", draw, REPOSITORY / "docs" / "images" / "retrieval.png")
     add("--heads", type=Path, default=RESULTS / "retrieval_heads.json")
     add("--learners", type=Path, help="default: that of this machine")
@@ -413,73 +394,6 @@ def ratios(records: Sequence[dict]) -> list[dict[str, Any]]:
                 row["peak_mib"] = other["peak_mib"] / mamba["peak_mib"]
             rows.append(row | {"floor": other["floor_seconds"] / mamba["floor_seconds"]})
     return rows
-
-
-# ---- search --------------------------------------------------------------------------------------------------------
-
-
-def search(options: argparse.Namespace) -> None:
-    """Adds random unit vectors to an index, opens it, and searches for noisy copies of some of them."""
-    speed = rates(torch.device("cpu"), torch.float32)
-    about = machine()
-    path = options.output or RESULTS / f"retrieval_search_{machine_slug(about['cpu'], about['cores'])}.json"
-    result: dict[str, Any] = {"machine": about, "rates": vars(speed),
-                              "floor_formula": "max(bytes / bytes_per_second, 2 Q N D / flop_per_second)",
-                              "records": []}  # fmt: skip
-    for dtype in options.dtypes:
-        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            for record in search_one(Path(folder) / "index", dtype, options, speed):
-                result["records"].append(record)
-                print("  ".join(f"{key} {short(value)}" for key, value in record.items()), flush=True)
-                save(result, path)
-    print(f"Saved to {path}")
-
-
-def search_one(folder: Path, dtype: str, options: argparse.Namespace, speed: Rates) -> Iterator[dict[str, Any]]:
-    count, dims = options.vectors, options.dims
-    generator = torch.Generator().manual_seed(0)
-    index = Index.create(folder, dims, dtype)
-    sought, adding = {}, 0.0
-    for first in range(0, count, ROWS):
-        vectors = F.normalize(torch.randn(min(ROWS, count - first), dims, generator=generator), dim=1)
-        records = [Record(f"{row:07d}.mp4", 0.0, 10.0) for row in range(first, first + len(vectors))]
-        sought |= {records[row].path: vectors[row] for row in range(0, len(vectors), 100)}
-        adding += seconds(lambda records=records, vectors=vectors: index.add(records, vectors))
-    about = {"dtype": dtype, "vectors": count, "dims": dims}
-    yield about | {"step": "add", "seconds": adding, "vectors_per_second": count / adding, "mib": mebibytes(folder)}
-    building = seconds(index.optimise)
-    yield about | {"step": "optimise", "seconds": building, "mib": mebibytes(folder)}
-    start = time.perf_counter()
-    index = Index.open(folder)
-    if len(index) != count:
-        raise RuntimeError(f"The index has {len(index)} vectors in place of {count}.")
-    yield about | {"step": "open", "seconds": time.perf_counter() - start}
-    for queries in options.queries:
-        right = [list(sought)[i] for i in torch.linspace(0, len(sought) - 1, queries).long().tolist()]
-        noise = F.normalize(torch.randn(queries, dims, generator=generator), dim=1)
-        asked = F.normalize(torch.stack([sought[path] for path in right]) + noise, dim=1)
-        best = [{hit.path for hit in hits} for hits in index.search(asked, 10, exact=True)]
-        floor = speed.floor(bytes=count * dims * torch.finfo(DTYPES[dtype]).bits / 8, flop=2.0 * queries * count * dims)
-        for exact in (True, False):
-            start = time.perf_counter()
-            found = index.search(asked, 10, exact=exact)
-            first = time.perf_counter() - start
-            times = [seconds(lambda asked=asked, exact=exact: index.search(asked, 10, exact=exact)) for _ in range(3)]
-            same = sum(len(b & {hit.path for hit in hits}) for b, hits in zip(best, found, strict=True))
-            yield about | {
-                "step": "exact search" if exact else "search",
-                "queries": queries,
-                "first_seconds": first,
-                "seconds": min(times),
-                "floor_seconds": floor,
-                "queries_per_second": queries / min(times),
-                "found_first": sum(a[0].path == b for a, b in zip(found, right, strict=True)) / queries,
-                "recall_at_10": same / (10 * queries),
-            }
-
-
-def mebibytes(folder: Path) -> float:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**20
 
 
 # ---- picture -------------------------------------------------------------------------------------------------------

@@ -60,25 +60,6 @@ def test_margins_are_taken_seed_by_seed(benchmark):
 
 
 @pytest.mark.slow
-def test_index_and_search(tmp_path):
-    run("search", "--vectors", 3000, "--dims", 32, "--dtypes", "float16", "--queries", 1, 7, "--output",
-        tmp_path / "search.json", "--folder", tmp_path)  # fmt: skip
-    result = json.loads((tmp_path / "search.json").read_text())
-    add, optimised, opened, *searches = result["records"]
-    assert (add["step"], optimised["step"], opened["step"]) == ("add", "optimise", "open")
-    assert add["mib"] > 3000 * 32 * 2 / 2**20
-    assert add["vectors_per_second"] == pytest.approx(3000 / add["seconds"])
-    exact, auto = "exact search", "search"
-    assert [(s["step"], s["queries"]) for s in searches] == [(exact, 1), (auto, 1), (exact, 7), (auto, 7)]
-    assert all(s["recall_at_10"] == 1 for s in searches)  # too few rows for an approximate index
-    for record in searches:
-        assert record["queries_per_second"] == pytest.approx(record["queries"] / record["seconds"])
-        flop = 2 * record["queries"] * 3000 * 32 / result["rates"]["flop"]
-        assert record["floor_seconds"] == pytest.approx(max(flop, 3000 * 32 * 2 / result["rates"]["bytes"]))
-    assert not list(tmp_path.glob("tmp*"))
-
-
-@pytest.mark.slow
 def test_heads_learners_and_their_picture(tmp_path):
     heads, steps, picture = tmp_path / "heads.json", tmp_path / "learners.json", tmp_path / "picture.png"
     run("heads", "--sets", "random", "twins", "--clips", 128, "--videos", 16, "--seeds", 0, 1, "--steps", 3, 2,

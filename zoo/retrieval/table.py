@@ -46,12 +46,14 @@ MOST_DIMS = 2**16
 
 APPROXIMATE_ROWS = 100_000
 """Search is exact up to so many rows, which takes milliseconds, and above until an approximate index is built."""
-BITS, PROBES, REFINE = 4, 400, 5
+BITS, PROBES, REFINE = 4, 100, 5
 """Bits of a number in the approximate index, partitions that are looked at, and how many times more rows than asked for
 are compared exactly."""
 
-SLACK = 32
-"""Rows beyond those asked for that are fetched, so that the order of nearly equal ones is decided in float64."""
+ROWS_AT_ONCE = 8192
+"""Rows that an exact search multiplies with all queries at once."""
+SHOWN = ("vector", "path", "start", "end")
+"""Columns of which hits are made."""
 
 
 class Hit(NamedTuple):
@@ -208,7 +210,8 @@ class Index(VideoTable):
             raise ZooError("A query has numbers that are not finite; check the weights of the model.")
         with self._asked(where):
             approximate = not exact and self._table.count_rows() > APPROXIMATE_ROWS and self._is_indexed()
-            return [self._nearest(query, topk, where, approximate) for query in queries.numpy()]
+            find = self._near if approximate else self._nearest
+            return list(self._ranked(*find(queries.numpy(), topk, where), queries.numpy(), topk))
 
     def optimise(self, *, rebuild: bool = False) -> None:
         """Join the files of many small commits, remove old versions, and build the approximate index where the table
@@ -225,28 +228,59 @@ class Index(VideoTable):
             if len(self) > APPROXIMATE_ROWS and (rebuild or not self._is_indexed()):
                 self._table.create_index("vector", config=IvfRq(distance_type="dot", num_bits=BITS), replace=True)
 
-    def _nearest(self, query: np.ndarray, topk: int, where: str | None, approximate: bool) -> list[Hit]:
-        # Bounds of the rounding errors of products with a unit vector; the query is rounded to the table's type too.
-        rounding = self.dims * np.finfo(np.float32).eps + (np.finfo(np.float16).eps if self.dtype == "float16" else 0)
-        margin, limit = 2 * rounding * float(np.linalg.norm(query)), topk + SLACK
-        while True:
-            asked = self._table.search(query, vector_column_name="vector").distance_type("dot").limit(limit)
-            asked = asked.nprobes(PROBES).refine_factor(REFINE) if approximate else asked.bypass_vector_index()
-            if where is not None:
-                asked = asked.where(f"({where})", prefilter=True)  # in brackets, nothing may follow it
-            rows = asked.select(["vector", "path", "start", "end", "_distance"]).to_arrow()
-            distances = rows.column("_distance").to_numpy()
-            if not np.isfinite(distances).all():
+    def _nearest(self, queries: np.ndarray, topk: int, where: str | None) -> tuple[Any, list[np.ndarray]]:
+        """Compare all rows with all queries, a block of rows at a time.
+
+        Returns:
+            Rows, and for each query (Q) the numbers of those that may be among its best: products in float32 may have
+            rounded any of them down.
+        """
+        asked = self._table.search().where("vector IS NOT NULL" + ("" if where is None else f" AND ({where})"))
+        asked = asked.select(["vector"]).with_row_id(True).limit(max(self._table.count_rows(), 1))
+        # Twice the bound of the rounding error of a product with a unit vector, for either of two products.
+        margins = 4 * self.dims * np.finfo(np.float32).eps * np.linalg.norm(queries, axis=1)
+        floors = np.full(len(queries), -np.inf, np.float32)
+        empty = np.empty(0, np.float32), np.empty(0, np.uint64)
+        kept = [empty] * len(queries)
+        for rows in asked.to_batches(batch_size=ROWS_AT_ONCE):
+            vectors, ids = self._vectors(rows).astype(np.float32, copy=False), rows.column("_rowid").to_numpy()
+            # NumPy's: torch may be told to multiply in bfloat16, whose rounding the margins do not cover.
+            scores = queries @ vectors.T
+            if not np.isfinite(scores).all():
                 raise ZooError(f"{self.folder} has vectors that are not finite; make the index again.")
-            if approximate or len(distances) < limit or distances[-1] > distances[topk - 1] + 2 * margin:
-                break
-            limit *= 4  # many are nearly equal
-        # One row at a time, in float64: the sums of a matrix product depend on the shape of its operands.
-        products = (row.astype(np.float64) * query.astype(np.float64) for row in self._vectors(rows))
-        scores = [float(product.sum()) for product in products]
-        columns = (rows.column(name).to_pylist() for name in ("path", "start", "end"))
-        hits = [Hit(path_of(path), *rest) for path, *rest in zip(*columns, scores, strict=True)]
-        return sorted(hits, key=lambda hit: (-hit.score, *hit))[:topk]
+            above = scores >= floors[:, None]
+            for query in above.any(1).nonzero()[0]:
+                mine = np.append(kept[query][0], scores[query, above[query]])
+                named = np.append(kept[query][1], ids[above[query]])
+                if len(mine) > topk:
+                    floors[query] = np.partition(mine, -topk)[-topk] - margins[query]
+                    mine, named = mine[mine >= floors[query]], named[mine >= floors[query]]
+                kept[query] = mine, named
+        wanted = np.unique(np.concatenate([named for _, named in kept]))
+        rows = self._table.take_row_ids(wanted.tolist()).select(list(SHOWN)).with_row_id().to_arrow()
+        ids = rows.column("_rowid").to_numpy()
+        order = ids.argsort()
+        return rows, [order[np.searchsorted(ids, named, sorter=order)] for _, named in kept]
+
+    def _near(self, queries: np.ndarray, topk: int, where: str | None) -> tuple[Any, list[np.ndarray]]:
+        """Look queries up in the approximate index, all of them at once; see `_nearest`."""
+        asked = self._table.search(list(queries) if len(queries) > 1 else queries[0], vector_column_name="vector")
+        asked = asked.distance_type("dot").limit(topk).nprobes(PROBES).refine_factor(REFINE)
+        if where is not None:
+            asked = asked.where(f"({where})", prefilter=True)  # in brackets, nothing may follow it
+        rows = asked.select([*SHOWN, "_distance"]).to_arrow()
+        of = rows.column("query_index").to_numpy() if len(queries) > 1 else np.zeros(len(rows), int)
+        return rows, [(of == query).nonzero()[0] for query in range(len(queries))]
+
+    def _ranked(self, rows: Any, chosen: list[np.ndarray], queries: np.ndarray, topk: int) -> Iterator[list[Hit]]:
+        vectors = self._vectors(rows)
+        records = list(zip(*(rows.column(name).to_pylist() for name in SHOWN[1:]), strict=True))
+        for numbers, query in zip(chosen, queries.astype(np.float64), strict=True):
+            # One row at a time, in float64: the sums of a matrix product depend on the shape of its operands.
+            scores = (float((vectors[number].astype(np.float64) * query).sum()) for number in numbers)
+            found = [(records[number], score) for number, score in zip(numbers, scores, strict=True)]
+            hits = [Hit(path_of(path), *times, score) for (path, *times), score in found]
+            yield sorted(hits, key=lambda hit: (-hit.score, *hit))[:topk]
 
     def _vectors(self, rows: Any) -> np.ndarray:
         """Vectors (N, dims) of rows without nulls."""
