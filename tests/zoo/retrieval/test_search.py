@@ -464,6 +464,22 @@ def test_videos_behind_urls(model, videos, tmp_path):
         server.server_close()
 
 
+def test_a_hundred_texts_at_once_are_answered_like_each_alone(workspace, model, made):
+    texts = [f"{colour} {shape} {number}" for colour in ("red", "blue") for shape in ("disc", "star") for number in
+             range(25)]  # fmt: skip
+    index = Index.open(made)
+    together = zoo.search(index, texts, topk=3, model=model)
+    assert len(together) == 100 and any(hits != together[0] for hits in together)
+    for text, hits in list(zip(texts, together, strict=True))[::9]:
+        (alone,) = zoo.search(index, text, topk=3, model=model)
+        assert [hit[:3] for hit in alone] == [hit[:3] for hit in hits]
+        assert [hit.score for hit in alone] == pytest.approx([hit.score for hit in hits], abs=1e-6)
+    with torch.inference_mode():
+        vectors = model.encode_text(texts)
+    assert [[hit[1:] for hit in hits] for hits in index.search(vectors, 3)] == [[hit[1:] for hit in hits] for hits in
+                                                                               together]  # fmt: skip
+
+
 def test_search_by_a_clip_with_a_text_model_and_a_classifier(workspace, model, tmp_path, capsys):
     clip = str(sorted((workspace / "videos").glob("*/*.mp4"))[5])
     zoo.index(model, workspace / "videos", tmp_path / "i", num_workers=0)
