@@ -12,13 +12,15 @@ from torch import Tensor, nn
 
 from datamodules.video.frames import open_video
 from zoo.app.limits import Limits, check_length
+from zoo.inference.explain import explain
+from zoo.inference.heat_pictures import shade
 from zoo.inference.long_videos import Timeline, default_window, timeline
 from zoo.inference.predict import Prediction, check_finite, rank, read_views, score_views, value_of_views
 
-__all__ = ["Classified", "Picture", "answers_questions", "ask", "classifies", "classify"]
+__all__ = ["Classified", "Explained", "Picture", "answers_questions", "ask", "classifies", "classify", "see"]
 
 TOPK = 5
-PICTURES = 6
+PICTURES, HEATS = 6, 8
 HEIGHT_PX = 144
 LONG = 2.5
 """A video of so many windows gets a timeline."""
@@ -47,6 +49,20 @@ class Classified(NamedTuple):
     pictures: list[Picture]
     timeline: Timeline | None
     duration: float
+
+
+class Explained(NamedTuple):
+    """What supports a class in the one clip that a model sees for that.
+
+    Attributes:
+        label: the class.
+        probability: of the class in that clip.
+        pictures: its frames in grey, orange where they support the class and blue where they speak against it.
+    """
+
+    label: str
+    probability: float
+    pictures: list[Picture]
 
 
 def classifies(model: nn.Module) -> bool:
@@ -92,6 +108,33 @@ def classify(
             model, path, on_seconds=lambda seconds, _: report(min(seconds / duration, 1.0), "watching")
         )
     return Classified(predictions, value, _pictures(path, views.indices[len(views.indices) // 2]), over_time, duration)
+
+
+def see(
+    model: nn.Module,
+    path: str | os.PathLike,
+    index: int,
+    limits: Limits,
+    report: Callable[[float, str], object],
+) -> Explained:
+    """Which places and times of a video support a class; see `zoo.explain`.
+
+    Args:
+        model: a classifier.
+        path: the video.
+        index: position of the class in the logits.
+        limits: as for `classify`.
+        report: as for `classify`.
+
+    Raises:
+        DecodeError, ZooError: as `classify`.
+    """
+    check_length(path, limits.minutes)
+    found = explain(model, path, index, on_step=lambda done, total: report(done / total, "covering parts"))
+    shown = np.unique(np.linspace(0, len(found.seconds) - 1, HEATS).round().astype(int))
+    pairs = zip(found.seconds[shown], shade(found)[shown], strict=True)
+    pictures = [Picture(float(second), _webp(frame)) for second, frame in pairs]
+    return Explained(found.label, found.probability, pictures)
 
 
 def ask(model: nn.Module, path: str | os.PathLike, question: str, limits: Limits) -> list:

@@ -8,13 +8,13 @@ import html
 import os
 from collections.abc import Sequence
 
-from zoo.app.answers import Classified, Picture
+from zoo.app.answers import Classified, Explained, Picture
 from zoo.inference.long_videos import Timeline
 from zoo.inference.plot import COLOURS
 from zoo.printable import clock, printable
 from zoo.retrieval.table import Hit
 
-__all__ = ["HEAD", "STYLE", "answered", "bars", "classified", "found", "hint", "problem", "text"]
+__all__ = ["HEAD", "STYLE", "answered", "bars", "classified", "explained", "found", "hint", "problem", "text"]
 
 SEGMENTS = 60
 """Stretches of a timeline that are listed."""
@@ -56,6 +56,13 @@ def classified(answer: Classified) -> str:
         best = bars([(prediction.label, prediction.probability) for prediction in answer.predictions])
     over_time = "" if answer.timeline is None else _timeline(answer.timeline)
     return f'<div class="zoo">{best}<h3>Frames</h3>{_frames(answer.pictures)}{over_time}</div>'
+
+
+def explained(answer: Explained) -> str:
+    """Frames with their heat."""
+    legend = hint("Orange supports the class, blue speaks against it.")
+    title = f"<h3>What supports {text(answer.label)} ({answer.probability:.1%} in this clip)</h3>"
+    return f'<div class="zoo zoo-heat">{title}{_frames(answer.pictures)}{legend}</div>'
 
 
 def answered(question: str, rows: Sequence[tuple[str, float, str]]) -> str:
@@ -155,6 +162,9 @@ STYLE = """
 .zoo-value { font-size: 1.2rem; margin: 0; }
 .zoo-frames { display: grid; grid-template-columns: repeat(auto-fill, minmax(5.5rem, 1fr)); gap: .5rem; }
 .zoo-frames img { display: block; width: 100%; border-radius: var(--radius-sm); margin: 0; }
+.zoo-heat .zoo-frames { grid-template-columns: repeat(4, 1fr); }
+.zoo-heat img { image-rendering: pixelated; }
+#zoo-more { align-items: center; }
 .zoo-strip { display: flex; height: 1.1rem; border-radius: var(--radius-sm); overflow: hidden; }
 .zoo-strip span { flex-basis: 0; min-width: 1px; }
 .zoo-segments { margin-top: .5rem !important; }

@@ -19,11 +19,12 @@ from hub.checkpoint import fingerprint
 from hub.errors import HubError
 from lightning_modules.errors import ModelError
 from zoo.app import examples, markup
-from zoo.app.answers import answers_questions, ask, classifies, classify
+from zoo.app.answers import answers_questions, ask, classifies, classify, see
+from zoo.app.folder import FOLDER
 from zoo.app.limits import QUESTION, QUEUE, Limits, check_length
 from zoo.app.serving import Guard, ShownVideos
 from zoo.build import load
-from zoo.errors import ZooError
+from zoo.errors import UnknownModelError, ZooError
 from zoo.inference.predict import to_device
 from zoo.retrieval.gallery import moving_picture
 from zoo.retrieval.search import made_with, search
@@ -95,7 +96,12 @@ class _Page(gr.Blocks):
         self.limits, self.videos = limits, ShownVideos()
 
     def launch(self, **options: Any) -> tuple:
-        """Serve the page; the options are those of `gradio.Blocks.launch` and win over the page's own."""
+        """Serve the page; the options are those of `gradio.Blocks.launch` and win over the page's own, except that
+        further routes and middleware in ``app_kwargs`` come behind the page's."""
+        of_app = dict(options.pop("app_kwargs", None) or {})
+        guard = Middleware(Guard, most_bytes=self.limits.bytes)
+        of_app["routes"] = [self.videos.route, *of_app.get("routes", ())]
+        of_app["middleware"] = [guard, *of_app.get("middleware", ())]
         font = ["system-ui", "sans-serif"]  # of the machine: a name alone is not fetched from anywhere
         theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=font, font_mono=["monospace"])
         ours = {
@@ -109,14 +115,10 @@ class _Page(gr.Blocks):
             "ssr_mode": False,
             "pwa": False,
             "share": False,
-            "app_kwargs": {
-                "routes": [self.videos.route],
-                "middleware": [Middleware(Guard, most_bytes=self.limits.bytes)],
-            },
         }
         for name in ("no_proxy", "NO_PROXY"):  # Gradio asks its own server whether it is up
             os.environ[name] = ",".join(filter(None, [os.environ.get(name), "localhost,127.0.0.1,::1,0.0.0.0"]))
-        return super().launch(**ours | options)
+        return super().launch(app_kwargs=of_app, **ours | options)
 
 
 def _loaded(models: Sequence[str | os.PathLike | nn.Module], device: str) -> dict[str, nn.Module]:
@@ -151,39 +153,63 @@ def _model_of(index: Index, loaded: Sequence[nn.Module], device: str) -> nn.Modu
             return model
     source = made["source"]
     if source is None:
-        raise ZooError(f"{index.folder} was made with a model without a name; name that model before --index.")
+        raise ZooError(f"{index.folder} was made with a model without a name; name it before --index.")
     if source.startswith("./"):  # relative to the folder that holds the index
         source = os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(index.folder)), source))
-    return to_device(load(source), device).eval()
+    try:
+        return to_device(load(source), device).eval()
+    except UnknownModelError as error:
+        raise ZooError(f"The model of {index.folder} is not at {source}; name it before --index.") from error
 
 
 # ---- tabs ----------------------------------------------------------------------------------------------------------
 
 
 def _classify_tab(page: _Page, models: dict[str, nn.Module]) -> None:
-    @_told
-    def answer(path: str | None, name: str, progress: Callable = gr.Progress()) -> str:  # noqa: B008  (Gradio's way)
-        if path is None:
-            return first
-        return markup.classified(classify(models[name], path, page.limits, lambda share, doing: progress(share, doing)))
-
     first = markup.hint("Upload a video, record one, or choose an example: its labels appear here.")
+    hidden = gr.update(visible=False), gr.update(), ""
+
+    @_told(hidden)
+    def answer(path: str | None, name: str, progress: Callable = gr.Progress()) -> tuple:  # noqa: B008  (Gradio's way)
+        if path is None:
+            return first, *hidden
+        found = classify(models[name], path, page.limits, progress)
+        classes = [(one.label, one.index) for one in found.predictions]
+        best = gr.update(choices=classes, value=classes[0][1]) if classes else gr.update()
+        return markup.classified(found), gr.update(visible=bool(classes)), best, ""
+
+    @_told()
+    def heat(path: str | None, name: str, index: int, progress: Callable = gr.Progress()) -> tuple:  # noqa: B008
+        if path is None:
+            return ("",)
+        return (markup.explained(see(models[name], path, index, page.limits, progress)),)
+
     with gr.Tab("Classify"), gr.Row():
         with gr.Column(scale=2, min_width=280):
             clip = _clip("zoo-clip")
             chosen = _choice(models)
-            if any(
-                set(getattr(model, "class_names", None) or ()) >= set(examples.CLASSES) for model in models.values()
-            ):
-                files = examples.write_examples(Path(os.environ["GRADIO_TEMP_DIR"], "examples"))
-                labels = [file.stem.replace("_", " ") for file in files]
-                ready = gr.Dataset(components=[clip], samples=[[str(file)] for file in files], sample_labels=labels,
-                                   label="Examples", type="index")  # fmt: skip
-                # Not gr.Examples, whose events go round the queue.
-                ready.click(lambda number: str(files[number]), ready, clip, api_visibility="private")
+            if any(_knows_examples(model) for model in models.values()):
+                _offer_examples(clip)
         with gr.Column(scale=3, min_width=280):
             shown = gr.HTML(first, elem_id="zoo-classified", padding=False)
-    gr.on([clip.change, chosen.change], answer, [clip, chosen], shown, **ONE_AT_A_TIME)
+            with gr.Row(visible=False, equal_height=False, elem_id="zoo-more") as more:
+                label = gr.Dropdown([], label="Class", min_width=160, scale=3, elem_id="zoo-class")
+                button = gr.Button("Show what supports it", min_width=160, scale=2)
+            seen = gr.HTML("", elem_id="zoo-seen", padding=False)
+    outputs = [shown, more, label, seen]
+    gr.on([clip.change, chosen.change], answer, [clip, chosen], outputs, show_progress_on=shown, **ONE_AT_A_TIME)
+    button.click(heat, [clip, chosen, label], seen, **ONE_AT_A_TIME)
+
+
+def _offer_examples(clip: gr.Video) -> None:
+    # Beside the uploads, which are deleted when they are old; Gradio copies what is chosen.
+    files = examples.write_examples(Path(FOLDER, "examples"))
+    offered = gr.Dataset(
+        label="Examples", components=[clip], type="index",
+        samples=[[str(file)] for file in files], sample_labels=[file.stem.replace("_", " ") for file in files],
+    )  # fmt: skip
+    # Not gr.Examples, whose events go round the queue.
+    offered.click(lambda number: str(files[number]), offered, clip, api_visibility="private")
 
 
 def _knows_examples(model: nn.Module) -> bool:
@@ -193,18 +219,19 @@ def _knows_examples(model: nn.Module) -> bool:
 def _search_tab(page: _Page, index: Index, model: nn.Module) -> None:
     reads_texts = hasattr(model, "encode_text")
 
-    @_told
-    def answer(query: str | None, path: str | None) -> str:
+    @_told()
+    def answer(query: str | None, path: str | None) -> tuple[str]:
         query = (query or "").strip()
         if not query and path is None:
-            return first
+            return (first,)
         _check_text(query)
         if path is not None:
             check_length(path, page.limits.minutes)
         queries = [query] if query else []
         results = search(index, queries, topk=HITS, like=[] if path is None else [path], model=model)
         titles = [*queries, *([] if path is None else [f"Like {os.path.basename(path)}"])]
-        return "".join(markup.found(title, _rows(page, hits)) for title, hits in zip(titles, results, strict=True))
+        parts = [markup.found(title, _rows(page, hits)) for title, hits in zip(titles, results, strict=True)]
+        return ("".join(parts),)
 
     ways = "Describe what happens, or add a clip" if reads_texts else "Add a clip"
     first = markup.hint(f"{ways}: the moments that fit best appear here.")
@@ -222,15 +249,15 @@ def _search_tab(page: _Page, index: Index, model: nn.Module) -> None:
 
 
 def _ask_tab(page: _Page, models: dict[str, nn.Module]) -> None:
-    @_told
-    def answer(path: str | None, question: str | None, name: str) -> str:
+    @_told()
+    def answer(path: str | None, question: str | None, name: str) -> tuple[str]:
         if path is None:
-            return first
+            return (first,)
         question = (question or "").strip()
         _check_text(question)
         found = ask(models[name], path, question, page.limits)
         rows = [(one.text, one.probability, one.kind) for one in found]
-        return markup.answered(question or models[name].default_question, rows)
+        return (markup.answered(question or models[name].default_question, rows),)
 
     first = markup.hint("Add a video and ask about it: the best answers appear here.")
     with gr.Tab("Ask"), gr.Row():
@@ -284,17 +311,25 @@ def _rows(page: _Page, hits: Sequence[Hit]) -> list[tuple[Hit, str, bytes | None
 # ---- errors --------------------------------------------------------------------------------------------------------
 
 
-def _told(answer: Callable[..., str]) -> Callable[..., str]:
-    """Turn errors into a sentence on the page; a bug keeps its traceback, in the log of the server."""
+def _told(rest: tuple = ()) -> Callable[[Callable[..., tuple]], Callable[..., Any]]:
+    """Turn errors of a handler into a sentence in its first output; a bug keeps its traceback, in the server's log.
 
-    @functools.wraps(answer)
-    def told(*arguments: Any) -> str:
-        try:
-            return answer(*arguments)
-        except FORESEEN as error:
-            return markup.problem(_FOLDERS.sub("", " ".join(str(error).split())))
-        except Exception:
-            traceback.print_exc()
-            return markup.problem("This did not work, and the reason is in the log of the server.")
+    Args:
+        rest: what its other outputs get then.
+    """
 
-    return told
+    def decorated(answer: Callable[..., tuple]) -> Callable[..., Any]:
+        @functools.wraps(answer)
+        def told(*arguments: Any) -> Any:
+            try:
+                found = answer(*arguments)
+            except FORESEEN as error:
+                found = markup.problem(_FOLDERS.sub("", " ".join(str(error).split()))), *rest
+            except Exception:
+                traceback.print_exc()
+                found = markup.problem("This did not work, and the reason is in the log of the server."), *rest
+            return found if rest else found[0]  # Gradio wants no tuple for one output
+
+        return told
+
+    return decorated

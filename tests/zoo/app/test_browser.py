@@ -2,8 +2,13 @@
 
 import re
 import shutil
+import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,6 +79,26 @@ def test_classify(visit, address, videos, screenshots):
     widths = page.eval_on_selector_all("#zoo-classified img", "pictures => pictures.map(one => one.naturalWidth)")
     assert len(widths) == 6 and min(widths) > 0
     page.screenshot(path=screenshots / "app_classify.png")
+
+
+def test_heat_on_demand(visit, address, videos, screenshots):
+    page = visit(address)
+    button = page.get_by_role("button", name="Show what supports it")
+    expect(button).to_have_count(0)
+    upload(page, "#zoo-clip", videos / "move_right.mp4")
+    button.click()
+    heading = page.locator("#zoo-seen h3")
+    expect(heading).to_have_text(re.compile(r"What supports move_right \([0-9.]+% in this clip\)"), timeout=WAIT_MS)
+    widths = page.eval_on_selector_all("#zoo-seen img", "pictures => pictures.map(one => one.naturalWidth)")
+    assert len(widths) == 8 and min(widths) > 0
+    page.screenshot(path=screenshots / "app_heat.png", full_page=True)
+    page.locator("#zoo-class input").click()
+    page.get_by_role("option").nth(1).click()
+    button.click()
+    expect(heading).not_to_contain_text("move_right", timeout=WAIT_MS)
+    page.locator("#zoo-clip").get_by_label("Clear").click()
+    expect(heading).to_have_count(0, timeout=WAIT_MS)
+    expect(button).to_have_count(0)
 
 
 def test_a_long_video_has_a_timeline_that_plays(visit, address, screenshots):
@@ -170,6 +195,24 @@ def test_a_narrow_window(visit, address, screenshots):
         label(page).to_be_visible(timeout=WAIT_MS)
         assert page.evaluate("document.documentElement.scrollWidth") <= 380
         page.screenshot(path=screenshots / f"app_narrow_{scheme}.png", full_page=True)
+
+
+def test_the_command(visit, tmp_path):
+    """As a user starts it, in an empty folder, and ends it."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    command = [Path(sys.executable).with_name("zoo"), "app", "--port", str(port)]
+    process = subprocess.Popen(command, text=True, stdout=-1, stderr=-1, cwd=tmp_path)
+    try:
+        address = process.stdout.readline().split()[1]
+        page = visit(address)
+        page.get_by_text("turn clockwise").click()
+        label(page).to_contain_text("turn_clockwise", timeout=WAIT_MS)
+    finally:
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=600)
+    assert process.returncode == 130, err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_clip_of_the_webcam(chromium, address, screenshots):

@@ -18,6 +18,7 @@ def run(*arguments, **options):
     return subprocess.run([ZOO, "app", *arguments], capture_output=True, text=True, timeout=600, env=env, **options)
 
 
+@pytest.mark.slow
 def test_it_starts_without_a_network_and_ends_with_ctrl_c(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as proxy, socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

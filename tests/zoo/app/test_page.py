@@ -1,13 +1,24 @@
 """Which tabs the page has, what it refuses, and that its answers are those of the commands."""
 
+import html
+import io
+import os
+import re
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import zoo
+from datamodules.video.frames import open_video
 from zoo.app import markup
-from zoo.app.answers import ask, classify
+from zoo.app.answers import ask, classify, see
 from zoo.app.limits import Limits
+from zoo.app.page import _told
 from zoo.errors import ZooError
+from zoo.inference.heat_pictures import shade
 from zoo.inference.long_videos import timeline
 from zoo.inference.predict import predict
 
@@ -34,6 +45,53 @@ def test_examples_only_for_a_model_that_knows_their_classes(mambavl):
     for models, there in (([SHIPPED], True), ([mambavl], False)):
         found = [b for b in zoo.web_app(models).blocks.values() if b.get_block_name() == "dataset"]
         assert bool(found) == there
+
+
+def test_examples_stay_where_uploads_grow_old():
+    page = zoo.web_app()
+    [offered] = [fn for fn in page.fns.values() if fn.name == "<lambda>"]
+    files = [Path(offered.fn(number)) for number in range(4)]
+    assert all(file.is_file() for file in files)
+    uploads = Path(os.environ["GRADIO_TEMP_DIR"])
+    assert not any(file.is_relative_to(uploads) for file in files)
+    with open_video(files[-1]) as reader:
+        assert reader.duration_seconds == pytest.approx(24)
+
+
+def test_the_model_of_an_index_has_moved(indices, videos):
+    model = videos.parent / "text_model"
+    moved = model.rename(videos.parent / "moved")
+    try:
+        with pytest.raises(ZooError, match=r"texts.index is not at .*text_model; name it before --index"):
+            zoo.web_app(index=indices.texts)
+    finally:
+        moved.rename(model)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "shown"),
+    [
+        ("/tmp/zoo-app-1/uploads/ab/broken.mp4 is empty (0 bytes).", "broken.mp4 is empty (0 bytes)."),
+        ("'/a/b c/d.mp4' and/or s3://x/y at 3/4, see ~/z.mp4.", "'b c/d.mp4' and/or s3://x/y at 3/4, see z.mp4."),
+        ("No space left on device: '/var/a.index'", "No space left on device: 'a.index'"),
+    ],
+)
+def test_errors_name_no_folders_of_the_server(sentence, shown, capsys):
+    @_told()
+    def broken():
+        raise OSError(sentence)
+
+    assert html.unescape(re.sub("<[^>]*>", "", broken())) == shown
+    assert 'role="alert"' in broken() and not capsys.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback_in_the_log(capsys):
+    @_told(("", ""))
+    def broken():
+        raise KeyError("/secret")
+
+    assert broken() == (markup.problem("This did not work, and the reason is in the log of the server."), "", "")
+    assert "KeyError: '/secret'" in capsys.readouterr().err
 
 
 def test_a_model_is_in_memory_once(indices, mambavl, model, monkeypatch):
@@ -98,6 +156,21 @@ def test_answers_are_those_of_the_command(videos, model, mambavl):
     answers = ask(zoo.load(mambavl), videos / "grow.mp4", "what?", Limits())
     assert len(answers) == 5
     assert classify(zoo.load(mambavl), videos / "grow.mp4", Limits(), lambda *_: None).predictions
+
+
+def test_heat_is_that_of_explain(videos, model):
+    shares = []
+    found = see(model, videos / "move_left.mp4", 2, Limits(), lambda share, doing: shares.append(share))
+    wanted = zoo.explain(model, videos / "move_left.mp4", 2)
+    assert (found.label, found.probability) == ("move_left", wanted.probability)
+    assert [picture.seconds for picture in found.pictures] == wanted.seconds.tolist()
+    assert shares[-1] == 1 and shares == sorted(shares)
+    with Image.open(io.BytesIO(found.pictures[0].webp)) as picture:
+        assert picture.size == wanted.frames.shape[:-3:-1]
+        shown = np.asarray(picture.convert("RGB"), float)
+    assert np.abs(shown - shade(wanted)[0].permute(1, 2, 0).numpy()).mean() < 12  # WebP is lossy
+    with pytest.raises(ZooError, match="target is 8"):
+        see(model, videos / "move_left.mp4", 8, Limits(), lambda *_: None)
 
 
 def test_a_regressor_gives_a_number(videos):

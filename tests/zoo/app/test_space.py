@@ -10,10 +10,13 @@ import tomllib
 import urllib.request
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[3]
 BLOCKS = re.findall(r"^```\w*\n(.*?)^```", (ROOT / "docs/app.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_space_serves_the_page(tmp_path):
     script = next(block for block in BLOCKS if "import zoo" in block)
     assert len(script.split("\n")) <= 4
