@@ -78,6 +78,8 @@ def found(query: str, rows: Sequence[tuple[Hit, str, bytes | None]]) -> str:
         query: what was asked.
         rows: hits, the address of each video, and its moving picture; None where the file cannot be read any more.
     """
+    if not rows:
+        return f'<div class="zoo"><h3>{text(query)}</h3>{hint("The index is empty.")}</div>'
     figures = "".join(_moment(*row) for row in rows)
     return f'<div class="zoo"><h3>{text(query)}</h3><div class="zoo-moments">{figures}</div></div>'
 

@@ -39,8 +39,8 @@ CLOSED = ("api", "call", "custom_component", "deep_link", "process_recording", "
 class ShownVideos:
     """The videos that search results showed, at addresses that cannot be guessed.
 
-    A result may be of any folder, of a store behind a URL or in a tar shard. Its folder is not opened for that: only
-    what a search has found has an address.
+    A result may be of any folder, or of a store behind a URL. Its folder is not opened for that: only what a search has
+    found has an address.
     """
 
     def __init__(self) -> None:

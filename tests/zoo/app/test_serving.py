@@ -7,6 +7,7 @@ from http.client import HTTPConnection
 from urllib.parse import quote, urlsplit
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 import zoo
 from zoo.app.markup import found
@@ -167,6 +168,23 @@ def test_a_video_is_given_in_parts(indices, videos):
         page.close(verbose=False)
 
 
+def test_a_video_behind_a_url_is_given_too_and_one_that_is_gone_is_not(indices, videos, tmp_path):
+    page = zoo.web_app(index=indices.clips)
+    content = (videos / "grow.mp4").read_bytes()
+    MemoryFileSystem().pipe("/app/grow.mp4", content)
+    gone = tmp_path / "gone.mp4"
+    page.launch(prevent_thread_lock=True, quiet=True)
+    try:
+        where = f"/{page.videos.address('memory://app/grow.mp4')}"
+        assert ask(page.local_url, "GET", where)[2] == content
+        status, headers, body = ask(page.local_url, "GET", where, headers={"Range": "bytes=10-19"})
+        assert (status, body, headers["Content-Type"]) == (206, content[10:20], "video/mp4")
+        assert ask(page.local_url, "GET", f"/{page.videos.address(str(gone))}")[0] == 404
+    finally:
+        MemoryFileSystem().rm("/app", recursive=True)
+        page.close(verbose=False)
+
+
 def test_addresses_are_few_and_of_what_was_found(monkeypatch):
     monkeypatch.setattr("zoo.app.serving.KEPT", 2)
     shown = ShownVideos()
@@ -178,6 +196,7 @@ def test_addresses_are_few_and_of_what_was_found(monkeypatch):
 
 def test_names_of_others_are_text():
     hit = Hit('/videos/<img src=x onerror=alert(1)> ${a} {{b}} "`.mp4', 0.5, 1.5, 0.25)
+    assert "The index is empty." in found("<b>", [])
     page = found("<b>", [(hit, 'shown/"x', b"")])
     assert "<img" not in page and "${" not in page and "{{" not in page and "`" not in page and "<b>" not in page
     assert "/videos/" not in page and "#t=0.500,1.500" in page and "shown/&quot;x" in page
