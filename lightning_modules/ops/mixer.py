@@ -21,7 +21,7 @@ from lightning_modules.ops.backend import select, use_backend
 from lightning_modules.ops.conv.interface import bidirectional_conv1d, causal_conv1d
 from lightning_modules.ops.dense import linear
 from lightning_modules.ops.scan.direction import Direction, flat
-from lightning_modules.ops.scan.interface import bidirectional_scan, selective_scan
+from lightning_modules.ops.scan.interface import bidirectional_scan, check, selective_scan
 
 __all__ = ["MixerWeights", "mix"]
 
@@ -72,15 +72,16 @@ def mix(
         ValueError: a shape does not fit the others.
         BackendError: the backend asked for by name cannot run here.
     """
-    tensors = (x, z, *chain(*directions))
-    training = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
-    if recompute and training and not torch.compiler.is_compiling():
-        return _Recomputed.apply(_Call.of(x, reverse), *tensors)
-    selected = _select(x, directions, reverse, linear, linear)
-    if len(selected) == 1:
-        return selective_scan(*selected[0][:6], z, selected[0].delta_bias, True, reverse)
-    one, other = selected
-    return bidirectional_scan(*one[:6], *other[:6], z, one.delta_bias, other.delta_bias)
+    if recompute and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        tensors = (x, z, *chain(*directions))
+        if any(tensor is not None and tensor.requires_grad for tensor in tensors):
+            return _Recomputed.apply(_Call.of(x, reverse), *tensors)
+    # Written out, since torch 2.7 does not compile a slice of a named tuple.
+    (u, delta, A, B, C, D, bias), *others = _select(x, directions, reverse, linear, linear)
+    if not others:
+        return selective_scan(u, delta, A, B, C, D, z, bias, True, reverse)
+    u_b, delta_b, A_b, B_b, C_b, D_b, bias_b = others[0]
+    return bidirectional_scan(u, delta, A, B, C, D, u_b, delta_b, A_b, B_b, C_b, D_b, z, bias, bias_b)
 
 
 def _select(
@@ -148,6 +149,7 @@ class _Recomputed(torch.autograd.Function):
 
         with call.again():
             directions = _select(x, _grouped(weights), call.reverse, project, F.linear)
+            check(directions, z)
             if call.operators:
                 y, *states = call.operators[0](*flat(directions), z, True, call.reverse, True)
             else:

@@ -8,7 +8,7 @@ from torch import Tensor
 from lightning_modules.ops.backend import select
 from lightning_modules.ops.scan.direction import Direction
 
-__all__ = ["bidirectional_scan", "selective_scan"]
+__all__ = ["bidirectional_scan", "check", "selective_scan"]
 
 
 def selective_scan(
@@ -48,7 +48,7 @@ def selective_scan(
         BackendError: the backend asked for by name cannot run here.
     """
     one = Direction(u, delta, A, B, C, D, delta_bias)
-    _check(one, "z", z)
+    check((one,), z)
     return select("scan", u).scan((one,), z, delta_softplus, reverse)
 
 
@@ -77,14 +77,26 @@ def bidirectional_scan(
     """
     one = Direction(u, delta, A, B, C, D, delta_bias)
     other = Direction(u_b, delta_b, A_b, B_b, C_b, D_b, delta_bias_b)
-    _check(one, "z", z)
-    # Written out, since torch 2.7 compiles neither `_replace` nor a slice of a named tuple.
-    _check(Direction(u, delta_b, A_b, B_b, C_b, D_b, delta_bias_b), "u_b", u_b, "_b")
-    for name, first, second in zip(Direction._fields, one, other, strict=True):
-        if first is not None and second is not None and (first.dtype, first.device) != (second.dtype, second.device):
-            raise ValueError(f"{name}_b is {second.dtype} on {second.device} and {name} {first.dtype} on "
-                             f"{first.device}; give both directions the same.")  # fmt: skip
+    check((one, other), z)
     return select("scan", u).scan((one, other), z, delta_softplus, reverse=False)
+
+
+def check(directions: tuple[Direction, ...], z: Tensor | None) -> None:
+    """Compare shapes, dtypes and devices of what a scan is given: kernels read memory by them.
+
+    Raises:
+        ValueError: one does not fit the others.
+    """
+    one = directions[0]
+    _check(one, "z", z)
+    for other in directions[1:]:
+        # Written out, since torch 2.7 compiles neither `_replace` nor a slice of a named tuple.
+        like = Direction(one.u, other.delta, other.A, other.B, other.C, other.D, other.delta_bias)
+        _check(like, "u_b", other.u, "_b")
+        for name, mine, its in zip(Direction._fields, one, other, strict=True):
+            if mine is not None and its is not None and (mine.dtype, mine.device) != (its.dtype, its.device):
+                raise ValueError(f"{name}_b is {its.dtype} on {its.device} and {name} {mine.dtype} on {mine.device}; "
+                                 "give both directions the same.")  # fmt: skip
 
 
 def _check(given: Direction, name_like_u: str, like_u: Tensor | None, suffix: str = "") -> None:

@@ -162,6 +162,16 @@ def test_compiled() -> None:
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("recompute", [True, False])
+def test_shapes_that_do_not_fit_are_named(recompute) -> None:
+    xz, weights = _inputs()
+    x, z = xz.requires_grad_().chunk(2, dim=-1)
+    with pytest.raises(ValueError, match=r"z has shape \(2, 69, 20\); it has to be u's \(2, 70, 20\)"):
+        mix(x, z[:, 1:], *weights, recompute=recompute)
+    with pytest.raises(ValueError, match=r"delta_bias_b has shape \(19,\)"):
+        mix(x, z, weights[0], weights[1]._replace(dt_bias=weights[1].dt_bias[1:]), recompute=recompute)
+
+
 def test_nothing_is_kept_without_gradients() -> None:
     xz, weights = _inputs()
     x, z = xz.chunk(2, dim=-1)
