@@ -254,8 +254,8 @@ class LiveStream:
                 self._begun = now if is_file else now - period
             if is_file:
                 self._stop.wait(max(0.0, self._begun + number * period - now))
-            elif number == 1:
-                start = now - self._begun - period
+            elif number == 1:  # what came faster than it was filmed is ahead of the clock
+                start = max(now - self._begun - period, self.seconds)
             if self._stop.is_set():
                 return
             frame = to_clip(center_crop(picture[None], image_size))[:, 0]

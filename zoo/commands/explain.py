@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", choices=_METHODS, default=_METHODS[0],
                         help="cover each tube in turn, or follow gradients (needs Captum)")  # fmt: skip
     parser.add_argument("--tube", nargs=2, type=int, metavar=("FRAMES", "PIXELS"),
-                        help="what is judged together (default: a quarter of the frames and of the side)")  # fmt: skip
+                        help="what is judged together (default: a quarter of frames and side, or less)")  # fmt: skip
     parser.add_argument("--plot", metavar="PNG", help="save the frames, and below each its heat")
     parser.add_argument("--animation", metavar="WEBP", help="save the clip beside its heat as animated WebP or GIF")
     parser.add_argument("--array", metavar="NPY", help="save the heat (T, H, W) for NumPy; .npz has the frames, too")
