@@ -24,7 +24,13 @@ _compiled: ContextVar[tuple[int, list] | None] = ContextVar("compile_only", defa
 
 
 def launch(
-    kernel: Any, grid: tuple[int, ...], on: Tensor, *arguments: Any, num_warps: int = 1, **constants: Any
+    kernel: Any,
+    grid: tuple[int, ...],
+    on: Tensor,
+    *arguments: Any,
+    num_warps: int = 1,
+    maxnreg: int | None = None,
+    **constants: Any,
 ) -> None:
     """Start a kernel on the current stream of a tensor's device; nothing happens if the grid is empty.
 
@@ -34,6 +40,7 @@ def launch(
         on: a tensor of the device.
         arguments: the kernel's, in order; None for a tensor that is absent.
         num_warps: groups of 32 threads per program.
+        maxnreg: registers that a thread may use; None leaves that to the compiler.
         constants: the kernel's `tl.constexpr` arguments.
 
     Raises:
@@ -43,7 +50,7 @@ def launch(
         raise ModelError(f"{kernel.__name__} on {tuple(on.shape)} needs {max(grid[1:]):,} programs along one axis and "
                          f"CUDA starts at most {_MOST_PROGRAMS:,}; split the batch, or the sequence.")  # fmt: skip
     # A product and a sum in one instruction: triton is about to change its default.
-    options = {"num_warps": num_warps, "enable_fp_fusion": True}
+    options = {"num_warps": num_warps, "enable_fp_fusion": True, "maxnreg": maxnreg}
     if _compiled.get() is not None:
         capability, results = _compiled.get()
         results.append((kernel.__name__, grid, _compile(kernel, arguments, constants, options, capability)))

@@ -27,6 +27,8 @@ _CHUNK = 64
 _SHORTEST = 32
 # What a thread can hold in registers: states of a direction in the forward, states and tokens of them in the backward.
 _FORWARD_STATES, _BACKWARD_STATES, _BACKWARD_TOKENS = 16, 8, 4
+# Tokens that the forward asks for at once, and registers a thread may use for that: ten warps fit on a multiprocessor.
+_AHEAD, _REGISTERS = 2, 192
 # Channels side by side in the backward, see `scan_backward`.
 _LANES = 8
 # A scheduler with one warp waits about half of the time, with three hardly ever.
@@ -97,7 +99,8 @@ def _forward(
         *one.u, *one.delta, one.A, one.D, one.bias, *other.u, *other.delta, other.A, other.D, other.bias,
         *strided(z), BC, entry, checkpoints if save else None, scratch, kept if kept.numel() else None, y,
         batch, length, channels, states, 1, segment, segments, _chunks(u),
-        TWO=two, REVERSE=reverse, SOFTPLUS=softplus, CHUNK=_CHUNK, N=N, BLOCK=_block(N),
+        TWO=two, REVERSE=reverse, SOFTPLUS=softplus, CHUNK=_CHUNK, AHEAD=_AHEAD, N=N, BLOCK=_block(N),
+        maxnreg=_REGISTERS,
     )  # fmt: skip
     return y, kept, checkpoints
 

@@ -66,6 +66,25 @@ def _row(pointer, step, t, d, mask):
 
 
 @triton.jit
+def _row_of(pointer, step, t, d, mask):
+    """`_row`, or zeros if there is no tensor: what a loop hands on has to be a value."""
+    if pointer is None:
+        return tl.zeros(d.shape, tl.float32)
+    else:
+        return _row(pointer, step, t, d, mask)
+
+
+@triton.jit
+def _rows(pointer, step, first, way: tl.constexpr, lowest, highest, d, mask, COUNT: tl.constexpr):
+    """The first token and those after (way 1) or before it (way -1), as `_row`; the nearest inside for one outside."""
+    rows = ()
+    for k in tl.static_range(COUNT):
+        t = tl.minimum(tl.maximum(first + way * k, lowest), highest)
+        rows = rows + (_row(pointer, step, t, d, mask),)  # noqa: RUF005 (triton's tuples know + only)
+    return rows
+
+
+@triton.jit
 def _channels(pointer, d, mask):
     """A value per channel in float32, 0 where masked or if there is no tensor."""
     if pointer is None:
@@ -104,14 +123,29 @@ def _step(h, A, raw, x, D, bias, weights, n, N: tl.constexpr, SOFTPLUS: tl.const
 
 
 @triton.jit
-def _finish(total, y, kept, z, z_row, t, channels, d, mask):
-    """Gates and writes a token's result."""
+def _finish(total, y, kept, z, gate, t, channels, d, mask):
+    """Writes a token's result, times the gate if there is a z."""
     if z is not None:
-        gate = _row(z, z_row, t, d, mask).to(tl.float32)
+        gate = gate.to(tl.float32)
         if kept is not None:
             tl.store(kept + t * channels + d, total, mask=mask)
         total *= gate * _sigmoid(gate)
     tl.store(y + t * channels + d, total, mask=mask)
+
+
+@triton.jit
+def _keep(
+    checkpoints, h, batch, chunks, direction: tl.constexpr, b, t, length, channels, one, d, n, mask,
+    BACK: tl.constexpr, CHUNK: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    """Writes the state before a chunk's first token on the way."""
+    if checkpoints is not None:
+        first = t % CHUNK == 0
+        if BACK:
+            first = (t + 1) % CHUNK == 0 or t == length - 1
+        if first:
+            at = _state(checkpoints, batch, chunks, direction, b, t // CHUNK, channels, one, d, n, N)
+            tl.store(at, h, mask=mask[None, :])
 
 
 @triton.jit(do_not_specialize=["length"])
@@ -148,13 +182,16 @@ def scan_forward(
     z, z_batch, z_row, BC, entry, checkpoints, scratch, kept, y,
     batch, length, channels, states, one, segment, segments, chunks,
     TWO: tl.constexpr, REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr,
-    CHUNK: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr, AHEAD: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """y = (scan [+ scan from the last token]) [silu(z)] of one segment.
 
     With two directions, step i takes token i and token length - 1 - i: two chains of dependent instructions that do not
     wait for each other. Whoever comes first to a token leaves its result in scratch (float32, like y), the other adds
     its own, gates and writes: y is written once.
+
+    Tokens are asked for before they are needed, AHEAD of them at a time in the first half and one in the second, which
+    reads twice as much for each; and before the results of the step are written, since loads do not overtake stores.
 
     entry is a state buffer per segment (None: the state is 0, and there is one segment). checkpoints, a state buffer
     per chunk, and kept, the result before the gate, are written if given.
@@ -197,73 +234,83 @@ def scan_forward(
         h_b = tl.zeros([N, BLOCK], tl.float32)
         if entry is not None:
             h_b = tl.load(_state(entry, batch, segments, 1, b, piece, channels, one, d, n, N), mask=mask[None, :])
-        # A token is asked for one step before it is needed.
-        next_x = _row(u, u_row, start, d, mask)
-        next_raw = _row(delta, delta_row, start, d, mask)
-        next_x_b = _row(u_b, ub_row, stop - 1, d, mask)
-        next_raw_b = _row(delta_b, deltab_row, stop - 1, d, mask)
-        for i in range(0, count // 2):
-            t, t_b = start + i, stop - 1 - i
-            x, raw = next_x.to(tl.float32), next_raw.to(tl.float32)
-            x_b, raw_b = next_x_b.to(tl.float32), next_raw_b.to(tl.float32)
-            next_x = _row(u, u_row, t + 1, d, mask)
-            next_raw = _row(delta, delta_row, t + 1, d, mask)
-            next_x_b = _row(u_b, ub_row, t_b - 1, d, mask)
-            next_raw_b = _row(delta_b, deltab_row, t_b - 1, d, mask)
-            if checkpoints is not None:
-                if t % CHUNK == 0:
-                    at = _state(checkpoints, batch, chunks, 0, b, t // CHUNK, channels, one, d, n, N)
-                    tl.store(at, h, mask=mask[None, :])
-                if (t_b + 1) % CHUNK == 0 or t_b == length - 1:
-                    at = _state(checkpoints, batch, chunks, 1, b, t_b // CHUNK, channels, one, d, n, N)
-                    tl.store(at, h_b, mask=mask[None, :])
+        last, half = stop - 1, count // 2
+        xs = _rows(u, u_row, start, 1, start, last, d, mask, AHEAD)
+        raws = _rows(delta, delta_row, start, 1, start, last, d, mask, AHEAD)
+        xs_b = _rows(u_b, ub_row, last, -1, start, last, d, mask, AHEAD)
+        raws_b = _rows(delta_b, deltab_row, last, -1, start, last, d, mask, AHEAD)
+        for j in range(0, half // AHEAD):
+            now_xs, now_raws, now_xs_b, now_raws_b = xs, raws, xs_b, raws_b
+            at, at_b = start + j * AHEAD, last - j * AHEAD
+            xs = _rows(u, u_row, at + AHEAD, 1, start, last, d, mask, AHEAD)
+            raws = _rows(delta, delta_row, at + AHEAD, 1, start, last, d, mask, AHEAD)
+            xs_b = _rows(u_b, ub_row, at_b - AHEAD, -1, start, last, d, mask, AHEAD)
+            raws_b = _rows(delta_b, deltab_row, at_b - AHEAD, -1, start, last, d, mask, AHEAD)
+            for k in tl.static_range(AHEAD):
+                t, t_b = at + k, at_b - k
+                _keep(checkpoints, h, batch, chunks, 0, b, t, length, channels, one, d, n, mask, False, CHUNK, N)
+                _keep(checkpoints, h_b, batch, chunks, 1, b, t_b, length, channels, one, d, n, mask, True, CHUNK, N)
+                x, raw = now_xs[k].to(tl.float32), now_raws[k].to(tl.float32)
+                x_b, raw_b = now_xs_b[k].to(tl.float32), now_raws_b[k].to(tl.float32)
+                h, out = _step(h, rates, raw, x, skip, shift, weights + t * (2 * N), n, N, SOFTPLUS)
+                h_b, out_b = _step(h_b, rates_b, raw_b, x_b, skip_b, shift_b, weights_b + t_b * (2 * N), n, N, SOFTPLUS)
+                tl.store(scratch + t * channels + d, out, mask=mask)
+                tl.store(scratch + t_b * channels + d, out_b, mask=mask)
+        for i in range(half // AHEAD * AHEAD, half):
+            t, t_b = start + i, last - i
+            _keep(checkpoints, h, batch, chunks, 0, b, t, length, channels, one, d, n, mask, False, CHUNK, N)
+            _keep(checkpoints, h_b, batch, chunks, 1, b, t_b, length, channels, one, d, n, mask, True, CHUNK, N)
+            x, raw = _row(u, u_row, t, d, mask).to(tl.float32), _row(delta, delta_row, t, d, mask).to(tl.float32)
+            x_b = _row(u_b, ub_row, t_b, d, mask).to(tl.float32)
+            raw_b = _row(delta_b, deltab_row, t_b, d, mask).to(tl.float32)
             h, out = _step(h, rates, raw, x, skip, shift, weights + t * (2 * N), n, N, SOFTPLUS)
             h_b, out_b = _step(h_b, rates_b, raw_b, x_b, skip_b, shift_b, weights_b + t_b * (2 * N), n, N, SOFTPLUS)
             tl.store(scratch + t * channels + d, out, mask=mask)
             tl.store(scratch + t_b * channels + d, out_b, mask=mask)
         # A thread reads back what it wrote itself, unless a compiler lays the two loops out differently.
         tl.debug_barrier()
-        for i in range(count // 2, count):
-            t, t_b = start + i, stop - 1 - i
+        middle, middle_b = start + half, last - half
+        next_x, next_raw = _row(u, u_row, middle, d, mask), _row(delta, delta_row, middle, d, mask)
+        next_x_b, next_raw_b = _row(u_b, ub_row, middle_b, d, mask), _row(delta_b, deltab_row, middle_b, d, mask)
+        next_other, next_other_b = _row(scratch, channels, middle, d, mask), _row(scratch, channels, middle_b, d, mask)
+        next_z, next_z_b = _row_of(z, z_row, middle, d, mask), _row_of(z, z_row, middle_b, d, mask)
+        for i in range(half, count):
+            t, t_b = start + i, last - i
             x, raw = next_x.to(tl.float32), next_raw.to(tl.float32)
             x_b, raw_b = next_x_b.to(tl.float32), next_raw_b.to(tl.float32)
-            after, before = tl.minimum(t + 1, stop - 1), tl.maximum(t_b - 1, start)
-            next_x = _row(u, u_row, after, d, mask)
-            next_raw = _row(delta, delta_row, after, d, mask)
-            next_x_b = _row(u_b, ub_row, before, d, mask)
-            next_raw_b = _row(delta_b, deltab_row, before, d, mask)
-            other = _row(scratch, channels, t, d, mask)
-            other_b = _row(scratch, channels, t_b, d, mask)
-            if checkpoints is not None:
-                if t % CHUNK == 0:
-                    at = _state(checkpoints, batch, chunks, 0, b, t // CHUNK, channels, one, d, n, N)
-                    tl.store(at, h, mask=mask[None, :])
-                if (t_b + 1) % CHUNK == 0 or t_b == length - 1:
-                    at = _state(checkpoints, batch, chunks, 1, b, t_b // CHUNK, channels, one, d, n, N)
-                    tl.store(at, h_b, mask=mask[None, :])
+            other, other_b = next_other, next_other_b
+            gate, gate_b = next_z, next_z_b
+            after, before = tl.minimum(t + 1, last), tl.maximum(t_b - 1, start)
+            next_x, next_raw = _row(u, u_row, after, d, mask), _row(delta, delta_row, after, d, mask)
+            next_x_b, next_raw_b = _row(u_b, ub_row, before, d, mask), _row(delta_b, deltab_row, before, d, mask)
+            next_other, next_other_b = _row(scratch, channels, after, d, mask), _row(scratch, channels, before, d, mask)
+            next_z, next_z_b = _row_of(z, z_row, after, d, mask), _row_of(z, z_row, before, d, mask)
+            _keep(checkpoints, h, batch, chunks, 0, b, t, length, channels, one, d, n, mask, False, CHUNK, N)
+            _keep(checkpoints, h_b, batch, chunks, 1, b, t_b, length, channels, one, d, n, mask, True, CHUNK, N)
             h, out = _step(h, rates, raw, x, skip, shift, weights + t * (2 * N), n, N, SOFTPLUS)
             h_b, out_b = _step(h_b, rates_b, raw_b, x_b, skip_b, shift_b, weights_b + t_b * (2 * N), n, N, SOFTPLUS)
             # In the middle of an odd number of tokens the two meet, and nothing is in scratch.
             total = out + tl.where(t == t_b, out_b, other)
             total_b = out_b + tl.where(t == t_b, out, other_b)
-            _finish(total, y, kept, z, z_row, t, channels, d, mask)
-            _finish(total_b, y, kept, z, z_row, t_b, channels, d, mask)
+            _finish(total, y, kept, z, gate, t, channels, d, mask)
+            _finish(total_b, y, kept, z, gate_b, t_b, channels, d, mask)
     else:
+        first = start
+        if REVERSE:
+            first = stop - 1
+        next_x, next_raw = _row(u, u_row, first, d, mask), _row(delta, delta_row, first, d, mask)
+        next_z = _row_of(z, z_row, first, d, mask)
         for i in range(0, count):
-            t = start + i
+            t, after = start + i, tl.minimum(start + i + 1, stop - 1)
             if REVERSE:
-                t = stop - 1 - i
-            x = _row(u, u_row, t, d, mask).to(tl.float32)
-            raw = _row(delta, delta_row, t, d, mask).to(tl.float32)
-            if checkpoints is not None:
-                first = t % CHUNK == 0
-                if REVERSE:
-                    first = (t + 1) % CHUNK == 0 or t == length - 1
-                if first:
-                    at = _state(checkpoints, batch, chunks, 0, b, t // CHUNK, channels, one, d, n, N)
-                    tl.store(at, h, mask=mask[None, :])
+                t, after = stop - 1 - i, tl.maximum(stop - 2 - i, start)
+            x, raw = next_x.to(tl.float32), next_raw.to(tl.float32)
+            gate = next_z
+            next_x, next_raw = _row(u, u_row, after, d, mask), _row(delta, delta_row, after, d, mask)
+            next_z = _row_of(z, z_row, after, d, mask)
+            _keep(checkpoints, h, batch, chunks, 0, b, t, length, channels, one, d, n, mask, REVERSE, CHUNK, N)
             h, out = _step(h, rates, raw, x, skip, shift, weights + t * (2 * N), n, N, SOFTPLUS)
-            _finish(out, y, kept, z, z_row, t, channels, d, mask)
+            _finish(out, y, kept, z, gate, t, channels, d, mask)
 
 
 @triton.jit(do_not_specialize=_ANY, do_not_specialize_on_alignment=_TILED)
@@ -401,15 +448,23 @@ def _combine(
     mask = d < channels
     rates = _rates(A, states, channels, d, n, mask)
     h = tl.zeros([N, BLOCK], tl.float32)
+    totals += (direction * batch + b).to(tl.int64) * segments * channels + d
+    first = 0
+    if backwards:
+        first = segments - 1
+    next_dt = tl.load(totals + first * channels, mask=mask, other=0.0)
+    next_end = tl.load(_state(ends, batch, segments, direction, b, first, channels, one, d, n, N), mask=mask[None, :])
     for i in range(0, segments):
-        piece = i
+        piece, after = i, tl.minimum(i + 1, segments - 1)
         if backwards:
-            piece = segments - 1 - i
-        at = _state(ends, batch, segments, direction, b, piece, channels, one, d, n, N)
-        total = ((direction * batch + b).to(tl.int64) * segments + piece) * channels
-        dt = tl.load(totals + total + d, mask=mask, other=0.0)
-        end = tl.load(at, mask=mask[None, :])
-        tl.store(at, h, mask=mask[None, :])
+            piece, after = segments - 1 - i, tl.maximum(segments - 2 - i, 0)
+        dt, end = next_dt, next_end
+        # The next piece is asked for before this one's state is written: a load does not overtake a store.
+        next_dt = tl.load(totals + after * channels, mask=mask, other=0.0)
+        next_end = tl.load(
+            _state(ends, batch, segments, direction, b, after, channels, one, d, n, N), mask=mask[None, :]
+        )
+        tl.store(_state(ends, batch, segments, direction, b, piece, channels, one, d, n, N), h, mask=mask[None, :])
         h = tl.exp2(dt[None, :] * rates) * h + end
 
 
@@ -494,7 +549,7 @@ def scan_backward(
     for c in tl.static_range(GROUPS):
         d = lane + c * LANES
         mask = d < channels
-        rates = rates + (_rates(A, states, channels, d, n, mask),)  # noqa: RUF005 (triton's tuples know + only)
+        rates = rates + (_rates(A, states, channels, d, n, mask),)  # noqa: RUF005
         skip = skip + (_channels(D, d, mask),)  # noqa: RUF005
         if entry is None:
             G = G + (tl.zeros([N, LANES], tl.float32),)  # noqa: RUF005

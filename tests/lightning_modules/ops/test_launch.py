@@ -89,8 +89,8 @@ def test_scans_fit_into_registers(dtype: torch.dtype, states: int, batch: int, t
     # A single sequence is cut into segments: states and adjoints behind them first, then combined.
     split = ["walk", "combine"] if batch == 1 else []
     assert names == ["pack", *split, "scan_forward", "pack", "gate_backward", "walk", *split, "scan_backward"]
-    # 16 is what the networks have; at 8 the compiler puts a few registers aside so that more warps fit.
-    limit = 0 if states == 16 else 16
+    # 16 is what the networks have; there Triton 3.3 puts two registers of one forward aside, at 8 newer ones a few.
+    limit = 8 if states == 16 else 16
     for name, _, kernel in kernels:
         used = _resources(kernel, tmp_path)
         assert used["STACK"] <= limit and used["LOCAL"] == 0, (name, used)
@@ -102,12 +102,12 @@ def test_a_forward_step_stays_in_its_thread() -> None:
     ptx = forward.asm["ptx"]
     assert grid == (64 * 384 // 32,)
     assert "shfl" not in ptx and "ld.shared" not in ptx
-    loops = 2
-    per_loop = 2 * (16 + 1)  # and one for softplus; the gate's are in the second loop
+    steps = 4  # two in the loop over the first half and one for an odd rest, one in the loop over the second half
+    per_step = 2 * (16 + 1)  # and one for softplus; the gate's are in the second half
     gate = 2
-    assert ptx.count("ex2.approx") == loops * per_loop + gate
+    assert ptx.count("ex2.approx") == steps * per_step + gate
     wide = 2 * 2 * 4  # B and C of both directions, sixteen floats each, four at a time
-    assert len(re.findall(r"ld\.global\.v4\.b32", ptx)) == loops * wide
+    assert len(re.findall(r"ld\.global\.v4\.b32", ptx)) == steps * wide
 
 
 def test_more_programs_than_cuda_starts_are_refused() -> None:
