@@ -268,6 +268,7 @@ class Index(VideoTable):
         asked = asked.distance_type("dot").limit(topk).nprobes(PROBES).refine_factor(REFINE)
         if where is not None:
             asked = asked.where(f"({where})", prefilter=True)  # in brackets, nothing may follow it
+            asked = asked.maximum_nprobes(0)  # no limit: the rows that it leaves may lie in any partition
         rows = asked.select([*SHOWN, "_distance"]).to_arrow()
         of = rows.column("query_index").to_numpy() if len(queries) > 1 else np.zeros(len(rows), int)
         return rows, [(of == query).nonzero()[0] for query in range(len(queries))]

@@ -129,6 +129,20 @@ def test_the_approximate_index_finds_nearly_what_the_exact_search_finds(tmp_path
     assert len(hits) == 10 and all(hit.path.endswith("9.mp4") for hit in hits)
 
 
+def test_rows_of_a_rare_kind_are_found_beyond_the_partitions_that_are_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "APPROXIMATE_ROWS", 4000)
+    monkeypatch.setattr(table, "PROBES", 1)
+    index = Index.create(tmp_path / "i", 8)
+    index.add([Record(f"{i:05}.mp4", 0.0, 1.0) for i in range(40_000)], unit(40_000, 8))
+    index.optimise()
+    queries, rare = unit(3, 8, seed=1), "path LIKE '%77.mp4'"
+    found = index.search(queries, 500, where=rare)
+    assert [len(hits) for hits in found] == [400] * 3
+    assert [set(hits) for hits in found] == [set(hits) for hits in index.search(queries, 500, where=rare, exact=True)]
+    many = unit(20, 8, seed=2)
+    assert index.search(many, 400) != index.search(many, 400, exact=True)  # there are more partitions than one
+
+
 def test_conditions_and_columns(tmp_path):
     index = Index.create(tmp_path / "i", 16)
     index.add(records(9), unit(9), [*(File(f"v{i}.mp4", i, 10**9 * i) for i in range(3)), File("bad", 7, 8, "no")])
