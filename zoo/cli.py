@@ -28,6 +28,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from datamodules.loading import worker_death
+from datamodules.storage.files import is_url, status
 from lightning_modules.base import BaseModule
 from lightning_modules.callbacks.checkpoints import AtomicCheckpointIO
 from lightning_modules.callbacks.last import LastCheckpoint
@@ -150,7 +151,14 @@ class ZooCLI(LightningCLI):
         """Looks at the checkpoint before Lightning takes the model's arguments from it, or waits for a device."""
         config = self.config.get(str(self.config.get("subcommand")))
         path = None if config is None else config.get("ckpt_path")
-        if path is None or "://" in str(path) or str(path) in ("last", "best", "hpc", "registry"):
+        if path is None or str(path) in ("last", "best", "hpc", "registry"):
+            return
+        if is_url(str(path)):  # Lightning reads it, and what a store says names no file
+            try:
+                status(str(path))
+            except OSError as error:
+                raise ZooError(f"{path} cannot be read ({error.strerror or error}); check the address and your "
+                               "access.") from error  # fmt: skip
             return
         content = read_checkpoint(Path(path), config.get("weights_only"))
         given = content.get("hyper_parameters")
