@@ -2,7 +2,12 @@
 
 import csv
 import json
+import os
 import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -491,3 +496,35 @@ def test_pairs_fit(root, tmp_path, datamodule, masked):
         assert batch["video"].shape == (2, 3, batch["video"].shape[2], 32, 32)
         assert batch["video"].dtype == torch.uint8 and batch["video_index"].dtype == torch.int64
         assert len(batch["text"]) == len(batch["path"]) == 2 and all(isinstance(text, str) for text in batch["text"])
+
+
+# Tables in four engines ----------------------------------------------------------------------------------------------
+
+
+def _programs() -> dict[str, str]:
+    """The programs of docs/batches.md, by the engine that the second word of their first line names."""
+    text = (Path(__file__).parents[1] / "docs/batches.md").read_text(encoding="utf-8")
+    section = text.split("## In your own pipeline")[1]
+    programs = [part.split("```")[0] for part in section.split("```python\n")[1:]]
+    return {program.split()[1].rstrip(","): program for program in programs}
+
+
+@pytest.mark.parametrize("engine", ["zoo", "datasets", "pandas", "daft", pytest.param("ray", marks=pytest.mark.slow)])
+def test_the_documented_pipelines_give_labels(root, tmp_path, monkeypatch, engine):
+    """Each in a process of its own, since engines start threads and servers."""
+    pytest.importorskip({"zoo": "torch", "pandas": "pyspark"}.get(engine, engine))
+    for name, clip in zip(("a.mp4", "b.mp4"), sorted(root.glob("train/*/*.mp4")), strict=False):
+        shutil.copy(clip, tmp_path / name)
+    program = _programs()[engine]
+    last = "rows" if engine == "zoo" else "labels"
+    told = f"\nprint('columns:', *sorted({last} if hasattr({last}, 'keys') else {last}.column_names))"
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "cache"), "RAY_USAGE_STATS_ENABLED": "0"}
+    command = [sys.executable, "-c", program + told]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    columns = next(line for line in done.stdout.splitlines() if line.startswith("columns:")).split()
+    assert {"labels", "error"} <= set(columns) or "found" in columns
+
+
+def test_every_documented_pipeline_is_tried():
+    assert set(_programs()) == {"zoo", "ray", "datasets", "pandas", "daft"}

@@ -198,9 +198,10 @@ class _Readers:
     def __enter__(self) -> "_Readers":
         if self.number:
             files = _Files([receiver for receiver, _ in self._pipes])
-            loader = DataLoader(
-                files, None, num_workers=self.number, collate_fn=_as_it_is, worker_init_fn=_warn_plainly
-            )
+            # A fork server would stand between the two, and neither would see that the main process was killed.
+            method = "fork" if sys.platform == "linux" else None
+            loader = DataLoader(files, None, num_workers=self.number, collate_fn=_as_it_is,
+                                worker_init_fn=_warn_plainly, multiprocessing_context=method)  # fmt: skip
             with warnings.catch_warnings():
                 # Where an earlier call has imported LanceDB: these processes do not use it.
                 warnings.filterwarnings("ignore", "lancedb fork support")
@@ -240,11 +241,9 @@ class _Files(IterableDataset):
 
     def __iter__(self) -> Iterator[_Given]:
         number = get_worker_info().id
-        # A fork server stands between the two, and ends with the parent.
-        parent = os.getppid() if multiprocessing.get_start_method() == "forkserver" else self.parent
         # Other loader processes hold the writing ends too, so the end of the parent is not the end of the pipe.
         while not self.pipes[number].poll(WAIT_SECONDS):
-            if os.getppid() != parent:
+            if os.getppid() != self.parent:
                 return
         reader, chunks = self.pipes[number].recv()
         for chunk in chunks:
