@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pytest
 import torch
@@ -19,7 +18,6 @@ from datamodules.synthetic.writing import write_video
 from lightning_modules.tasks.retrieval import TextVideoRetrieval
 from zoo.retrieval.table import Index
 from zoo.tables import ray_data
-from zoo.tables.table import VideoTable, Where
 
 pytest.importorskip("lancedb")
 ZOO = Path(sys.executable).with_name("zoo")
@@ -77,14 +75,8 @@ def content(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("where", ["local", "s3"])
-def test_a_node_that_dies_costs_a_retry_and_nothing_else(workspace, tmp_path, request, where):
+def test_a_node_that_dies_costs_a_retry_and_nothing_else(workspace, tmp_path, cluster):
     videos, out = workspace / "videos", str(tmp_path / "ray.index")
-    if where == "s3":
-        bucket = request.getfixturevalue("object_store")  # before the cluster, whose processes get its environment
-        fsspec.filesystem("s3").put(str(videos), f"{bucket}/videos", recursive=True)
-        videos, out = f"{bucket}/videos", f"{bucket}/ray.index"
-    cluster = request.getfixturevalue("cluster")
     options = ["--window", "1", "--batch-size", "2"]
     command = ["index", "model", videos, "-o", out, *options, "--ray", cluster.address, "--json"]
     running = start(workspace, *command)
@@ -95,7 +87,7 @@ def test_a_node_that_dies_costs_a_retry_and_nothing_else(workspace, tmp_path, re
     before = Index.open(out).count_rows()
     said, err = running.communicate(timeout=600)
     assert running.returncode == 0, err
-    done = json.loads(said)
+    done = json.loads(said[said.index('{\n  "index"') :])  # Ray tells of the dead node on the same stream
     assert (done["indexed"], done["kept"], done["unreadable"]) == (NUM_CLIPS, 0, 1)
     assert err.count("(left out of the index).") == 1
     assert before < Index.open(out).count_rows()  # it was in the middle
@@ -110,33 +102,12 @@ def test_a_node_that_dies_costs_a_retry_and_nothing_else(workspace, tmp_path, re
         torch.testing.assert_close(together[key], vector, atol=1e-5, rtol=0)
 
     # With the node that is left: nothing is done twice, and what is new is done.
-    if where == "local":
-        shutil.copy(workspace / "videos/00.mp4", tmp_path / "new.mp4")
-        again = start(workspace, *command[:3], tmp_path / "new.mp4", *command[3:])
-        said, err = again.communicate(timeout=600)
-        assert again.returncode == 0, err
-        done = json.loads(said)
-        assert (done["indexed"], done["kept"], done["unreadable"]) == (1, NUM_CLIPS, 1)
-
-
-@pytest.mark.slow
-def test_features_and_labels_by_ray_are_those_without(workspace, tmp_path, cluster):
-    nano, some = "videomamba-nano-motion", [workspace / f"videos/{name}.mp4" for name in ("00", "01", "02", "torn")]
-    for command in (["extract", nano, *some, "--window", "1", "--stride", "0.5"], ["predict", nano, *some]):
-        rows = {}
-        for name, options in (("ray", ["--ray", cluster.address]), ("alone", ["--workers", "1"])):
-            process = start(tmp_path, *command, "-o", f"{command[0]}-{name}.lance", *options)
-            _, err = process.communicate(timeout=600)
-            assert process.returncode == 0 and err.count("torn.mp4") >= 1, err
-            place = str(tmp_path / f"{command[0]}-{name}.lance")
-            table = VideoTable.read(Where(str(tmp_path), f"{command[0]}-{name}", place, place))
-            rows[name] = table.to_arrow().to_pylist()
-        assert len(rows["ray"]) == len(rows["alone"]) >= 4
-        for one, other in zip(rows["ray"], rows["alone"], strict=True):
-            for numbers in ("features", "probabilities"):
-                if one.get(numbers) is not None:
-                    np.testing.assert_allclose(one.pop(numbers), other.pop(numbers), atol=1e-5)
-            assert one == other
+    shutil.copy(workspace / "videos/00.mp4", tmp_path / "new.mp4")
+    again = start(workspace, *command[:3], tmp_path / "new.mp4", *command[3:])
+    said, err = again.communicate(timeout=600)
+    assert again.returncode == 0, err
+    done = json.loads(said[said.index('{\n  "index"') :])
+    assert (done["indexed"], done["kept"], done["unreadable"]) == (1, NUM_CLIPS, 1)
 
 
 def test_without_ray_one_sentence_says_how_to_install_it(workspace, tmp_path, monkeypatch):
