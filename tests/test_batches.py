@@ -509,7 +509,7 @@ def _programs() -> dict[str, str]:
     return {program.split()[1].rstrip(","): program for program in programs}
 
 
-@pytest.mark.parametrize("engine", ["zoo", "datasets", "pandas", "daft"])
+@pytest.mark.parametrize("engine", ["zoo", "datasets", "pandas", "daft", pytest.param("ray", marks=pytest.mark.slow)])
 def test_the_documented_pipelines_give_labels(root, tmp_path, monkeypatch, engine):
     """Each in a process of its own, since engines start threads and servers."""
     pytest.importorskip({"zoo": "torch", "pandas": "pyspark"}.get(engine, engine))

@@ -317,7 +317,8 @@ class VideoTextPretraining(TaughtByClip):
 
     # Evaluation -----------------------------------------------------------------------------------------------------
 
-    def _evaluate(self, batch: dict, rerank: bool) -> None:
+    def _evaluate(self, batch: dict, rerank: bool) -> dict | None:
+        """Collect a batch's vectors, and return them as `test_step` does."""
         if "frame_mask" in batch and not batch["frame_mask"].all():
             raise ModelError("This model takes whole clips and the data pads short videos; leave data.fps out.")
         counts = [len(texts) for texts in batch["text"]]
@@ -329,6 +330,9 @@ class VideoTextPretraining(TaughtByClip):
         if rerank and not self.scores.is_graded:
             words = [hidden[mask] for part in parts for hidden, mask in zip(part.hidden, part.mask, strict=True)]
             self.reranker.update(batch["video_index"], video.mean, video.tokens, counts, vectors, words)
+        if self.scores.is_graded:
+            return None
+        return {"video_vectors": video.mean, "text_vectors": vectors, "scale": 1.0, "dual_softmax": False}
 
     def _log_ranks(self, prefix: str, result: dict[str, Tensor]) -> None:
         shown = {f"{prefix}{k}": v.to(self.device) for k, v in result.items() if k not in ("videos", "captions")}
@@ -342,8 +346,9 @@ class VideoTextPretraining(TaughtByClip):
     def on_validation_epoch_end(self) -> None:
         self._log_ranks("val/", self.scores.compute())
 
-    def test_step(self, batch: dict, batch_idx: int) -> None:
-        self._evaluate(batch, rerank=self.training_arguments["rerank"] > 0)
+    def test_step(self, batch: dict, batch_idx: int) -> dict | None:
+        """What `lightning_modules.callbacks.Report` takes, whose ranks are those of the vectors, before re-ranking."""
+        return self._evaluate(batch, rerank=self.training_arguments["rerank"] > 0)
 
     def on_test_epoch_end(self) -> None:
         """Logs the ranks of the vectors (test/t2v_r1, ...) and those after re-ranking (test/reranked_t2v_r1, ...).

@@ -13,7 +13,7 @@ import os
 import pickle
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from typing import Any, NamedTuple
 
 from zoo.errors import ZooError
@@ -72,19 +72,33 @@ def answered_on_ray(job: Job, chunks: Sequence[Sequence[str]], address: str) -> 
 
     remedy = f"check the cluster at {address}, and run the same command again, which does what is missing"
     begun = not ray.is_initialized()
-    try:
-        with redirect_stdout(sys.stderr):  # Ray tells of dead nodes on the standard output, which is for results
+    with _results_only():
+        try:
             if begun:
                 try:
                     ray.init(None if address == "auto" else address, log_to_driver=False)
                 except (ConnectionError, ValueError, RuntimeError) as error:
                     raise ZooError(f"Ray cannot be reached ({_first_line(error)}); {remedy}.") from error
             yield from _in_order(_pipeline(job, chunks))
-    except ray.exceptions.RayError as error:
-        raise ZooError(f"Ray gave up ({_first_line(error)}); {remedy}.") from error
+        except ray.exceptions.RayError as error:
+            raise ZooError(f"Ray gave up ({_first_line(error)}); {remedy}.") from error
+        finally:
+            if begun:
+                ray.shutdown()
+
+
+@contextmanager
+def _results_only() -> Iterator[None]:
+    """Lead the standard output to the error output, below Python too: Ray's threads tell of dead nodes there."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
     finally:
-        if begun:
-            ray.shutdown()
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _first_line(error: Exception) -> str:

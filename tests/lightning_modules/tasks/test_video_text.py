@@ -1,21 +1,25 @@
 """VideoTextPretraining: its four losses, how they fall, what is saved, and what a test measures."""
 
+import csv
 import math
 import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
+from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
 import hub
 import zoo
 from lightning_modules import VideoTextPretraining
+from lightning_modules.callbacks import Report
 from lightning_modules.errors import ModelError
 from lightning_modules.nets import ClipTeacher
 from lightning_modules.nets.masked_videomamba import take
@@ -321,7 +325,7 @@ def test_the_matching_head_learns_to_put_candidates_in_order():
         assert scores[f"test/reranked_{name}"] > 0.6 and scores[f"test/{name}"] > 0.6  # chance is 1 in 9
 
 
-def test_a_test_by_brute_force():
+def test_a_test_by_brute_force(tmp_path):
     model = tiny(rerank=3).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -346,6 +350,13 @@ def test_a_test_by_brute_force():
             second.append(sum(looked[j] >= looked[own] for j in kept) if own in kept else 9)
     assert scores["test/t2v_mnr"] == pytest.approx(sum(first) / 13, abs=1e-4)
     assert scores["test/reranked_t2v_mnr"] == pytest.approx(sum(second) / 13, abs=1e-4)
+    # The report has the ranks of the vectors.
+    written = CSVLogger(tmp_path)
+    trainer = Trainer(**QUIET | {"logger": written}, callbacks=Report())
+    trainer.test(model, datamodule=Data(), verbose=False)
+    with (Path(written.log_dir) / "mistakes.csv").open(encoding="utf-8") as file:
+        wrong = {(row["caption"], int(row["rank"])) for row in csv.DictReader(file)}
+    assert wrong == {(text, rank) for text, rank in zip(texts, first, strict=True) if rank > 1}
     found = trainer.predict(model, datamodule=Data(), return_predictions=True)
     torch.testing.assert_close(found[0]["embedding"], model(video[:4]), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(model(video).norm(dim=1), torch.ones(9))
