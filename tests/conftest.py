@@ -107,13 +107,18 @@ def _object_store() -> Iterator:
 
 
 @pytest.fixture
-def object_store(_object_store, monkeypatch) -> str:
+def object_store(_object_store, monkeypatch) -> Iterator[str]:
     """The URL of an empty bucket, s3://..., of a store on loopback (tests/object_store.py). While the test runs,
     environment variables lead fsspec and LanceDB to it, here and in processes that the test starts."""
     for name, value in _object_store.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("AWS_PROFILE", raising=False)
-    return _object_store.bucket(f"bucket-{uuid.uuid4().hex[:12]}")
+    # fsspec keeps the clients of a process, with the keys and the address that they were made with.
+    from s3fs import S3FileSystem
+
+    S3FileSystem.clear_instance_cache()
+    yield _object_store.bucket(f"bucket-{uuid.uuid4().hex[:12]}")
+    S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture(scope="session")
