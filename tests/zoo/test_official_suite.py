@@ -168,6 +168,7 @@ def files_load_and_answer(server, folder, models, push=False):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_made_up_files_load_by_name_and_survive_sharing(tmp_path, hub_server):
     weights = zoo.info("vivim-s-ego4d").weights
     hub_server.commit(weights.repo_id, {weights.filename: b"weights"}, name=weights.revision)

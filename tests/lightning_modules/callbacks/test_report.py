@@ -146,6 +146,7 @@ def test_a_retrievals_files(known, tmp_path, dual_softmax):
     assert items.reads[25:] == [kept[owner[captions.index(row["caption"])]] for row in mistakes[:5]]
 
 
+@pytest.mark.slow
 def test_two_processes_are_one(tmp_path):
     """The distributed sampler repeats one of 25 items."""
     path = os.pathsep.join([str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")])
