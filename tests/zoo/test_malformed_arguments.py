@@ -111,7 +111,7 @@ WORKING = {
     ),
     "extract": Command(
         ["model", "clip.mp4"],
-        [MODELS, ["", "gone", "no-config", "list.csv", "http://127.0.0.1:9/a", LONG, SURROGATE]],
+        [MODELS, ["", "gone", "no-config", "http://127.0.0.1:9/a", LONG, SURROGATE]],
         {"-o": TABLES, "--tokens": ["", "x"], "--window": SECONDS, "--stride": SECONDS,
          "--batch-size": [*INTEGERS, "0"], "--workers": INTEGERS, "--shard": SHARES, "--ray": ["", " "], **COMMON},
         ["-o", "features.parquet", "--workers", "0"],
