@@ -46,6 +46,7 @@ def test_whole_networks_and_their_picture(tmp_path):
     assert picture.stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_cases_that_do_not_fit_into_the_time_are_said_to_be_left_out(tmp_path):
     path = tmp_path / "result.json"
     run("throughput.py", "--device", "cpu", "--models", "videomamba-ti", "--frames", 2, "--batches", 1,

@@ -34,6 +34,7 @@ def model():
     return zoo.load(SHIPPED)
 
 
+@pytest.mark.slow
 def test_a_tab_for_what_is_there_and_no_other(indices, mambavl, model):
     assert tabs(zoo.web_app()) == ["Classify"]
     assert tabs(zoo.web_app(index=indices.texts)) == ["Search"]
@@ -94,6 +95,7 @@ def test_a_bug_keeps_its_traceback_in_the_log(capsys):
     assert "KeyError: '/secret'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_model_is_in_memory_once(indices, mambavl, model, monkeypatch):
     loaded = []
 

@@ -99,6 +99,7 @@ def test_right_labels_in_order_and_a_bounded_lag(frames, monkeypatch, frames_per
     assert all(moment.lag >= 0 for moment in found)
 
 
+@pytest.mark.slow
 def test_a_file_by_command(tmp_path, frames, capsys):
     write_video(tmp_path / "clip.mp4", frames[: 2 * FPS], FPS)
     main(["live", NANO, str(tmp_path / "clip.mp4")])

@@ -109,6 +109,7 @@ def test_the_commands_find_the_store_by_their_environment(workspace, bucket, tmp
         assert there["path"] == here.path.replace(str(workspace), bucket) and there["score"] == here.score
 
 
+@pytest.mark.slow
 def test_places_that_are_not_there_are_one_sentence(workspace, object_store, tmp_path, monkeypatch):
     model, videos = str(workspace / "model"), workspace / "videos"
 

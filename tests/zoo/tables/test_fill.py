@@ -149,6 +149,7 @@ def test_a_parquet_file_is_whole_wherever_its_completion_stops(videos, tmp_path,
     assert len(rows_of(out)) == 3 and os.listdir(tmp_path) == [out.name]
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused(videos, tmp_path, capsys):
     words = ["predict", videos.parent / "net", videos / "00.mp4", "-o", tmp_path / "a.lance"]
     command = [*map(str, words), "--clips", "1", "--crops", "1"]

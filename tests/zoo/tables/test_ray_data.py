@@ -145,6 +145,7 @@ def test_labels_and_features_are_those_of_one_process(workspace, tmp_path, clust
             assert one == other
 
 
+@pytest.mark.slow
 def test_without_ray_one_sentence_says_how_to_install_it(workspace, tmp_path, monkeypatch):
     monkeypatch.setattr(ray_data.importlib.util, "find_spec", lambda name: None if name == "ray" else True)
     with pytest.raises(zoo.ZooError, match=r"--ray needs Ray; install it: pip install 'video-mamba-zoo\[ray\]'\."):
@@ -152,6 +153,7 @@ def test_without_ray_one_sentence_says_how_to_install_it(workspace, tmp_path, mo
     assert not (tmp_path / "i").exists()
 
 
+@pytest.mark.slow
 def test_a_cluster_that_is_not_there_is_one_sentence(workspace, tmp_path):
     pytest.importorskip("ray")
     process = start(workspace, "index", "model", "videos", "-o", tmp_path / "i", "--ray", "no port")
