@@ -136,7 +136,7 @@ def test_killed_after_its_first_commit_and_resumed_is_the_same(workspace):
 def test_killed_at_any_moment_and_resumed_is_the_same(workspace):
     finish(start(workspace, "index", "model", "videos", "-o", "calm.index", *OPTIONS))
     whole = content(workspace / "calm.index")
-    for number in range(5):
+    for number in (1, 3):  # tests/zoo/tables/test_fill.py has twenty moments of three commands
         begun = workspace / f"killed{number}.index"
         moment = []
 
