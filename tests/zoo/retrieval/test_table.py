@@ -333,4 +333,5 @@ def test_without_lancedb_the_sentence_says_what_to_install(tmp_path):
             [sys.executable, "-c", code, *command], capture_output=True, text=True, env={**os.environ}, cwd=tmp_path
         )
         assert done.returncode == 1 and done.stdout == ""
-        assert done.stderr == "zoo: A table of videos needs LanceDB; install it: pip install 'video-mamba-zoo[search]'.\n"
+        sentence = "A table of videos needs LanceDB; install it: pip install 'video-mamba-zoo[search]'."
+        assert done.stderr == f"zoo: {sentence}\n"
