@@ -21,7 +21,7 @@ _LIVE = {"preset": "ultrafast", "tune": "zerolatency", "crf": "18"}
 
 
 class StreamServer:
-    """Sends frames as MPEG-TS to whoever asks, as many as `release` has allowed; each asker gets the rest of them.
+    """Sends frames as MPEG-TS to every client, as many as `release` has allowed; each asker gets the rest of them.
 
     A context manager; on loopback, at `url`.
     """

@@ -2,7 +2,7 @@
 
     stream     | . . . . . . . . . . . . . . . . . . . . . . . . . . .      decoded in a thread of its own
     samples    |   x     x     x     x     x     x     x     x     x        one each `period`; the last T are kept
-    windows    |   [---------------]                                        whoever asks gets the newest T
+    windows    |   [---------------]                                        the caller gets the newest T
                |               ^ works on it ...                            meanwhile samples come and go,
                |                           [---------------]                and are dropped where nobody asks
 
@@ -209,7 +209,7 @@ class LiveStream:
                 if reason is None:
                     break
                 self._find_again(reason)
-        except BaseException as error:  # for whoever asks for windows
+        except BaseException as error:  # for the caller of windows
             self._failure = error
         finally:
             if self._frames is not None:

@@ -58,7 +58,7 @@ class LiveInput:
     Args:
         source: camera or address.
         timeout: seconds without a frame after which it counts as lost.
-        stop: set by whoever wants no more, also while it is being opened.
+        stop: set by a caller that wants no more, also while it is being opened.
 
     Attributes:
         name: the source, without its password.

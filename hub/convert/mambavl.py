@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from hub.convert.attention import split_attention
 from hub.errors import HubError
 
 __all__ = ["Converted", "to_zoo", "tower_to_zoo"]
@@ -115,9 +116,5 @@ def _renamed(name: str, tensor: Tensor, source: object) -> list[tuple[str, Tenso
     number, layer, kind = found.groups()
     own = f"net.vision.layers.{number}"
     if layer == "attn.Wqkv":
-        if tensor.ndim == 0 or tensor.shape[0] % 3:
-            raise HubError(f"{name} of {source} has the shape {tuple(tensor.shape)}, which is not queries, keys and "
-                           "values in one; take the file as its authors wrote it.")  # fmt: skip
-        parts = zip("qkv", tensor.chunk(3), strict=True)
-        return [(f"{own}.self_attn.{letter}_proj.{kind}", part.clone()) for letter, part in parts]
+        return [(f"{own}.self_attn.{part}.{kind}", value) for part, value in split_attention(name, tensor, source)]
     return [(f"{own}.{_LAYERS.get(layer, layer)}.{kind}", tensor)]

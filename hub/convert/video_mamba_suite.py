@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from hub.convert.attention import split_attention
 from hub.errors import HubError
 
 __all__ = ["to_zoo"]
@@ -89,11 +90,7 @@ def _of_text(name: str, tensor: Tensor, source: object) -> list[tuple[str, Tenso
     number, layer, kind = found.groups()
     own = f"net.text.text_model.encoder.layers.{number}"
     if layer == "attn.in_proj":
-        if tensor.ndim == 0 or tensor.shape[0] % 3:
-            raise HubError(f"{name} of {source} has the shape {tuple(tensor.shape)}, which is not queries, keys and "
-                           "values in one; take the file as its authors wrote it.")  # fmt: skip
-        parts = zip("qkv", tensor.chunk(3), strict=True)
-        return [(f"{own}.self_attn.{letter}_proj.{kind}", part) for letter, part in parts]
+        return [(f"{own}.self_attn.{part}.{kind}", value) for part, value in split_attention(name, tensor, source)]
     return [(f"{own}.{_TEXT_LAYERS.get(layer, layer)}.{kind}", tensor)]
 
 

@@ -2,7 +2,7 @@
 
 Once per machine and version: what was found right or wrong is kept in the user's cache, under the names of the GPU and
 its driver, of torch and the package with the kernels, and a hash of this package's own. Failures to run are not kept,
-since installing a compiler mends them; running out of memory, and a CUDA graph that is being captured, say nothing.
+since installing a compiler fixes them; running out of memory, and a CUDA graph that is being captured, say nothing.
 """
 
 import hashlib

@@ -1,6 +1,7 @@
 """A few clips of a test as moving pictures."""
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-__all__ = ["animated", "clip_of"]
+__all__ = ["animated", "clip_of", "webp"]
 
 FRAMES, HEIGHT_PX, FRAME_MS = 8, 144, 250
 
@@ -40,7 +41,11 @@ def animated(video: Tensor) -> bytes:
     frames = video[:, torch.from_numpy(positions)].permute(1, 2, 3, 0).numpy()
     pictures = [Image.fromarray(frame) for frame in frames]
     width = max(1, round(HEIGHT_PX * pictures[0].width / pictures[0].height))
-    pictures = [picture.resize((width, HEIGHT_PX), Image.Resampling.BILINEAR) for picture in pictures]
+    return webp([picture.resize((width, HEIGHT_PX), Image.Resampling.BILINEAR) for picture in pictures])
+
+
+def webp(pictures: Sequence[Image.Image]) -> bytes:
+    """Pictures of one size as an animated WebP that plays in a loop; a single one stands still."""
     file = io.BytesIO()
     pictures[0].save(
         file, "WEBP", save_all=True, append_images=pictures[1:], duration=FRAME_MS, loop=0, quality=60, method=4

@@ -37,7 +37,7 @@ def row(name, verb, nouns, text, seconds=(0, 1)):
 
 @pytest.fixture
 def lists(kitchen, tmp_path):
-    """`lists(split, rows, ids)` writes lists of one's own; gives the root, whose videos are the generated ones."""
+    """`lists(split, rows, ids)` writes other lists; gives the root, whose videos are the generated ones."""
     root = tmp_path / "root"
     shutil.copytree(kitchen, root, copy_function=lambda a, b: Path(b).symlink_to(a))
     folder = root / "annotations" / "retrieval_annotations"

@@ -2,8 +2,8 @@
 
 import argparse
 
-from zoo.commands.console import long_work, print_json, show
-from zoo.commands.options import add_engine, check_engine
+from zoo.commands.console import long_work
+from zoo.commands.options import add_engine, check_engine, show_done
 from zoo.limits import BATCH, SECONDS, check_range
 
 __all__ = ["add_arguments", "run"]
@@ -61,11 +61,4 @@ def run(args: argparse.Namespace) -> None:
             device=args.device,
             on_files=lambda *counts: report("extracting", *counts),
         )
-    if args.json:
-        numbers = {"videos": done.videos, "extracted": done.read, "unreadable": done.unreadable, "kept": done.kept}
-        print_json({"features": args.out, **numbers, "dropped": done.dropped, "rows": done.rows})
-        return
-    show(
-        f"{args.out}: {done.videos} videos: {done.read} extracted now, {done.kept} kept, {done.unreadable} unreadable, "
-        f"{done.dropped} dropped; {done.rows} rows."
-    )
+    show_done(args, "features", "extracted", done)

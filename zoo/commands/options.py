@@ -1,12 +1,17 @@
-"""Options of the subcommands that fill tables: who does the work, and which share of it."""
+"""What the subcommands that fill tables share: who does the work, which share of it, and what they say at the end."""
 
 import argparse
 import os
+from typing import TYPE_CHECKING
 
+from zoo.commands.console import print_json, show
 from zoo.errors import ZooError
 from zoo.limits import SHARDS, WORKERS, check_range
 
-__all__ = ["add_engine", "check_engine"]
+if TYPE_CHECKING:
+    from zoo.tables.fill import Done
+
+__all__ = ["add_engine", "check_engine", "show_done"]
 
 # (rank, processes), as torchrun and SLURM's srun tell them.
 _VARIABLES = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
@@ -53,3 +58,22 @@ def check_engine(args: argparse.Namespace) -> tuple[int, int]:
             return number + 1, processes
     raise ZooError("--shard auto reads RANK and WORLD_SIZE, or SLURM_PROCID and SLURM_NTASKS, and they are not set; "
                    "start the command with torchrun --no-python or srun.")  # fmt: skip
+
+
+def show_done(args: argparse.Namespace, content: str, verb: str, done: "Done") -> None:
+    """Print what was done to a table, as a sentence or with ``--json``.
+
+    Args:
+        args: of the command; ``out`` is the table.
+        content: what the table holds, "features".
+        verb: what was done to a video, "extracted".
+        done: what `zoo.tables.fill.fill` said.
+    """
+    if args.json:
+        numbers = {"videos": done.videos, verb: done.read, "unreadable": done.unreadable, "kept": done.kept}
+        print_json({content: args.out, **numbers, "dropped": done.dropped, "rows": done.rows})
+        return
+    show(
+        f"{args.out}: {done.videos} videos: {done.read} {verb} now, {done.kept} kept, {done.unreadable} unreadable, "
+        f"{done.dropped} dropped; {done.rows} rows."
+    )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from zoo.commands.console import long_work, print_json, progress_bar, show, titled_table
-from zoo.commands.options import add_engine, check_engine
+from zoo.commands.options import add_engine, check_engine, show_done
 from zoo.errors import ZooError
 from zoo.files import PICTURES, check_target
 from zoo.inference.segment_files import check_segments, write_segments
@@ -176,14 +176,7 @@ def _fill_table(args: argparse.Namespace) -> None:
             device=args.device,
             on_files=lambda *counts: report("predicting", *counts),
         )
-    if args.json:
-        numbers = {"videos": done.videos, "predicted": done.read, "unreadable": done.unreadable, "kept": done.kept}
-        print_json({"predictions": args.out, **numbers, "dropped": done.dropped, "rows": done.rows})
-        return
-    show(
-        f"{args.out}: {done.videos} videos: {done.read} predicted now, {done.kept} kept, {done.unreadable} unreadable, "
-        f"{done.dropped} dropped; {done.rows} rows."
-    )
+    show_done(args, "predictions", "predicted", done)
 
 
 def _check(args: argparse.Namespace, sliding: bool) -> None:

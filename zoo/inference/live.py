@@ -48,7 +48,7 @@ def live(
 ) -> Iterator[Moment]:
     """Iterate over labels of a stream, each of its newest window.
 
-    The stream is read in a thread of its own. Where the model, or whoever iterates, is slower than the stream, frames
+    The stream is read in a thread of its own. Where the model, or the loop over it, is slower than the stream, frames
     are dropped, and the next window is again the newest one. Close the iterator, or leave the loop, to end it.
 
     Args:

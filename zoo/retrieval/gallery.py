@@ -1,7 +1,6 @@
 """A page with search results that play: one file, which refers to the videos and needs nothing else."""
 
 import base64
-import io
 import os
 from collections.abc import Sequence
 from itertools import takewhile
@@ -16,6 +15,7 @@ from PIL import Image
 from datamodules.storage.files import is_url, split
 from datamodules.video.frames import open_video
 from datamodules.video.opening import DecodeError
+from lightning_modules.report.clips import webp
 from zoo.files import PAGES, check_target, written
 from zoo.printable import clock
 from zoo.retrieval.search import made_with
@@ -23,7 +23,7 @@ from zoo.retrieval.table import Hit, Index
 
 __all__ = ["moving_picture", "write_gallery"]
 
-FRAMES, HEIGHT_PX, FRAME_MS = 8, 160, 250
+FRAMES, HEIGHT_PX = 8, 160
 TEMPLATE = "gallery.html"
 
 
@@ -75,7 +75,7 @@ def moving_picture(hit: Hit) -> bytes:
     Raises:
         DecodeError: the file cannot be read any more.
     """
-    return _webp(_pictures(hit))
+    return webp(_pictures(hit))
 
 
 def _values(hit: Hit, folder: str, page_folder: Path) -> dict[str, Any]:
@@ -96,8 +96,8 @@ def _values(hit: Hit, folder: str, page_folder: Path) -> dict[str, Any]:
         "end": f"{hit.end:.3f}",
         "times": f"{clock(hit.start)} – {clock(hit.end)}",  # noqa: RUF001
         "score": f"{hit.score:.3f}",
-        "still": _inside(_webp(pictures[len(pictures) // 2 :][:1])) if pictures else None,
-        "moving": _inside(_webp(pictures)) if pictures and not is_gif else None,
+        "still": _inside(webp(pictures[len(pictures) // 2 :][:1])) if pictures else None,
+        "moving": _inside(webp(pictures)) if pictures and not is_gif else None,
     }
 
 
@@ -143,14 +143,6 @@ def _pictures(hit: Hit) -> list[Image.Image]:
         positions = np.unique(np.searchsorted(reader.pts_seconds, times, side="right") - 1).clip(0)
         frames = reader.read(positions, short_side=HEIGHT_PX)
     return [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in frames]
-
-
-def _webp(pictures: Sequence[Image.Image]) -> bytes:
-    file = io.BytesIO()
-    pictures[0].save(
-        file, "WEBP", save_all=True, append_images=pictures[1:], duration=FRAME_MS, loop=0, quality=60, method=4
-    )
-    return file.getvalue()
 
 
 def _inside(picture: bytes) -> str:
