@@ -143,11 +143,15 @@ class Output:
     def _begin(self, columns: dict[str, Any], head: dict[str, Any], rows: Any = None) -> VideoTable:
         """The hidden table, with its rows or not at all."""
         beside = f"{self.where.database}.{uuid.uuid4().hex[:8]}"
-        begun = VideoTable.make(self.where._replace(database=beside, locks=beside), columns, head)
-        if rows is not None:
-            begun.append_rows(rows)
-        with retold(self.shown):
-            os.rename(beside, self.where.database)
+        try:
+            begun = VideoTable.make(self.where._replace(database=beside, locks=beside), columns, head)
+            if rows is not None:
+                begun.append_rows(rows)
+            with retold(self.shown):
+                os.rename(beside, self.where.database)
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
         return VideoTable.read(self.where)
 
     def _head(self) -> dict[str, Any]:
