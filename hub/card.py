@@ -12,7 +12,7 @@ from hub.answers import shortened
 from hub.checkpoint import CARD, CURVES, METRICS, RECIPE, Checkpoint
 from hub.errors import HubError
 
-__all__ = ["About", "Score", "about_run", "address", "make_card"]
+__all__ = ["DATASET", "About", "Score", "about_run", "address", "make_card"]
 
 LIBRARY = "video-mamba-zoo"
 # The block of the card that shows how to load the model: it names the place, which changes when a folder is pushed.
@@ -26,8 +26,8 @@ _METRICS = {
 _TESTED = {"confusion.png": "Confusion matrix: rows are the true classes, columns the answers",
            "ranks.png": "Share of queries whose match is among the first k"}  # fmt: skip
 _STAGES = {"val": "validation", "test": "test"}
-_TITLES = {"Breakfast": "Breakfast", "COIN": "COIN", "ImageNet": "ImageNet-1K",
-           "SomethingSomethingV2": "Something-Something V2"}  # fmt: skip
+# The comment at the head of a recipe in which the program that trained may name its data.
+DATASET = "dataset: "
 # What a module logs where evaluation read questions that were written with the labels.
 _LEAK = "questions_from_labels"
 _LEAKED = "the model read questions written from the labels, which leak the answer"
@@ -83,7 +83,11 @@ class About:
 
 
 def about_run(checkpoint: Checkpoint) -> About:
-    """Collect facts from a training run's files: the data, the scores, and a repository that it started from."""
+    """Collect facts from a training run's files: the data, the scores, and a repository that it started from.
+
+    The recipe's comment ``# dataset: Kinetics-400`` names the data. Without it, the folder of the data or the
+    DataModule does.
+    """
     recipe = _recipe(checkpoint)
     scores = []
     for key, value in checkpoint.scores.items():
@@ -97,7 +101,9 @@ def about_run(checkpoint: Checkpoint) -> About:
                 notes.append(f"95 % interval {100 * low:.1f} to {100 * high:.1f} %")
             scores.append(Score(metric, value, _STAGES[stage], "; ".join(notes) or None))
     base = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(@.*)?", str(started_from(checkpoint)))
-    return About(_dataset(recipe.get("data")), tuple(scores), base_model=base and base[1])
+    named = re.search(rf"\A(?:#.*\n)*?# {DATASET}(.+)$", checkpoint.recipe or "", flags=re.MULTILINE)
+    dataset = named[1] if named else _dataset(recipe.get("data"))
+    return About(dataset, tuple(scores), base_model=base and base[1])
 
 
 def started_from(checkpoint: Checkpoint) -> str | None:
@@ -368,16 +374,9 @@ def _recipe(checkpoint: Checkpoint) -> dict:
 
 
 def _dataset(data: object) -> str | None:
-    """Return the name of a run's data: of a published set its title, else that of the folder."""
+    """Return the name of a run's data: that of its folder, else of its DataModule."""
     if not isinstance(data, dict) or not isinstance(data.get("class_path"), str):
         return None
-    name = data["class_path"].rpartition(".")[2]
     args: Mapping = data.get("init_args") if isinstance(data.get("init_args"), dict) else {}
-    if name in _TITLES:
-        return _TITLES[name]
-    if name == "Kinetics":
-        return f"Kinetics-{args.get('num_classes', 400)}"
-    if name == "LVU":
-        return f"LVU, {args.get('task')}"
     root = str(args.get("root") or "").rstrip("/").rpartition("/")[2]
-    return root or name
+    return root or data["class_path"].rpartition(".")[2]

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from datamodules.loading import worker_death
 from datamodules.storage.files import is_url, status
+from hub.card import DATASET
 from lightning_modules.base import BaseModule
 from lightning_modules.callbacks.checkpoints import AtomicCheckpointIO
 from lightning_modules.callbacks.last import LastCheckpoint
@@ -44,6 +45,7 @@ from zoo.checks import (
 )
 from zoo.commands.main import is_foreseen, report
 from zoo.configs import current_arguments, refuse_foreign_classes, resolve
+from zoo.datasets import title_of
 from zoo.errors import ZooError
 from zoo.files import written
 from zoo.plain_yaml import check_limits
@@ -375,6 +377,10 @@ class _SaveConfig(SaveConfigCallback):
             # What made the run, not where it was continued: the file can be run again.
             self.config = self.config.clone()
             self.config["ckpt_path"] = None
+            data = self.config.get("data")
+            title = data and title_of(data["class_path"], data.get("init_args") or {})
+            if title:  # for the card, wherever the file goes
+                self.parser.dump_header = [*self.parser.dump_header, f"{DATASET}{title}"]
             super().setup(trainer, pl_module, stage)
 
 

@@ -5,9 +5,9 @@ import functools
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-__all__ = ["Dataset", "datasets"]
+__all__ = ["Dataset", "datasets", "title_of"]
 
 
 class Dataset(NamedTuple):
@@ -24,6 +24,8 @@ class Dataset(NamedTuple):
             (2403.06977).
         max_words: Words of a caption that are read (docs/protocol.md, section 18).
         labels_source: Where the order of ``labels/<name>.txt`` comes from; None for pairs with text.
+        datamodule: The class of `datamodules` that reads it; None where there is none of its own, or where the class
+            also reads generated files, as those of kitchens do.
     """
 
     title: str
@@ -32,6 +34,7 @@ class Dataset(NamedTuple):
     clip_seconds: float | None
     max_words: int | None
     labels_source: str | None
+    datamodule: str | None
 
 
 @functools.cache
@@ -39,6 +42,25 @@ def datasets() -> Mapping[str, Dataset]:
     """The data sets by the names that ``weights.csv`` and the models' names use: ``k400``."""
     with Path(__file__).with_name("datasets.csv").open(encoding="utf-8", newline="") as file:
         return MappingProxyType({row.pop("name"): _dataset(row) for row in csv.DictReader(file)})
+
+
+def title_of(datamodule: str, arguments: Mapping[str, Any]) -> str | None:
+    """Name the data that a DataModule reads.
+
+    Args:
+        datamodule: Class path of the DataModule.
+        arguments: Its arguments: ``num_classes`` tells the Kinetics apart, ``task`` the tasks of LVU.
+
+    Returns:
+        ``Kinetics-600``; None for a DataModule that reads a user's own files.
+    """
+    package, _, name = datamodule.rpartition(".")
+    titles = {dataset.datamodule: dataset.title for dataset in datasets().values() if dataset.datamodule}
+    if package.partition(".")[0] != "datamodules" or name not in titles:
+        return None
+    if name == "Kinetics":
+        return f"Kinetics-{arguments['num_classes']}"
+    return f"{titles[name]}, {arguments['task']}" if name == "LVU" else titles[name]
 
 
 def _dataset(row: dict[str, str]) -> Dataset:

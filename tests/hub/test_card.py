@@ -27,13 +27,15 @@ WEIGHTS = {"net.a": torch.zeros(1500, 1000), "net.b": torch.zeros(3)}
 SCORES = {"val/loss": 0.4, "val/top1": 0.912347, "val/top5": 1.0, "test/top1": 0.9, "test/mean_iou": 0.25}
 
 
-def run(model=None, data=None, **more) -> Checkpoint:
-    recipe = yaml.safe_dump({"model": {**VIDEO, "init_args": model or {}}, "data": data})
+def run(model=None, data=None, head="", **more) -> Checkpoint:
+    recipe = head + yaml.safe_dump({"model": {**VIDEO, "init_args": model or {}}, "data": data})
     return Checkpoint(VIDEO, WEIGHTS, recipe, scores=SCORES, **more)
 
 
 def test_the_metadata_says_what_the_hub_shows():
-    checkpoint = run({"init_from": "hf://org/base@v1"}, {"class_path": "datamodules.SomethingSomethingV2"})
+    data = {"class_path": "datamodules.SomethingSomethingV2", "init_args": {"root": "/data/smth"}}
+    head = "# lightning.pytorch==2.6.6\n# dataset: Something-Something V2\n"
+    checkpoint = run({"init_from": "hf://org/base@v1"}, data, head)
     about = about_run(checkpoint)
     card = ModelCard(make_card(checkpoint, about, "org/name"))
     data = card.data
@@ -67,8 +69,7 @@ def test_the_metadata_says_what_the_hub_shows():
 @pytest.mark.parametrize(
     ("data", "name", "slug"),
     [
-        ({"class_path": "datamodules.Kinetics", "init_args": {"num_classes": 600}}, "Kinetics-600", "kinetics-600"),
-        ({"class_path": "datamodules.ImageNet", "init_args": {"root": "/data/in"}}, "ImageNet-1K", "imagenet-1k"),
+        ({"class_path": "datamodules.Kinetics", "init_args": {"root": "/data/k600"}}, "k600", "k600"),
         ({"class_path": "datamodules.VideoFolder", "init_args": {"root": "/home/me/My Videos/"}}, "My Videos",
          "my-videos"),
         ({"class_path": "mine.Data", "init_args": None}, "Data", "data"),
@@ -83,6 +84,22 @@ def test_the_data_set_is_the_runs(data, name, slug):
     card = ModelCard(make_card(checkpoint, about, "org/name"))
     assert card.data.datasets == (slug and [slug])
     assert card.data.eval_results[0].dataset_name == (name or "unnamed")
+
+
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [
+        ("# dataset: Kinetics-600\n", "Kinetics-600"),
+        ("# a note\n# dataset: A: *b*\n# dataset: C\n", "A: *b*"),
+        ("trainer: {}\n# dataset: D\n", "k600"),  # a comment further down is the author's
+        ("# dataset:\n", "k600"),
+    ],
+)
+def test_the_head_of_the_recipe_names_the_data_set(head, name):
+    checkpoint = run(data={"class_path": "datamodules.Kinetics", "init_args": {"root": "/data/k600"}}, head=head)
+    about = about_run(checkpoint)
+    assert about.dataset == name
+    assert ModelCard(make_card(checkpoint, about, "org/name")).data.eval_results[0].dataset_name == name
 
 
 NO_RECIPES = [None, "", "- 1", "model: 3", "a: [", "model: {init_args: {init_from: 3}}", "data: 1"]

@@ -6,16 +6,18 @@ from pathlib import Path
 
 import pytest
 
+import datamodules
 import zoo
-from zoo.datasets import Dataset, datasets
+from zoo.datasets import Dataset, datasets, title_of
 from zoo.registry import class_labels, entries
 
 HOME = Path(zoo.__file__).parent
 
 
 def test_values_have_their_types_and_empty_ones_are_none():
-    assert datasets()["k400"] == Dataset("Kinetics-400", 16, "sparse", 10.0, None, datasets()["k400"].labels_source)
-    assert datasets()["msvd"] == Dataset("MSVD", None, None, None, 32, None)
+    source = datasets()["k400"].labels_source
+    assert datasets()["k400"] == Dataset("Kinetics-400", 16, "sparse", 10.0, None, source, "Kinetics")
+    assert datasets()["msvd"] == Dataset("MSVD", None, None, None, 32, None, "MSVD")
     with pytest.raises(TypeError):
         datasets()["mine"] = datasets()["k400"]
 
@@ -30,6 +32,27 @@ def test_every_model_has_a_data_set_of_the_table_and_every_row_a_model():
         dataset = datasets()[entry.meta["dataset"]]
         assert entry.meta["dataset_title"] == dataset.title
         assert entry.init_args.get("max_words") == dataset.max_words or entry.weights is not None
+
+
+@pytest.mark.parametrize(
+    ("datamodule", "arguments", "title"),
+    [
+        ("datamodules.SomethingSomethingV2", {"root": "/data/smth"}, "Something-Something V2"),
+        ("datamodules.imagenet.ImageNet", {}, "ImageNet-1K"),
+        ("datamodules.Kinetics", {"num_classes": 600}, "Kinetics-600"),
+        ("datamodules.LVU", {"task": "scene"}, "LVU, scene"),
+        ("datamodules.VideoFolder", {"root": "/data/mine"}, None),
+        ("datamodules.EpicKitchens100", {"root": "demo/kitchen"}, None),  # which reads generated kitchens too
+        ("mine.Kinetics", {}, None),
+    ],
+)
+def test_the_title_of_a_published_set_is_the_tables(datamodule, arguments, title):
+    assert title_of(datamodule, arguments) == title
+
+
+def test_the_table_names_classes_that_exist():
+    named = [dataset.datamodule for dataset in datasets().values() if dataset.datamodule]
+    assert len(set(named)) == len(named) and set(named) <= set(datamodules.__all__)
 
 
 def test_label_files_say_where_they_come_from():
