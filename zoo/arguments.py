@@ -9,7 +9,7 @@ import itertools
 import re
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -35,7 +35,7 @@ class Rewritten(NamedTuple):
     """
 
     arguments: list[str]
-    layers: dict[Path, dict]
+    layers: dict[Path, dict[str, Any]]
     source: Path | None
 
 
@@ -58,7 +58,7 @@ def rewrite(arguments: Sequence[str], subcommands: Container[str], folder: Path)
     words = [f"--config={a[2:].removeprefix('=')}" if re.match("-c.", a) else a for a in arguments]
     words = list(_whole_class_names(words))
     source = None
-    layers: dict[Path, dict] = {}
+    layers: dict[Path, dict[str, Any]] = {}
     for i, (before, word) in enumerate(itertools.pairwise(["", *words])):
         joined = word.startswith("--config=")
         if not joined and before not in ("--config", "-c"):
@@ -89,7 +89,7 @@ def rewrite(arguments: Sequence[str], subcommands: Container[str], folder: Path)
     return Rewritten(words, layers, source)
 
 
-def _rename(config: dict) -> None:
+def _rename(config: dict[str, Any]) -> None:
     """Take ``checkpoint_blocks``, which stands in the recipe of every earlier run, for what ``activations`` is now."""
     model = config.get("model")
     arguments = (model.get("init_args") or {}) if isinstance(model, dict) else {}
@@ -98,7 +98,7 @@ def _rename(config: dict) -> None:
         arguments.setdefault("activations", "memory")
 
 
-def _donor_arguments(config: dict, arguments: list[str]) -> dict | None:
+def _donor_arguments(config: dict[str, Any], arguments: list[str]) -> dict[str, Any] | None:
     """What the network is, from the model it starts from (``init_from``), where the config does not say."""
     model = config.get("model")
     given = dict(model.get("init_args") or {}) if isinstance(model, dict) else {}
@@ -124,7 +124,7 @@ def _donor_arguments(config: dict, arguments: list[str]) -> dict | None:
     return {"class_path": class_path, "init_args": init_args}
 
 
-def _callback_changes(arguments: list[str]) -> tuple[list[dict], list[str]]:
+def _callback_changes(arguments: list[str]) -> tuple[list[dict[str, Any]], list[str]]:
     """Takes ``--trainer.callbacks.CLASS null`` and ``--trainer.callbacks.CLASS.ARGUMENT VALUE`` out of the arguments.
 
     In ``--trainer.callbacks+=CLASS`` a callback of ours gets its whole path.

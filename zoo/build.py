@@ -61,7 +61,9 @@ def create(name: str, **overrides: Any) -> BaseModule:
     return _construct(config, _arguments(config, entry.parts | overrides))
 
 
-def load(source: str | os.PathLike, *, checkpoint: str | os.PathLike | None = None, **overrides: Any) -> BaseModule:
+def load(
+    source: str | os.PathLike[str], *, checkpoint: str | os.PathLike[str] | None = None, **overrides: Any
+) -> BaseModule:
     """Load a model with its weights, in eval mode.
 
     Args:
@@ -107,7 +109,7 @@ def load(source: str | os.PathLike, *, checkpoint: str | os.PathLike | None = No
     return module.eval()
 
 
-def initialise(module: BaseModule, source: str | os.PathLike) -> bool:
+def initialise(module: BaseModule, source: str | os.PathLike[str]) -> bool:
     """Initialise a module with the weights of another one.
 
     Position embeddings are interpolated, and image weights inflated, where frames or resolution differ. The head keeps
@@ -155,7 +157,7 @@ def _read_avion(module: BaseModule, path: Path) -> Checkpoint | None:
     return Checkpoint(module.config, mambavl.tower_to_zoo(read_official(path), path))
 
 
-def read_config_of(source: str | os.PathLike) -> dict:
+def read_config_of(source: str | os.PathLike[str]) -> dict[str, Any]:
     """The config {class_path, init_args} of what `load` takes, without building it; see there for the errors."""
     try:
         entry = info(os.fspath(source))
@@ -184,7 +186,7 @@ def read_local(path: Path) -> Checkpoint:
     return found._replace(config=normalise_of(where, found.config))
 
 
-def _refuse_another_head(config: dict, overrides: dict, where: str) -> None:
+def _refuse_another_head(config: dict[str, Any], overrides: dict[str, Any], where: str) -> None:
     """Raise `ZooError` for another number of classes than the weights have: those of its head cannot be loaded."""
     ours, theirs = overrides.get("num_classes"), config["init_args"].get("num_classes")
     if "num_classes" in overrides and theirs is not None and ours != theirs:
@@ -193,7 +195,7 @@ def _refuse_another_head(config: dict, overrides: dict, where: str) -> None:
                        "train it with `lightning fit --model.init_from`.")  # fmt: skip
 
 
-def _arguments(config: dict, overrides: dict) -> dict:
+def _arguments(config: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
     """All arguments of the constructor, checked: those of a config with some of them replaced."""
     cls = resolve(config["class_path"])
     init_args = dict(config["init_args"])
@@ -210,12 +212,12 @@ def _arguments(config: dict, overrides: dict) -> dict:
     return check_arguments(cls, init_args | overrides, include_training=True)
 
 
-def _is_ours(config: dict) -> bool:
+def _is_ours(config: dict[str, Any]) -> bool:
     """Whether a class is the zoo's: its constructor does without the values of its parameters and buffers."""
     return config["class_path"].startswith("lightning_modules.")
 
 
-def _construct(config: dict, arguments: dict) -> BaseModule:
+def _construct(config: dict[str, Any], arguments: dict[str, Any]) -> BaseModule:
     """Call the constructor.
 
     Raises:
@@ -233,7 +235,7 @@ def _construct(config: dict, arguments: dict) -> BaseModule:
         raise ModelError(f"{cls.__name__} cannot be made with these arguments ({reason}); change them.") from error
 
 
-def _outline(found: Checkpoint, arguments: dict, where: str) -> BaseModule:
+def _outline(found: Checkpoint, arguments: dict[str, Any], where: str) -> BaseModule:
     """A module whose tensors have shapes and no memory; one of the user's own classes as it is.
 
     Raises:
@@ -315,7 +317,7 @@ def _same_shapes(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor
     return {k: v.shape for k, v in state_dict.items()} == {k: v.shape for k, v in expected.items()}
 
 
-def _read_source(source: str | os.PathLike) -> tuple[Checkpoint, dict]:
+def _read_source(source: str | os.PathLike[str]) -> tuple[Checkpoint, dict[str, Any]]:
     """Read a source; also return the arguments that the file was made with where they differ from the config."""
     path, text = Path(source).expanduser(), os.fspath(source)
     unknown = None
@@ -344,7 +346,7 @@ def _read_source(source: str | os.PathLike) -> tuple[Checkpoint, dict]:
         raise hub.HubError(f"There is no folder {text} here, and as a repository: {error}") from error
 
 
-def _read_entry(entry: Entry, file: Path | None = None) -> tuple[Checkpoint, dict]:
+def _read_entry(entry: Entry, file: Path | None = None) -> tuple[Checkpoint, dict[str, Any]]:
     """Same as `_read_source` for an entry: weights from `file` if given, else from the place in the registry."""
     config = {"class_path": entry.class_path, "init_args": entry.init_args}
     frames = entry.meta.get("stored_frames")

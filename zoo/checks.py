@@ -75,7 +75,7 @@ _NAME_A_CLASS = "name a class with its package, such as lightning_modules.VideoC
 _MOST_PROCESSES = 1024  # of one machine
 
 
-def check_config(config: dict) -> None:
+def check_config(config: dict[str, Any]) -> None:
     """Check the types of sections, arguments and class paths of a config file.
 
     Raises:
@@ -102,7 +102,7 @@ def check_config(config: dict) -> None:
             raise ZooError(f"{where}class_path is {shown(path)}; {_NAME_A_CLASS}.")
 
 
-def check_keys(config: dict, arguments: list[str]) -> None:
+def check_keys(config: dict[str, Any], arguments: list[str]) -> None:
     """Names misspelled keys of the model, data and trainer sections, which jsonargparse reports in terms of types.
 
     Raises:
@@ -282,7 +282,7 @@ def explain(error: Exception) -> ZooError:
     return ZooError(f"The config cannot be used ({type(error).__name__}{place}): {reason}")
 
 
-def _mappings(value: Any, where: str) -> Iterator[tuple[str, dict]]:
+def _mappings(value: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """All mappings in a config, with the place of each: "trainer.callbacks.0."."""
     parts: Any = ()
     if isinstance(value, dict):

@@ -322,7 +322,7 @@ class ZooCLI(LightningCLI):
         print(f"Predictions: {out}")
 
 
-def _predictions(model: BaseModule, batches: list[dict]) -> Iterator[list[str]]:
+def _predictions(model: BaseModule, batches: list[dict[str, Any]]) -> Iterator[list[str]]:
     """The rows of predictions.csv, a header first."""
     known = ["truth"] if batches and "truth" in batches[0] else []
     if hasattr(model, "value_name"):

@@ -46,7 +46,7 @@ def resolve(class_path: object) -> type:
     return found
 
 
-def normalise(config: dict) -> dict:
+def normalise(config: dict[str, Any]) -> dict[str, Any]:
     """Check a config and fill in the defaults of arguments it leaves out, so that two configs can be compared.
 
     Raises:
@@ -65,12 +65,12 @@ def normalise(config: dict) -> dict:
     return {"class_path": config["class_path"], "init_args": check_arguments(cls, init_args, include_training=False)}
 
 
-def current_arguments(cls: type, init_args: dict) -> dict:
+def current_arguments(cls: type, init_args: dict[str, Any]) -> dict[str, Any]:
     """Arguments of a config of an earlier release under the names that they have now; others as they are."""
     return cls.current_arguments(init_args) if hasattr(cls, "current_arguments") else init_args
 
 
-def normalise_of(where: object, config: dict) -> dict:
+def normalise_of(where: object, config: dict[str, Any]) -> dict[str, Any]:
     """`normalise`, with the file at fault in the message."""
     try:
         return normalise(config)
@@ -78,7 +78,7 @@ def normalise_of(where: object, config: dict) -> dict:
         raise ModelError(f"{where}: {error}") from error
 
 
-def check_arguments(cls: type, arguments: dict, include_training: bool) -> dict:
+def check_arguments(cls: type, arguments: dict[str, Any], include_training: bool) -> dict[str, Any]:
     """Arguments with their types checked and the defaults filled in."""
     parameters = constructor_parameters(cls)
     training_only = {n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
@@ -123,7 +123,7 @@ def _is_exactly(value: object, hint: object) -> bool:
     return hint in (str, int, float, bool, type(None)) and type(value) is hint
 
 
-def refuse_foreign_classes(cls: type, init_args: dict) -> None:
+def refuse_foreign_classes(cls: type, init_args: dict[str, Any]) -> None:
     """Resolve the classes that arguments name, at any depth: jsonargparse imports them to check arguments.
 
     Raises:
@@ -137,7 +137,7 @@ def refuse_foreign_classes(cls: type, init_args: dict) -> None:
             refuse_foreign_classes(resolve(class_path), arguments)
 
 
-def _named_classes(value: object, takes_objects: bool) -> Iterator[tuple[object, dict]]:
+def _named_classes(value: object, takes_objects: bool) -> Iterator[tuple[object, dict[str, Any]]]:
     """Class paths with their arguments in a value: mappings with that key, and strings where an object is wanted."""
     if isinstance(value, str) and takes_objects and "." in value:
         yield value, {}

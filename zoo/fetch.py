@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import hub
 from zoo.errors import UnknownModelError, ZooError
@@ -52,7 +53,7 @@ def fetch(source: str) -> list[Path]:
 
 def fetch_folder(
     repo_id: str, revision: str | None, sha256: str | None = None, complete: bool = False
-) -> tuple[dict, list[Path]]:
+) -> tuple[dict[str, Any], list[Path]]:
     """Config and files of a folder of the hub format on the Hub, the weights first.
 
     The weights come from the commit that the config was found in, and after a class that is not ours was refused.

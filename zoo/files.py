@@ -30,7 +30,7 @@ _KINDS = (
 )
 
 
-def check_target(path: str | os.PathLike, endings: Sequence[str] = ()) -> Path:
+def check_target(path: str | os.PathLike[str], endings: Sequence[str] = ()) -> Path:
     """Return the file that would be written for `path`, with links followed.
 
     Args:
@@ -45,7 +45,7 @@ def check_target(path: str | os.PathLike, endings: Sequence[str] = ()) -> Path:
     return _existing_or_new(path, stat.S_ISREG, "a file")
 
 
-def check_folder(path: str | os.PathLike) -> Path:
+def check_folder(path: str | os.PathLike[str]) -> Path:
     """Return the path of a folder to write into, if it is one or can be made.
 
     Raises:
@@ -56,7 +56,7 @@ def check_folder(path: str | os.PathLike) -> Path:
 
 
 @contextmanager
-def written(path: str | os.PathLike, endings: Sequence[str] = ()) -> Iterator[Path]:
+def written(path: str | os.PathLike[str], endings: Sequence[str] = ()) -> Iterator[Path]:
     """Give a name to write to; it becomes `path` when the block has run, and is removed where the block fails.
 
     Missing folders are made, a link is followed, and a file that is replaced keeps its permissions.
@@ -87,7 +87,7 @@ def written(path: str | os.PathLike, endings: Sequence[str] = ()) -> Iterator[Pa
             beside.unlink(missing_ok=True)
 
 
-def _existing_or_new(path: str | os.PathLike, is_wanted: Callable[[int], bool], wanted: str) -> Path:
+def _existing_or_new(path: str | os.PathLike[str], is_wanted: Callable[[int], bool], wanted: str) -> Path:
     """Return the target of `path`, if it is of the wanted kind or can be made."""
     try:
         target = Path(os.path.realpath(path))

@@ -36,7 +36,7 @@ def find_recipe(name: str) -> Path:
     raise ZooError(f"There is no config file and no recipe called {name!r}: {nearest}")
 
 
-def read_recipe(path: Path) -> dict:
+def read_recipe(path: Path) -> dict[str, Any]:
     """Read a YAML config with its includes.
 
     ``include`` is a list of layers: the first lies at the bottom, each later one covers what it has in common with
@@ -64,7 +64,7 @@ def read_recipe(path: Path) -> dict:
     return merged
 
 
-def merge(below: dict, above: dict) -> dict:
+def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """The values of both, mappings merged key by key; `above` wins. A mapping above a list changes callbacks."""
     merged = dict(below)
     for key, value in above.items():
@@ -77,7 +77,9 @@ def merge(below: dict, above: dict) -> dict:
     return merged
 
 
-def change_callbacks(callbacks: list[dict], changes: dict[str, dict | None]) -> list[dict]:
+def change_callbacks(
+    callbacks: list[dict[str, Any]], changes: dict[str, dict[str, Any] | None]
+) -> list[dict[str, Any]]:
     """Change arguments of callbacks in a list, or remove callbacks.
 
     Args:
@@ -112,7 +114,7 @@ def _by_any_name() -> dict[str, Path]:
     return recipes | {alias: recipes[entry.name] for entry in trained for alias in entry.aliases}
 
 
-def _read(path: Path, readers: tuple[Path, ...], known: dict[Path, dict]) -> dict:
+def _read(path: Path, readers: tuple[Path, ...], known: dict[Path, dict[str, Any]]) -> dict[str, Any]:
     """`read_recipe`; `readers` are the files whose includes led here, `known` what has been read."""
     place = path.resolve()
     if place in readers:
@@ -124,7 +126,7 @@ def _read(path: Path, readers: tuple[Path, ...], known: dict[Path, dict]) -> dic
     content = read_yaml(path, quote=not readers)
     if not isinstance(content, dict):
         raise ZooError(f"{path} is not a config: it should map keys such as model, data and trainer to their values.")
-    merged: dict = {}
+    merged: dict[str, Any] = {}
     include = content.pop("include", None)
     for key, part in _layers([] if include is None else include, path, quote=not readers):
         found = _read(_locate(part, path), (*readers, place), known)

@@ -14,7 +14,7 @@ import re
 import zipfile
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -43,7 +43,7 @@ class Runs(NamedTuple):
     version: Path | None = None
 
     @classmethod
-    def of(cls, config: Path | None, model: str, root: str | os.PathLike | None) -> "Runs":
+    def of(cls, config: Path | None, model: str, root: str | os.PathLike[str] | None) -> "Runs":
         """The runs of a config file, named after it, or of a model's class where there is none.
 
         Raises:
@@ -105,7 +105,7 @@ def discard(made: list[Path]) -> None:
             outer.rmdir()
 
 
-def read_checkpoint(checkpoint: Path, weights_only: bool | None = None) -> dict:
+def read_checkpoint(checkpoint: Path, weights_only: bool | None = None) -> dict[str, Any]:
     """Read a checkpoint of a run; tensors stay on the disk until they are used.
 
     Raises:
@@ -142,7 +142,7 @@ def steps_done(checkpoint: Path, weights_only: bool | None = None) -> int:
     return read_checkpoint(checkpoint, weights_only)["global_step"]
 
 
-def is_finished(content: dict, max_epochs: int | None, max_steps: int) -> bool:
+def is_finished(content: dict[str, Any], max_epochs: int | None, max_steps: int) -> bool:
     """Whether the run behind a checkpoint has reached its last epoch or step."""
     try:
         epochs = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]

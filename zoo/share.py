@@ -17,7 +17,7 @@ from zoo.registry import Entry, info
 __all__ = ["convert", "push"]
 
 
-def convert(path: str | os.PathLike, folder: str | os.PathLike, name: str | None = None) -> Path:
+def convert(path: str | os.PathLike[str], folder: str | os.PathLike[str], name: str | None = None) -> Path:
     """Write a checkpoint as a folder in the hub format: safetensors weights, config.json and a card.
 
     The run's config, its logged metrics and the picture of its curves are copied too.
@@ -60,7 +60,7 @@ def convert(path: str | os.PathLike, folder: str | os.PathLike, name: str | None
     return write(checkpoint, folder, check)
 
 
-def push(source: str | os.PathLike, repo_id: str, *, private: bool = False, license: str | None = None) -> str:
+def push(source: str | os.PathLike[str], repo_id: str, *, private: bool = False, license: str | None = None) -> str:
     """Share a trained or converted model on the Hugging Face Hub, in one commit.
 
     Args:

@@ -12,7 +12,7 @@ _DEEPEST = 32
 """Folders inside each other behind a URL; a server could make up more for ever."""
 
 
-def refuse_empty(paths: Sequence[str | os.PathLike]) -> None:
+def refuse_empty(paths: Sequence[str | os.PathLike[str]]) -> None:
     """Refuse empty paths, which come from unset variables of scripts and would mean the current folder.
 
     Raises:

@@ -76,7 +76,7 @@ def answers_questions(model: nn.Module) -> bool:
 
 
 def classify(
-    model: nn.Module, path: str | os.PathLike, limits: Limits, report: Callable[[float, str], object]
+    model: nn.Module, path: str | os.PathLike[str], limits: Limits, report: Callable[[float, str], object]
 ) -> Classified:
     """Classify a video as `zoo predict` does, and a long one over time too.
 
@@ -112,7 +112,7 @@ def classify(
 
 def see(
     model: nn.Module,
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     index: int,
     limits: Limits,
     report: Callable[[float, str], object],
@@ -137,7 +137,7 @@ def see(
     return Explained(found.label, found.probability, pictures)
 
 
-def ask(model: nn.Module, path: str | os.PathLike, question: str, limits: Limits) -> list:
+def ask(model: nn.Module, path: str | os.PathLike[str], question: str, limits: Limits) -> list:
     """The best answers to a question about a video, as ``answer`` of the model returns them; an empty question is the
     model's own.
 
@@ -150,12 +150,12 @@ def ask(model: nn.Module, path: str | os.PathLike, question: str, limits: Limits
     return answers
 
 
-def _window(model: nn.Module, path: str | os.PathLike) -> float:
+def _window(model: nn.Module, path: str | os.PathLike[str]) -> float:
     with open_video(path) as reader:
         return default_window(model, reader.fps)
 
 
-def _pictures(path: str | os.PathLike, positions: Sequence[int]) -> list[Picture]:
+def _pictures(path: str | os.PathLike[str], positions: Sequence[int]) -> list[Picture]:
     """Frames at some of the positions, larger than the model sees them."""
     positions = np.unique(positions)
     chosen = positions[np.unique(np.linspace(0, len(positions) - 1, PICTURES).round().astype(int))]

@@ -44,7 +44,7 @@ class Limits(NamedTuple):
         return self.megabytes * 2**20
 
 
-def check_length(path: str | os.PathLike, minutes: float = math.inf) -> float:
+def check_length(path: str | os.PathLike[str], minutes: float = math.inf) -> float:
     """Return the seconds of a video, counted from its packets, whatever its header claims.
 
     Raises:

@@ -43,8 +43,8 @@ _FOLDERS = re.compile(r"(?<![\w:/.~-])~?/(?:[^\s/'\"]+/)*(?=[^\s/])")
 
 
 def web_app(
-    models: Sequence[str | os.PathLike | nn.Module] = (),
-    index: str | os.PathLike | None = None,
+    models: Sequence[str | os.PathLike[str] | nn.Module] = (),
+    index: str | os.PathLike[str] | None = None,
     *,
     device: str = "auto",
     max_megabytes: int = Limits().megabytes,
@@ -121,7 +121,7 @@ class _Page(gr.Blocks):
         return super().launch(app_kwargs=of_app, **ours | options)
 
 
-def _loaded(models: Sequence[str | os.PathLike | nn.Module], device: str) -> dict[str, nn.Module]:
+def _loaded(models: Sequence[str | os.PathLike[str] | nn.Module], device: str) -> dict[str, nn.Module]:
     """The models by the names that the page shows; one that is named twice is in memory once."""
     sources: dict[str, nn.Module] = {}
     for model in models:

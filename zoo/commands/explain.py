@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from zoo.commands.console import long_work, print_json, show, titled_table
 from zoo.errors import ZooError
@@ -100,7 +101,7 @@ def _middle(weights) -> float:
     return sum(p * w for p, w in zip(places, weights.tolist(), strict=True)) / float(weights.sum())
 
 
-def _record(args: argparse.Namespace, found) -> dict:
+def _record(args: argparse.Namespace, found) -> dict[str, Any]:
     from torch.nn.functional import adaptive_avg_pool2d
 
     side = min(_GRID, found.heat.shape[-1])

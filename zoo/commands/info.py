@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 from collections.abc import Iterator
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -115,7 +116,7 @@ def _started_from(entry: Entry) -> str:
     return f", {', '.join(steps)}" if steps else ""
 
 
-def _views(meta: dict) -> str:
+def _views(meta: dict[str, Any]) -> str:
     clips, crops = meta.get("num_clips"), meta.get("num_crops")
     if clips is None or crops is None:
         return ""

@@ -1,7 +1,7 @@
 """`zoo list`: the models as a table, as JSON, or as the Markdown table of the README."""
 
 import argparse
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.table import Table
 from rich.text import Text
@@ -93,7 +93,7 @@ def markdown(found: list[Entry]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in rows]
 
 
-def _record(entry: Entry) -> dict:
+def _record(entry: Entry) -> dict[str, Any]:
     """Return an entry for programs, without the class names; `zoo info --json` has all fields."""
     keys = ("dataset", "frames", "resolution", "top1", "top5", "num_clips", "num_crops", "params", "flops")
     return {

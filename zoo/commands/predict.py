@@ -320,7 +320,7 @@ def _numbers_table(name: str, results: list):
     return table
 
 
-def _record(model, name: str, result: _Answer) -> dict:
+def _record(model, name: str, result: _Answer) -> dict[str, Any]:
     if hasattr(model, "value_name"):
         answered = {"value_name": model.value_name, "value": result.answer}
     else:
@@ -344,7 +344,7 @@ def _timeline_table(title: str, found):
     return table
 
 
-def _timeline_record(model: str, video: str, found, topk: int) -> dict:
+def _timeline_record(model: str, video: str, found, topk: int) -> dict[str, Any]:
     segments = found.segments()
     return {
         "model": model,

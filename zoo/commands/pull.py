@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
         raise ZooError(f"{len(failed)} of {_count(records)} {verb} not fetched: {reasons}.")
 
 
-def _count(records: list[dict]) -> str:
+def _count(records: list[dict[str, Any]]) -> str:
     return "1 model" if len(records) == 1 else f"{len(records)} models"
 
 
@@ -82,7 +83,7 @@ def _size(files: list[Path]) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def _print_table(records: list[dict]) -> None:
+def _print_table(records: list[dict[str, Any]]) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("name", no_wrap=True)
     table.add_column("MB", justify="right")

@@ -65,7 +65,7 @@ def _head(path: Path) -> list[str]:
     return list(itertools.takewhile(lambda line: line.startswith("#"), lines))
 
 
-def _as_yaml(config: dict) -> str:
+def _as_yaml(config: dict[str, Any]) -> str:
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
     # YAML's own escapes keep the values, but come with those of all other alphabets.
     hostile = any(acts_on_terminal(char) for char in text if char != "\n")
@@ -80,7 +80,7 @@ def _in_order(value: Any) -> Any:
     return {key: _in_order(value[key]) for key in keys}
 
 
-def _record(name: str, path: Path) -> dict:
+def _record(name: str, path: Path) -> dict[str, Any]:
     config = read_recipe(path)
     model, data = config["model"]["init_args"], config["data"]
     return {

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from typing import Any
 
 from zoo.commands.console import print_json, show, titled_table
 from zoo.files import PAGES, check_target
@@ -97,7 +98,7 @@ def _shown(path: str) -> str:
     return path if below.startswith("..") else below
 
 
-def _record(query: str, hits: list) -> dict:
+def _record(query: str, hits: list) -> dict[str, Any]:
     results = [
         {"path": hit.path, "start": round(hit.start, 3), "end": round(hit.end, 3), "score": hit.score} for hit in hits
     ]

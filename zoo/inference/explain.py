@@ -64,7 +64,7 @@ class Explanation(NamedTuple):
 
 def explain(
     model: BaseModule | str,
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     target: str | int | None = None,
     method: str = "occlusion",
     *,

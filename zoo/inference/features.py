@@ -100,7 +100,7 @@ class VideoFeatures(Job):
 
     def __init__(
         self,
-        model: nn.Module | str | os.PathLike,
+        model: nn.Module | str | os.PathLike[str],
         *,
         tokens: str = "cls",
         window: float = 2.0,
@@ -146,8 +146,8 @@ class VideoFeatures(Job):
 
 def extract(
     model: BaseModule | str,
-    sources: str | os.PathLike | Sequence[str | os.PathLike],
-    out: str | os.PathLike,
+    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
     *,
     tokens: str = "cls",
     window: float = 2.0,

@@ -42,7 +42,7 @@ def shade(explanation: Explanation) -> Tensor:
     return ((1 - strength) * grey + strength * colour).round().to(torch.uint8)
 
 
-def plot_heat(explanation: Explanation, out: str | os.PathLike, title: str = "") -> Path:
+def plot_heat(explanation: Explanation, out: str | os.PathLike[str], title: str = "") -> Path:
     """Draw up to 8 frames and, below each, its heat.
 
     Args:
@@ -73,7 +73,7 @@ def plot_heat(explanation: Explanation, out: str | os.PathLike, title: str = "")
     return out
 
 
-def animate_heat(explanation: Explanation, out: str | os.PathLike) -> Path:
+def animate_heat(explanation: Explanation, out: str | os.PathLike[str]) -> Path:
     """Write the clip as a moving picture, at its speed: each frame with its heat to its right.
 
     Frames stay for 80 ms at least and one second at most.
@@ -98,7 +98,7 @@ def animate_heat(explanation: Explanation, out: str | os.PathLike) -> Path:
     return out
 
 
-def save_heat(explanation: Explanation, out: str | os.PathLike) -> Path:
+def save_heat(explanation: Explanation, out: str | os.PathLike[str]) -> Path:
     """Write the heat for NumPy.
 
     Args:

@@ -40,7 +40,7 @@ class Moment(NamedTuple):
 
 def live(
     model: BaseModule | str,
-    source: str | os.PathLike,
+    source: str | os.PathLike[str],
     *,
     window: float | None = None,
     step: float | None = None,
@@ -69,7 +69,7 @@ def live(
 
 
 def _moments(
-    model: BaseModule, source: str | os.PathLike, window: float | None, step: float | None, reconnect: float
+    model: BaseModule, source: str | os.PathLike[str], window: float | None, step: float | None, reconnect: float
 ) -> Iterator[Moment]:
     given = model.preprocessing
     frames = given["num_frames"]

@@ -105,7 +105,7 @@ def default_window(model: BaseModule, fps: float) -> float:
 
 def timeline(
     model: BaseModule | str,
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     *,
     window: float | None = None,
     step: float | None = None,

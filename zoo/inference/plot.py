@@ -35,7 +35,7 @@ TICK_SECONDS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 1
 
 
 def plot_predictions(
-    rows: Sequence[tuple[str, Tensor, np.ndarray, list[Prediction], str | None]], out: str | os.PathLike
+    rows: Sequence[tuple[str, Tensor, np.ndarray, list[Prediction], str | None]], out: str | os.PathLike[str]
 ) -> Path:
     """Draw, for each video, some of the frames the model saw and its best classes as bars beside them.
 
@@ -79,7 +79,7 @@ def plot_predictions(
     return _save(figure, out)
 
 
-def plot_masks(views: Views, shown: Tensor, attention: Tensor | None, out: str | os.PathLike) -> Path:
+def plot_masks(views: Views, shown: Tensor, attention: Tensor | None, out: str | os.PathLike[str]) -> Path:
     """Draw the frames of a clip, the attention that chose the patches where there is one, and what stays visible.
 
     Args:
@@ -112,7 +112,7 @@ def plot_masks(views: Views, shown: Tensor, attention: Tensor | None, out: str |
     return _save(figure, out)
 
 
-def plot_timelines(rows: Sequence[tuple[str, Timeline]], out: str | os.PathLike) -> Path:
+def plot_timelines(rows: Sequence[tuple[str, Timeline]], out: str | os.PathLike[str]) -> Path:
     """Draw, for each video, pictures of it, a strip with its segments, each with its name in it or below it, and the
     probability of each class that is the best one at some time, in colour where it is: the 12 longest, in the order in
     which they come. Where segments are too many for their names, a line says how many have none.
@@ -288,7 +288,7 @@ def _draw_stills(axis, timeline: Timeline) -> None:
     axis.set_axis_off()
 
 
-def _save(figure: Figure, out: str | os.PathLike) -> Path:
+def _save(figure: Figure, out: str | os.PathLike[str]) -> Path:
     out = Path(out)
     with written(out, PICTURES) as beside:
         figure.savefig(beside, dpi=110, format=out.suffix[1:].lower())

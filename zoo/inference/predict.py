@@ -31,21 +31,21 @@ class Prediction(NamedTuple):
 
 @overload
 def predict(
-    model: BaseModule | str, path: str | os.PathLike, *, topk: int = 5, num_clips: int | None = None,
+    model: BaseModule | str, path: str | os.PathLike[str], *, topk: int = 5, num_clips: int | None = None,
     num_crops: int | None = None,
 ) -> list[Prediction]: ...  # fmt: skip
 
 
 @overload
 def predict(
-    model: BaseModule | str, path: Sequence[str | os.PathLike], *, topk: int = 5, num_clips: int | None = None,
+    model: BaseModule | str, path: Sequence[str | os.PathLike[str]], *, topk: int = 5, num_clips: int | None = None,
     num_crops: int | None = None,
 ) -> list[list[Prediction]]: ...  # fmt: skip
 
 
 def predict(
     model: BaseModule | str,
-    path: str | os.PathLike | Sequence[str | os.PathLike],
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     topk: int = 5,
     num_clips: int | None = None,
@@ -71,7 +71,7 @@ def predict(
         raise ZooError(f"topk is {topk}; ask for at least one class.")
     model = classifier(model)
 
-    def of(path: str | os.PathLike) -> list[Prediction]:
+    def of(path: str | os.PathLike[str]) -> list[Prediction]:
         return rank(model, score_views(model, read_views(model, path, num_clips, num_crops)), topk)
 
     if isinstance(path, str | os.PathLike):
@@ -87,7 +87,7 @@ def predict(
 
 
 def predict_value(
-    model: BaseModule | str, path: str | os.PathLike, *, num_clips: int | None = None, num_crops: int | None = None
+    model: BaseModule | str, path: str | os.PathLike[str], *, num_clips: int | None = None, num_crops: int | None = None
 ) -> float:
     """Return the number that a regressor predicts for a video or still image; ``model.value_name`` is its name.
 
@@ -109,7 +109,7 @@ def predict_value(
 
 def extract_features(
     model: BaseModule | str,
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     *,
     pool: str | None = "cls",
     num_clips: int = 1,
@@ -155,7 +155,7 @@ def views_of(model: BaseModule, num_clips: int | None, num_crops: int | None) ->
     return {**model.preprocessing, "num_clips": num_clips, "num_crops": num_crops}
 
 
-def read_views(model: BaseModule, path: str | os.PathLike, num_clips: int | None, num_crops: int | None) -> Views:
+def read_views(model: BaseModule, path: str | os.PathLike[str], num_clips: int | None, num_crops: int | None) -> Views:
     """The views of a file as the model wants them; see `views_of`."""
     return load_views(path, **views_of(model, num_clips, num_crops))
 

@@ -59,7 +59,7 @@ class VideoPredictor(Job):
 
     def __init__(
         self,
-        model: nn.Module | str | os.PathLike,
+        model: nn.Module | str | os.PathLike[str],
         *,
         topk: int = 5,
         num_clips: int | None = None,
@@ -103,8 +103,8 @@ class VideoPredictor(Job):
 
 def predict_into(
     make_model: Callable[[], nn.Module],
-    sources: Sequence[str | os.PathLike],
-    out: str | os.PathLike,
+    sources: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
     *,
     name: str | None = None,
     topk: int = 5,

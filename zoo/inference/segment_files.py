@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["SEGMENTS", "check_segments", "write_segments"]
 
 
-def write_segments(timelines: "Sequence[Timeline]", out: str | os.PathLike) -> Path:
+def write_segments(timelines: "Sequence[Timeline]", out: str | os.PathLike[str]) -> Path:
     """Write the segments of timelines; the ending of `out` chooses the format.
 
     - ``.csv``: a row per segment with ``video`` (path), ``start``, ``end`` (seconds), ``label``, ``index`` and
@@ -41,7 +41,7 @@ def write_segments(timelines: "Sequence[Timeline]", out: str | os.PathLike) -> P
     return Path(out)
 
 
-def check_segments(out: str | os.PathLike, videos: int) -> None:
+def check_segments(out: str | os.PathLike[str], videos: int) -> None:
     """Compare a file's ending with the number of videos whose segments it will hold.
 
     Raises:

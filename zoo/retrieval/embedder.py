@@ -86,7 +86,7 @@ class VideoEmbedder(Job):
 
     def __init__(
         self,
-        model: nn.Module | str | os.PathLike,
+        model: nn.Module | str | os.PathLike[str],
         *,
         window: float = WINDOW_SECONDS,
         batch_size: int = 8,

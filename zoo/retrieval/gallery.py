@@ -27,7 +27,7 @@ FRAMES, HEIGHT_PX = 8, 160
 TEMPLATE = "gallery.html"
 
 
-def write_gallery(page: str | os.PathLike, index: Index, results: Sequence[tuple[str, Sequence[Hit]]]) -> Path:
+def write_gallery(page: str | os.PathLike[str], index: Index, results: Sequence[tuple[str, Sequence[Hit]]]) -> Path:
     """Write the page; a file that is there is replaced when the page is complete.
 
     A result is a ``<video>`` of the file with the stretch as media fragment, ``a.mp4#t=12.5,20``, or an ``<img>`` of a

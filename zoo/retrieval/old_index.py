@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,7 +17,7 @@ from zoo.tables.table import File, Record
 __all__ = ["read_head", "read_parts"]
 
 
-def read_head(folder: str | os.PathLike) -> dict:
+def read_head(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Return its dims, dtype, window and model.
 
     Raises:
@@ -34,7 +35,9 @@ def read_head(folder: str | os.PathLike) -> dict:
     return {key: head.get(key) for key in ("dims", "dtype", "window", "model")}
 
 
-def read_parts(folder: str | os.PathLike, dims: int, dtype: str) -> Iterator[tuple[list[Record], Tensor, list[File]]]:
+def read_parts(
+    folder: str | os.PathLike[str], dims: int, dtype: str
+) -> Iterator[tuple[list[Record], Tensor, list[File]]]:
     """Yield records, their vectors (N, dims) and the files they are of, one part at a time.
 
     Parts that another one stands for, which a killed process left, are passed over.

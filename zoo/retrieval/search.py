@@ -11,7 +11,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -53,8 +53,8 @@ class Summary(NamedTuple):
 
 def index(
     model: nn.Module | str,
-    sources: str | os.PathLike | Sequence[str | os.PathLike],
-    out: str | os.PathLike,
+    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
     *,
     window: float | None = None,
     batch_size: int = 8,
@@ -62,7 +62,7 @@ def index(
     ray: str | None = None,
     shard: tuple[int, int] = (1, 1),
     dtype: str | None = None,
-    metadata: str | os.PathLike | None = None,
+    metadata: str | os.PathLike[str] | None = None,
     device: str = "auto",
     on_files: Callable[[int, int], None] | None = None,
 ) -> Summary:
@@ -115,7 +115,9 @@ def index(
 class _Target:
     """An index that `fill` writes to, with the columns of a CSV."""
 
-    def __init__(self, out: str, window: float | None, dtype: str | None, metadata: str | os.PathLike | None) -> None:
+    def __init__(
+        self, out: str, window: float | None, dtype: str | None, metadata: str | os.PathLike[str] | None
+    ) -> None:
         self.shown, self.place = out, Place(out)
         self.window, self.dtype, self.vectors = window, dtype, 0
         self.described = None if metadata is None else _read_metadata(metadata, self.place)
@@ -135,7 +137,7 @@ class _Target:
         return table.count_rows()
 
 
-def optimise(out: str | os.PathLike) -> int:
+def optimise(out: str | os.PathLike[str]) -> int:
     """Join the files of an index and build its approximate index anew, if it is large enough to have one; return the
     number of vectors.
 
@@ -147,7 +149,7 @@ def optimise(out: str | os.PathLike) -> int:
     return len(target)
 
 
-def convert_index(old: str | os.PathLike, out: str | os.PathLike) -> int:
+def convert_index(old: str | os.PathLike[str], out: str | os.PathLike[str]) -> int:
     """Copy an index of the former format into a table; the old one stays. Return the number of vectors.
 
     Args:
@@ -187,13 +189,13 @@ def convert_index(old: str | os.PathLike, out: str | os.PathLike) -> int:
 
 
 def search(
-    index: Index | str | os.PathLike,
+    index: Index | str | os.PathLike[str],
     queries: str | Sequence[str] = (),
     *,
     topk: int = 10,
     where: str | None = None,
     exact: bool = False,
-    like: str | os.PathLike | Sequence[str | os.PathLike] = (),
+    like: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     model: nn.Module | str | None = None,
     device: str = "auto",
 ) -> list[list[Hit]]:
@@ -271,7 +273,7 @@ def check_queries(queries: Sequence[str]) -> None:
             raise ZooError(f"The text {query!r} is not valid UTF-8; write it in another encoding.") from error
 
 
-def _read_metadata(path: str | os.PathLike, place: Place):
+def _read_metadata(path: str | os.PathLike[str], place: Place):
     """The CSV as ``pyarrow.Table``, with paths as the index has them.
 
     Raises:
@@ -311,7 +313,7 @@ def _read_metadata(path: str | os.PathLike, place: Place):
 
 
 def _embedder(
-    model: nn.Module | str | os.PathLike, out: str | os.PathLike, device: str, batch_size: int = 8
+    model: nn.Module | str | os.PathLike[str], out: str | os.PathLike[str], device: str, batch_size: int = 8
 ) -> tuple[str | None, VideoEmbedder]:
     """Return a path or name that finds the model again, and what makes vectors with it.
 
@@ -344,7 +346,7 @@ def _open(out: str, source: str | None, embedder: VideoEmbedder, window: float |
     return found
 
 
-def made_with(index: Index) -> dict:
+def made_with(index: Index) -> dict[str, Any]:
     """Return what an index records about its model: `source`, `config` and `sha256`.
 
     Raises:

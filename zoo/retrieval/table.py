@@ -84,7 +84,7 @@ class Index(VideoTable):
 
     @classmethod
     def create(
-        cls, folder: str | os.PathLike, dims: int, dtype: str = "float32", settings: Mapping | None = None
+        cls, folder: str | os.PathLike[str], dims: int, dtype: str = "float32", settings: Mapping | None = None
     ) -> "Index":
         """Make an empty index.
 
@@ -100,7 +100,7 @@ class Index(VideoTable):
         return cls.make(_where(folder), _kinds(dims, dtype), head)
 
     @classmethod
-    def open(cls, folder: str | os.PathLike) -> "Index":
+    def open(cls, folder: str | os.PathLike[str]) -> "Index":
         """Open an index.
 
         Raises:
@@ -117,7 +117,7 @@ class Index(VideoTable):
         return cls(_where(folder), table, _checked_head(folder, schema))
 
     @staticmethod
-    def exists(folder: str | os.PathLike) -> bool:
+    def exists(folder: str | os.PathLike[str]) -> bool:
         """Whether there is a table of that name, with at least one complete version."""
         return _where(os.fspath(folder)).exists()
 
@@ -327,7 +327,7 @@ def _refuse_other(folder: str) -> None:
         path.mkdir(parents=True, exist_ok=True)
 
 
-def _checked_head(folder: str, schema: Any) -> dict:
+def _checked_head(folder: str, schema: Any) -> dict[str, Any]:
     try:
         head = json.loads((schema.metadata or {})[KEY])
         dims, dtype = head["dims"], head["dtype"]

@@ -138,7 +138,7 @@ def fill(
     return Done(len(mine), read, broken_before + broken, kept, len(gone), rows)
 
 
-def source_of(model: nn.Module | str | os.PathLike, place: Place) -> str | None:
+def source_of(model: nn.Module | str | os.PathLike[str], place: Place) -> str | None:
     """A path or name that finds a model again, as a table at some place has it; None for one that was passed."""
     if not isinstance(model, str | os.PathLike):
         return None
@@ -149,7 +149,7 @@ def source_of(model: nn.Module | str | os.PathLike, place: Place) -> str | None:
     return name if is_name or not local.exists() else place.source(os.path.abspath(local))
 
 
-def describe(model: nn.Module) -> dict:
+def describe(model: nn.Module) -> dict[str, Any]:
     """Identify a model by its config and the SHA-256 of its weights."""
     config = json.loads(json.dumps(getattr(model, "config", None)))
     return {"config": config, "sha256": fingerprint(model.state_dict())}
@@ -169,7 +169,7 @@ def check_weights(shown: str, there: str, here: str, name: str) -> None:
                        f"({here[:12]}...); use those, or write to another place.")  # fmt: skip
 
 
-def check_config(shown: str, there: dict | None, here: dict | None) -> None:
+def check_config(shown: str, there: dict[str, Any] | None, here: dict[str, Any] | None) -> None:
     """Refuse a model of another class, or with other arguments, than the one a table was made with."""
     there, here = there or {}, here or {}
     if there != here:

@@ -147,7 +147,7 @@ class Job(ABC):
         if "start" in batch:
             pairs = zip(batch["start"], batch["end"], strict=True)
             spans = [(float(start), float(end)) for start, end in pairs]
-        rows: list[dict] = []
+        rows: list[dict[str, Any]] = []
         waiting: list[tuple[Record, tuple]] = []
         for part in self.reader.read(paths, spans):
             if part.video is not None:

@@ -18,7 +18,7 @@ _LISTS = (".txt", ".csv")
 
 
 def list_videos(
-    sources: Sequence[str | os.PathLike], find: Callable[[list[str]], list[str]] | None = None
+    sources: Sequence[str | os.PathLike[str]], find: Callable[[list[str]], list[str]] | None = None
 ) -> tuple[list[str], list[str]]:
     """Return the videos, absolute and sorted, each once; and the places of which they are all there is.
 

@@ -32,7 +32,7 @@ _BEGUN = {"data", "_transactions", "_versions"}
 _SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
 
 
-def check_output(out: str | os.PathLike, shard: tuple[int, int] = (1, 1)) -> str:
+def check_output(out: str | os.PathLike[str], shard: tuple[int, int] = (1, 1)) -> str:
     """Return the path or URL of a table that can be written, before any work.
 
     Args:

@@ -12,7 +12,7 @@ class Place:
     """Paths as a table at some place has them. One that is moved together with its videos stays valid. At a URL, all
     are absolute."""
 
-    def __init__(self, folder: str | os.PathLike) -> None:
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
         folder = os.fspath(folder)
         self.parent = None if is_url(folder) else os.path.dirname(os.path.abspath(folder))
 
@@ -33,7 +33,7 @@ class Place:
         return stored if is_url(stored) else os.path.normpath(os.path.join(self.parent or "", stored))
 
 
-def absolute(source: str | os.PathLike) -> str:
+def absolute(source: str | os.PathLike[str]) -> str:
     """A path or URL in the form that listings have."""
     source = resolve(source)
     return source if is_url(source) else os.path.abspath(source)

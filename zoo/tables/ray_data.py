@@ -106,7 +106,7 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200].rstrip(".: ")
 
 
-def _pipeline(job: Job, chunks: Sequence[Sequence[str]]) -> Iterator[dict]:
+def _pipeline(job: Job, chunks: Sequence[Sequence[str]]) -> Iterator[dict[str, Any]]:
     """Parts of chunks as they come, in any order between chunks."""
     import ray
 
@@ -133,9 +133,9 @@ def _pipeline(job: Job, chunks: Sequence[Sequence[str]]) -> Iterator[dict]:
 _COLUMNS = ("chunk", "number", "is_last", "part")
 
 
-def _in_order(parts: Iterator[dict]) -> Iterator[Answered]:
+def _in_order(parts: Iterator[dict[str, Any]]) -> Iterator[Answered]:
     """The parts of each chunk that is complete."""
-    waiting: dict[int, dict[int, dict]] = {}
+    waiting: dict[int, dict[int, dict[str, Any]]] = {}
     for part in parts:
         if isinstance(part["part"], str):
             raise ZooError(part["part"])

@@ -246,7 +246,7 @@ class VideoTable:
             yield
 
 
-def head_of(schema: Any, shown: str) -> dict:
+def head_of(schema: Any, shown: str) -> dict[str, Any]:
     """The head of a table or of a Parquet file of ours.
 
     Raises:
