@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help install test test-slow test-browser test-oldest lint demo clean
+.PHONY: help install test test-slow test-browser test-oldest lint dist demo clean
 
 help:
 	@echo "make install    create .venv with the package and its tests"
@@ -12,7 +12,8 @@ help:
 	@echo "make test-browser  run those that drive Chromium; installs Debian's where there is none"
 	@echo "make test-oldest  run the quick tests on the oldest dependencies that pyproject.toml allows"
 	@echo "make demo       generate videos, train, test, save, load and predict (about 5 minutes on two cores)"
-	@echo "make lint       ruff"
+	@echo "make lint       formatting, mistakes that tools find, spelling"
+	@echo "make dist       build and check the wheel and the source release in dist/"
 
 install: .venv/installed
 
@@ -42,7 +43,12 @@ test-oldest: .venv-oldest/installed
 	PATH=$(CURDIR)/.venv-oldest/bin:$$PATH .venv-oldest/bin/python -m pytest -q -n 2 --dist loadfile
 
 lint: install
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/codespell
+
+dist: install
+	rm -rf dist build
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
 
 # Every step is a command you can type yourself. `best.ckpt` is the epoch with the best validation accuracy.
 NEWEST_RUN = $$(ls -td runs/demo/version_* | head -1)
