@@ -21,7 +21,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from hub.errors import HubError
 
@@ -41,6 +41,11 @@ TIMEOUTS = {"connect": 30.0, "read": 60.0, "write": 60.0, "pool": 60.0}  # where
 # A plain file name on every system: no separator, no drive, no dots at the start.
 _PLAIN = re.compile(r"[0-9A-Za-z][\w.+=~-]{0,199}", flags=re.ASCII)
 _SPOKEN = ("x-error-message", "x-hf-warning", "content-disposition")
+# Classes of the HTTP library. Which one that is, httpx or its successor, depends on the release of huggingface_hub.
+_Client: TypeAlias = Any
+_Request: TypeAlias = Any
+_Response: TypeAlias = Any
+_Stream: TypeAlias = Any
 
 
 @dataclass
@@ -107,10 +112,10 @@ def _watch() -> None:
 class _WatchedClients:
     """A factory of clients whose answers are looked at."""
 
-    def __init__(self, factory: Callable[[], Any]) -> None:
+    def __init__(self, factory: Callable[[], _Client]) -> None:
         self._factory = factory
 
-    def __call__(self) -> Any:
+    def __call__(self) -> _Client:
         client = self._factory()
         hooks = client.event_hooks
         # Last of the requests', so that nothing is set after it; first of the answers', so that nothing is read before.
@@ -118,7 +123,7 @@ class _WatchedClients:
         return client
 
 
-def _prepare(request: Any) -> None:
+def _prepare(request: _Request) -> None:
     task = _task.get()
     if task is None:
         return
@@ -133,7 +138,7 @@ def _prepare(request: Any) -> None:
     request.extensions = {**request.extensions, "timeout": timeouts, "trace": _trace}
 
 
-def _trace(event: str, info: dict) -> None:
+def _trace(event: str, info: dict[str, Any]) -> None:
     """Called by the HTTP library: gives the headers of an answer a deadline, however slowly their bytes arrive."""
     task = _task.get()
     if event.endswith(("connect_tcp.complete", "start_tls.complete")):
@@ -142,10 +147,10 @@ def _trace(event: str, info: dict) -> None:
         task.deadline = time.monotonic() + HEADER_SECONDS if event.endswith("started") else None
 
 
-def _end_reading_in_time(stream: Any) -> None:
-    read = stream.read
+def _end_reading_in_time(stream: _Stream) -> None:
+    read: Callable[..., bytes] = stream.read
 
-    def read_in_time(*args: Any, **kwargs: Any) -> bytes:
+    def read_in_time(*args: object, **kwargs: object) -> bytes:
         task = _task.get()
         if task is not None and task.deadline is not None and time.monotonic() > task.deadline:
             raise HubError(f"The headers of the answer for {task.what} were not complete after {HEADER_SECONDS:g} s; "
@@ -155,7 +160,7 @@ def _end_reading_in_time(stream: Any) -> None:
     stream.read = read_in_time
 
 
-def _check(response: Any) -> None:
+def _check(response: _Response) -> None:
     _escape_headers(response)
     _refuse_paths(response)
     task = _task.get()
@@ -172,7 +177,7 @@ def _check(response: Any) -> None:
         _bound_answer(response, task)
 
 
-def _escape_headers(response: Any) -> None:
+def _escape_headers(response: _Response) -> None:
     headers = response.headers.multi_items()
     told = [(name, shortened(value) if name.lower() in _SPOKEN else value) for name, value in headers]
     told = [(name, escaped(value)) for name, value in told]
@@ -180,7 +185,7 @@ def _escape_headers(response: Any) -> None:
         response.headers = type(response.headers)(told)
 
 
-def _refuse_paths(response: Any) -> None:
+def _refuse_paths(response: _Response) -> None:
     """The etag names a file of the cache, and the commit a folder."""
     named = {"X-Repo-Commit": response.headers.get("X-Repo-Commit")}
     if response.request.method == "HEAD" and response.status_code < 400:
@@ -193,7 +198,7 @@ def _refuse_paths(response: Any) -> None:
                            "plain name, so nothing was written; use another Hub (HF_ENDPOINT).")  # fmt: skip
 
 
-def _limit_wait(response: Any, task: _Task) -> None:
+def _limit_wait(response: _Response, task: _Task) -> None:
     """Shortens what huggingface_hub waits for before it asks again."""
     for header, pattern in (("Retry-After", r"()([0-9]+)"), ("RateLimit", r"(.*\bt=)([0-9]+).*")):
         value = response.headers.get(header)
@@ -209,7 +214,7 @@ def _limit_wait(response: Any, task: _Task) -> None:
         response.headers[header] = f"{found[1]}{seconds}"
 
 
-def _note_size(response: Any, task: _Task) -> None:
+def _note_size(response: _Response, task: _Task) -> None:
     """Remembers the size of a file under the addresses at which it may be asked for."""
     if response.status_code >= 400:
         return
@@ -225,7 +230,7 @@ def _note_size(response: Any, task: _Task) -> None:
         task.announced[str(response.request.url.join(target))] = size
 
 
-def _bound_answer(response: Any, task: _Task) -> None:
+def _bound_answer(response: _Response, task: _Task) -> None:
     request, url = response.request, str(response.request.url)
     if response.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
         raise HubError(f"{request.url.host} sends {task.what} packed though it was asked not to, so it is not "
@@ -268,22 +273,22 @@ def _too_much(task: _Task, most: int) -> HubError:
                     "try again later, or use another Hub (HF_ENDPOINT).")  # fmt: skip
 
 
-def _bound(response: Any, task: _Task, most: int, cut: bool = False) -> None:
-    response.stream = _bounded(_stream_type(response.stream))(response.stream, task, most, cut)
+def _bound(response: _Response, task: _Task, most: int, cut: bool = False) -> None:
+    bounded = _bounded(_stream_type(response.stream))  # type: ignore[arg-type]  # a class is Hashable
+    response.stream = bounded(response.stream, task, most, cut)
 
 
-def _stream_type(stream: Any) -> type:
-    """The HTTP library's class of streams, of which those of an answer have to be; which library it is, depends on
-    huggingface_hub."""
+def _stream_type(stream: _Stream) -> type[_Stream]:
+    """The HTTP library's class of streams, of which those of an answer have to be."""
     return next(kind for kind in type(stream).__mro__ if kind.__name__ == "SyncByteStream")
 
 
 @cache
-def _bounded(kind: type) -> type:
-    class Bounded(kind):
+def _bounded(kind: type[_Stream]) -> type[_Stream]:
+    class Bounded(kind):  # type: ignore[misc]  # the class is not known before
         """A body that ends: by its number of bytes, and in time."""
 
-        def __init__(self, stream: Any, task: _Task, most: int, cut: bool) -> None:
+        def __init__(self, stream: _Stream, task: _Task, most: int, cut: bool) -> None:
             self._stream, self._task, self._most, self._cut = stream, task, most, cut
 
         def __iter__(self) -> Iterator[bytes]:
@@ -305,7 +310,7 @@ def _bounded(kind: type) -> type:
                     since, counted = now, received
                 yield chunk
 
-        def __getattr__(self, name: str) -> Any:
+        def __getattr__(self, name: str) -> object:
             return getattr(self._stream, name)
 
         def close(self) -> None:

@@ -4,6 +4,7 @@ import shlex
 from dataclasses import replace
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from typing_extensions import override
 
 from hub.card import about_run
 from hub.errors import HubError
@@ -44,26 +45,29 @@ class PushToHub(Callback):
         self.base_model = base_model
         self._fitted = False
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage != "fit" or trainer.fast_dev_run:
+        if stage != "fit" or _is_trial(trainer):
             return
         if not trainer.checkpoint_callbacks:
             raise HubError("PushToHub pushes the best checkpoint and none is written; leave checkpointing enabled.")
         if trainer.is_global_zero:
             check_login()
 
+    @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._fitted = True
 
+    @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # Not on_fit_end: other callbacks may write pictures there. Lightning calls teardown only after a success.
-        if stage != "fit" or not self._fitted or trainer.fast_dev_run or not trainer.is_global_zero:
+        if stage != "fit" or not self._fitted or _is_trial(trainer) or not trainer.is_global_zero:
             return
         self._fitted = False
         # One that watches a score knows the best; of the others, the path is that of their last.
         written = [c for c in trainer.checkpoint_callbacks if getattr(c, "best_model_path", "")]
         written.sort(key=lambda callback: getattr(callback, "monitor", None) is None)
-        best = written[0].best_model_path if written else None
+        best: str | None = getattr(written[0], "best_model_path", None) if written else None
         if best is None:
             raise HubError(f"The fit wrote no checkpoint, so nothing was pushed to {self.repo_id}; train longer.")
         for logger in trainer.loggers:
@@ -78,3 +82,8 @@ class PushToHub(Callback):
             command = shlex.join(["zoo", "push", best, self.repo_id])
             remedy = f"the training is complete, and `{command}` tries again"
             raise HubError(f"{str(error).rstrip('.')}; {remedy}.") from error
+
+
+def _is_trial(trainer: Trainer) -> bool:
+    """Whether the run is a few batches that test the code; Lightning sets the attribute outside of the class."""
+    return bool(getattr(trainer, "fast_dev_run", False))

@@ -2,15 +2,18 @@
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import yaml
 
 from hub.answers import shortened
 from hub.checkpoint import CARD, CURVES, METRICS, RECIPE, Checkpoint
 from hub.errors import HubError
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
 
 __all__ = ["DATASET", "About", "Score", "about_run", "address", "make_card"]
 
@@ -200,20 +203,21 @@ def address(card: str, checkpoint: Checkpoint, place: str, license: str | None =
         return card
     try:
         parsed = ModelCard(card)
-        parsed.data.license = license or parsed.data.license
+        data = cast("ModelCardData", parsed.data)
+        data.license = license or data.license
         text = parsed.text.lstrip("\n")
         if ours:
-            parsed.data.model_name = _title(place) if parsed.data.eval_results else None
+            data.model_name = _title(place) if data.eval_results else None
             text = re.sub(r"\A# .*", lambda _: f"# {_text(_title(place))}", text)
             text = USAGE.sub(lambda _: _usage(checkpoint, place), text)
-        return f"---\n{parsed.data.to_yaml()}\n---\n\n{text}"
+        return f"---\n{data.to_yaml()}\n---\n\n{text}"
     except (ValueError, TypeError, yaml.YAMLError) as error:
         reason = shortened(error)
         raise HubError(f"The metadata at the head of {CARD} is not valid ({reason}); fix it, or delete the file to "
                        "have a new one written.") from error  # fmt: skip
 
 
-def task_of(config: dict) -> str | None:
+def task_of(config: dict[str, Any]) -> str | None:
     """The Hub's name of a classifier's task; None for other modules."""
     init_args = config["init_args"]
     if "num_classes" not in init_args:
@@ -226,7 +230,7 @@ def slug(title: str) -> str:
     return re.sub(r"[^\w.-]+", "-", title.lower()).strip("-.")
 
 
-def _metadata(checkpoint: Checkpoint, about: About, place: str):
+def _metadata(checkpoint: Checkpoint, about: About, place: str) -> "ModelCardData":
     from huggingface_hub import EvalResult, ModelCardData
 
     task = about.task or task_of(checkpoint.config)
@@ -365,7 +369,7 @@ def _licence(about: About) -> Iterable[str]:
         yield f"## Licence\n\n{_text(about.license)}"
 
 
-def _recipe(checkpoint: Checkpoint) -> dict:
+def _recipe(checkpoint: Checkpoint) -> dict[str, Any]:
     try:
         content = yaml.safe_load(checkpoint.recipe or "")
     except yaml.YAMLError:
@@ -377,6 +381,7 @@ def _dataset(data: object) -> str | None:
     """Return the name of a run's data: that of its folder, else of its DataModule."""
     if not isinstance(data, dict) or not isinstance(data.get("class_path"), str):
         return None
-    args: Mapping = data.get("init_args") if isinstance(data.get("init_args"), dict) else {}
-    root = str(args.get("root") or "").rstrip("/").rpartition("/")[2]
+    args = data.get("init_args")
+    root = str(args.get("root") or "") if isinstance(args, dict) else ""
+    root = root.rstrip("/").rpartition("/")[2]
     return root or data["class_path"].rpartition(".")[2]

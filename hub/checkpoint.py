@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import torch
 from torch import Tensor
@@ -82,7 +82,7 @@ class Checkpoint(NamedTuple):
         scores: metrics that the run logged for these weights: {"val/top1": 0.93}.
     """
 
-    config: dict
+    config: dict[str, Any]
     state_dict: dict[str, Tensor]
     recipe: str | None = None
     extras: Mapping[str, bytes] = MappingProxyType({})
@@ -92,13 +92,13 @@ class Checkpoint(NamedTuple):
 class Saveable(Protocol):
     """The attributes of a module that `save` uses."""
 
-    config: dict
+    config: dict[str, Any]
     training_weights: tuple[str, ...]
 
     def state_dict(self) -> dict[str, Tensor]: ...
 
 
-def save(model: Saveable, folder: str | os.PathLike, recipe: str | None = None) -> Path:
+def save(model: Saveable, folder: str | os.PathLike[str], recipe: str | None = None) -> Path:
     """Write a module of the zoo to `folder`; see `write`."""
     return write(checkpoint_of(model)._replace(recipe=recipe), folder)
 
@@ -110,16 +110,20 @@ def checkpoint_of(model: Saveable) -> Checkpoint:
 
 
 def fingerprint(state_dict: Mapping[str, Tensor]) -> str:
-    """The SHA-256 of weights, wherever they come from: for each tensor, sorted by name, the line ``name dtype shape``
-    and its bytes."""
+    """The SHA-256 of weights, wherever they come from.
+
+    It is taken over the line ``name dtype shape`` and the bytes of each tensor, sorted by name.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(state_dict.items()):
         digest.update(f"{name} {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def write(checkpoint: Checkpoint, folder: str | os.PathLike, check: Callable[[Path], object] | None = None) -> Path:
+def write(
+    checkpoint: Checkpoint, folder: str | os.PathLike[str], check: Callable[[Path], object] | None = None
+) -> Path:
     """Write a folder that `read` and ``zoo.load`` understand.
 
     The folder is never half-written, and a failure leaves what was there before. A folder of this format is replaced.
@@ -159,7 +163,7 @@ def write(checkpoint: Checkpoint, folder: str | os.PathLike, check: Callable[[Pa
     return Path(folder)
 
 
-def with_hash(config: dict, sha256: str) -> str:
+def with_hash(config: dict[str, Any], sha256: str) -> str:
     """Text of a config.json that records the hash of the weights beside it.
 
     Raises:
@@ -175,7 +179,7 @@ def with_hash(config: dict, sha256: str) -> str:
     return text
 
 
-def _check_replaceable(target: Path, folder: str | os.PathLike) -> None:
+def _check_replaceable(target: Path, folder: str | os.PathLike[str]) -> None:
     """Accept a missing or empty folder, and one that holds nothing but a model of the zoo."""
     if not target.exists():
         return
@@ -197,7 +201,7 @@ def _check_replaceable(target: Path, folder: str | os.PathLike) -> None:
             raise HubError(f"{folder} exists and is not a model folder ({error}); {remedy}.") from error
 
 
-def read(folder: str | os.PathLike) -> Checkpoint:
+def read(folder: str | os.PathLike[str]) -> Checkpoint:
     """Read a folder written by `save`.
 
     Raises:
@@ -218,7 +222,7 @@ def read(folder: str | os.PathLike) -> Checkpoint:
     return Checkpoint(config, load_safetensors(folder / WEIGHTS), text, extras)
 
 
-def read_config(path: Path) -> dict:
+def read_config(path: Path) -> dict[str, Any]:
     """Read class_path and init_args of a config.json; the class is not imported here.
 
     Raises:
@@ -232,7 +236,7 @@ def read_recorded_hash(path: Path) -> str | None:
     return _read_config_file(path)[1]
 
 
-def _read_config_file(path: Path) -> tuple[dict, str | None]:
+def _read_config_file(path: Path) -> tuple[dict[str, Any], str | None]:
     if not path.is_file():
         raise HubError(f"{path} does not exist; check the path.")
     try:
@@ -265,20 +269,18 @@ def check_config(config: object, complaint: str) -> None:
     count = 0
     while open_parts:
         value, depth = open_parts.pop()
-        parts = value.items() if isinstance(value, dict) else value if isinstance(value, list | tuple) else None
-        if parts is None:
+        if not isinstance(value, dict | list | tuple):
             if value is not None and not isinstance(value, str | int | float):
                 raise HubError(f"{complaint}: it holds a {type(value).__name__}; arguments of the network have to "
                                "be numbers, strings and lists.")  # fmt: skip
             continue
-        count += len(parts)
+        count += len(value)
         if count > MOST_VALUES or depth > DEEPEST:
             raise HubError(f"{complaint}: it has more than {MOST_VALUES:,} values or {DEEPEST} levels; "
                            "make it shorter.")  # fmt: skip
-        if isinstance(value, dict):
-            if not all(isinstance(key, str) for key in value):
-                raise HubError(f"{complaint}: it has a key that is not a string; name its arguments.")
-            parts = value.values()
+        if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
+            raise HubError(f"{complaint}: it has a key that is not a string; name its arguments.")
+        parts = value.values() if isinstance(value, dict) else value
         open_parts += [(part, depth + 1) for part in parts]
 
 
@@ -337,7 +339,7 @@ def check_finite(state_dict: Mapping[str, Tensor], source: str) -> None:
                            "take an earlier checkpoint, or fetch it again.")  # fmt: skip
 
 
-def check_tensors(state_dict: Mapping[str, Tensor], path: str | os.PathLike) -> None:
+def check_tensors(state_dict: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
     """Compare the sizes that the tensors of a file claim with the file.
 
     A tensor that `torch.Tensor.expand` made takes four bytes in a file and may ask for any memory where it is copied.
@@ -359,14 +361,14 @@ def check_tensors(state_dict: Mapping[str, Tensor], path: str | os.PathLike) -> 
                        "read; save every tensor by itself.")  # fmt: skip
 
 
-def is_state_dict(value: object) -> bool:
+def is_state_dict(value: object) -> TypeGuard[dict[str, Tensor]]:
     """Whether `value` is a non-empty dict of names to tensors."""
     return isinstance(value, dict) and bool(value) and all(
         isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items()
     )  # fmt: skip
 
 
-def load_safetensors(path: str | os.PathLike) -> dict[str, Tensor]:
+def load_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read a ``.safetensors`` file.
 
     Raises:
@@ -382,7 +384,7 @@ def load_safetensors(path: str | os.PathLike) -> dict[str, Tensor]:
         raise HubError(f"{path} is not a readable safetensors file ({error}); delete it and fetch it again.") from error
 
 
-def _check_header(path: str | os.PathLike) -> Path:
+def _check_header(path: str | os.PathLike[str]) -> Path:
     """Accept a file whose first 8 bytes announce a header that fits into it; the library checks the rest."""
     path = check_file(path)
     with path.open("rb") as file:
@@ -406,7 +408,7 @@ class _Inert:
         pass
 
 
-def load_pickle(path: str | os.PathLike, mmap: bool = False, inert: bool = False) -> object:
+def load_pickle(path: str | os.PathLike[str], mmap: bool = False, inert: bool = False) -> object:
     """Read a ``.pth``, ``.pt`` or ``.ckpt`` file as data only: a pickle that wants to run code is refused.
 
     Tensors may claim more memory than the file has; see `check_tensors`.
@@ -434,15 +436,16 @@ def load_pickle(path: str | os.PathLike, mmap: bool = False, inert: bool = False
         # Training scripts store their parsed command line beside the weights: attributes without behaviour. What torch
         # lets through is one list for all threads.
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path) if inert else []
-        named = [argparse.Namespace, *((_Inert, name) for name in foreign)]
+        named: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [argparse.Namespace]
+        named += [(_Inert, name) for name in foreign]
         with _reading_pickle, torch.serialization.safe_globals(named):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except HubError:
         raise
     except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError, ValueError and more
         reason = str(error)
-        if foreign := re.search(r"GLOBAL ([\w.]+)", reason):
-            raise HubError(f"{path} holds more than data: reading it would call {foreign[1]}, so it is refused; "
+        if called := re.search(r"GLOBAL ([\w.]+)", reason):
+            raise HubError(f"{path} holds more than data: reading it would call {called[1]}, so it is refused; "
                            "save the weights alone, as a state dict or as safetensors.") from error  # fmt: skip
         first = " ".join((reason.strip() or type(error).__name__).partition(". ")[0].split())
         raise HubError(f"{path} is not a readable checkpoint ({first}); delete it and fetch it again.") from error
@@ -457,7 +460,7 @@ def _check_archive(path: Path) -> None:
                        "save the weights with torch.save.")  # fmt: skip
 
 
-def check_file(path: str | os.PathLike) -> Path:
+def check_file(path: str | os.PathLike[str]) -> Path:
     """Accept a regular file that is not empty; a device or a pipe may never end.
 
     Raises:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -42,7 +43,7 @@ def find_checkpoint(run: Path) -> Path | None:
     return next(iter(best or found), None)
 
 
-def read_lightning(path: str | os.PathLike) -> Checkpoint:
+def read_lightning(path: str | os.PathLike[str]) -> Checkpoint:
     """Read config and weights of a ``.ckpt`` written while training a module of the zoo.
 
     The run's full configuration is taken along as the recipe where the ``lightning`` command left it in its folder,
@@ -56,16 +57,17 @@ def read_lightning(path: str | os.PathLike) -> Checkpoint:
         HubError: not a checkpoint of a module of the zoo.
     """
     path = Path(path)
-    content = load_pickle(path)
-    arguments = content.get("hyper_parameters") if isinstance(content, dict) else None
+    found = load_pickle(path)
+    content: dict[str, Any] = found if isinstance(found, dict) else {}
+    arguments, weights = content.get("hyper_parameters"), content.get("state_dict")
     if (
         not isinstance(arguments, dict)
         or not isinstance(arguments.get("_class_path"), str)
-        or not is_state_dict(content.get("state_dict"))
+        or not is_state_dict(weights)
     ):
         raise HubError(f"{path} is not a checkpoint of a module of the zoo; "
                        "pass its folder, or convert it by the name of its model.")  # fmt: skip
-    check_tensors(content["state_dict"], path)
+    check_tensors(weights, path)
     check_config(arguments, f"The config of {path} is not that of a model")
     trained = {
         "class_path": arguments["_class_path"],
@@ -73,7 +75,7 @@ def read_lightning(path: str | os.PathLike) -> Checkpoint:
     }
     class_path, without = _shared_as(content, trained["class_path"], path)
     config = {**trained, "class_path": class_path}
-    state_dict = {name: tensor for name, tensor in content["state_dict"].items() if not name.startswith(without)}
+    state_dict = {name: tensor for name, tensor in weights.items() if not name.startswith(without)}
     run = _find_run(path, trained)
     if run is None:
         return Checkpoint(config, state_dict)
@@ -87,7 +89,7 @@ def read_lightning(path: str | os.PathLike) -> Checkpoint:
     return Checkpoint(config, state_dict, read_text(run / "config.yaml"), extras, scores)
 
 
-def _shared_as(content: dict, trained: str, path: Path) -> tuple[str, tuple[str, ...]]:
+def _shared_as(content: dict[str, Any], trained: str, path: Path) -> tuple[str, tuple[str, ...]]:
     """Return the class of the trained model, and prefixes of the weights that it does not have."""
     if "shared_as" not in content:
         return trained, ()
@@ -103,7 +105,7 @@ def _shared_as(content: dict, trained: str, path: Path) -> tuple[str, tuple[str,
     return class_path, tuple(without)
 
 
-def _find_run(path: Path, config: dict) -> Path | None:
+def _find_run(path: Path, config: dict[str, Any]) -> Path | None:
     """The folder of the run that wrote a checkpoint, or None.
 
     LightningCLI writes ``config.yaml`` to it, and checkpoints go to ``checkpoints/`` in there unless told otherwise::
@@ -120,7 +122,7 @@ def _find_run(path: Path, config: dict) -> Path | None:
     return None
 
 
-def _describes(text: str, config: dict) -> bool:
+def _describes(text: str, config: dict[str, Any]) -> bool:
     """Whether a run's YAML has the class and the arguments of `config`; those it leaves at None are filled in later."""
     try:
         model = yaml.safe_load(text)["model"]
@@ -136,7 +138,7 @@ def _plain(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _find_test(path: Path, run: Path) -> tuple[Path, dict] | None:
+def _find_test(path: Path, run: Path) -> tuple[Path, dict[str, Any]] | None:
     """The folder and the report.json of the newest test of a checkpoint, known by the file's hash, or None.
 
     The ``lightning`` command tests beside the run: ``<name>/test_0``, ``<name>/test_1``, ...
@@ -153,9 +155,11 @@ def _find_test(path: Path, run: Path) -> tuple[Path, dict] | None:
     return None
 
 
-def _scores_of_test(record: dict) -> dict[str, float]:
-    """What a report.json says: what was logged, and of the main answers the report's own numbers, such as
-    ``test/calibration_error``; the ends of an interval are ``test/top1_low`` and ``test/top1_high``."""
+def _scores_of_test(record: dict[str, Any]) -> dict[str, float]:
+    """What a report.json says: what was logged, and the report's own numbers about the main answers.
+
+    Such a number is ``test/calibration_error``; the ends of an interval are ``test/top1_low`` and ``test/top1_high``.
+    """
     scores = dict(record["logged"]) if isinstance(record.get("logged"), dict) else {}
     kinds = record.get("scores")
     main = next(iter(kinds.values()), None) if isinstance(kinds, dict) else None
@@ -196,7 +200,7 @@ def _scores(log: bytes, epoch: object, global_step: object, best: bool) -> dict[
     return scores
 
 
-def _number(cell: object) -> float | None:
+def _number(cell: Any) -> float | None:  # noqa: ANN401 - from a file of anybody: float() says what it is
     try:
         value = float(cell)
     except (TypeError, ValueError):

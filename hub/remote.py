@@ -14,7 +14,9 @@ from hub.answers import API_BYTES, SHORT, limited, shortened
 from hub.errors import HubError, UnreachableError
 from hub.hashes import check_sha256, matches_etag, sha256_of
 
-if TYPE_CHECKING:  # these load torch, which downloads do without
+if TYPE_CHECKING:  # the first is slow to load, and the others load torch, which downloads do without
+    from huggingface_hub.errors import HfHubHTTPError
+
     from hub.card import About
     from hub.checkpoint import Checkpoint, Saveable
 
@@ -117,7 +119,7 @@ def pull_folder(repo_id: str, choose: Callable[[list[str]], list[str]], revision
 
 
 def push(
-    model: Union["Saveable", "Checkpoint", str, os.PathLike],
+    model: Union["Saveable", "Checkpoint", str, os.PathLike[str]],
     repo_id: str,
     *,
     private: bool = False,
@@ -144,8 +146,8 @@ def push(
     Raises:
         HubError: no access, no connection, a file holds an access token, or the folder is not a model.
     """
-    from hub.card import CARD, about_run, address, make_card
-    from hub.checkpoint import CONFIG, FILES, WEIGHTS, Checkpoint, checkpoint_of, read, read_text, with_hash
+    from hub.card import about_run, address, make_card
+    from hub.checkpoint import CARD, CONFIG, FILES, WEIGHTS, Checkpoint, checkpoint_of, read, read_text, with_hash
 
     _check_names(repo_id, "", None)
     with tempfile.TemporaryDirectory() as scratch:
@@ -208,16 +210,16 @@ def _commit(repo_id: str, content: dict[str, bytes | Path], private: bool, messa
 
     api = HfApi()
     api.create_repo(repo_id, private=private or None, exist_ok=True)
-    info = api.repo_info(repo_id)
+    info = api.model_info(repo_id)
     if private and not info.private:
         raise HubError(f"{repo_id} exists and is public, so nothing was pushed; make it private in its settings, or "
                        "choose another name.")  # fmt: skip
     there = {file.rfilename for file in info.siblings or ()}
     stale = [name for name in FILES if name in there and name not in content]
-    operations = [CommitOperationAdd(name, part) for name, part in content.items()]
-    operations += [CommitOperationDelete(name) for name in stale]
+    added = [CommitOperationAdd(name, part) for name, part in content.items()]
+    removed = [CommitOperationDelete(name) for name in stale]
     # With its parent named, the commit cannot cover one that somebody else makes in the meantime.
-    done = api.create_commit(repo_id, operations, commit_message=message, parent_commit=info.sha)
+    done = api.create_commit(repo_id, [*added, *removed], commit_message=message, parent_commit=info.sha)
     return str(done.commit_url)
 
 
@@ -383,7 +385,7 @@ def _explained(
         )
 
 
-def _answer_behind(error: BaseException) -> Exception | None:
+def _answer_behind(error: BaseException) -> "HfHubHTTPError | None":
     """The Hub's answer that caused an error, where there was one."""
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -393,7 +395,7 @@ def _answer_behind(error: BaseException) -> Exception | None:
     return cause
 
 
-def _of_status(error: Exception, what: str, pushing: bool) -> str:
+def _of_status(error: "HfHubHTTPError", what: str, pushing: bool) -> str:
     status = error.response.status_code
     if status in (401, 403):
         remedy = "set HF_TOKEN to a valid token that may write there" if pushing else "check HF_TOKEN"
@@ -401,7 +403,7 @@ def _of_status(error: Exception, what: str, pushing: bool) -> str:
         remedy = "somebody else pushed at the same time: look at it, and push again"
     else:
         remedy = "try again later"
-    told = f" ({shortened(error.server_message)})" if getattr(error, "server_message", None) else ""
+    told = f" ({shortened(error.server_message)})" if error.server_message else ""
     return f"The Hub answers {status}{told} for {what}; {remedy}."
 
 
@@ -414,10 +416,11 @@ def _refuse(sentence: str, error: BaseException, kind: type[HubError] = HubError
     from huggingface_hub import get_token
 
     token = get_token()
-    seen, cause = "", error
+    seen = ""
+    cause: BaseException | None = error
     while cause is not None:
         seen, cause = f"{seen}{cause!r}", cause.__cause__ or cause.__context__
-    leaks = [form for form in (token, repr(token)[1:-1]) if token and form in seen + sentence]
+    leaks = [form for form in (token, repr(token)[1:-1]) if form in seen + sentence] if token else []
     for form in leaks:
         sentence = sentence.replace(form, "<token>")
     raise kind(sentence) from None if leaks else error

@@ -97,7 +97,7 @@ def tower_to_zoo(official: Mapping[str, Tensor], source: object) -> dict[str, Te
     Raises:
         HubError: it has no video tower.
     """
-    weights = {}
+    weights: dict[str, Tensor] = {}
     for name, tensor in official.items():
         name = name.removeprefix("module.")
         if name.startswith("visual.") and name != "visual.image_projection":

@@ -1,5 +1,4 @@
-"""Official files of Video Mamba Suite: ViViM, TimeMamba, and both beside CLIP's text tower
-(docs/video_mamba_suite.md)."""
+"""Official files of Video Mamba Suite: ViViM, TimeMamba, both with CLIP's text tower (docs/video_mamba_suite.md)."""
 
 import re
 from collections.abc import Mapping
@@ -28,10 +27,10 @@ _TEXT_LAYERS = {
 
 
 def to_zoo(official: Mapping[str, Tensor], source: object) -> dict[str, Tensor]:
-    """Official names -> names in a `VideoClassifier` (ViViM), an `ActionClassifier`, or a `DualEncoder` without the
-    tokenizer's word pieces.
+    """Official names -> names in a `VideoClassifier` (ViViM), an `ActionClassifier` or a `DualEncoder`.
 
-    Nothing is left out, for a comparison with the model that names each tensor which is missing or left over.
+    The tokenizer's word pieces, which a `DualEncoder` needs, are not in the file. Nothing is left out, for a comparison
+    with the model that names each tensor which is missing or left over.
 
     Args:
         official: the file's weights, under official names with or without ``module.``.

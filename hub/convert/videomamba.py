@@ -15,9 +15,11 @@ DROPPED = ("distill_head.",)
 RENAMED = {"norm.weight": "norm_f.weight"}
 
 
-def read_official(path: str | os.PathLike, inert: bool = False) -> dict[str, Tensor]:
-    """Read a released file: weights under "model" (ImageNet files), under "module", flat (video files), under
-    "model_state" (SlowFast's way, as MambaVL's), or under "state_dict" (AVION's and Video Mamba Suite's).
+def read_official(path: str | os.PathLike[str], inert: bool = False) -> dict[str, Tensor]:
+    """Read the weights of a released file.
+
+    They stand under "model" (ImageNet files), under "module", flat (video files), under "model_state" (SlowFast's way,
+    as MambaVL's), or under "state_dict" (AVION's and Video Mamba Suite's).
 
     Args:
         path: the file.

@@ -1,5 +1,4 @@
-"""Official VideoMamba files with language: names of their own around the same parameters (docs/protocol.md,
-section 11)."""
+"""Official VideoMamba files with language: other names for the same parameters (docs/protocol.md, section 11)."""
 
 from collections.abc import Mapping
 
