@@ -5,7 +5,7 @@
 Four starts of the same small network, each once per seed, on the same clips:
 
     random weights    no pretraining
-    random teacher    `all_blocks` with a teacher of random weights: what aligning does, whoever the teacher is
+    random teacher    `all_blocks` with a teacher of random weights: what aligning does, whatever the teacher
     official          masked pretraining as the published code has it: the last block learns nothing, and the teacher's
                       features do not pass its last norm
     all_blocks        the default of `MaskedPretraining`

@@ -202,7 +202,7 @@ def best_possible(specs: Sequence[ClipSpec]) -> dict[str, float]:
         for spec in specs:
             alike = [s for s in specs if scenery(s) == scenery(spec) and sees(s) == sees(spec)]
             for caption in spec.captions:
-                # Whoever cannot tell which attribute drifts cannot tell how fast it does.
+                # A model that cannot tell which attribute drifts cannot tell how fast it does.
                 told = name == "motion" and any(pace in caption.split() for pace in PACES)
                 shares.append(1 / sum(not told or s.pace == spec.pace for s in alike))
         best[name] = statistics.mean(shares)

@@ -237,7 +237,7 @@ def autocast_dtype(like: Tensor) -> torch.dtype:
 
 
 def compare(records: list[dict[str, Any]]) -> Iterator[str]:
-    """How many times as fast, and as frugal, VideoMamba is beside what it is to be compared with."""
+    """How many times as fast, and as frugal, VideoMamba is beside the other networks."""
     found = {(r["model"], r["frames"], r["batch"], r["phase"]): r for r in records if "milliseconds" in r}
     for (model, frames, batch, phase), ours in found.items():
         kind, _, size = model.partition("-")

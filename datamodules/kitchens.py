@@ -69,7 +69,7 @@ class KitchenDataModule(ClipDataModule, ABC):
             )
 
     def find(self, name: str) -> str | None:
-        """Path of an annotation file; None where there is none."""
+        """Path of an annotation file; None without one."""
         folders = _FOLDERS if self._annotations is None else (self._annotations,)
         return first_file(self.folders, self.root, [join(folder, name) for folder in folders])
 

@@ -165,7 +165,7 @@ class BaseModule(LightningModule, ABC):
 
     def on_train_batch_start(self, batch: dict, batch_idx: int) -> None:
         """Makes the random numbers of a step (dropout, stochastic depth) depend on the seed, the epoch, the batch and
-        the process alone, so that an interrupted run goes on as if it had not been."""
+        the process alone, so that an interrupted run resumes as if it had not been."""
         seed = os.environ.get("PL_GLOBAL_SEED")
         if seed is not None:
             place = [int(seed), self.current_epoch, batch_idx, self.global_rank]

@@ -144,7 +144,7 @@ class ZooCLI(LightningCLI):
             raise ZooError(f"There is no {which}.ckpt of a run in {runs}; train first, or pass a file to --ckpt_path.")
         if subcommand == "fit" and which == "last":
             self.continued = found
-            rank_zero_info(f"Going on with {found.parents[1]}." if found else f"No run to go on with in {runs}.")
+            rank_zero_info(f"Resuming {found.parents[1]}." if found else f"No run to resume in {runs}.")
         else:
             rank_zero_info(f"Taking {found}.")
         config["ckpt_path"] = None if found is None else str(found)
@@ -391,7 +391,7 @@ def quiet() -> None:
     noise = re.compile(r"Tip|Loading `train_dataloader` to estimate|TPU available: False|Restoring states from")
     logger.addFilter(lambda record: noise.search(record.getMessage()) is None)
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
-    # A run that goes on has checkpoints in its folder; others get a new one.
+    # A run that is resumed has checkpoints in its folder; others get a new one.
     warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")
 
 

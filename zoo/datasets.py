@@ -24,7 +24,7 @@ class Dataset(NamedTuple):
             (2403.06977).
         max_words: Words of a caption that are read (docs/protocol.md, section 18).
         labels_source: Where the order of ``labels/<name>.txt`` comes from; None for pairs with text.
-        datamodule: The class of `datamodules` that reads it; None where there is none of its own, or where the class
+        datamodule: The class of `datamodules` that reads it; None if it has none of its own, or if the class
             also reads generated files, as those of kitchens do.
     """
 

@@ -44,7 +44,7 @@ class Runs(NamedTuple):
 
     @classmethod
     def of(cls, config: Path | None, model: str, root: str | os.PathLike[str] | None) -> "Runs":
-        """The runs of a config file, named after it, or of a model's class where there is none.
+        """The runs of a config file, named after it, or without one, of a model's class.
 
         Raises:
             ZooError: the root is a URL.

@@ -78,7 +78,7 @@ class FeatureTable:
 def features_between(
     path: str, span: tuple[float, float], *, ends: bool = False, table: FeatureTable | None = None
 ) -> Tensor | None:
-    """The vectors (n, width) of a stretch of a video, float32; None where there are none.
+    """The vectors (n, width) of a stretch of a video, float32; None without any.
 
     Args:
         path: file .safetensors with ``features`` (n, width) and ``seconds`` (n, 2), or an address of the table.

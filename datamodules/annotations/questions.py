@@ -80,7 +80,7 @@ def draw_question(kinds: Sequence[str], neutral: float, generator: torch.Generat
 
 
 def answer_number(kind: str, verb: int, nouns: Sequence[int], action: int, num_verbs: int, num_nouns: int) -> int:
-    """The answer's place in the vocabulary [verbs, nouns, actions]; -1 where there is none.
+    """The answer's place in the vocabulary [verbs, nouns, actions]; -1 for one that is not there.
 
     Args:
         kind: of the question, "" for the neutral one, which has no answer.

@@ -1,4 +1,4 @@
-"""Stops a training whose loss is no number, before the weights are lost."""
+"""Stops a training whose loss is NaN or infinite, before the weights are lost."""
 
 from typing import Any
 

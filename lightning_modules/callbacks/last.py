@@ -1,4 +1,4 @@
-"""The checkpoint from which an interrupted training goes on."""
+"""The checkpoint from which an interrupted training resumes."""
 
 import os
 import signal
@@ -75,7 +75,7 @@ class LastCheckpoint(ModelCheckpoint):
         """Tells the callbacks that keep checkpoints where these are now, if the run's folder was moved or is named
         by another path: they would forget the best score, and the best checkpoint would be overwritten."""
         if os.path.realpath(os.path.dirname(trainer.ckpt_path)) != os.path.realpath(self.dirpath):
-            return  # the training goes on in a new folder
+            return  # the training continues in a new folder
         for state in checkpoint["callbacks"].values():
             if isinstance(state, dict) and state.get("dirpath"):
                 old = state["dirpath"]

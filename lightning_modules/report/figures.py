@@ -57,7 +57,7 @@ def draw_confusion(matrix: Tensor, names: Sequence[str], elsewhere: Tensor | Non
     Args:
         matrix: int64 (n, n), rows are classes and columns answers.
         names: n names.
-        elsewhere: int64 (n,), answers that are no column; None where there are none.
+        elsewhere: int64 (n,), answers that are no column; None without any.
         theme: colours.
     """
     counts = (matrix if elsewhere is None else torch.cat([matrix, elsewhere[:, None]], dim=1)).numpy()

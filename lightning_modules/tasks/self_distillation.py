@@ -28,7 +28,7 @@ class SelfDistillation(VideoClassifier):
 
     The teacher is in eval mode, gets no gradient, keeps no activations, and is in no checkpoint. What is shared of a
     trained one is an ordinary `VideoClassifier`: ``config`` names that class, and ``distill_head`` stays in the
-    ``.ckpt``, where a training can go on from.
+    ``.ckpt``, from which a training can resume.
 
     Args:
         teacher: a trained classifier with as many tokens for a clip, or what the ``lightning`` command loads it from

@@ -76,7 +76,7 @@ class EpicMetrics(Metric):
             noun: (B, N), the same.
             action: (B, A), scores of the actions that there are scores for.
             actions: int64 (A,), their numbers.
-            truth: int64 (B, 2), class of verb and noun; -1 where there is none.
+            truth: int64 (B, 2), class of verb and noun; -1: none.
             unseen: bool (B,), of a participant who was not in the training set.
             tail: bool (B, 2), rare verb, rare noun.
             index: int64 (B,), position in the data set; -1 is skipped.

@@ -202,7 +202,7 @@ def test_a_killed_run_goes_on_in_its_folder(workspace, monkeypatch, caplog):
     process = start("fit", "--config", "mine.yaml", "--ckpt_path", "last", *OFTEN)
     wait_for(lambda: rows_until(metrics, 11), process)
     process.kill()
-    assert "No run to go on with in runs/mine." in process.communicate()[1]
+    assert "No run to resume in runs/mine." in process.communicate()[1]
     (workspace / "runs").rename(workspace / "kept")
     run = workspace / "kept" / "mine" / "version_0"
     metrics = run / "metrics.csv"
@@ -215,7 +215,7 @@ def test_a_killed_run_goes_on_in_its_folder(workspace, monkeypatch, caplog):
     (workspace / "kept" / "mine" / "version_1" / "checkpoints").mkdir(parents=True)
     cli = lightning("fit", "--config", "mine.yaml", "--ckpt_path", "last", *OFTEN, "--trainer.default_root_dir",
                     workspace / "kept", monkeypatch=monkeypatch)  # fmt: skip
-    assert f"Going on with {run}." in caplog.messages
+    assert f"Resuming {run}." in caplog.messages
     assert cli.trainer.global_step == 48
     after = rows_of(metrics)
     assert steps_with(after, "train/loss") == list(range(1, 48, 2))

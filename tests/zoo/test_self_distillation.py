@@ -82,7 +82,7 @@ def test_it_goes_on_is_tested_without_the_teacher_and_shared_as_a_classifier(wor
     teacher = ["--model.teacher", "teacher"]
     text = run("lightning", "fit", "--config", "student.yaml", *teacher, "--ckpt_path", "last", "--trainer.max_epochs",
                "3", cwd=workspace)  # fmt: skip
-    assert "Going on with" in text
+    assert "Resuming" in text
     folder = workspace / "runs" / "student" / "version_0"
     content = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert (content["epoch"], content["global_step"]) == (2, 6)

@@ -170,5 +170,10 @@ def test_help_teaches(capsys):
     with pytest.raises(SystemExit):
         main(["shard", "--help"])
     text = capsys.readouterr().out
-    for words in ("zoo shard clips/ -o", "--short-side 320", "lightning fit --config", "goes on after an interruption"):
+    for words in (
+        "zoo shard clips/ -o",
+        "--short-side 320",
+        "lightning fit --config",
+        "continues after an interruption",
+    ):
         assert words in text

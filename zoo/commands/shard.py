@@ -34,7 +34,7 @@ examples:
 Then train on them, from this disk or any other place:
   lightning fit --config videomamba-m-k400 --data.root k400-shards/
   lightning fit --config videomamba-m-k400 --data.root s3://bucket/k400-shards
-The same command again goes on after an interruption. See docs/shards.md.
+The same command again continues after an interruption. See docs/shards.md.
 """
 
 _SPLITS = ("train", "val", "test")

@@ -40,7 +40,7 @@ def read_parts(
 ) -> Iterator[tuple[list[Record], Tensor, list[File]]]:
     """Yield records, their vectors (N, dims) and the files they are of, one part at a time.
 
-    Parts that another one stands for, which a killed process left, are passed over.
+    Parts that another one stands for, which a killed process left, are skipped.
 
     Raises:
         ZooError: a part is damaged.
@@ -63,7 +63,7 @@ def _read(path: Path, dims: int, dtype: str) -> tuple[list[Record], Tensor, list
         if there != [((number, dims), DTYPES[dtype]), ((number,), torch.int64), ((number, 2), torch.float64)]:
             raise ValueError("its tensors belong to another index")
         if not all(isinstance(file.path, str) for file in files):
-            raise ValueError("a path is no text")
+            raise ValueError("a path is not text")
         if number and int(file.min()) < 0:
             raise ValueError("rows of files that it does not list")
         records = [Record(files[row].path, *span) for row, span in zip(file.tolist(), seconds.tolist(), strict=True)]

@@ -105,7 +105,7 @@ class Output:
 
             with written(self.shown) as beside:
                 parquet.write_table(table.to_arrow(), beside, compression="zstd")
-            # In one step, so that a killed process never leaves half a table to go on from.
+            # In one step, so that a killed process never leaves half a table to resume from.
             os.rename(self.where.database, f"{self.where.database}.{uuid.uuid4().hex[:8]}")
             self._tidy()
         return rows

@@ -43,7 +43,7 @@ class Answered(NamedTuple):
 
 
 def check_ray() -> None:
-    """Refuse to go on without Ray, which is not imported here.
+    """Refuse to continue without Ray, which is not imported here.
 
     Raises:
         ZooError: it is not installed.

@@ -187,7 +187,7 @@ def scan_forward(
     """y = (scan [+ scan from the last token]) [silu(z)] of one segment.
 
     With two directions, step i takes token i and token length - 1 - i: two chains of dependent instructions that do not
-    wait for each other. Whoever comes first to a token leaves its result in scratch (float32, like y), the other adds
+    wait for each other. The first at a token leaves its result in scratch (float32, like y), the other adds
     its own, gates and writes: y is written once.
 
     Tokens are asked for before they are needed, AHEAD of them at a time in the first half and one in the second, which

@@ -1,0 +1,62 @@
+"""The English of pages, docstrings, comments and messages is plain: none of the phrases that readers stumbled over."""
+
+import ast
+import io
+import re
+import tokenize
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+QUAINT = [
+    r"\bmend(s|ed|ing)?\b",  # fix
+    r"\b[Ww]hoever\b",
+    r"\bgo(es)? on\b|\b[Gg]oing on with\b",  # resume, continue
+    r"\bone says\b",
+    r"\bwhat \w+ makes of\b",
+    r"(?<![Tt]here )\bis no (number|text|video|file)\b",  # is not a number
+    r"\bsends? [\w ]+ away\b",
+    r"\bthat which\b|\bit is to be\b",
+    r"\bLeft out,",  # Default:
+    r"\b(are|is) passed over\b",  # skipped
+    r"\bread anew\b|\bwritten anew\b|\bcodes? [\w ]+ anew\b",
+    r"\bdear(er)? or limited\b",
+    r"\bwhere (there is|there are) none\b",
+    r"\b[Cc]lip (ViT|B/|L/|text tower|image tower)",  # OpenAI's model is CLIP; a clip is a stretch of video
+    r"\bOpenAI's [Cc]lip\b",
+]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / ".github").rglob("*.md")])
+SOURCES = sorted(path for name in ("benchmarks", "datamodules", "hub", "lightning_modules", "zoo")
+                 for path in (ROOT / name).rglob("*.py"))  # fmt: skip
+
+
+def prose(page: Path) -> list[str]:
+    """The text of a page outside blocks of code, in one piece: phrases cross lines."""
+    return [re.sub(r"^\s*```.*?^\s*```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)]
+
+
+def strings(source: Path) -> list[str]:
+    """The docstrings, messages and comments of a file."""
+    text = source.read_text(encoding="utf-8")
+    constants = [node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant)]
+    comments = [token.string for token in tokenize.generate_tokens(io.StringIO(text).readline)
+                if token.type == tokenize.COMMENT]  # fmt: skip
+    return [constant for constant in constants if isinstance(constant, str)] + comments
+
+
+@pytest.mark.parametrize("path", [*PAGES, *SOURCES], ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_english_is_plain(path):
+    texts = [
+        " ".join(re.sub(r"`[^`]*`", "``", text).split()) for text in (prose if path.suffix == ".md" else strings)(path)
+    ]
+    assert not [found[0] for text in texts for pattern in QUAINT for found in re.finditer(pattern, text)]
+
+
+def test_phrases_are_found_where_they_stand(tmp_path):
+    page, source = tmp_path / "a.md", tmp_path / "a.py"
+    page.write_text("It goes\non.\n```\nwhoever\n```\n`whoever`\n", encoding="utf-8")
+    source.write_text('def f():\n    """Wait, whoever calls."""  # goes on\n    raise ValueError("x is no number")\n')
+    for path, read, expected in ((page, prose, 1), (source, strings, 3)):
+        texts = [" ".join(re.sub(r"`[^`]*`", "``", text).split()) for text in read(path)]
+        assert sum(bool(re.search(pattern, text)) for text in texts for pattern in QUAINT) == expected
