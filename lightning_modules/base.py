@@ -5,7 +5,7 @@ import inspect
 import os
 from abc import ABC
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -33,6 +33,13 @@ PREPROCESSING_DEFAULTS = {
 }
 """How input is prepared where a module's constructor does not declare the argument."""
 
+if TYPE_CHECKING:
+
+    class _Arguments(dict[str, Any]):
+        """Arguments of a constructor by name, each an attribute too: those that `BaseModule.save_config` recorded."""
+
+        def __getattr__(self, name: str) -> Any: ...
+
 
 class BaseModule(LightningModule, ABC):
     """Base of the zoo's modules. docs/extend.md has a whole example.
@@ -55,7 +62,17 @@ class BaseModule(LightningModule, ABC):
     """
 
     net: nn.Module
+    mean: Tensor
+    std: Tensor
     training_weights: tuple[str, ...] = ()
+
+    if TYPE_CHECKING:  # torch and Lightning declare less than they give
+
+        @property
+        def hparams(self) -> "_Arguments": ...
+
+        def __getattr__(self, name: str) -> Any:
+            """What a task has of its own, such as ``class_names`` or ``encode_text``: callers ask ``hasattr`` first."""
 
     def __init__(self) -> None:
         super().__init__()

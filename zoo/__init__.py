@@ -50,7 +50,8 @@ def _refuse_shadows() -> None:
         except ValueError:  # put into sys.modules by hand
             continue
         # A package has folders, a module a file.
-        found = spec and next(iter(spec.submodule_search_locations or [spec.origin]), None)
+        folders = [] if spec is None else [*(spec.submodule_search_locations or ()), spec.origin]
+        found = next(filter(None, folders), None)
         if found and os.path.realpath(found) != os.path.realpath(os.path.join(ours, name)):
             raise ImportError(f"{found} hides the package {name!r}, which zoo needs; rename that file or folder, or "
                               "start Python elsewhere.", name=name, path=found)  # fmt: skip
@@ -59,7 +60,7 @@ def _refuse_shadows() -> None:
 _refuse_shadows()
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     if name == "__version__":
         from importlib.metadata import version
 

@@ -73,7 +73,8 @@ def rewrite(arguments: Sequence[str], subcommands: Container[str], folder: Path)
         top = folder / "default.yaml"
         layers[top] = {"trainer": read_recipe(RECIPES / "parts" / "trainer.yaml")}
         words.insert(1, f"--config={top}")
-    config = functools.reduce(merge, layers.values(), {})
+    nothing: dict[str, Any] = {}
+    config = functools.reduce(merge, layers.values(), nothing)
     check_config(config)
     check_keys(config, words)
     changes, words = _callback_changes(words)

@@ -19,8 +19,7 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import nn
+from lightning.pytorch.utilities.exceptions import MisconfigurationExceptionfrom torch import nn
 
 import datamodules
 import lightning_modules
@@ -113,6 +112,7 @@ def check_keys(config: dict[str, Any], arguments: list[str]) -> None:
         prefix = f"--{section}."
         flags = [a[len(prefix) :].partition("=")[0] for a in arguments if a.startswith(prefix)]
         value = config.get(section) or {}
+        cls: type
         if section == "trainer":
             cls, given = Trainer, value
         else:
@@ -184,7 +184,7 @@ def constructor_parameters(cls: type) -> dict[str, inspect.Parameter]:
     """The constructor's parameters by their names; where it passes ``**kwargs`` on, those of its base classes too."""
     found: dict[str, inspect.Parameter] = {}
     for base in constructors(cls):
-        parameters = list(inspect.signature(base.__init__).parameters.values())[1:]
+        parameters = list(inspect.signature(base.__init__).parameters.values())[1:]  # type: ignore[misc]  # a class
         found = {
             p.name: p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name[0] != "_"
         } | found
@@ -239,17 +239,17 @@ def check_processes(devices: int, nodes: int) -> None:
         starter, names = "SLURM", ("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE")
     else:
         return
-    total, here = (os.environ.get(name, "") for name in names)
+    total, local = (os.environ.get(name, "") for name in names)
     if not total.isdecimal() or int(total) == devices * nodes:
         return
-    here = int(here) if here.isdecimal() and int(here) and int(total) % int(here) == 0 else int(total)
+    here = int(local) if local.isdecimal() and int(local) and int(total) % int(local) == 0 else int(total)
     over = "" if here == int(total) else f" --trainer.num_nodes {int(total) // here}"
     raise ZooError(f"{starter} started {total} processes and the trainer counts on {devices} x {nodes}, so they would "
                    f"train apart; pass --trainer.devices {here}{over}.")  # fmt: skip
 
 
 def concise(error: Exception) -> ArgumentError:
-    """jsonargparse's report on a value of a wrong type, which lists every type it tried, as one short sentence."""
+    """Shorten jsonargparse's report on a value of a wrong type, which lists every type it tried, to one sentence."""
     text = " ".join(str(error).split()) or type(error).__name__
     keys = re.findall(r'Parser key "([^"]+)": ', text)
     if not keys:
@@ -310,5 +310,5 @@ def _may_be_called(class_path: str) -> bool:
     return inspect.isclass(returned) and issubclass(returned, nn.Module)
 
 
-def _fits(found: object, base: type) -> bool:
+def _fits(found: object, base: type) -> typing.TypeGuard[type]:
     return inspect.isclass(found) and issubclass(found, base) and not inspect.isabstract(found) and found is not base

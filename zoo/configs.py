@@ -107,7 +107,7 @@ def _hints_of(cls: type) -> dict[str, Any] | None:
     hints: dict[str, Any] = {}
     for base in constructors(cls):
         try:
-            hints = typing.get_type_hints(base.__init__) | hints
+            hints = typing.get_type_hints(base.__init__) | hints  # type: ignore[misc]  # a class
         except (NameError, TypeError):
             return None
     return hints

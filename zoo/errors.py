@@ -14,7 +14,7 @@ class UnknownModelError(ZooError, KeyError):
     """No model of that name; the message suggests the nearest ones."""
 
     def __str__(self) -> str:
-        # KeyError would print the repr of its argument: a sentence in quotation marks.
+        """Return the message: KeyError would give its repr, a sentence in quotation marks."""
         return str(self.args[0])
 
 

@@ -46,8 +46,9 @@ def fetch(source: str) -> list[Path]:
         return []
     if weights.filename is not None:
         file = hub.pull(weights.repo_id, weights.filename, weights.revision, sha256=weights.sha256)
-        names = _VOCABULARIES.get(entry.task, ()) if entry and "text_weights" in entry.parts else ()
-        return [file, *(fetch_vocabulary(entry, name) for name in names)]
+        if entry is None or "text_weights" not in entry.parts:
+            return [file]
+        return [file, *(fetch_vocabulary(entry, name) for name in _VOCABULARIES.get(entry.task, ()))]
     return fetch_folder(weights.repo_id, weights.revision, weights.sha256, complete=True)[1]
 
 
@@ -83,8 +84,10 @@ def fetch_folder(
 
 
 def fetch_vocabulary(entry: Entry, name: str = "vocab.txt") -> Path:
-    """A file of the tokenizer of an official model, which its own file lacks: that of the BERT, RoBERTa or CLIP it
-    started from."""
+    """Fetch a file of the tokenizer of an official model, which its own file lacks.
+
+    It is that of the BERT, RoBERTa or CLIP that the model started from.
+    """
     from lightning_modules.nets.pretrained import PINNED
 
     repository = entry.parts["text_weights"]

@@ -11,7 +11,7 @@ from hub.lightning_ckpt import find_checkpoint
 from hub.remote import commit_of
 from zoo.build import read_config_of, read_local
 from zoo.configs import normalise
-from zoo.fetch import REPOSITORY
+from zoo.errors import UnknownModelErrorfrom zoo.fetch import REPOSITORY
 from zoo.registry import Entry, Weights, entries
 
 __all__ = ["look"]
@@ -36,11 +36,11 @@ def look(source: str) -> Entry:
     if path.exists():
         found = read_local(path)
         is_run = path.is_dir() and not (path / CONFIG).is_file()
-        file = find_checkpoint(path) if is_run else path
+        file = (find_checkpoint(path) if is_run else None) or path
         return _entry(source, found, Weights(folder=os.fspath(file)))
     if repository is None or source.startswith((".", "~")):
         read_config_of(source)  # raises the error that names the reason
-    file = hub.pull(repository["repo"], CONFIG, repository["revision"])
+        raise UnknownModelError(f"{source} does not exist; pass a model folder, a .ckpt file or a repository.")    file = hub.pull(repository["repo"], CONFIG, repository["revision"])
     config = Checkpoint(normalise(read_config(file)), {})
     commit = commit_of(file, CONFIG)
     return _entry(source, config, Weights(repository["repo"], WEIGHTS, commit, read_recorded_hash(file)))

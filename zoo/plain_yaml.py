@@ -19,7 +19,7 @@ MAX_VALUES = 200_000  # with aliases expanded; a list of ImageNet-21k's classes 
 MAX_DEPTH = 64
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.depth = 0

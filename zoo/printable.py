@@ -4,7 +4,7 @@ import unicodedata
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-
+from typing import Any
 __all__ = ["acts_on_terminal", "clock", "printable", "printable_warnings"]
 
 # Control characters, format characters such as the bidirectional overrides, lone surrogates, and separators of lines.
@@ -43,7 +43,7 @@ def printable_warnings() -> Iterator[None]:
     """Escape the lines of every warning that is shown while the block runs."""
     shown_by = warnings.showwarning
 
-    def show(message: Warning | str, *rest: object, **options: object) -> None:
+    def show(message: Warning | str, *rest: Any, **options: Any) -> None:
         text = str(message)
         safe = "\n".join(map(printable, text.split("\n")))
         shown_by(message if safe == text else safe, *rest, **options)

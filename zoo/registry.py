@@ -270,7 +270,8 @@ def _parts(row: dict[str, str]) -> dict[str, str]:
 
 @functools.cache
 def _model_file(model: str) -> dict[str, Any]:
-    return yaml.safe_load((_HERE / "models" / f"{model}.yaml").read_text(encoding="utf-8"))
+    content: dict[str, Any] = yaml.safe_load((_HERE / "models" / f"{model}.yaml").read_text(encoding="utf-8"))
+    return content
 
 
 def _meta(row: dict[str, str]) -> dict[str, Any]:

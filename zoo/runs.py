@@ -51,8 +51,8 @@ class Runs(NamedTuple):
         """
         if "://" in str(root):
             raise ZooError(f"trainer.default_root_dir is {root}: runs live in local folders; set trainer.logger too.")
-        folder = None if config is None else config.parent
-        if folder is not None and _VERSION.fullmatch(folder.name) and config.name == "config.yaml":
+        if config is not None and _VERSION.fullmatch(config.parent.name) and config.name == "config.yaml":
+            folder = config.parent
             return cls(Path(root or folder.parent.parent) / folder.parent.name, folder)
         return cls(Path(root or "runs") / (model if config is None else config.stem))
 
@@ -139,16 +139,18 @@ def steps_done(checkpoint: Path, weights_only: bool | None = None) -> int:
     Raises:
         ZooError: the file cannot be read.
     """
-    return read_checkpoint(checkpoint, weights_only)["global_step"]
+    steps: int = read_checkpoint(checkpoint, weights_only)["global_step"]
+    return steps
 
 
 def is_finished(content: dict[str, Any], max_epochs: int | None, max_steps: int) -> bool:
     """Whether the run behind a checkpoint has reached its last epoch or step."""
     try:
-        epochs = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        epochs: int = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     except (KeyError, TypeError):
         return False
-    return (max_epochs is not None and 0 <= max_epochs <= epochs) or 0 <= max_steps <= content["global_step"]
+    steps: int = content["global_step"]
+    return (max_epochs is not None and 0 <= max_epochs <= epochs) or 0 <= max_steps <= steps
 
 
 def loggers(folder: Path, first_step: int | None = None) -> list[Logger]:
@@ -174,6 +176,7 @@ class Metrics(CSVLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> ExperimentWriter:
+        """What writes the rows, made on first use."""
         if self._experiment is None:
             self._experiment = _Writer(self.log_dir, self.first_step)
         return self._experiment

@@ -95,7 +95,8 @@ def _about(checkpoint: Checkpoint) -> About:
     except UnknownModelError:
         repository = REPOSITORY.fullmatch(source)
         return replace(about, base_model=None if repository is None else repository["repo"])
-    return replace(about, base_model=entry.weights and entry.weights.repo_id, license=entry.meta.get("license"))
+    return replace(about, base_model=None if entry.weights is None else entry.weights.repo_id,
+                   license=entry.meta.get("license"))  # fmt: skip
 
 
 def _about_entry(entry: Entry) -> About:

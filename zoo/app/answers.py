@@ -3,19 +3,24 @@
 import io
 import os
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor
 
 from datamodules.video.frames import open_video
+from lightning_modules.base import BaseModule
 from zoo.app.limits import Limits, check_length
 from zoo.inference.explain import explain
 from zoo.inference.heat_pictures import shade
 from zoo.inference.long_videos import Timeline, default_window, timeline
 from zoo.inference.predict import Prediction, check_finite, rank, read_views, score_views, value_of_views
+
+if TYPE_CHECKING:
+    from lightning_modules.tasks.mambavl import Answer
 
 __all__ = ["Classified", "Explained", "Picture", "answers_questions", "ask", "classifies", "classify", "see"]
 
@@ -65,18 +70,18 @@ class Explained(NamedTuple):
     pictures: list[Picture]
 
 
-def classifies(model: nn.Module) -> bool:
+def classifies(model: BaseModule) -> bool:
     """Whether a model has classes, or predicts a number."""
     return hasattr(model, "class_names") or hasattr(model, "value_name")
 
 
-def answers_questions(model: nn.Module) -> bool:
+def answers_questions(model: BaseModule) -> bool:
     """Whether a model answers questions about a video."""
     return hasattr(model, "answer")
 
 
 def classify(
-    model: nn.Module, path: str | os.PathLike[str], limits: Limits, report: Callable[[float, str], object]
+    model: BaseModule, path: str | os.PathLike[str], limits: Limits, report: Callable[[float, str], None]
 ) -> Classified:
     """Classify a video as `zoo predict` does, and a long one over time too.
 
@@ -99,7 +104,8 @@ def classify(
         report(next(done) / len(views.video), "looking")
 
     if hasattr(model, "value_name"):
-        predictions, value = [], (model.value_name or "value", value_of_views(model, views, advance))
+        predictions: list[Prediction] = []
+        value: tuple[str, float] | None = (model.value_name or "value", value_of_views(model, views, advance))
     else:
         predictions, value = rank(model, score_views(model, views, advance), TOPK), None
     over_time = None
@@ -111,11 +117,11 @@ def classify(
 
 
 def see(
-    model: nn.Module,
+    model: BaseModule,
     path: str | os.PathLike[str],
     index: int,
     limits: Limits,
-    report: Callable[[float, str], object],
+    report: Callable[[float, str], None],
 ) -> Explained:
     """Which places and times of a video support a class; see `zoo.explain`.
 
@@ -137,28 +143,27 @@ def see(
     return Explained(found.label, found.probability, pictures)
 
 
-def ask(model: nn.Module, path: str | os.PathLike[str], question: str, limits: Limits) -> list:
-    """The best answers to a question about a video, as ``answer`` of the model returns them; an empty question is the
-    model's own.
+def ask(model: BaseModule, path: str | os.PathLike[str], question: str, limits: Limits) -> "list[Answer]":
+    """Return the best answers to a question about a video; an empty question is the model's own.
 
     Raises:
         DecodeError, ZooError: as `classify`.
     """
     check_length(path, limits.minutes)
-    answers = model.answer(read_views(model, path, 1, 1).video, question, TOPK)
+    answers: list[Answer] = model.answer(read_views(model, path, 1, 1).video, question, TOPK)
     check_finite(torch.tensor([answer.probability for answer in answers]))
     return answers
 
 
-def _window(model: nn.Module, path: str | os.PathLike[str]) -> float:
+def _window(model: BaseModule, path: str | os.PathLike[str]) -> float:
     with open_video(path) as reader:
         return default_window(model, reader.fps)
 
 
-def _pictures(path: str | os.PathLike[str], positions: Sequence[int]) -> list[Picture]:
+def _pictures(path: str | os.PathLike[str], positions: Sequence[int] | NDArray[np.int64]) -> list[Picture]:
     """Frames at some of the positions, larger than the model sees them."""
-    positions = np.unique(positions)
-    chosen = positions[np.unique(np.linspace(0, len(positions) - 1, PICTURES).round().astype(int))]
+    different = np.unique(positions)
+    chosen = different[np.unique(np.linspace(0, len(different) - 1, PICTURES).round().astype(int))]
     with open_video(path) as reader:
         frames = reader.read(chosen, short_side=HEIGHT_PX)
         times = reader.pts_seconds[chosen]

@@ -41,6 +41,7 @@ class Limits(NamedTuple):
 
     @property
     def bytes(self) -> int:
+        """The largest file, in bytes."""
         return self.megabytes * 2**20
 
 

@@ -4,20 +4,18 @@ import functools
 import os
 import re
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from starlette.middleware import Middleware
-from torch import nn
-
 from datamodules.errors import DataError
 from datamodules.video.opening import DecodeError
 from hub.checkpoint import fingerprint
 from hub.errors import HubError
-from lightning_modules.errors import ModelError
+from lightning_modules.base import BaseModulefrom lightning_modules.errors import ModelError
 from zoo.app import examples, markup
 from zoo.app.answers import answers_questions, ask, classifies, classify, see
 from zoo.app.folder import FOLDER
@@ -32,9 +30,12 @@ from zoo.retrieval.table import Hit, Index
 
 __all__ = ["SHIPPED", "web_app"]
 
+Report = Callable[[float, str], None]
+"""Shows the share of the work that is done, and what is being done."""
+
 SHIPPED = "videomamba-nano-motion"
 HITS = 9
-ONE_AT_A_TIME = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "private"}
+ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "private"}
 FORESEEN = (ZooError, DataError, DecodeError, ModelError, HubError, OSError)
 TIDY_SECONDS = (600, 3600)
 """How often uploads are looked at, and how old they become."""
@@ -43,7 +44,7 @@ _FOLDERS = re.compile(r"(?<![\w:/.~-])~?/(?:[^\s/'\"]+/)*(?=[^\s/])")
 
 
 def web_app(
-    models: Sequence[str | os.PathLike[str] | nn.Module] = (),
+    models: Sequence[str | os.PathLike[str] | BaseModule] = (),
     index: str | os.PathLike[str] | None = None,
     *,
     device: str = "auto",
@@ -74,18 +75,19 @@ def web_app(
     asked = {name: model for name, model in loaded.items() if answers_questions(model)}
     for name in loaded.keys() - seeing.keys() - asked.keys():
         raise ZooError(f"{name} neither classifies nor answers questions; index videos with it, and pass --index.")
-    searching = None if table is None else _model_of(table, loaded.values(), device)
+    searched = None if table is None else (table, _model_of(table, loaded.values(), device))
     page = _Page(limits)
     with page:
         gr.Markdown("# Video Mamba Zoo", elem_id="zoo-title")
         with gr.Tabs():
             if seeing:
                 _classify_tab(page, seeing)
-            if table is not None:
-                _search_tab(page, table, searching)
+            if searched is not None:
+                _search_tab(page, *searched)
             if asked:
                 _ask_tab(page, asked)
-    return page.queue(max_size=QUEUE, default_concurrency_limit=1)
+    page.queue(max_size=QUEUE, default_concurrency_limit=1)
+    return page
 
 
 class _Page(gr.Blocks):
@@ -95,16 +97,23 @@ class _Page(gr.Blocks):
         super().__init__(title="Video Mamba Zoo", analytics_enabled=False, delete_cache=TIDY_SECONDS)
         self.limits, self.videos = limits, ShownVideos()
 
-    def launch(self, **options: Any) -> tuple:
-        """Serve the page; the options are those of `gradio.Blocks.launch` and win over the page's own, except that
-        further routes and middleware in ``app_kwargs`` come behind the page's."""
+    def launch(self, **options: Any) -> tuple[Any, str, str]:  # type: ignore[override]  # names pass through
+        """Serve the page.
+
+        Args:
+            options: those of `gradio.Blocks.launch`; they win over the page's own, except that further routes and
+                middleware in ``app_kwargs`` come behind the page's.
+
+        Returns:
+            What `gradio.Blocks.launch` returns: the application, its local address and its public one.
+        """
         of_app = dict(options.pop("app_kwargs", None) or {})
         guard = Middleware(Guard, most_bytes=self.limits.bytes)
         of_app["routes"] = [self.videos.route, *of_app.get("routes", ())]
         of_app["middleware"] = [guard, *of_app.get("middleware", ())]
         font = ["system-ui", "sans-serif"]  # of the machine: a name alone is not fetched from anywhere
         theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=font, font_mono=["monospace"])
-        ours = {
+        ours: dict[str, Any] = {
             "theme": theme,
             "css": markup.STYLE,
             "head": markup.HEAD,
@@ -121,22 +130,22 @@ class _Page(gr.Blocks):
         return super().launch(app_kwargs=of_app, **ours | options)
 
 
-def _loaded(models: Sequence[str | os.PathLike[str] | nn.Module], device: str) -> dict[str, nn.Module]:
+def _loaded(models: Sequence[str | os.PathLike[str] | BaseModule], device: str) -> dict[str, BaseModule]:
     """The models by the names that the page shows; one that is named twice is in memory once."""
-    sources: dict[str, nn.Module] = {}
+    sources: dict[str, BaseModule] = {}
     for model in models:
-        key = f"a {type(model).__name__}, {id(model)}" if isinstance(model, nn.Module) else os.fspath(model)
+        key = f"a {type(model).__name__}, {id(model)}" if isinstance(model, BaseModule) else os.fspath(model)
         if key not in sources:
-            module = model if isinstance(model, nn.Module) else load(model)
+            module = model if isinstance(model, BaseModule) else load(model)
             sources[key] = to_device(module, device).eval()
-    named: dict[str, nn.Module] = {}
+    named: dict[str, BaseModule] = {}
     for key, module in sources.items():
         name = _shown_name(key, module)
         named[name if name not in named else f"{name} ({len(named) + 1})"] = module
     return named
 
 
-def _shown_name(source: str, module: nn.Module) -> str:
+def _shown_name(source: str, module: BaseModule) -> str:
     """Without the folders above a run or a model: they are the server's business."""
     path = Path(source).expanduser()
     if not path.exists():
@@ -145,7 +154,7 @@ def _shown_name(source: str, module: nn.Module) -> str:
     return f"{path.parent.name}/{path.name}" if path.name.startswith("version_") else path.name
 
 
-def _model_of(index: Index, loaded: Sequence[nn.Module], device: str) -> nn.Module:
+def _model_of(index: Index, loaded: Iterable[BaseModule], device: str) -> BaseModule:
     """The model that an index was made with: one that is in memory, or from where it was then."""
     made = made_with(index)
     for model in loaded:
@@ -165,12 +174,12 @@ def _model_of(index: Index, loaded: Sequence[nn.Module], device: str) -> nn.Modu
 # ---- tabs ----------------------------------------------------------------------------------------------------------
 
 
-def _classify_tab(page: _Page, models: dict[str, nn.Module]) -> None:
+def _classify_tab(page: _Page, models: dict[str, BaseModule]) -> None:
     first = markup.hint("Upload a video, record one, or choose an example: its labels appear here.")
     hidden = gr.update(visible=False), gr.update(), ""
 
     @_told(hidden)
-    def answer(path: str | None, name: str, progress: Callable = gr.Progress()) -> tuple:  # noqa: B008  (Gradio's way)
+    def answer(path: str | None, name: str, progress: Report = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008  (Gradio's way)
         if path is None:
             return first, *hidden
         found = classify(models[name], path, page.limits, progress)
@@ -179,8 +188,7 @@ def _classify_tab(page: _Page, models: dict[str, nn.Module]) -> None:
         return markup.classified(found), gr.update(visible=bool(classes)), best, ""
 
     @_told()
-    def heat(path: str | None, name: str, index: int, progress: Callable = gr.Progress()) -> tuple:  # noqa: B008
-        if path is None:
+    def heat(path: str | None, name: str, index: int, progress: Report = gr.Progress()) -> tuple[str]:  # noqa: B008        if path is None:
             return ("",)
         return (markup.explained(see(models[name], path, index, page.limits, progress)),)
 
@@ -212,11 +220,11 @@ def _offer_examples(clip: gr.Video) -> None:
     offered.click(lambda number: str(files[number]), offered, clip, api_visibility="private")
 
 
-def _knows_examples(model: nn.Module) -> bool:
+def _knows_examples(model: BaseModule) -> bool:
     return set(getattr(model, "class_names", None) or ()) >= set(examples.CLASSES)
 
 
-def _search_tab(page: _Page, index: Index, model: nn.Module) -> None:
+def _search_tab(page: _Page, index: Index, model: BaseModule) -> None:
     reads_texts = hasattr(model, "encode_text")
 
     @_told()
@@ -248,7 +256,7 @@ def _search_tab(page: _Page, index: Index, model: nn.Module) -> None:
     gr.on([query.submit, button.click], answer, [query, clip], shown, **ONE_AT_A_TIME)
 
 
-def _ask_tab(page: _Page, models: dict[str, nn.Module]) -> None:
+def _ask_tab(page: _Page, models: dict[str, BaseModule]) -> None:
     @_told()
     def answer(path: str | None, question: str | None, name: str) -> tuple[str]:
         if path is None:
@@ -284,7 +292,7 @@ def _clip(name: str) -> gr.Video:
     )  # fmt: skip
 
 
-def _choice(models: dict[str, nn.Module]) -> gr.Dropdown:
+def _choice(models: dict[str, BaseModule]) -> gr.Dropdown:
     return gr.Dropdown(list(models), value=next(iter(models)), label="Model", visible=len(models) > 1)
 
 
@@ -298,7 +306,7 @@ def _check_text(asked: str) -> None:
 
 
 def _rows(page: _Page, hits: Sequence[Hit]) -> list[tuple[Hit, str, bytes | None]]:
-    rows = []
+    rows: list[tuple[Hit, str, bytes | None]] = []
     for hit in hits:
         try:
             poster = moving_picture(hit)  # what is not a video gets no address
@@ -311,16 +319,17 @@ def _rows(page: _Page, hits: Sequence[Hit]) -> list[tuple[Hit, str, bytes | None
 # ---- errors --------------------------------------------------------------------------------------------------------
 
 
-def _told(rest: tuple = ()) -> Callable[[Callable[..., tuple]], Callable[..., Any]]:
+def _told(rest: tuple[Any, ...] = ()) -> Callable[[Callable[..., tuple[Any, ...]]], Callable[..., Any]]:
     """Turn errors of a handler into a sentence in its first output; a bug keeps its traceback, in the server's log.
 
     Args:
         rest: what its other outputs get then.
     """
 
-    def decorated(answer: Callable[..., tuple]) -> Callable[..., Any]:
+    def decorated(answer: Callable[..., tuple[Any, ...]]) -> Callable[..., Any]:
         @functools.wraps(answer)
         def told(*arguments: Any) -> Any:
+            found: tuple[Any, ...]
             try:
                 found = answer(*arguments)
             except FORESEEN as error:

@@ -49,7 +49,7 @@ class ShownVideos:
         self._lock = threading.Lock()
 
     def address(self, path: str) -> str:
-        """The address of a video, relative to the page."""
+        """Return the address of a video, relative to the page."""
         with self._lock:
             key = self._keys.setdefault(path, secrets.token_urlsafe(16))
             self._paths[key] = path
@@ -61,6 +61,7 @@ class ShownVideos:
 
     @property
     def route(self) -> Route:
+        """Where the server answers such addresses: with the whole file, or the bytes of a Range header."""
         return Route("/shown/{key}", self._serve)
 
     def _serve(self, request: Request) -> Response:
@@ -86,8 +87,10 @@ class ShownVideos:
 
 
 class Guard:
-    """ASGI middleware before Gradio's server: it takes and gives only files that visitors uploaded and examples,
-    refuses what the page does not use and bodies that are too large, and tells browsers to load nothing from elsewhere.
+    """ASGI middleware before Gradio's server.
+
+    It takes and gives only files that visitors uploaded and examples, refuses what the page does not use and bodies
+    that are too large, and tells browsers to load nothing from elsewhere.
 
     Args:
         app: what it stands before.
@@ -98,6 +101,7 @@ class Guard:
         self.app, self.most_bytes = app, most_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request: refused with a sentence, or passed on and given the policy for browsers."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -182,8 +186,10 @@ def _is_uploaded(path: str) -> bool:
 
 
 def _range(header: str | None, size: int) -> tuple[int, int]:
-    """First byte and the one behind the last that a Range header asks for; the whole file where it is none of one
-    stretch that lies in the file."""
+    """Return the first byte that a Range header asks for, and the one behind the last.
+
+    That is the whole file where the header is none of one stretch that lies in the file.
+    """
     unit, _, wanted = (header or "").partition("=")
     first, dash, last = wanted.strip().partition("-")
     if unit.strip() != "bytes" or not dash or not all(part.isdecimal() or not part for part in (first, last)):
