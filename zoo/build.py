@@ -176,6 +176,7 @@ def read_local(path: Path) -> Checkpoint:
     """
     if path.is_dir() and not (path / CONFIG).is_file():
         path = find_checkpoint(path) or path
+    found: Checkpoint
     if path.is_dir():
         found, where = hub.read(path), path / CONFIG
     elif path.suffix == ".ckpt":
@@ -214,7 +215,8 @@ def _arguments(config: dict[str, Any], overrides: dict[str, Any]) -> dict[str, A
 
 def _is_ours(config: dict[str, Any]) -> bool:
     """Whether a class is the zoo's: its constructor does without the values of its parameters and buffers."""
-    return config["class_path"].startswith("lightning_modules.")
+    class_path: str = config["class_path"]
+    return class_path.startswith("lightning_modules.")
 
 
 def _construct(config: dict[str, Any], arguments: dict[str, Any]) -> BaseModule:
@@ -225,7 +227,7 @@ def _construct(config: dict[str, Any], arguments: dict[str, Any]) -> BaseModule:
     """
     cls = resolve(config["class_path"])
     try:
-        return cls(**arguments)
+        module: BaseModule = cls(**arguments)
     except ModelError:
         raise
     except Exception as error:  # torch has a type of its own for each kind of size that does not fit
@@ -233,6 +235,7 @@ def _construct(config: dict[str, Any], arguments: dict[str, Any]) -> BaseModule:
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"{cls.__name__} cannot be made with these arguments ({reason}); change them.") from error
+    return module
 
 
 def _outline(found: Checkpoint, arguments: dict[str, Any], where: str) -> BaseModule:
@@ -291,7 +294,7 @@ def _without_values(tensors: int) -> Iterator[None]:
     global _installed
     with _installing:
         if not _installed:
-            register_module_parameter_registration_hook(_to_meta)
+            register_module_parameter_registration_hook(_to_meta)  # type: ignore[arg-type]  # torch uses what it returns
             _installed = True
     before = _here.left, _here.tensors
     _here.left, _here.tensors = 2 * tensors + 200, tensors
@@ -348,7 +351,7 @@ def _read_source(source: str | os.PathLike[str]) -> tuple[Checkpoint, dict[str, 
 
 def _read_entry(entry: Entry, file: Path | None = None) -> tuple[Checkpoint, dict[str, Any]]:
     """Same as `_read_source` for an entry: weights from `file` if given, else from the place in the registry."""
-    config = {"class_path": entry.class_path, "init_args": entry.init_args}
+    config: dict[str, Any] = {"class_path": entry.class_path, "init_args": entry.init_args}
     frames = entry.meta.get("stored_frames")
     stored = {} if frames is None else {"num_frames": frames}
     if file is None:
@@ -357,9 +360,11 @@ def _read_entry(entry: Entry, file: Path | None = None) -> tuple[Checkpoint, dic
             file = Path(weights.folder)
             if weights.sha256 is not None:
                 check_sha256(file / WEIGHTS, weights.sha256)
+        elif weights.repo_id is None:
+            raise ZooError(f"The weights of {entry.name} are nowhere; register them with a folder or a repository.")
         elif weights.filename is None:
-            _, (file, *_) = fetch_folder(weights.repo_id, weights.revision, weights.sha256)
-            return Checkpoint(config, load_safetensors(file)), stored
+            _, fetched = fetch_folder(weights.repo_id, weights.revision, weights.sha256)
+            return Checkpoint(config, load_safetensors(fetched[0])), stored
         else:
             file = hub.pull(weights.repo_id, weights.filename, weights.revision, sha256=weights.sha256)
     if file.is_dir():
@@ -370,7 +375,7 @@ def _read_entry(entry: Entry, file: Path | None = None) -> tuple[Checkpoint, dic
         state_dict = videomamba_text.to_zoo(read_official(file)) | {"net.words.pieces": _word_pieces(entry)}
     elif entry.init_args.get("fusion") == "published":
         found = mambavl.to_zoo(read_official(file), file)
-        state_dict = found.weights | _roberta_pieces(entry)
+        state_dict = {**found.weights, **_roberta_pieces(entry)}
         if not found.has_tower:
             features = {"tower": "features", "feature_dim": found.width}
             config["init_args"] = {**config["init_args"], "vision": features}

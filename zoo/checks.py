@@ -19,7 +19,8 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationExceptionfrom torch import nn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
 
 import datamodules
 import lightning_modules

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import warnings
 from argparse import ArgumentError
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,7 +25,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, LearningRateMonito
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch import Tensor
+from typing_extensions import override
 
 from datamodules.loading import worker_death
 from datamodules.storage.files import is_url, status
@@ -105,6 +105,7 @@ class ZooCLI(LightningCLI):
         bugs = (AttributeError, NameError, AssertionError) if self.phase == "starting" else ()
         return error if self.phase == "running" or isinstance(error, bugs) else explain(error)
 
+    @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             rewritten = rewrite(sys.argv[1:], self.subcommands(), Path(scratch))
@@ -189,11 +190,12 @@ class ZooCLI(LightningCLI):
         except ArgumentError as error:
             raise concise(error) from error
 
+    @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand].trainer
         if self.own_record:
             kwargs["logger"] = False
-        switched_off = [ProgressBar] if config.enable_progress_bar is False else []
+        switched_off: list[type] = [ProgressBar] if config.enable_progress_bar is False else []
         switched_off += [Checkpoint] if config.enable_checkpointing is False else []
         switched_off += [LearningRateMonitor] if config.logger in (False, []) else []
         if switched_off and isinstance(config.callbacks, list):
@@ -202,12 +204,12 @@ class ZooCLI(LightningCLI):
         check_processes(trainer.num_devices, trainer.num_nodes)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-        trainer.callbacks.append(_Running(self))
+        trainer.callbacks.append(_Running(self))  # type: ignore[attr-defined]  # its connector sets it
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Gives the run its folder only now that all of its parts exist, and takes it back if it does not start."""
-        if self.finished:
+        if self.finished and self.continued is not None:
             epochs = self.config[subcommand].trainer.max_epochs
             rank_zero_info(f"The run in {self.continued.parents[1]} is finished; to train longer, raise "
                            f"trainer.max_epochs, which is {epochs}, or trainer.max_steps.")  # fmt: skip
@@ -246,7 +248,8 @@ class ZooCLI(LightningCLI):
     def _stop(self, status: int) -> NoReturn:
         """Ends the process that was asked to end, and says how its training is resumed."""
         how = "interrupted" if status == 128 + signal.SIGINT else "stopped by SIGTERM"
-        last = next((c for c in self.trainer.callbacks if isinstance(c, LastCheckpoint)), None)
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]  # its connector sets it
+        last = next((c for c in callbacks if isinstance(c, LastCheckpoint)), None)
         file = Path(last.dirpath) / "last.ckpt" if last is not None and last.dirpath is not None else None
         if self.subcommand == "fit" and file is not None and file.exists():
             how += f"; --ckpt_path {'last' if self.own_record else file} continues from there"
@@ -312,8 +315,10 @@ class ZooCLI(LightningCLI):
             torch.set_num_threads(max(1, torch.get_num_threads() - workers))
 
     def after_predict(self) -> None:
-        """Writes the best class of each video, or its number, and the truth where it is known, to predictions.csv in
-        the run's folder, one file per process."""
+        """Write predictions.csv in the run's folder, one file per process.
+
+        It has the best class of each video, or its number, and the truth where it is known.
+        """
         trainer = self.trainer
         suffix = f"-{trainer.global_rank}" if trainer.world_size > 1 else ""
         out = Path(trainer.log_dir or trainer.default_root_dir) / f"predictions{suffix}.csv"
@@ -336,22 +341,30 @@ def _predictions(model: BaseModule, batches: list[dict[str, Any]]) -> Iterator[l
     yield ["path", "label", "probability", *known]
     for batch in batches:
         best = batch["scores"].max(dim=1)
-        truths = [[names[k] if k >= 0 else ""] for k in batch["truth"].tolist()] if known else [[]] * len(batch["path"])
-        for path, probability, index, truth in zip(batch["path"], *map(Tensor.tolist, best), truths, strict=True):
+        truths: list[list[str]] = [[] for _ in batch["path"]]
+        if known:
+            truths = [[names[k] if k >= 0 else ""] for k in batch["truth"].tolist()]
+        values, indices = best.values.tolist(), best.indices.tolist()
+        for path, probability, index, truth in zip(batch["path"], values, indices, truths, strict=True):
             yield [path, names[index], f"{probability:.6f}", *truth]
+
+
+class _Limited:
+    """A loader of jsonargparse that refuses texts beyond the limits of `zoo.plain_yaml`."""
+
+    def __init__(self, load: Callable[[str], Any]) -> None:
+        self.load = load
+
+    def __call__(self, text: str) -> Any:  # what YAML holds
+        check_limits(text)
+        return self.load(text)
 
 
 def limit_jsonargparse() -> None:
     """Keeps what jsonargparse reads by itself from a value of the command line small and on this machine."""
     load = jsonargparse.get_loader("yaml")
-    if not hasattr(load, "limited"):
-
-        def limited(text: str) -> Any:
-            check_limits(text)
-            return load(text)
-
-        limited.limited = True
-        jsonargparse.set_loader("yaml", limited, (yaml.YAMLError,))  # a text that is no YAML is a text
+    if not isinstance(load, _Limited):
+        jsonargparse.set_loader("yaml", _Limited(load), (yaml.YAMLError,))  # a text that is no YAML is a text
     with suppress(TypeError, ImportError):  # releases before 4.41 and 4.50 lack these settings
         jsonargparse.set_parsing_settings(config_read_mode_fsspec_enabled=False)
         jsonargparse.set_parsing_settings(import_path_denylist=[])  # switches its own list on: os, subprocess, ...
@@ -363,15 +376,17 @@ class _Running(Callback):
     def __init__(self, cli: ZooCLI) -> None:
         self.cli = cli
 
-    def _note(self, *_: Any) -> None:
+    def _note(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.cli.phase = "running"
 
-    on_sanity_check_start = on_train_start = on_validation_start = on_test_start = on_predict_start = _note
+    on_sanity_check_start = on_train_start = _note
+    on_validation_start = on_test_start = on_predict_start = _note
 
 
 class _SaveConfig(SaveConfigCallback):
     """Saves the run's configuration when fitting only: testing must not replace the record of the training."""
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
             # What made the run, not where it was continued: the file can be run again.
@@ -380,7 +395,7 @@ class _SaveConfig(SaveConfigCallback):
             data = self.config.get("data")
             title = data and title_of(data["class_path"], data.get("init_args") or {})
             if title:  # for the card, wherever the file goes
-                self.parser.dump_header = [*self.parser.dump_header, f"{DATASET}{title}"]
+                self.parser.dump_header = [*(self.parser.dump_header or []), f"{DATASET}{title}"]
             super().setup(trainer, pl_module, stage)
 
 

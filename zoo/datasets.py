@@ -65,4 +65,5 @@ def title_of(datamodule: str, arguments: Mapping[str, Any]) -> str | None:
 
 def _dataset(row: dict[str, str]) -> Dataset:
     kinds = {"default_frames": int, "clip_seconds": float, "max_words": int}
-    return Dataset(**{key: kinds.get(key, str)(value) if value else None for key, value in row.items()})
+    values: dict[str, Any] = {key: kinds.get(key, str)(value) if value else None for key, value in row.items()}
+    return Dataset(**values)

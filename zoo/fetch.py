@@ -92,7 +92,8 @@ def fetch_vocabulary(entry: Entry, name: str = "vocab.txt") -> Path:
 
     repository = entry.parts["text_weights"]
     revision, sha256 = PINNED[repository][name]
-    return hub.pull(repository, name, revision, sha256=sha256)
+    file: Path = hub.pull(repository, name, revision, sha256=sha256)
+    return file
 
 
 def weights_of(entry: Entry) -> Weights:

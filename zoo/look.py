@@ -11,7 +11,8 @@ from hub.lightning_ckpt import find_checkpoint
 from hub.remote import commit_of
 from zoo.build import read_config_of, read_local
 from zoo.configs import normalise
-from zoo.errors import UnknownModelErrorfrom zoo.fetch import REPOSITORY
+from zoo.errors import UnknownModelError
+from zoo.fetch import REPOSITORY
 from zoo.registry import Entry, Weights, entries
 
 __all__ = ["look"]
@@ -40,7 +41,8 @@ def look(source: str) -> Entry:
         return _entry(source, found, Weights(folder=os.fspath(file)))
     if repository is None or source.startswith((".", "~")):
         read_config_of(source)  # raises the error that names the reason
-        raise UnknownModelError(f"{source} does not exist; pass a model folder, a .ckpt file or a repository.")    file = hub.pull(repository["repo"], CONFIG, repository["revision"])
+        raise UnknownModelError(f"{source} does not exist; pass a model folder, a .ckpt file or a repository.")
+    file = hub.pull(repository["repo"], CONFIG, repository["revision"])
     config = Checkpoint(normalise(read_config(file)), {})
     commit = commit_of(file, CONFIG)
     return _entry(source, config, Weights(repository["repo"], WEIGHTS, commit, read_recorded_hash(file)))

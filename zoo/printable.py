@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
 __all__ = ["acts_on_terminal", "clock", "printable", "printable_warnings"]
 
 # Control characters, format characters such as the bidirectional overrides, lone surrogates, and separators of lines.

@@ -71,7 +71,7 @@ def new_folder(parent: Path, prefix: str) -> Path:
     """
     existing = _numbered(parent, prefix)
     number = _number(existing[-1]) if existing else -1
-    if rank_zero_only.rank:
+    if rank_zero_only.rank:  # type: ignore[attr-defined]  # Lightning sets it
         return parent / f"{prefix}_{max(number, 0)}"
     while True:
         number += 1
@@ -168,6 +168,8 @@ class Metrics(CSVLogger):
         folder: where metrics.csv lies or will lie.
         first_step: the next step to be trained; rows of it and of later steps are dropped.
     """
+
+    _experiment: "_Writer | None"
 
     def __init__(self, folder: Path, first_step: int = 0) -> None:
         super().__init__(*_place(folder))

@@ -82,7 +82,8 @@ def push(source: str | os.PathLike[str], repo_id: str, *, private: bool = False,
     load(path)  # do not share what cannot be loaded
     checkpoint = read_local(path)
     model = path if (path / CONFIG).is_file() else checkpoint
-    return hub.push(model, repo_id, private=private, license=license, about=_about(checkpoint))
+    address: str = hub.push(model, repo_id, private=private, license=license, about=_about(checkpoint))
+    return address
 
 
 def _about(checkpoint: Checkpoint) -> About:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from datamodules.video.frames import open_video

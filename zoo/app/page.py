@@ -11,11 +11,13 @@ from typing import Any
 
 import gradio as gr
 from starlette.middleware import Middleware
+
 from datamodules.errors import DataError
 from datamodules.video.opening import DecodeError
 from hub.checkpoint import fingerprint
 from hub.errors import HubError
-from lightning_modules.base import BaseModulefrom lightning_modules.errors import ModelError
+from lightning_modules.base import BaseModule
+from lightning_modules.errors import ModelError
 from zoo.app import examples, markup
 from zoo.app.answers import answers_questions, ask, classifies, classify, see
 from zoo.app.folder import FOLDER
@@ -178,8 +180,9 @@ def _classify_tab(page: _Page, models: dict[str, BaseModule]) -> None:
     first = markup.hint("Upload a video, record one, or choose an example: its labels appear here.")
     hidden = gr.update(visible=False), gr.update(), ""
 
+    # Gradio finds the progress in the default of an argument.
     @_told(hidden)
-    def answer(path: str | None, name: str, progress: Report = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008  (Gradio's way)
+    def answer(path: str | None, name: str, progress: Report = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008
         if path is None:
             return first, *hidden
         found = classify(models[name], path, page.limits, progress)
@@ -188,7 +191,8 @@ def _classify_tab(page: _Page, models: dict[str, BaseModule]) -> None:
         return markup.classified(found), gr.update(visible=bool(classes)), best, ""
 
     @_told()
-    def heat(path: str | None, name: str, index: int, progress: Report = gr.Progress()) -> tuple[str]:  # noqa: B008        if path is None:
+    def heat(path: str | None, name: str, index: int, progress: Report = gr.Progress()) -> tuple[str]:  # noqa: B008
+        if path is None:
             return ("",)
         return (markup.explained(see(models[name], path, index, page.limits, progress)),)
 

@@ -2,10 +2,16 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zoo.commands.console import print_json, show, titled_table
 from zoo.errors import ZooError
 from zoo.limits import CLIPS, TOPK, check_range
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from lightning_modules.tasks.mambavl import Answer
 
 __all__ = ["add_arguments", "run"]
 
@@ -61,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
     show(_table(f"{Path(args.video).name}: {question}", answers))
 
 
-def _table(title: str, answers: list):
+def _table(title: str, answers: "list[Answer]") -> "Table":
     table = titled_table(title, {"": "right", "answer": "left", "kind": "left", "probability": "right"})
     for i, answer in enumerate(answers, start=1):
         style = "bold" if i == 1 else None

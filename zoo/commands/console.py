@@ -8,14 +8,17 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Console, JustifyMethod, RenderableType
+from rich.console import Console, JustifyMethod, OverflowMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from zoo.printable import acts_on_terminal, printable
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, Task
 
 __all__ = ["is_terminal", "long_work", "print_json", "progress_bar", "show", "titled_table", "width"]
 
@@ -67,12 +70,12 @@ def titled_table(title: str | None, columns: Mapping[str, JustifyMethod], fold: 
     """
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for heading, justify in columns.items():
-        overflow = "fold" if heading == fold else "ellipsis"
+        overflow: OverflowMethod = "fold" if heading == fold else "ellipsis"
         table.add_column(heading, justify=justify, style=None if heading else "dim", overflow=overflow)
     return table
 
 
-def print_json(value: Any) -> None:
+def print_json(value: object) -> None:
     """Print for a program: one JSON document on standard output.
 
     What a terminal acts on, or cannot encode, is written by JSON's own escapes, so that nothing is lost.
@@ -107,7 +110,7 @@ def long_work(unit: str, quiet: bool) -> Iterator[Callable[[str, int, int], None
         yield report
 
 
-def progress_bar(unit: str, quiet: bool):
+def progress_bar(unit: str, quiet: bool) -> "Progress":
     """A `rich.progress.Progress` on standard error, which disappears when done; shown only on a terminal.
 
     What its ``console`` prints appears above the bar.
@@ -116,7 +119,7 @@ def progress_bar(unit: str, quiet: bool):
     from rich.table import Column
 
     class Description(TextColumn):
-        def render(self, task: Any) -> Text:
+        def render(self, task: "Task") -> Text:
             return Text(printable(task.description))
 
     columns = (

@@ -2,11 +2,18 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.commands.console import long_work, print_json, show, titled_table
 from zoo.errors import ZooError
 from zoo.files import PICTURES, check_target
+
+if TYPE_CHECKING:
+    from rich.console import JustifyMethod
+    from rich.table import Table
+    from torch import Tensor
+
+    from zoo.inference.explain import Explanation
 
 __all__ = ["add_arguments", "run"]
 
@@ -59,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
     from zoo.inference.predict import to_device
 
     model = to_device(load(args.model, checkpoint=args.checkpoint), args.device)
-    tube = None if args.tube is None else tuple(args.tube)
+    tube = None if args.tube is None else (args.tube[0], args.tube[1])
     with long_work("passes", quiet=args.json) as report:
 
         def on_step(done: int, total: int) -> None:
@@ -80,28 +87,29 @@ def run(args: argparse.Namespace) -> None:
             show(f"{kind}: {path}")
 
 
-def _table(title: str, found):
+def _table(title: str, found: "Explanation") -> "Table":
     """A row per frame: its share of all support, and the middle of that in the picture."""
     heading = f"{title}: {found.label} {found.probability:.1%}"
-    columns = {"time": "right", "support": "right", "from the left": "right", "from the top": "right"}
+    columns: dict[str, JustifyMethod] = dict.fromkeys(("time", "support", "from the left", "from the top"), "right")
     table = titled_table(heading, columns)
     support = found.heat.clamp_min(0)
     total = support.sum().clamp_min(1e-12)
     for seconds, frame in zip(found.seconds.tolist(), support, strict=True):
-        middle = ("-", "-")
+        middle = ["-", "-"]
         if frame.sum() > 0:
-            middle = tuple(f"{_middle(frame.sum(dim=axis)):.0%}" for axis in (0, 1))
+            middle = [f"{_middle(frame.sum(dim=axis)):.0%}" for axis in (0, 1)]
         table.add_row(f"{seconds:.2f} s", f"{frame.sum() / total:.1%}", *middle)
     return table
 
 
-def _middle(weights) -> float:
+def _middle(weights: "Tensor") -> float:
     """Mean position in 0 .. 1 of weights (n,)."""
-    places = [(i + 0.5) / len(weights) for i in range(len(weights))]
-    return sum(p * w for p, w in zip(places, weights.tolist(), strict=True)) / float(weights.sum())
+    numbers: list[float] = weights.tolist()
+    places = [(i + 0.5) / len(numbers) for i in range(len(numbers))]
+    return sum(p * w for p, w in zip(places, numbers, strict=True)) / float(weights.sum())
 
 
-def _record(args: argparse.Namespace, found) -> dict[str, Any]:
+def _record(args: argparse.Namespace, found: "Explanation") -> dict[str, Any]:
     from torch.nn.functional import adaptive_avg_pool2d
 
     side = min(_GRID, found.heat.shape[-1])

@@ -6,10 +6,14 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from zoo.commands.console import show
 from zoo.limits import check_range, check_window_and_step
 from zoo.printable import clock, printable
+
+if TYPE_CHECKING:
+    from zoo.inference.live import Moment
 
 __all__ = ["add_arguments", "run"]
 
@@ -63,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
             before = moment.label
 
 
-def _line(moment) -> str:
+def _line(moment: "Moment") -> str:
     late = f"lag {moment.lag:.1f} s, {moment.dropped:.0%} dropped"
     return f"{clock(moment.end):>9}  {printable(moment.label)}  {moment.probability:.1%}  ({late})"
 

@@ -2,12 +2,16 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lightning_modules.checks import MASK_TYPES
 from zoo.commands.console import print_json, show
 from zoo.errors import ZooError
 from zoo.files import PICTURES, check_target
 from zoo.limits import FRAMES, check_range
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["add_arguments", "run"]
 
@@ -104,11 +108,12 @@ def run(args: argparse.Namespace) -> None:
     )
 
 
-def _attention(source: str, video, side: int):
+def _attention(source: str, video: "Tensor", side: int) -> "Tensor":
     """The teacher's attention to the patches of a clip uint8 (1, 3, T, H, W) -> (1, T, side * side)."""
     import torch
 
     from lightning_modules.nets.clip_teacher import CLIP_MEAN, CLIP_STD, ClipTeacher
 
     mean, std = (torch.tensor(values).view(3, 1, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
-    return ClipTeacher(source)((video / 255 - mean) / std, side).attention
+    attention: Tensor = ClipTeacher(source)((video / 255 - mean) / std, side).attention
+    return attention

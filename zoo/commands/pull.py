@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
     from lightning_modules.errors import ModelError
     from zoo.fetch import fetch
 
-    records = []
+    records: list[dict[str, Any]] = []
     for number, name in enumerate(names, start=1):
         if not args.json and is_terminal():
             show(f"{number}/{len(names)} {name}")  # the bars of the downloads appear below

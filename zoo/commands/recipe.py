@@ -66,13 +66,15 @@ def _head(path: Path) -> list[str]:
 
 
 def _as_yaml(config: dict[str, Any]) -> str:
-    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    text: str = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
     # YAML's own escapes keep the values, but come with those of all other alphabets.
     hostile = any(acts_on_terminal(char) for char in text if char != "\n")
-    return yaml.safe_dump(config, sort_keys=False) if hostile else text
+    if hostile:
+        text = yaml.safe_dump(config, sort_keys=False)
+    return text
 
 
-def _in_order(value: Any) -> Any:
+def _in_order(value: Any) -> Any:  # values of YAML
     """Layers leave keys in the order in which they were merged; this puts the usual ones first."""
     if not isinstance(value, dict):
         return value

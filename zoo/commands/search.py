@@ -2,12 +2,18 @@
 
 import argparse
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.commands.console import print_json, show, titled_table
 from zoo.files import PAGES, check_target
 from zoo.limits import TOPK, check_range
 from zoo.printable import clock
+
+if TYPE_CHECKING:
+    from rich.console import JustifyMethod
+    from rich.table import Table
+
+    from zoo.retrieval.table import Hit
 
 __all__ = ["add_arguments", "run"]
 
@@ -82,8 +88,8 @@ def run(args: argparse.Namespace) -> None:
         show(f"Page: {args.html}")
 
 
-def _table(query: str, hits: list):
-    columns = {"": "right", "score": "right", "from": "right", "to": "right", "video": "left"}
+def _table(query: str, hits: "list[Hit]") -> "Table":
+    columns: dict[str, JustifyMethod] = {"": "right", "score": "right", "from": "right", "to": "right", "video": "left"}
     table = titled_table(query, columns, fold="video")
     for number, hit in enumerate(hits, start=1):
         style = "bold" if number == 1 else None
@@ -98,7 +104,7 @@ def _shown(path: str) -> str:
     return path if below.startswith("..") else below
 
 
-def _record(query: str, hits: list) -> dict[str, Any]:
+def _record(query: str, hits: "list[Hit]") -> dict[str, Any]:
     results = [
         {"path": hit.path, "start": round(hit.start, 3), "end": round(hit.end, 3), "score": hit.score} for hit in hits
     ]

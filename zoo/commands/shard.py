@@ -9,7 +9,9 @@ from zoo.errors import ZooError
 from zoo.limits import WORKERS, check_range
 
 if TYPE_CHECKING:
-    from datamodules.shards.writing import Written
+    from collections.abc import Callable
+
+    from datamodules.shards.writing import Source, Written
 
 __all__ = ["add_arguments", "run"]
 
@@ -118,7 +120,7 @@ def _check(args: argparse.Namespace) -> None:
         show(f"{args.data}: all {len(good)} shards are as they were written.")
 
 
-def _index(args: argparse.Namespace, report: Any) -> "dict[str, Written]":
+def _index(args: argparse.Namespace, report: "Callable[[str, int, int], None]") -> "dict[str, Written]":
     import glob
 
     from datamodules.annotations.lists import read_names
@@ -136,7 +138,7 @@ def _index(args: argparse.Namespace, report: Any) -> "dict[str, Written]":
     return {split: index_shards(paths, split, class_names=names, on_files=lambda *n: report(split, *n))}
 
 
-def _write(args: argparse.Namespace, max_bytes: int, report: Any) -> "dict[str, Written]":
+def _write(args: argparse.Namespace, max_bytes: int, report: "Callable[[str, int, int], None]") -> "dict[str, Written]":
     from datamodules.shards.writing import write_shards
     from datamodules.storage.processes import usable_cores
 
@@ -153,7 +155,7 @@ def _write(args: argparse.Namespace, max_bytes: int, report: Any) -> "dict[str, 
     return written
 
 
-def _samples(args: argparse.Namespace) -> list[tuple[str, list, dict[str, Any]]]:
+def _samples(args: argparse.Namespace) -> "list[tuple[str, list[Source], dict[str, Any]]]":
     """Return (split, sources, index header) for each split to write, in the order of `_SPLITS`."""
     from datamodules.clips import warn_of_leaks
     from datamodules.pairs import PairCorpora
@@ -171,5 +173,5 @@ def _samples(args: argparse.Namespace) -> list[tuple[str, list, dict[str, Any]]]
         raise ZooError("Corpora are mixed when they are read; write them one by one: zoo shard pairs.jsonl -o OUT.")
     found = listings(data, splits)
     data.check_listings(found)
-    warn_of_leaks(found)
+    warn_of_leaks(dict(found))
     return [(split, *sources_of_split(data, entries)) for split, entries in found.items()]

@@ -40,6 +40,7 @@ def data_module(data: str, root: str | None, settings: Sequence[str]) -> ClipDat
         ZooError: no such data, a wrong setting, or a DataModule that cannot be sharded.
     """
     given = dict(_setting(text) for text in settings)
+    arguments: dict[str, Any]
     if os.path.isdir(data):
         name, arguments = "VideoFolder", {"root": data}
     elif is_list(data):
@@ -92,14 +93,15 @@ def _is_class(name: str) -> bool:
 def _class(name: str) -> type:
     module, _, attribute = name.rpartition(".")
     try:
-        return getattr(importlib.import_module(module or "datamodules"), attribute)
+        found: type = getattr(importlib.import_module(module or "datamodules"), attribute)
     except (ImportError, AttributeError) as error:
         raise ZooError(f"There is no DataModule {name}: "
                        f"{hint(attribute, dir(datamodules), f'{error}.')}") from error  # fmt: skip
+    return found
 
 
-def listings(data: ClipDataModule, splits: Sequence[str] | None) -> dict[str, list]:
-    """The entries of the splits asked for; None is all there are, a test split that is that of validation left out."""
+def listings(data: ClipDataModule, splits: Sequence[str] | None) -> dict[str, list[Any]]:
+    """Return the entries of the splits asked for; None is all, without a test split that is that of validation."""
     if splits is not None:
         return {split: data.listing(split) for split in ("train", "val", "test") if split in splits}
     found = {split: data.listing(split) for split in ("train", "val")}
@@ -112,7 +114,7 @@ def listings(data: ClipDataModule, splits: Sequence[str] | None) -> dict[str, li
 
 def sources_of_split(data: ClipDataModule, entries: Sequence[Any]) -> tuple[list[Source], dict[str, Any]]:
     """Build one Source per entry, and the index header."""
-    root = f"{data.root}/"
+    root = f"{getattr(data, 'root', '')}/"
     fields = [field for field in entries[0]._fields if field != "path"] if entries else []
     sources = [
         Source(entry.path, _name(entry.path, root), {field: getattr(entry, field) for field in fields})

@@ -4,7 +4,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -21,16 +21,19 @@ __all__ = ["Prediction", "UnreadableVideo", "check_finite", "classifier", "evalu
            "value_of_views", "views_of"]  # fmt: skip
 
 
+Module = TypeVar("Module", bound=nn.Module)
+
+
 class Prediction(NamedTuple):
     """One class of a ranking; ``probability`` is in [0, 1], ``index`` the position in the logits."""
 
     label: str
     probability: float
-    index: int
+    index: int  # type: ignore[assignment]  # it hides tuple.index, which nobody needs of a prediction
 
 
 @overload
-def predict(
+def predict(  # type: ignore[overload-overlap]  # a str is a sequence of str too
     model: BaseModule | str, path: str | os.PathLike[str], *, topk: int = 5, num_clips: int | None = None,
     num_crops: int | None = None,
 ) -> list[Prediction]: ...  # fmt: skip
@@ -208,7 +211,7 @@ def check_finite(output: Tensor) -> Tensor:
     return output
 
 
-def to_device(model: nn.Module, device: str) -> nn.Module:
+def to_device(model: Module, device: str) -> Module:
     """The model moved to a device; "auto" is a GPU where there is one.
 
     Raises:

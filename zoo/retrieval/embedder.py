@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import override
 
 from datamodules.clips import ClipFormat
 from datamodules.retrieval import frame_positions
 from datamodules.video.frames import open_video
 from datamodules.video.resize import center_crop, to_clip
+from lightning_modules.base import BaseModule
 from zoo.build import load
 from zoo.errors import ZooError
 from zoo.inference.predict import to_device
@@ -40,10 +42,12 @@ class WindowReader(Reader):
         super().__init__(batch_size)
         self.clip, self.window = clip, window
 
+    @override
     def clips(self, path: str, span: Span) -> Iterator[tuple[Tensor, list[Record]]]:
         clip = self.clip
         with open_video(path) as reader:
             duration = reader.duration_seconds
+            spans: list[tuple[float, float]]
             if span is not None:
                 spans, whole = [span], False
             else:
@@ -55,7 +59,7 @@ class WindowReader(Reader):
                 positions = frame_positions(reader.pts_seconds, clip, span=None if whole else stretch)
                 frames = clip.read(reader, positions)
                 # Sums of frames' lengths are a bit off: 1.9999999999999998.
-                record = Record(path, *(round(seconds, 6) for seconds in stretch))
+                record = Record(path, round(stretch[0], 6), round(stretch[1], 6))
                 yield to_clip(center_crop(frames, clip.image_size)), [record]
 
 
@@ -83,10 +87,11 @@ class VideoEmbedder(Job):
     """
 
     kind, columns, left_out = "index", ("vector",), "left out of the index"
+    reader: WindowReader
 
     def __init__(
         self,
-        model: nn.Module | str | os.PathLike[str],
+        model: BaseModule | str | os.PathLike[str],
         *,
         window: float = WINDOW_SECONDS,
         batch_size: int = 8,
@@ -104,11 +109,13 @@ class VideoEmbedder(Job):
         self.model = to_device(model, device).eval()
         self.reader = WindowReader(ClipFormat(**model.preprocessing), window, batch_size)
 
-    @property
-    def settings(self) -> dict[str, Any]:
+    @property  # the window of an index that is there is set after the constructor
+    @override
+    def settings(self) -> dict[str, Any]:  # type: ignore[override]  # nobody sets it
         return {"window": None if math.isinf(self.reader.window) else self.reader.window}
 
     @property
+    @override
     def order(self) -> tuple[str, ...]:
         return COLUMNS
 
@@ -118,11 +125,12 @@ class VideoEmbedder(Job):
         clip = self.reader.clip
         if self.compares_texts:
             with torch.inference_mode():
-                return self.model.encode_text(["a video"]).shape[-1]
-        return self.embed(
-            torch.zeros(1, 3, clip.num_frames, clip.image_size, clip.image_size, dtype=torch.uint8)
-        ).shape[-1]
+                text: Tensor = self.model.encode_text(["a video"])
+            return text.shape[-1]
+        video = torch.zeros(1, 3, clip.num_frames, clip.image_size, clip.image_size, dtype=torch.uint8)
+        return self.embed(video).shape[-1]
 
+    @override
     def types(self) -> dict[str, Any]:
         _, pa = lancedb_modules()
         return {"vector": pa.list_(pa.float32(), self.dims)}
@@ -132,8 +140,10 @@ class VideoEmbedder(Job):
         with torch.inference_mode():
             video = video.to(next(self.model.parameters()).device)
             if self.compares_texts:
-                return self.model(video).float().cpu()
+                vectors: Tensor = self.model(video)
+                return vectors.float().cpu()
             return F.normalize(self.model.forward_features(video, pool="cls").float(), dim=-1).cpu()
 
-    def answer(self, video: Tensor) -> list[tuple]:
+    @override
+    def answer(self, video: Tensor) -> list[tuple[Any, ...]]:
         return [(vector,) for vector in self.embed(video).numpy()]

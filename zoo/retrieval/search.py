@@ -11,12 +11,13 @@ import shutil
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from datamodules.storage.files import is_url
+from lightning_modules.base import BaseModule
 from zoo.errors import UnknownModelError, ZooError
 from zoo.files import UNFINISHED, check_folder
 from zoo.limits import BATCH, SECONDS, check_range, check_shard
@@ -26,7 +27,10 @@ from zoo.retrieval.table import COLUMNS, Hit, Index
 from zoo.tables.fill import check_config, check_weights, describe, fill, source_of
 from zoo.tables.listing import list_videos
 from zoo.tables.place import Place, absolute
-from zoo.tables.table import VideoTable, check_place
+from zoo.tables.table import check_place
+
+if TYPE_CHECKING:
+    import pyarrow
 
 __all__ = ["Summary", "check_queries", "convert_index", "index", "made_with", "optimise", "search"]
 
@@ -52,7 +56,7 @@ class Summary(NamedTuple):
 
 
 def index(
-    model: nn.Module | str,
+    model: BaseModule | str,
     sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
     *,
@@ -66,10 +70,11 @@ def index(
     device: str = "auto",
     on_files: Callable[[int, int], None] | None = None,
 ) -> Summary:
-    """Make an index of videos, or continue one: files that are in it and have not changed (size, time of change) are
-    skipped, files that have changed are read again, and files that are gone are dropped.
+    """Make an index of videos, or continue one.
 
-    A file that cannot be read is one warning; it is noted and tried again only when it has changed.
+    Files that are in it and have not changed (size, time of change) are skipped, files that have changed are read
+    again, and files that are gone are dropped. A file that cannot be read is one warning; it is noted and tried again
+    only when it has changed.
 
     Args:
         model: a text-video model or a classifier, which is put into eval mode, or anything `zoo.load` takes.
@@ -103,7 +108,7 @@ def index(
         check_folder(out)
     elif shard != (1, 1):
         raise ZooError(f"{out} is written by one process, since no lock protects it; omit --shard.")
-    listing, roots = list_videos([sources] if _is_path(sources) else sources)
+    listing, roots = list_videos([sources] if isinstance(sources, str | os.PathLike) else sources)
     check_place(out)
     target = _Target(out, window, dtype, metadata)
     target.source, target.embedder = _embedder(model, out, device, batch_size)
@@ -129,7 +134,7 @@ class _Target:
         self.embedder.reader.window = index.settings["window"] or math.inf
         return index
 
-    def finish(self, table: VideoTable) -> int:
+    def finish(self, table: Index) -> int:
         if self.described is not None:
             table.describe(self.described)
         table.optimise()
@@ -138,8 +143,10 @@ class _Target:
 
 
 def optimise(out: str | os.PathLike[str]) -> int:
-    """Join the files of an index and build its approximate index anew, if it is large enough to have one; return the
-    number of vectors.
+    """Join the files of an index, and build its approximate index anew if it is large enough to have one.
+
+    Returns:
+        The number of vectors.
 
     Raises:
         ZooError: there is no index, or it cannot be written.
@@ -196,7 +203,7 @@ def search(
     where: str | None = None,
     exact: bool = False,
     like: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
-    model: nn.Module | str | None = None,
+    model: BaseModule | str | None = None,
     device: str = "auto",
 ) -> list[list[Hit]]:
     """The stretches of video that fit each text or clip best, best first; their paths are absolute.
@@ -218,7 +225,7 @@ def search(
         DecodeError: a video of `like` cannot be read.
     """
     queries = [queries] if isinstance(queries, str) else list(queries)
-    clips = [absolute(path) for path in ([like] if _is_path(like) else like)]
+    clips = [absolute(path) for path in ([like] if isinstance(like, str | os.PathLike) else like)]
     if not queries and not clips:
         raise ZooError("There is nothing to search for; give a text, or a clip with --like.")
     check_queries(queries)
@@ -226,15 +233,15 @@ def search(
     index = index if isinstance(index, Index) else Index.open(index)
     if where is not None:
         index.count(where)  # a wrong condition is told before the model is loaded
-    place, source = Place(index.folder), model if model is not None else made_with(index)["source"]
-    if source is None:
+    place, named = Place(index.folder), model if model is not None else made_with(index)["source"]
+    if named is None:
         raise ZooError(f"{index.folder} was made with a model without a name; say which: --model.")
-    if model is None and source.startswith(("./", "/")):
-        source = place.found(source)
+    if isinstance(named, str) and model is None and named.startswith(("./", "/")):
+        named = place.found(named)
     try:
-        source, embedder = _embedder(source, index.folder, device)
+        source, embedder = _embedder(named, index.folder, device)
     except UnknownModelError as error:
-        raise ZooError(f"The model of {index.folder} is not at {source}; say where it is: --model.") from error
+        raise ZooError(f"The model of {index.folder} is not at {named}; say where it is: --model.") from error
     name = source or f"this {type(embedder.model).__name__}"
     check_weights(index.folder, made_with(index)["sha256"], describe(embedder.model)["sha256"], name)
     if queries and not embedder.compares_texts:
@@ -273,7 +280,7 @@ def check_queries(queries: Sequence[str]) -> None:
             raise ZooError(f"The text {query!r} is not valid UTF-8; write it in another encoding.") from error
 
 
-def _read_metadata(path: str | os.PathLike[str], place: Place):
+def _read_metadata(path: str | os.PathLike[str], place: Place) -> "pyarrow.Table":
     """The CSV as ``pyarrow.Table``, with paths as the index has them.
 
     Raises:
@@ -313,7 +320,7 @@ def _read_metadata(path: str | os.PathLike[str], place: Place):
 
 
 def _embedder(
-    model: nn.Module | str | os.PathLike[str], out: str | os.PathLike[str], device: str, batch_size: int = 8
+    model: BaseModule | str | os.PathLike[str], out: str | os.PathLike[str], device: str, batch_size: int = 8
 ) -> tuple[str | None, VideoEmbedder]:
     """Return a path or name that finds the model again, and what makes vectors with it.
 
@@ -367,7 +374,3 @@ def made_with(index: Index) -> dict[str, Any]:
     ):
         raise ZooError(f"{index.folder} has a window or a model of the wrong type; make the index again.")
     return found
-
-
-def _is_path(value: object) -> bool:
-    return isinstance(value, str | os.PathLike)

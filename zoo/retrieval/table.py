@@ -13,10 +13,11 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from datamodules.storage.files import is_url
@@ -34,6 +35,10 @@ from zoo.tables.table import (
     retold,
     text_of,
 )
+
+if TYPE_CHECKING:
+    import lancedb
+    import pyarrow
 
 __all__ = ["APPROXIMATE_ROWS", "COLUMNS", "DTYPES", "OLD_FORMAT", "OLD_HEAD", "Hit", "Index"]
 
@@ -77,15 +82,19 @@ class Index(VideoTable):
 
     own = ("vector",)
 
-    def __init__(self, where: Where, table: Any, head: Mapping) -> None:
+    def __init__(self, where: Where, table: "lancedb.table.Table", head: Mapping[str, Any]) -> None:
         known = ("format", "version", "dims", "dtype")
         super().__init__(where, table, {key: value for key, value in head.items() if key not in known})
         self.folder, self.dims, self.dtype = where.database, head["dims"], head["dtype"]
 
     @classmethod
     def create(
-        cls, folder: str | os.PathLike[str], dims: int, dtype: str = "float32", settings: Mapping | None = None
-    ) -> "Index":
+        cls,
+        folder: str | os.PathLike[str],
+        dims: int,
+        dtype: str = "float32",
+        settings: Mapping[str, Any] | None = None,
+    ) -> Self:
         """Make an empty index.
 
         Raises:
@@ -100,7 +109,7 @@ class Index(VideoTable):
         return cls.make(_where(folder), _kinds(dims, dtype), head)
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str]) -> "Index":
+    def open(cls, folder: str | os.PathLike[str]) -> Self:
         """Open an index.
 
         Raises:
@@ -133,7 +142,8 @@ class Index(VideoTable):
         """
         condition = "vector IS NOT NULL" + ("" if where is None else f" AND ({where})")
         with self._asked(where):
-            return self._table.count_rows(condition)
+            rows: int = self._table.count_rows(condition)
+        return rows
 
     def records(self) -> Iterator[tuple[Record, Tensor]]:
         """Yield all records with their vectors (dims,), in no particular order."""
@@ -160,7 +170,7 @@ class Index(VideoTable):
         numbers = vectors.detach().to("cpu", DTYPES[self.dtype]).numpy()
         self.append([(record, (vector,)) for record, vector in zip(records, numbers, strict=True)], files)
 
-    def describe(self, columns: Any) -> None:
+    def describe(self, columns: "pyarrow.Table") -> None:
         """Write further columns into the rows of files; those of files that it does not name stay.
 
         Args:
@@ -214,8 +224,10 @@ class Index(VideoTable):
             return list(self._ranked(*find(queries.numpy(), topk, where), queries.numpy(), topk))
 
     def optimise(self, *, rebuild: bool = False) -> None:
-        """Join the files of many small commits, remove old versions, and build the approximate index where the table
-        has more than `APPROXIMATE_ROWS` rows; one that is there learns the new rows.
+        """Join the files of many small commits, and remove old versions.
+
+        Where the table has more than `APPROXIMATE_ROWS` rows, also build the approximate index; one that is there
+        learns the new rows.
 
         Args:
             rebuild: make the approximate index anew, which suits the rows better when many have come or gone.
@@ -228,7 +240,9 @@ class Index(VideoTable):
             if len(self) > APPROXIMATE_ROWS and (rebuild or not self._is_indexed()):
                 self._table.create_index("vector", config=IvfRq(distance_type="dot", num_bits=BITS), replace=True)
 
-    def _nearest(self, queries: np.ndarray, topk: int, where: str | None) -> tuple[Any, list[np.ndarray]]:
+    def _nearest(
+        self, queries: NDArray[np.float32], topk: int, where: str | None
+    ) -> "tuple[pyarrow.Table, list[NDArray[np.intp]]]":
         """Compare all rows with all queries, a block of rows at a time.
 
         Returns:
@@ -249,7 +263,7 @@ class Index(VideoTable):
             if not np.isfinite(scores).all():
                 raise ZooError(f"{self.folder} has vectors that are not finite; make the index again.")
             above = scores >= floors[:, None]
-            for query in above.any(1).nonzero()[0]:
+            for query in np.flatnonzero(above.any(1)):
                 mine = np.append(kept[query][0], scores[query, above[query]])
                 named = np.append(kept[query][1], ids[above[query]])
                 if len(mine) > topk:
@@ -262,28 +276,33 @@ class Index(VideoTable):
         order = ids.argsort()
         return rows, [order[np.searchsorted(ids, named, sorter=order)] for _, named in kept]
 
-    def _near(self, queries: np.ndarray, topk: int, where: str | None) -> tuple[Any, list[np.ndarray]]:
+    def _near(
+        self, queries: NDArray[np.float32], topk: int, where: str | None
+    ) -> "tuple[pyarrow.Table, list[NDArray[np.intp]]]":
         """Look queries up in the approximate index, all of them at once; see `_nearest`."""
         asked = self._table.search(list(queries) if len(queries) > 1 else queries[0], vector_column_name="vector")
-        asked = asked.distance_type("dot").limit(topk).nprobes(PROBES).refine_factor(REFINE)
+        asked = asked.distance_type("dot")  # type: ignore[attr-defined]  # LanceDB declares what every search has
+        asked = asked.limit(topk).nprobes(PROBES).refine_factor(REFINE)
         if where is not None:
             asked = asked.where(f"({where})", prefilter=True)  # in brackets, nothing may follow it
             asked = asked.maximum_nprobes(0)  # no limit: the rows that it leaves may lie in any partition
         rows = asked.select([*SHOWN, "_distance"]).to_arrow()
         of = rows.column("query_index").to_numpy() if len(queries) > 1 else np.zeros(len(rows), int)
-        return rows, [(of == query).nonzero()[0] for query in range(len(queries))]
+        return rows, [np.flatnonzero(of == query) for query in range(len(queries))]
 
-    def _ranked(self, rows: Any, chosen: list[np.ndarray], queries: np.ndarray, topk: int) -> Iterator[list[Hit]]:
+    def _ranked(
+        self, rows: "pyarrow.Table", chosen: list[NDArray[np.intp]], queries: NDArray[np.float32], topk: int
+    ) -> Iterator[list[Hit]]:
         vectors = self._vectors(rows)
         records = list(zip(*(rows.column(name).to_pylist() for name in SHOWN[1:]), strict=True))
         for numbers, query in zip(chosen, queries.astype(np.float64), strict=True):
             # One row at a time, in float64: the sums of a matrix product depend on the shape of its operands.
             scores = (float((vectors[number].astype(np.float64) * query).sum()) for number in numbers)
             found = [(records[number], score) for number, score in zip(numbers, scores, strict=True)]
-            hits = [Hit(path_of(path), *times, score) for (path, *times), score in found]
+            hits = [Hit(path_of(path), start, end, score) for (path, start, end), score in found]
             yield sorted(hits, key=lambda hit: (-hit.score, *hit))[:topk]
 
-    def _vectors(self, rows: Any) -> np.ndarray:
+    def _vectors(self, rows: "pyarrow.Table | pyarrow.RecordBatch") -> NDArray[np.floating[Any]]:
         """Vectors (N, dims) of rows without nulls."""
         column = rows.column("vector")
         parts = column.chunks if hasattr(column, "chunks") else [column]
@@ -327,9 +346,9 @@ def _refuse_other(folder: str) -> None:
         path.mkdir(parents=True, exist_ok=True)
 
 
-def _checked_head(folder: str, schema: Any) -> dict[str, Any]:
+def _checked_head(folder: str, schema: "pyarrow.Schema") -> dict[str, Any]:
     try:
-        head = json.loads((schema.metadata or {})[KEY])
+        head: dict[str, Any] = json.loads((schema.metadata or {})[KEY])
         dims, dtype = head["dims"], head["dtype"]
         if (head["format"], head["version"]) != (FORMAT, VERSION) or type(dims) is not int or dtype not in [*DTYPES]:
             raise ValueError

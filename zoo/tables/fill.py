@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -39,7 +39,10 @@ WAIT_SECONDS = 1.0
 """How often a loader process that waits for its share looks whether its parent lives."""
 
 
-class Target(Protocol):
+T = TypeVar("T", bound=VideoTable)
+
+
+class Target(Protocol[T]):
     """What `fill` writes to.
 
     Attributes:
@@ -50,10 +53,10 @@ class Target(Protocol):
     shown: str
     place: Place
 
-    def open(self) -> VideoTable:
+    def open(self) -> T:
         """The table that is there, if it was made in the same way, or a new one."""
 
-    def finish(self, table: VideoTable) -> int:
+    def finish(self, table: T) -> int:
         """Complete the table, and return how many rows it has."""
 
 
@@ -79,7 +82,7 @@ class Done(NamedTuple):
 
 def fill(
     job: Job,
-    target: Target,
+    target: Target[T],
     listing: Sequence[str],
     roots: Sequence[str],
     *,
@@ -88,10 +91,11 @@ def fill(
     shard: tuple[int, int] = (1, 1),
     on_files: Callable[[int, int], None] | None = None,
 ) -> Done:
-    """Do what is missing: files that are in the table and have not changed (size, time of change) are skipped, files
-    that have changed are read again, and files that are gone are dropped.
+    """Do what is missing in a table.
 
-    A file that cannot be read is one warning; it is noted and tried again only when it has changed.
+    Files that are in it and have not changed (size, time of change) are skipped, files that have changed are read
+    again, and files that are gone are dropped. A file that cannot be read is one warning; it is noted and tried again
+    only when it has changed.
 
     Args:
         job: what is done with each video.
@@ -117,7 +121,7 @@ def fill(
     workers = min(os.cpu_count() or 1, 4) if num_workers is None else num_workers
     with ExitStack() as stack:
         # Loader processes start first: LanceDB's threads would not be there after a fork.
-        readers = None if ray is not None else stack.enter_context(_Readers(min(workers, len(chunks))))
+        readers = stack.enter_context(_Readers(0 if ray is not None else min(workers, len(chunks))))
         table = target.open()
         alone = stack.enter_context(table.locked(f"shard-{num}-of-{count}", wait=False))
         if not alone or _others(table, count):
@@ -131,7 +135,10 @@ def fill(
         table.drop(sorted(gone))
         chunks = [left for chunk in chunks if (left := [path for path in chunk if path not in done])]
         broken_before = sum(known[place.stored(path)].error is not None for path in done)
-        answers = _answered(job, readers.read(job.reader, chunks)) if readers else answered_on_ray(job, chunks, ray)
+        if ray is not None:
+            answers = answered_on_ray(job, chunks, ray)
+        else:
+            answers = _answered(job, readers.read(job.reader, chunks))
         broken = _save_all(table, place, answers, job.left_out, (len(done), len(mine)), on_files)
         rows = target.finish(table)
     read, kept = len(mine) - len(done) - broken, len(done) - broken_before
@@ -200,8 +207,14 @@ class _Readers:
             files = _Files([receiver for receiver, _ in self._pipes])
             # A fork server would stand between the two, and neither would see that the main process was killed.
             method = "fork" if sys.platform == "linux" else None
-            loader = DataLoader(files, None, num_workers=self.number, collate_fn=_as_it_is,
-                                worker_init_fn=_warn_plainly, multiprocessing_context=method)  # fmt: skip
+            loader = DataLoader(
+                files,
+                None,
+                num_workers=self.number,
+                collate_fn=_as_it_is,  # type: ignore[arg-type]  # without batches it gets single items
+                worker_init_fn=_warn_plainly,
+                multiprocessing_context=method,
+            )
             with warnings.catch_warnings():
                 # Where an earlier call has imported LanceDB: these processes do not use it.
                 warnings.filterwarnings("ignore", "lancedb fork support")
@@ -233,14 +246,16 @@ class _Readers:
             return
 
 
-class _Files(IterableDataset):
+class _Files(IterableDataset[_Given]):
     """Batches of what comes through a pipe, one for each loader process."""
 
     def __init__(self, pipes: list[Connection]) -> None:
         self.pipes, self.parent = pipes, os.getpid()
 
     def __iter__(self) -> Iterator[_Given]:
-        number = get_worker_info().id
+        worker = get_worker_info()
+        assert worker is not None  # it is made for loader processes
+        number = worker.id
         # Other loader processes hold the writing ends too, so the end of the parent is not the end of the pipe.
         while not self.pipes[number].poll(WAIT_SECONDS):
             if os.getppid() != self.parent:
@@ -297,7 +312,7 @@ def _save_all(
 class _Unsaved(NamedTuple):
     """What waits for the next commit."""
 
-    rows: list[tuple[Record, tuple]]
+    rows: list[tuple[Record, tuple[Any, ...]]]
     files: list[File]
 
 
@@ -318,7 +333,7 @@ def _save(table: VideoTable, place: Place, whole: _Unsaved) -> _Unsaved:
     return _Unsaved([], [])
 
 
-def _as_it_is(given: Any) -> Any:
+def _as_it_is(given: _Given) -> _Given:
     return given
 
 

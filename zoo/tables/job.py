@@ -15,11 +15,12 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from datamodules.storage.files import status
 from datamodules.storage.members import as_member
 from datamodules.video.opening import DecodeError
+from lightning_modules.base import BaseModule
 from zoo.limits import TooManyWindows
 from zoo.tables.table import ABOUT, File, Record
 
@@ -70,11 +71,15 @@ class Reader(ABC):
             paths: local files, URLs or members of tar shards.
             spans: for each of them the only stretch to read, or None.
         """
-        clips, records, files, unsaved = [], [], [], 0
+        clips: list[Tensor] = []
+        records: list[Record] = []
+        files: list[File] = []
+        unsaved = 0
 
         def batch(is_last: bool) -> Batch:
             made = Batch(torch.stack(clips) if clips else None, records[:], files[:], is_last)
-            clips.clear(), records.clear(), files.clear()
+            for taken in (clips, records, files):
+                taken.clear()
             return made
 
         for number, path in enumerate(paths):
@@ -111,7 +116,7 @@ class Job(ABC):
     """
 
     kind: str
-    model: nn.Module
+    model: BaseModule
     reader: Reader
     settings: Mapping[str, Any]
     columns: tuple[str, ...]
@@ -122,7 +127,7 @@ class Job(ABC):
         """Types of PyArrow of its columns."""
 
     @abstractmethod
-    def answer(self, video: Tensor) -> list[tuple]:
+    def answer(self, video: Tensor) -> list[tuple[Any, ...]]:
         """Return, for each record of a batch, the values of its row, in the order of `columns`.
 
         Args:
@@ -134,21 +139,24 @@ class Job(ABC):
         """The columns of a row."""
         return (*ABOUT[:3], *self.columns, *ABOUT[3:])
 
-    def __call__(self, batch: Mapping[str, Sequence] | Sequence[str]) -> dict[str, list[Any]]:
-        """Return columns of equal length: those of the job, path, start, end (seconds), size (bytes), mtime
-        (nanoseconds since 1970), and error, with which all but path, size and mtime are None.
+    def __call__(self, batch: Mapping[str, Sequence[Any]] | Sequence[str]) -> dict[str, list[Any]]:
+        """Return columns of equal length, one row for each record and one for each file that cannot be read.
+
+        They are those of the job, path, start, end (seconds), size (bytes), mtime (nanoseconds since 1970), and error,
+        with which all but path, size and mtime are None.
 
         Args:
             batch: columns ``path``, files or URLs, and, if only stretches of them are wanted, ``start`` and ``end``
                 in seconds; or just the paths.
         """
         batch = batch if isinstance(batch, Mapping) else {"path": batch}
-        paths, spans = [str(path) for path in batch["path"]], None
+        paths = [str(path) for path in batch["path"]]
+        spans: list[Span] | None = None
         if "start" in batch:
             pairs = zip(batch["start"], batch["end"], strict=True)
             spans = [(float(start), float(end)) for start, end in pairs]
         rows: list[dict[str, Any]] = []
-        waiting: list[tuple[Record, tuple]] = []
+        waiting: list[tuple[Record, tuple[Any, ...]]] = []
         for part in self.reader.read(paths, spans):
             if part.video is not None:
                 waiting += zip(part.records, self.answer(part.video), strict=True)

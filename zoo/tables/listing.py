@@ -37,7 +37,7 @@ def list_videos(
     find = find or (lambda paths: find_videos(paths, urls=True))
     found: dict[str, None] = {}
     roots, plain = [], []
-    for source in map(absolute, sources):
+    for source in (absolute(one) for one in sources):
         name = source.partition("?")[0].lower() if is_url(source) else source.lower()
         if name.endswith(_LISTS) and (is_url(source) or os.path.isfile(source)):
             found |= dict.fromkeys(_listed(source))
@@ -50,7 +50,7 @@ def list_videos(
     if plain:
         found |= dict.fromkeys(find(plain))
     if not found:
-        raise ZooError(f"{', '.join(map(os.fspath, sources))} names no videos; name some.")
+        raise ZooError(f"{', '.join(os.fspath(source) for source in sources)} names no videos; name some.")
     return sorted(found), roots
 
 

@@ -13,7 +13,9 @@ import os
 import shutil
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 from datamodules.storage.files import is_url, split
 from zoo.errors import ZooError
@@ -22,6 +24,9 @@ from zoo.tables.fill import check_config, check_weights, describe, source_of
 from zoo.tables.job import Job
 from zoo.tables.place import Place, absolute
 from zoo.tables.table import VideoTable, Where, check_place, head_of, lancedb_modules, retold
+
+if TYPE_CHECKING:
+    import pyarrow
 
 __all__ = ["ENDINGS", "Output", "check_output"]
 
@@ -68,7 +73,7 @@ class Output:
         model: the job's model as it was named, or the model itself.
     """
 
-    def __init__(self, out: str, job: Job, model: Any) -> None:
+    def __init__(self, out: str, job: Job, model: nn.Module | str | os.PathLike[str]) -> None:
         self.shown, self.job, self.place = out, job, Place(out)
         self.source = source_of(model, self.place)
         self.is_file = out.endswith(".parquet")
@@ -140,7 +145,7 @@ class Output:
         head = head_of(rows.schema, self.shown)
         return self._begin({field.name: field.type for field in rows.schema}, head, rows)
 
-    def _begin(self, columns: dict[str, Any], head: dict[str, Any], rows: Any = None) -> VideoTable:
+    def _begin(self, columns: dict[str, Any], head: dict[str, Any], rows: "pyarrow.Table | None" = None) -> VideoTable:
         """The hidden table, with its rows or not at all."""
         beside = f"{self.where.database}.{uuid.uuid4().hex[:8]}"
         try:

@@ -9,8 +9,10 @@ __all__ = ["Place", "absolute", "below"]
 
 
 class Place:
-    """Paths as a table at some place has them. One that is moved together with its videos stays valid. At a URL, all
-    are absolute."""
+    """Paths as a table at some place has them.
+
+    One that is moved together with its videos stays valid. At a URL, all are absolute.
+    """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         folder = os.fspath(folder)

@@ -14,11 +14,14 @@ import pickle
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.errors import ZooError
 from zoo.tables.job import Job, Reader
 from zoo.tables.table import File, Record
+
+if TYPE_CHECKING:
+    import ray
 
 __all__ = ["Answered", "answered_on_ray", "check_ray"]
 
@@ -37,7 +40,7 @@ class Answered(NamedTuple):
     """
 
     reader: int
-    rows: list[tuple[Record, tuple]]
+    rows: list[tuple[Record, tuple[Any, ...]]]
     files: list[File]
     is_last: bool
 
@@ -110,13 +113,14 @@ def _pipeline(job: Job, chunks: Sequence[Sequence[str]]) -> Iterator[dict[str, A
     """Parts of chunks as they come, in any order between chunks."""
     import ray
 
-    resources = ray.cluster_resources()
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray has no annotation there
     gpus = int(resources.get("GPU", 0))
     # Without GPUs the models take no CPU from the decoders: where one CPU is left of a cluster, both still run.
-    nodes = sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes())
+    known = ray.nodes()  # type: ignore[no-untyped-call]  # as above
+    nodes = sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in known)
     items = [{"chunk": number, "paths": pickle.dumps(list(chunk))} for number, chunk in enumerate(chunks)]
-    data = ray.data.from_items(items, override_num_blocks=min(len(items), MOST_BLOCKS))
-    data = data.map_batches(_Decode(job.reader), batch_size=1, num_cpus=1)
+    listed = ray.data.from_items(items, override_num_blocks=min(len(items), MOST_BLOCKS))
+    data = listed.map_batches(_Decode(job.reader), batch_size=1, num_cpus=1)
     data = data.map_batches(
         _Answer,
         fn_constructor_args=(ray.put(job), gpus > 0, int(os.environ.get("OMP_NUM_THREADS", 0))),
@@ -155,29 +159,31 @@ class _Decode:
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
 
-    def __call__(self, rows: Mapping[str, Any]) -> Iterator[dict[str, list]]:
+    def __call__(self, rows: Mapping[str, Any]) -> Iterator[dict[str, list[Any]]]:
         for chunk, paths in zip(rows["chunk"], rows["paths"], strict=True):
             paths = pickle.loads(paths)
-            batches, before = self.reader.read(paths), None
+            batches = self.reader.read(paths)
+            before: dict[str, list[Any]] | None = None
             for number, batch in enumerate(batches):
                 if before is not None:
                     yield before
                 before = _row(chunk, number, False, batch)
-            yield {**before, "is_last": [True]}
+            if before is not None:
+                yield {**before, "is_last": [True]}
 
 
 class _Answer:
     """An actor for Ray: batches of clips to rows."""
 
-    def __init__(self, job: Any, on_gpu: bool, threads: int) -> None:
+    def __init__(self, job: "ray.ObjectRef[Job]", on_gpu: bool, threads: int) -> None:
         import ray
         import torch
 
-        self.job = ray.get(job)
+        self.job: Job = ray.get(job)
         self.job.model.to("cuda" if on_gpu else "cpu")
         torch.set_num_threads(threads or os.cpu_count() or 1)  # Ray has set it to the CPUs of the actor
 
-    def __call__(self, rows: Mapping[str, Any]) -> Iterator[dict[str, list]]:
+    def __call__(self, rows: Mapping[str, Any]) -> Iterator[dict[str, list[Any]]]:
         for chunk, number, is_last, part in zip(*(rows[name] for name in _COLUMNS), strict=True):
             batch = pickle.loads(part)
             try:
@@ -189,6 +195,6 @@ class _Answer:
             yield _row(chunk, number, is_last, (pairs, batch.files, batch.is_last))
 
 
-def _row(chunk: int, number: int, is_last: bool, part: Any) -> dict[str, list]:
+def _row(chunk: int, number: int, is_last: bool, part: object) -> dict[str, list[Any]]:
     values = (chunk, number, is_last, pickle.dumps(part, pickle.HIGHEST_PROTOCOL))
     return {name: [value] for name, value in zip(_COLUMNS, values, strict=True)}

@@ -11,12 +11,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
 from datamodules.storage.files import is_url
 from zoo.errors import ZooError
+
+if TYPE_CHECKING:
+    import lancedb
+    import pyarrow
 
 __all__ = ["ABOUT", "KEY", "STORES", "File", "Record", "VideoTable", "Where", "check_place", "lancedb_modules",
            "head_of", "path_of", "retold", "text_of"]  # fmt: skip
@@ -94,11 +98,11 @@ class VideoTable:
         settings: plain values kept with the table, such as the model.
     """
 
-    def __init__(self, where: Where, table: Any, settings: Mapping) -> None:
+    def __init__(self, where: Where, table: "lancedb.table.Table", settings: Mapping[str, Any]) -> None:
         self.where, self._table, self.settings = where, table, dict(settings)
 
     @classmethod
-    def make(cls, where: Where, columns: Mapping[str, Any], settings: Mapping) -> "VideoTable":
+    def make(cls, where: Where, columns: Mapping[str, Any], settings: Mapping[str, Any]) -> Self:
         """Make an empty table in one commit.
 
         Args:
@@ -116,7 +120,7 @@ class VideoTable:
         return cls(where, table, settings)
 
     @classmethod
-    def read(cls, where: Where) -> "VideoTable":
+    def read(cls, where: Where) -> Self:
         """Open a table that is there.
 
         Raises:
@@ -131,7 +135,8 @@ class VideoTable:
     @property
     def own(self) -> Sequence[str]:
         """Names of the columns beside those of `ABOUT`."""
-        return self.settings["columns"]
+        names: list[str] = self.settings["columns"]
+        return names
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -141,7 +146,8 @@ class VideoTable:
     def count_rows(self) -> int:
         """Number of rows, those about files that could not be read included."""
         with retold(self.where.shown, "read", "make it again"):
-            return self._table.count_rows()
+            rows: int = self._table.count_rows()
+        return rows
 
     @property
     def files(self) -> dict[str, File]:
@@ -154,7 +160,7 @@ class VideoTable:
                 found[path] = File(path, *state)
         return found
 
-    def append(self, rows: Sequence[tuple[Record, tuple]], files: Sequence[File] | None = None) -> None:
+    def append(self, rows: Sequence[tuple[Record, tuple[Any, ...]]], files: Sequence[File] | None = None) -> None:
         """Append rows in one commit.
 
         Args:
@@ -170,7 +176,9 @@ class VideoTable:
         if not rows and not empty:
             return
         _, pa = lancedb_modules()
-        about = [(text_of(record.path), *record[1:], *state[record.path][1:3], None) for record, _ in rows]
+        about: list[tuple[Any, ...]] = [
+            (text_of(record.path), *record[1:], *state[record.path][1:3], None) for record, _ in rows
+        ]
         about += [(text_of(file.path), None, None, *file[1:]) for file in empty]
         values = dict(zip(ABOUT, zip(*about, strict=True), strict=True))
         columns = {name: pa.array(values[name], self.columns[name]) for name in ABOUT}
@@ -180,7 +188,7 @@ class VideoTable:
             columns[name] = pa.concat_arrays([filled, pa.nulls(len(empty), kind)])
         self.append_rows(pa.table(columns))
 
-    def append_rows(self, rows: Any) -> None:
+    def append_rows(self, rows: "pyarrow.Table") -> None:
         """Append a ``pyarrow.Table`` of the table's columns in one commit."""
         with self._changing():
             self._table.add(rows)
@@ -193,7 +201,7 @@ class VideoTable:
             with self._changing():
                 self._table.delete(f"path IN ({names})")
 
-    def to_arrow(self) -> Any:
+    def to_arrow(self) -> "pyarrow.Table":
         """All rows as a ``pyarrow.Table``, with the head in its metadata, sorted by path and time."""
         with retold(self.where.shown, "read", "make it again"):
             rows = self._table.to_arrow()
@@ -206,7 +214,8 @@ class VideoTable:
 
     def optimise_if_many(self) -> None:
         """Join the files of small commits where there are many."""
-        if self._table.stats()["fragment_stats"]["num_fragments"] >= MANY_COMMITS:
+        stats: Any = self._table.stats()  # a dict, whatever LanceDB declares
+        if stats["fragment_stats"]["num_fragments"] >= MANY_COMMITS:
             self.optimise()
 
     @contextmanager
@@ -220,7 +229,7 @@ class VideoTable:
         try:
             import fcntl
         except ImportError:  # Windows: one process at a time, then
-            fcntl = None
+            fcntl = None  # type: ignore[assignment]
         if fcntl is None or is_url(self.where.locks):  # object stores refuse the second of two commits by themselves
             yield True
             return
@@ -233,7 +242,7 @@ class VideoTable:
                 held = False
             yield held
 
-    def _rows(self, columns: list[str], where: str | None = None) -> Iterator[Any]:
+    def _rows(self, columns: list[str], where: str | None = None) -> "Iterator[pyarrow.RecordBatch]":
         with retold(self.where.shown, "read", "make it again"):
             asked = self._table.search().select(columns).limit(max(self._table.count_rows(), 1))
             yield from (asked if where is None else asked.where(where)).to_batches()
@@ -242,18 +251,18 @@ class VideoTable:
     def _changing(self) -> Iterator[None]:
         """One commit, on top of what others have committed."""
         with self.locked("commit"), retold(self.where.shown):
-            self._table.checkout_latest()
+            self._table.checkout_latest()  # type: ignore[no-untyped-call]  # LanceDB has no annotation there
             yield
 
 
-def head_of(schema: Any, shown: str) -> dict[str, Any]:
+def head_of(schema: "pyarrow.Schema", shown: str) -> dict[str, Any]:
     """The head of a table or of a Parquet file of ours.
 
     Raises:
         ZooError: it has none.
     """
     try:
-        head = json.loads((schema.metadata or {})[KEY])
+        head: dict[str, Any] = json.loads((schema.metadata or {})[KEY])
         if not isinstance(head, dict) or any(name not in schema.names for name in ABOUT):
             raise ValueError
     except (KeyError, TypeError, ValueError, RecursionError) as error:
@@ -261,7 +270,7 @@ def head_of(schema: Any, shown: str) -> dict[str, Any]:
     return head
 
 
-def _array(values: list, kind: Any, paths: list[str]) -> Any:
+def _array(values: list[Any], kind: "pyarrow.DataType", paths: list[str]) -> "pyarrow.Array":
     """Values of a column; those of a column of vectors are arrays of NumPy."""
     _, pa = lancedb_modules()
     if not pa.types.is_fixed_size_list(kind):
@@ -269,7 +278,7 @@ def _array(values: list, kind: Any, paths: list[str]) -> Any:
     numbers = np.stack(values) if values else np.empty((0, kind.list_size))
     finite = np.isfinite(numbers).all(1)
     if not finite.all():
-        path = paths[int((~finite).nonzero()[0][0])]
+        path = paths[int(np.flatnonzero(~finite)[0])]
         raise ZooError(f"The model's vector for {path} has numbers that are not finite; check its weights.")
     numbers = numbers.astype(kind.value_type.to_pandas_dtype())
     return pa.FixedSizeListArray.from_arrays(pa.array(numbers.ravel()), kind.list_size)
