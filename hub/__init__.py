@@ -4,6 +4,15 @@ Knows configs and files, not model names.
 """
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hub.callback import PushToHub as PushToHub
+    from hub.checkpoint import read as read
+    from hub.checkpoint import save as save
+    from hub.errors import HubError as HubError
+    from hub.remote import pull as pull
+    from hub.remote import push as push
 
 _HOME = {
     "HubError": "errors",

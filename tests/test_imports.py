@@ -211,3 +211,26 @@ def test_importing_a_package_stays_light(package, absent):
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, cwd=REPOSITORY)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == []
+
+
+LAZY = [
+    "hub",
+    "zoo",
+    "lightning_modules",
+    "lightning_modules.callbacks",
+    "lightning_modules.nets",
+    "lightning_modules.ops",
+]
+
+
+@pytest.mark.parametrize("package", LAZY)
+def test_type_checkers_find_each_public_name_where_it_is_resolved(package):
+    tree = ast.parse(REPOSITORY.joinpath(*package.split("."), "__init__.py").read_text())
+    homes = next(
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_HOME"
+    )
+    block = next(node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    told = {alias.asname: node.module for node in block.body for alias in node.names if alias.name == alias.asname}
+    assert told == {name: f"{package}.{home}" for name, home in homes.items()}

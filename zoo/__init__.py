@@ -6,6 +6,38 @@ Names are resolved on first use, so that ``import zoo`` and ``zoo list`` start w
 import importlib
 import importlib.util
 import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from zoo.app.page import web_app as web_app
+    from zoo.build import create as create
+    from zoo.build import initialise as initialise
+    from zoo.build import load as load
+    from zoo.errors import UnknownModelError as UnknownModelError
+    from zoo.errors import ZooError as ZooError
+    from zoo.inference.explain import Explanation as Explanation
+    from zoo.inference.explain import explain as explain
+    from zoo.inference.features import VideoFeatures as VideoFeatures
+    from zoo.inference.live import Moment as Moment
+    from zoo.inference.live import live as live
+    from zoo.inference.long_videos import Segment as Segment
+    from zoo.inference.long_videos import Timeline as Timeline
+    from zoo.inference.long_videos import timeline as timeline
+    from zoo.inference.predict import extract_features as extract_features
+    from zoo.inference.predict import predict as predict
+    from zoo.inference.predict import predict_value as predict_value
+    from zoo.inference.predictor import VideoPredictor as VideoPredictor
+    from zoo.registry import Entry as Entry
+    from zoo.registry import Weights as Weights
+    from zoo.registry import info as info
+    from zoo.registry import list_models as list_models
+    from zoo.registry import register as register
+    from zoo.retrieval.embedder import VideoEmbedder as VideoEmbedder
+    from zoo.retrieval.search import index as index
+    from zoo.retrieval.search import search as search
+    from zoo.retrieval.table import Index as Index
+    from zoo.share import convert as convert
+    from zoo.share import push as push
 
 _HOME = {
     "Entry": "registry",
