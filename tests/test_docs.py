@@ -1,4 +1,4 @@
-"""README.md and docs/*.md: links lead somewhere, commands parse, and lines fit a screen."""
+"""The pages of the top folder and of docs/: links lead somewhere, commands parse, and lines fit a screen."""
 
 import argparse
 import importlib
@@ -12,7 +12,7 @@ from zoo.commands.main import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGES = [*sorted((ROOT / "docs").glob("*.md")), README]
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("*.md"))]
 WIDTH = 100
 
 
@@ -42,7 +42,7 @@ def anchors(page: Path) -> set[str]:
 def test_relative_links_lead_somewhere(page):
     text = "\n".join(parts(page)[0])
     broken = []
-    for target in re.findall(r"\]\(\s*([^)\s]+)\s*\)", text):
+    for target in re.findall(r"(?:\]\(\s*|href=\"|src=\")([^)\"\s]+)", text):
         if re.match(r"[a-z]+:", target):
             continue
         path, _, anchor = target.partition("#")

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 QUAINT = [
     r"\bmend(s|ed|ing)?\b",  # fix
-    r"\b[Ww]hoever\b",
+    r"\b(?i:whoever)\b",
     r"\bgo(es)? on\b|\b[Gg]oing on with\b",  # resume, continue
     r"\bone says\b",
     r"\bwhat \w+ makes of\b",

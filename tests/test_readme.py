@@ -1,9 +1,12 @@
-"""README.md and docs/models.md: tables are the registry's, commands and names exist, and the README stays short."""
+"""README.md and its tables: they are the registry's and pyproject's, what it shows runs, and it stays short."""
 
 import re
+import shutil
+import tomllib
 from pathlib import Path
 
 import zoo
+from datamodules.synthetic.writing import generate
 from zoo.commands.list import markdown
 from zoo.commands.main import COMMANDS
 from zoo.registry import entries
@@ -11,6 +14,7 @@ from zoo.registry import entries
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 MODELS = ROOT / "docs" / "models.md"
+INSTALL = ROOT / "docs" / "install.md"
 ROWS = {"ti": "7 M", "s": "26 M", "m": "74 M", "m-mask": "74 M", "b": "98 M"}
 # Title of a column: data set, and (frames, px) of its scores.
 SHORT = {
@@ -65,6 +69,39 @@ def test_commands_and_names_in_the_readme_exist():
     assert commands and set(commands) <= set(COMMANDS)
     names = set(re.findall(r'zoo\.(?:load|create|info|predict)\("(videomamba[\w-]+)"', text))
     assert names and all(zoo.info(name) for name in names)
+
+
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
+    """All but the line that fetches released weights."""
+    generate(tmp_path / "data", num_train=1, num_val=0, num_test=0, classes=["grow"], num_workers=0, progress=False)
+    (clip,) = (tmp_path / "data").rglob("*.mp4")
+    for name in ("clip.mp4", "film.mp4"):
+        shutil.copyfile(clip, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    values, names = {}, {}
+    for line in filter(None, block.splitlines()):
+        code = line.partition("  #")[0].strip()
+        if code.startswith(("import ", "model = ")):
+            exec(code, names)
+        elif '-k400"' not in code:
+            values[code.partition("(")[0]] = eval(code, names)
+    assert values.keys() == {"zoo.predict", "zoo.extract_features", "zoo.timeline", "zoo.explain", "zoo.list_models"}
+    label, probability, index = values["zoo.predict"][0]
+    assert names["model"].class_names[index] == label and 0 < probability <= 1 and len(values["zoo.predict"]) == 3
+    assert values["zoo.extract_features"].ndim == 1 and "videomamba-m-k400-f8-r224" in values["zoo.list_models"]
+
+
+def test_the_table_of_extras_is_complete():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    rows = re.findall(r"^\| `([\w-]+)` \|.*\| [\d.]+ \|$", INSTALL.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert sorted(rows) == sorted(project["optional-dependencies"])
+
+
+def test_the_readme_names_the_repository_of_pyproject():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for page in (README, INSTALL):
+        assert f"git clone {project['urls']['Repository']}" in page.read_text(encoding="utf-8")
 
 
 def test_the_readme_is_short():

@@ -101,7 +101,7 @@ def test_both_archives_are_complete_and_nothing_else(archives):
     assert names - generated == ours | BESIDE
     assert described["Version"] == PROJECT["version"] and described["Description-Content-Type"] == "text/markdown"
     page = described.get_payload()
-    targets = re.findall(r"\]\(([^)]+)\)", page)
+    targets = re.findall(r"(?:\]\(|href=\"|src=\")([^)\"]+)", page)
     assert targets and all(target.startswith(("https://", "#")) for target in targets)
     assert f"{PROJECT['urls']['Repository']}/raw/v{PROJECT['version']}/docs/images/predictions.png" in targets
     run(sys.executable, "-m", "twine", "check", "--strict", wheel, source, cwd=wheel.parent)
