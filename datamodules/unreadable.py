@@ -22,7 +22,9 @@ T = TypeVar("T")
 class Listed(Protocol):
     """An entry of a listing: a video, with what is known of it."""
 
-    path: str
+    @property
+    def path(self) -> str:
+        """The file, folder, URL or address in a shard."""
 
 
 class UnreadableTally:
@@ -59,8 +61,9 @@ class UnreadableTally:
             warnings.warn(f"{error} ({consequence})", stacklevel=2)
 
     def read_or_replace(self, draw: Draw, read: Callable[[int], T]) -> T | None:
-        """`read(draw.index)` or, where that video is broken, `read` of another one drawn at random; None where too many
-        are broken.
+        """Return `read(draw.index)` or, where that video is broken, `read` of another one drawn at random.
+
+        The result is None where too many are broken.
 
         Substitutes are tried in an order of their own and each starts with fresh random numbers: the result does not
         depend on which broken videos have been met before.

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard, TypeVar, overload
 
 from datamodules.annotations.lists import parse_json, read_csv
 from datamodules.errors import DataError, some
@@ -10,6 +10,9 @@ from datamodules.storage.files import read_text
 
 __all__ = ["Captions", "are_texts", "captions_in", "captions_of", "read_captions", "read_json", "read_lines",
            "read_table", "values_of"]  # fmt: skip
+
+
+T = TypeVar("T")
 
 
 class Captions(NamedTuple):
@@ -27,7 +30,9 @@ class Captions(NamedTuple):
 
 
 def read_captions(path: str) -> list[Captions]:
-    """Videos in the order of their first mention, from any of
+    """Read videos with their captions, in the order of their first mention.
+
+    The file has one of these forms:
 
         video,caption                                     .csv: a row per caption, other columns are ignored
         [{"video": "a.mp4", "caption": "..."}, ...]       .json: a caption or a list of them; a video may come again
@@ -50,7 +55,7 @@ def read_captions(path: str) -> list[Captions]:
     return [Captions(name, tuple(captions)) for name, captions in found.items()]
 
 
-def captions_in(entry: Any, key: str, source: str) -> tuple[str, list[str]]:
+def captions_in(entry: object, key: str, source: str) -> tuple[str, list[str]]:
     """Return what an object from JSON has under `key`, the name of a file, and its caption or captions.
 
     Raises:
@@ -63,12 +68,12 @@ def captions_in(entry: Any, key: str, source: str) -> tuple[str, list[str]]:
     return name, captions
 
 
-def are_texts(value: Any) -> bool:
+def are_texts(value: object) -> TypeGuard[list[str]]:
     """Whether it is a list of strings with one at least."""
     return isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)
 
 
-def values_of(entry: Any, kinds: Mapping[str, type | tuple[type, ...]], source: str) -> list[Any]:
+def values_of(entry: object, kinds: Mapping[str, type | tuple[type, ...]], source: str) -> list[Any]:
     """Return the values that an object from JSON has under the keys of `kinds`.
 
     Raises:
@@ -80,6 +85,7 @@ def values_of(entry: Any, kinds: Mapping[str, type | tuple[type, ...]], source: 
                 f"{source} has an entry without {key}, or with something else there: {json.dumps(entry)[:80]}; take "
                 f"the original file, or write {', '.join(kinds)} into each entry."
             )
+    assert isinstance(entry, dict)
     return [entry[key] for key in kinds]
 
 
@@ -131,15 +137,24 @@ def read_lines(path: str) -> list[str]:
     return lines
 
 
-def read_json(path: str, kind: type | tuple[type, ...], keys: Iterable[str] = ()) -> Any:
+@overload
+def read_json(path: str, kind: type[T], keys: Iterable[str] = ()) -> T: ...
+
+
+@overload
+def read_json(path: str, kind: tuple[type[list[Any]], type[dict[str, Any]]]) -> list[Any] | dict[str, Any]: ...
+
+
+def read_json(path: str, kind: type[Any] | tuple[type[Any], ...], keys: Iterable[str] = ()) -> object:
     """The list or object of a JSON file.
 
     Raises:
         DataError: the file is missing, is not JSON, is of another kind or empty, or lacks one of `keys`.
     """
     content = parse_json(read_text(path), path)
-    if not isinstance(content, kind) or not content:
-        wanted = {list: "list", dict: "object"}
+    is_wanted = isinstance(content, kind)
+    if not is_wanted or not content:
+        wanted: dict[type, str] = {list: "list", dict: "object"}
         kinds = " or ".join(wanted[one] for one in (kind if isinstance(kind, tuple) else (kind,)))
         raise DataError(f"{path} is not a JSON {kinds} with entries; download it again.")
     lacking = [key for key in keys if key not in content]

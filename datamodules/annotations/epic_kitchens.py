@@ -58,7 +58,7 @@ def read_table(path: str, columns: Sequence[str]) -> list[dict[str, str]]:
     short = next(((line, name) for line, row in rows for name in columns if not row.get(name)), None)
     if lacking or short or not rows:
         fault = f"has no column {lacking}" if lacking else "has no rows"
-        if rows and not lacking:
+        if rows and not lacking and short:
             fault = f"has no {short[1]} in line {short[0]}"
         raise DataError(f"{path} {fault}; take the file of the official release ({SOURCE}).")
     return [row for _, row in rows]

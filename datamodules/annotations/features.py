@@ -5,10 +5,11 @@ import os
 import warnings
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -16,6 +17,9 @@ from datamodules.errors import DataError
 from datamodules.storage.files import is_url, join, read_bytes, split
 from datamodules.video.opening import DecodeError
 from datamodules.video.sampling import range_in
+
+if TYPE_CHECKING:
+    import pyarrow
 
 __all__ = ["FeatureTable", "features_between", "is_table", "width_of"]
 
@@ -28,8 +32,9 @@ def is_table(path: str) -> bool:
 
 
 class FeatureTable:
-    """A table that `zoo extract` wrote, in memory: 0.8 GB for 360,000 vectors of 576 numbers. Loader processes share
-    it.
+    """A table that `zoo extract` wrote, in memory that loader processes share.
+
+    It takes 0.8 GB for 360,000 vectors of 576 numbers.
 
     Args:
         path: of the table, .parquet or .lance, local or a URL.
@@ -90,7 +95,7 @@ def features_between(
         DecodeError: they cannot be read.
     """
 
-    def within(seconds: np.ndarray) -> tuple[int, int] | None:
+    def within(seconds: NDArray[np.float64]) -> tuple[int, int] | None:
         return range_in(seconds[:, 1] if ends else seconds.mean(axis=1), span, displayed=False)
 
     if table is not None:
@@ -112,13 +117,14 @@ def width_of(path: str) -> int | None:
     """Numbers of a vector in a file; None where it cannot be read."""
     try:
         with safe_open(path, "pt") as file:
-            return file.get_slice("features").get_shape()[1]
+            shape: list[int] = file.get_slice("features").get_shape()
+            return shape[1]
     except (SafetensorError, OSError, KeyError):
         return None
 
 
-def _read(path: str) -> Any:
-    """Rows with vectors as a ``pyarrow.Table``."""
+def _read(path: str) -> "pyarrow.Table":
+    """Rows with vectors."""
     module = "pyarrow" if path.endswith(".parquet") else "lancedb"
     if importlib.util.find_spec(module) is None:
         raise DataError(f"{path} needs {module}; install it: pip install 'video-mamba-zoo[search]'.")

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -122,8 +123,7 @@ def read_names(path: str) -> list[str]:
         DataError: the file is missing or empty, or has a name twice.
     """
     names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
-    seen: set[str] = set()
-    twice = next((name for name in names if name in seen or seen.add(name)), None)
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if not names or twice:
         fault = f"names {twice!r} twice" if twice else "names no class"
         raise DataError(f"{path} {fault}; write each class name on a line of its own.")

@@ -105,6 +105,7 @@ class _Named:
     """Stands for what a pickle names: keeps the arguments and the state that it was to have, and does nothing."""
 
     name = ""
+    args: tuple[Any, ...]
     state: Any = None
 
     def __new__(cls, *args: Any) -> "_Named":
@@ -139,8 +140,8 @@ def _columns_of(frame: Any, wanted: Collection[str]) -> dict[str, list[Any]]:
     if not isinstance(frame, _Named) or frame.name != "DataFrame":
         raise TypeError("not a DataFrame")
     blocks, (columns, index) = frame.state["_mgr"].args
-    names, rows = _array_of(columns), _array_of(index)
-    found = {}
+    names, rows = _entries_of(columns), _array_of(index)
+    found: dict[str, list[Any]] = {}
     if rows is not None and index.args[1]["name"] in wanted:
         found[index.args[1]["name"]] = rows[1]
     for block in blocks:
@@ -149,15 +150,22 @@ def _columns_of(frame: Any, wanted: Collection[str]) -> dict[str, list[Any]]:
             continue  # numbers, times, categories
         shape, entries = values
         count = shape[-1]
-        numbers = range(*slice(*place.args).indices(len(names[1]))) if place.name == "slice" else _array_of(place)[1]
+        numbers = range(*slice(*place.args).indices(len(names))) if place.name == "slice" else _entries_of(place)
         if len(numbers) * count != len(entries):
             raise ValueError("a block of another size")
         for row, number in enumerate(numbers):
-            if names[1][number] in wanted:
-                found[names[1][number]] = entries[row * count : (row + 1) * count]
+            if names[number] in wanted:
+                found[names[number]] = entries[row * count : (row + 1) * count]
     if len({len(entries) for entries in found.values()}) > 1:
         raise ValueError("columns of different lengths")
     return found
+
+
+def _entries_of(part: _Named) -> list[Any]:
+    array = _array_of(part)
+    if array is None:
+        raise TypeError("an array of another kind")
+    return array[1]
 
 
 def _array_of(part: _Named) -> tuple[tuple[int, ...], list[Any]] | None:
@@ -189,8 +197,10 @@ def _array_of(part: _Named) -> tuple[tuple[int, ...], list[Any]] | None:
 
 
 def _check_lengths(data: bytes) -> None:
-    """Raises ValueError for a length or a place in the memo beyond the file's end: `pickle` makes room for it at once,
-    and nine bytes can ask for gigabytes."""
+    """Raise ValueError for a length or a place in the memo beyond the file's end.
+
+    `pickle` makes room for it at once, and nine bytes can ask for gigabytes.
+    """
     stream = io.BytesIO(data)
     while (operation := _OPERATIONS.get(stream.read(1))) and operation.name != "STOP":
         start = stream.tell()
@@ -202,11 +212,14 @@ def _check_lengths(data: bytes) -> None:
                 raise ValueError(f"{operation.name} {value} is beyond the end of the file, at byte {start - 1}")
 
 
-def _first_strange(content: Any) -> str | None:
-    """What is not plain data: the name of a type that is not allowed, or data that holds itself, or the same so many
-    times over that walking through it does not end."""
+def _first_strange(content: object) -> str | None:
+    """What is not plain data, or None.
+
+    It is the name of a type that is not allowed, or data that holds itself, or the same so many times over that walking
+    through it does not end.
+    """
     counts: dict[int, int | None] = {}  # values in each container; None while what it holds is looked at
-    waiting = [[content]]
+    waiting: list[list[Any] | dict[Any, Any]] = [[content]]
     while waiting:
         value = waiting[-1]
         parts = value if isinstance(value, list) else [*value, *value.values()]
@@ -216,13 +229,13 @@ def _first_strange(content: Any) -> str | None:
             strange = [part for part in parts if type(part) not in _ALLOWED]
             if strange:
                 return f"a {type(strange[0]).__name__}"
-            if any(counts.get(id(part), 0) is None for part in inner):
+            if any(id(part) in counts and counts[id(part)] is None for part in inner):
                 return "data that holds itself"
             waiting += [part for part in inner if id(part) not in counts]
             continue
         waiting.pop()
         if counts[id(value)] is None:
-            counts[id(value)] = len(parts) + sum(counts[id(part)] for part in inner)
-            if counts[id(value)] > _MOST_VALUES:
+            count = counts[id(value)] = len(parts) + sum(counts[id(part)] or 0 for part in inner)
+            if count > _MOST_VALUES:
                 return f"more than {_MOST_VALUES} values"
     return None

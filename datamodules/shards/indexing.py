@@ -32,8 +32,9 @@ def index_shards(
     class_names: list[str] | None = None,
     on_files: Callable[[int, int], None] | None = None,
 ) -> Written:
-    """Write the index of shards that others made, in their folder. A sample's class is its member .cls, its captions
-    are its .txt, or else "caption" or "captions" in its .json.
+    """Write the index of shards that others made, in their folder.
+
+    A sample's class is its member .cls, its captions are its .txt, or else "caption" or "captions" in its .json.
 
     Args:
         paths: the tars, local and in one folder.
@@ -84,7 +85,7 @@ def _line_of(path: Path) -> tuple[dict[str, Any], int, set[str]]:
             plain = (info for info in tar if info.isreg() and not info.issparse())
             infos = (info for info in plain if base_plus_ext(info.name)[0] is not None)
             for key, members in itertools.groupby(infos, lambda info: base_plus_ext(info.name)[0]):
-                parts = {base_plus_ext(info.name)[1].lower(): info for info in members}
+                parts = {str(base_plus_ext(info.name)[1]).lower(): info for info in members}
                 media = next((info for part, info in parts.items() if f".{part}" in _MEDIA), None)
                 said = _said(path, tar, parts)
                 if media is None or not said:
@@ -110,7 +111,9 @@ def _said(path: Path, tar: tarfile.TarFile, parts: dict[str, tarfile.TarInfo]) -
         if part in parts:
             if parts[part].size > _LONGEST_TEXT:
                 raise tarfile.ReadError(f"{parts[part].name} is {parts[part].size} bytes long")
-            text[part] = tar.extractfile(parts[part]).read().decode()
+            content = tar.extractfile(parts[part])
+            assert content is not None  # a regular file, as all of the parts are
+            text[part] = content.read().decode()
     if "cls" in text:
         if not is_number(text["cls"].strip()):
             raise tarfile.ReadError(f"{parts['cls'].name} is {text['cls'][:80]!r}, not a number")
@@ -135,7 +138,8 @@ def check_shards(folder: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
     indices = sorted(Path(folder).glob(f"*{INDEX_SUFFIX}"))
     if not indices:
         raise DataError(f"{folder} has no index of shards; is it the folder that zoo shard wrote?")
-    good, bad = [], []
+    good: list[str] = []
+    bad: list[str] = []
     for index in indices:
         read_index(str(index))  # raises if it is damaged
         for line in index.read_text(encoding="utf-8-sig").split("\n")[1:]:

@@ -59,7 +59,7 @@ class ShardFolder(NamedTuple):
         missing: of each shard, whether it is not there or has another length than the index says; False of remote ones.
     """
 
-    index: str
+    index: str  # type: ignore[assignment]  # a field, and no longer the method of tuples
     header: dict[str, Any]
     sizes: list[int]
     samples: Iterator[tuple[str, dict[str, Any]]]
@@ -76,7 +76,7 @@ class ShardListing(NamedTuple):
         digest: of the shards' own digests; other contents have another.
     """
 
-    entries: list
+    entries: list[Any]
     sizes: list[int]
     missing: list[int]
     digest: str
@@ -168,7 +168,7 @@ def _check_header(path: str, header: dict[str, Any]) -> None:
                         "again.")  # fmt: skip
 
 
-def _fault_of(shard: Any, fields: list[str]) -> str | None:
+def _fault_of(shard: object, fields: list[str]) -> str | None:
     """Return what is wrong with the line of a shard, or None."""
     if not isinstance(shard, dict):
         return "it is not an object"
@@ -196,7 +196,7 @@ def _is_there(path: str, shard: dict[str, Any]) -> bool:
     return os.path.isfile(path) and os.path.getsize(path) == shard["bytes"]
 
 
-def _samples(folder: str, fields: list[str], shards: list[dict]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _samples(folder: str, fields: list[str], shards: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
     for shard in shards:
         path = join(folder, shard["shard"])
         columns = zip(*(shard[name] for name in fields), strict=True) if fields else ((),) * len(shard["offset"])
@@ -217,7 +217,7 @@ class ShardListings:
         entry: what makes an entry of the listing: called with `path` and the index's fields.
     """
 
-    def __init__(self, sources: Sequence[str], entry: type) -> None:
+    def __init__(self, sources: Sequence[str], entry: type[NamedTuple]) -> None:
         self.sources, self.entry = sources, entry
         self._opened: dict[str, list[ShardFolder]] = {}
         self._read: dict[str, ShardListing] = {}
@@ -301,7 +301,7 @@ def shard_order(sizes: Sequence[int], buffer: int, generator: torch.Generator) -
     ends = torch.tensor(sizes, dtype=torch.int64).cumsum(0)
     starts = ends - torch.tensor(sizes, dtype=torch.int64)
     shards = torch.randperm(len(sizes), generator=generator).tolist()
-    stream = torch.cat([torch.arange(starts[shard], ends[shard]) for shard in shards])
+    stream = torch.cat([torch.arange(int(starts[shard]), int(ends[shard])) for shard in shards])
     moved = torch.arange(len(stream)) + buffer * torch.rand(len(stream), generator=generator, dtype=torch.float64)
     return stream[moved.argsort(stable=True)]
 

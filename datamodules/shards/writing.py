@@ -21,10 +21,10 @@ import tarfile
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import torch
 
@@ -300,7 +300,7 @@ def write_index(path: Path, header: dict[str, Any], shards: Sequence[dict[str, A
         os.fsync(file.fileno())
 
 
-def _json(value: Any) -> bytes:
+def _json(value: object) -> bytes:
     """JSON in UTF-8; lone surrogates, from file names that are not UTF-8, become question marks."""
     return json.dumps(value, ensure_ascii=False).encode(errors="replace")
 
@@ -312,7 +312,7 @@ def _files(
     if pool is None:
         yield from ((source, _converted(source.path, short_side, crf)) for source in sources)
         return
-    waiting: deque = deque()
+    waiting: deque[tuple[Source, Future[_File]]] = deque()
     for source in itertools.chain(sources, itertools.repeat(None)):
         if source is not None:
             try:
@@ -368,13 +368,13 @@ def _write_shard(
     report: Callable[[int], None],
 ) -> tuple[dict[str, Any] | None, int]:
     """Write a shard; return its line of the index (None if no file could be read) and the number of samples used."""
-    from webdataset import TarWriter
+    from webdataset.writer import TarWriter
 
     size, taken, kept = 0, 0, []
     with _writing(path), written(path, locked=True) as beside:
         with open(beside, "wb") as raw:
             hashing = _Hashing(raw)
-            with TarWriter(hashing, encoder=False, mtime=0) as tar:
+            with TarWriter(cast(BinaryIO, hashing), encoder=False, mtime=0) as tar:
                 for source, file in files:
                     taken += 1
                     if file.error is None and not file.data:

@@ -3,6 +3,7 @@
 Paths are plain strings, as in lists and batches. Local ones are opened directly.
 """
 
+import io
 import os
 import re
 from collections.abc import Collection, Iterator
@@ -11,14 +12,17 @@ from datetime import datetime
 from functools import cache
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self
+
+from typing_extensions import override
 
 from datamodules.errors import DataError
 
 if TYPE_CHECKING:
+    import aiohttp
     from fsspec import AbstractFileSystem
 
-__all__ = ["Folders", "RemoteFile", "download", "expand_braces", "first_file", "is_url", "join", "read_bytes",
+__all__ = ["File", "Folders", "RemoteFile", "download", "expand_braces", "first_file", "is_url", "join", "read_bytes",
            "read_range", "read_text", "resolve", "split", "status"]  # fmt: skip
 
 _LARGEST = 2**32
@@ -120,6 +124,7 @@ def _expanded(pattern: str) -> Iterator[str]:
         else:
             continue  # never closed, so a plain character
         start, inner, rest = pattern[:opening], pattern[opening + 1 : place], pattern[place + 1 :]
+        options: Iterator[str] | None
         if len(commas) > 1:
             parts = [pattern[a + 1 : b] for a, b in pairwise([*commas, place])]
             options = (option for part in parts for option in _expanded(part))
@@ -131,8 +136,10 @@ def _expanded(pattern: str) -> Iterator[str]:
 
 
 def _counted(text: str) -> Iterator[str] | None:
-    """The numbers of "first..last" or "first..last..step", as wide as the wider of the two where one begins with 0; or
-    the letters."""
+    """The numbers of "first..last" or "first..last..step", or the letters; None for another text.
+
+    Numbers are as wide as the wider of the two where one begins with 0.
+    """
     letters = re.fullmatch(r"([a-z])\.\.([a-z])|([A-Z])\.\.([A-Z])", text)
     if letters is not None:
         first, last = (ord(letter) for letter in letters.groups() if letter)
@@ -148,8 +155,27 @@ def _counted(text: str) -> Iterator[str] | None:
     return (f"{number:0{width}d}" for number in range(first, last + way, way * step))
 
 
-class RemoteFile:
-    """A file behind a URL, read in blocks as they are needed. A context manager.
+class File(Protocol):
+    """A binary file that is read at any place: one of the system, one in memory, a `RemoteFile`, or part of a shard."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Return so many bytes from here on, fewer at the end; -1 is all that are left."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Go to a place counted from the start (0), from here (1) or from the end (2); return it from the start."""
+
+    def tell(self) -> int:
+        """Return the place, in bytes from the start."""
+
+    def fileno(self) -> int:
+        """Return the system's number of the file; `io.UnsupportedOperation` where it has none."""
+
+    def close(self) -> None:
+        """Close the file, which cannot be read afterwards."""
+
+
+class RemoteFile(File):
+    """A `File` behind a URL, read in blocks as they are needed. A context manager.
 
     Raises:
         FileNotFoundError, IsADirectoryError: as for local files.
@@ -160,25 +186,33 @@ class RemoteFile:
         self.url = url
         with _as_os_error():
             filesystem, path = _filesystem(url)
-            self._file = filesystem.open(path, "rb")
+            self._file: BinaryIO = filesystem.open(path, "rb")
 
-    def __enter__(self) -> "RemoteFile":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def read(self, size: int = -1) -> bytes:
+    @override
+    def read(self, size: int = -1, /) -> bytes:
         with _as_os_error():
             return self._file.read(size)
 
-    def seek(self, offset: int, whence: int = 0) -> int:
+    @override
+    def seek(self, offset: int, whence: int = 0, /) -> int:
         with _as_os_error():
             return self._file.seek(offset, whence)
 
+    @override
     def tell(self) -> int:
         return self._file.tell()
 
+    @override
+    def fileno(self) -> int:
+        raise io.UnsupportedOperation("A file behind a URL has no number.")
+
+    @override
     def close(self) -> None:
         self._file.close()
 
@@ -191,7 +225,8 @@ def read_range(url: str, start: int, end: int) -> bytes:
     """
     with _as_os_error():
         filesystem, path = _filesystem(url)
-        return filesystem.cat_file(path, start=start, end=end)
+        content: bytes = filesystem.cat_file(path, start=start, end=end)
+        return content
 
 
 def status(path: str) -> tuple[int | None, int | None]:
@@ -229,7 +264,8 @@ def download(url: str, path: str, most: float) -> None:
     """
     from fsspec.callbacks import Callback
 
-    class Limit(Callback):
+    class Limit(Callback):  # type: ignore[misc]  # fsspec has no types
+        @override
         def relative_update(self, inc: int = 1) -> None:
             super().relative_update(inc)
             if self.value > (most if self.size is None else self.size):
@@ -260,19 +296,23 @@ def _filesystem(url: str) -> "tuple[AbstractFileSystem, str]":
 
 @cache
 def _http_options() -> dict[str, Any]:
-    """Options that limit answers of HTTP servers to what was asked for: an endless answer, or one that unpacks into
-    terabytes, could fill the memory."""
+    """Options that limit answers of HTTP servers to what was asked for.
+
+    An endless answer, or one that unpacks into terabytes, could fill the memory.
+    """
     import aiohttp
     import fsspec
 
     class Bounded(aiohttp.ClientResponse):
-        async def start(self, connection: Any) -> aiohttp.ClientResponse:
+        @override
+        async def start(self, connection: "aiohttp.connector.Connection") -> aiohttp.ClientResponse:
             await super().start(connection)
             packed = self.headers.get("Content-Encoding", "identity").strip().lower()
             if packed not in ("", "identity"):
                 self.close()
                 raise OSError(f"the server packs what it sends ({packed}), and was asked not to")
-            self.content = _Bounded(self.content, _most_of(self))
+            # Of a stream, only reading is changed.
+            self.content = _Bounded(self.content, _most_of(self))  # type: ignore[assignment]
             return self
 
     options = dict(fsspec.config.conf.get("http", {}).get("client_kwargs", {}))
@@ -280,7 +320,7 @@ def _http_options() -> dict[str, Any]:
     return {"client_kwargs": {**options, "headers": headers, "auto_decompress": False, "response_class": Bounded}}
 
 
-def _most_of(response: Any) -> int | None:
+def _most_of(response: "aiohttp.ClientResponse") -> int | None:
     """Bytes to take of the answer to a request for a range; None where the whole file was asked for."""
     asked = re.fullmatch(r"bytes=(\d+)-(\d+)", response.request_info.headers.get("Range", ""))
     # A server that does not know of ranges sends the whole file: a byte too many tells that.
@@ -290,7 +330,7 @@ def _most_of(response: Any) -> int | None:
 class _Bounded:
     """The body of an HTTP answer, read no further than it was asked for."""
 
-    def __init__(self, stream: Any, most: int | None) -> None:
+    def __init__(self, stream: "aiohttp.StreamReader", most: int | None) -> None:
         self._stream, self._most = stream, most
 
     async def read(self, size: int = -1) -> bytes:
@@ -303,7 +343,7 @@ class _Bounded:
             raise OSError(f"the answer has more than {_LARGEST} bytes")
         return bytes(body)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)
 
 

@@ -24,10 +24,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TypeVar
+from typing import IO, NamedTuple, TypeVar, cast
+
+from typing_extensions import override
 
 from datamodules.errors import DataError
-from datamodules.storage.files import download, is_url, read_range
+from datamodules.storage.files import File, download, is_url, read_range
 from datamodules.storage.processes import after_fork, lock
 from datamodules.storage.writing import written
 
@@ -71,7 +73,7 @@ def as_member(path: str) -> Member | None:
     return found and Member(found[1], int(found[2]), int(found[3]), found[4])
 
 
-def open_member(member: Member) -> "io.BytesIO | _Slice":
+def open_member(member: Member) -> File:
     """A readable, seekable file of the member's bytes.
 
     Raises:
@@ -102,7 +104,7 @@ def fetched_ahead(items: Sequence[T], paths: Sequence[str]) -> Iterator[T]:
         _coming.clear()
 
 
-_coming: dict[Member, Future] = {}
+_coming: dict[Member, Future[File]] = {}
 
 
 @cache
@@ -111,10 +113,11 @@ def _pool() -> ThreadPoolExecutor:
 
 
 # Threads do not live on in a forked loader worker.
-after_fork(lambda: (_coming.clear(), _pool.cache_clear()))
+after_fork(_coming.clear)
+after_fork(_pool.cache_clear)
 
 
-def _open_remote(member: Member) -> "io.BytesIO | _Slice":
+def _open_remote(member: Member) -> File:
     folder = os.environ.get("ZOO_SHARD_CACHE")
     while folder:
         local = _fetched(member.shard, folder)
@@ -140,7 +143,7 @@ def _check_header(member: Member, block: bytes) -> None:
         raise OSError(errno.EIO, "the shard is cut off, or not the one that its index was made of")
 
 
-class _Slice:
+class _Slice(File):
     """A part of a local file as a file; its position is its own, so others can read the same shard."""
 
     def __init__(self, member: Member) -> None:
@@ -154,7 +157,8 @@ class _Slice:
             self._file.close()
             raise
 
-    def read(self, size: int = -1) -> bytes:
+    @override
+    def read(self, size: int = -1, /) -> bytes:
         left = max(self._size - self._position, 0)
         data = self._read_at(self._start + self._position, left if size < 0 else min(size, left))
         self._position += len(data)
@@ -166,10 +170,12 @@ class _Slice:
         self._file.seek(place)  # Windows, where no forked process shares the file's position
         return self._file.read(size)
 
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+    @override
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         self._position = max(offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence], 0)
         return self._position
 
+    @override
     def tell(self) -> int:
         return self._position
 
@@ -177,6 +183,7 @@ class _Slice:
         """Descriptor of the shard, whose size and time of change distinguish it from a replaced one."""
         return self._file.fileno()
 
+    @override
     def close(self) -> None:
         self._file.close()
 
@@ -199,7 +206,8 @@ def _fetched(url: str, folder: str) -> str:
         with open(f"{path}.lock", "wb") as file:
             lock(file)
             if not os.path.exists(path):
-                LRUCleanup(folder, _cache_bytes(), interval=None).cleanup()
+                limit = _cache_bytes()
+                LRUCleanup(folder, limit, interval=None).cleanup()  # type: ignore[arg-type]  # a size may be infinite
                 _tried(lambda: _download(url, path))
     return path
 
@@ -230,14 +238,14 @@ def _tried(fetch: Callable[[], T]) -> T:
 
 
 @contextmanager
-def open_tar(file: BinaryIO) -> Iterator[tarfile.TarFile]:
+def open_tar(file: File) -> Iterator[tarfile.TarFile]:
     """An uncompressed tar from elsewhere, to be looked through once, in time and memory that its length bounds.
 
     Raises:
         tarfile.TarError: the tar is damaged; also raised in the block.
     """
     try:
-        with tarfile.open(fileobj=_Bounded(file), mode="r:") as tar:
+        with tarfile.open(fileobj=cast(IO[bytes], _Bounded(file)), mode="r:") as tar:
             yield tar
     except DataError:
         raise
@@ -246,10 +254,13 @@ def open_tar(file: BinaryIO) -> Iterator[tarfile.TarFile]:
 
 
 class _Bounded:
-    """A tar, whose headers can claim lengths above the file's, for which `tarfile` makes room at once; or negative
-    ones, which lead it in circles."""
+    """A tar, read with care for its headers.
 
-    def __init__(self, file: BinaryIO) -> None:
+    They can claim lengths above the file's, for which `tarfile` makes room at once; or negative ones, which lead it in
+    circles.
+    """
+
+    def __init__(self, file: File) -> None:
         self._file = file
         self._length = file.seek(0, os.SEEK_END)
         self._reads = 16 + 8 * (self._length // _BLOCK)  # more than headers there can be need

@@ -1,19 +1,25 @@
-"""Helper processes that leave Ctrl-C to the process that started them and do not outlive it; and differences between
-systems: number of cores, cleaning up after a fork, locks on files."""
+"""Helper processes that leave Ctrl-C to the process that started them and do not outlive it.
+
+And differences between systems: number of cores, cleaning up after a fork, locks on files.
+"""
 
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing.context import BaseContext
-from typing import Any, BinaryIO
+from typing import BinaryIO, ParamSpec, TypeVar
 
-try:
+from typing_extensions import override
+
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # Windows
-    fcntl = None
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 __all__ = ["ProcessPool", "after_fork", "lock", "usable_cores"]
 
@@ -38,7 +44,7 @@ def lock(file: BinaryIO, *, wait: bool = True) -> bool:
         file: open for writing.
         wait: for another process that has it locked.
     """
-    if fcntl is None:
+    if sys.platform == "win32":
         return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -62,13 +68,14 @@ class ProcessPool(ProcessPoolExecutor):
     def __init__(self, num_workers: int, context: BaseContext | None = None) -> None:
         super().__init__(num_workers, mp_context=context, initializer=_end_with_parent)
 
-    def submit(self, *args: Any, **kwargs: Any) -> Future:
+    @override
+    def submit(self, job: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
         if not hasattr(signal, "pthread_sigmask"):  # Windows
-            return super().submit(*args, **kwargs)
+            return super().submit(job, *args, **kwargs)
         # Submitting starts processes, which inherit what is blocked.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            return super().submit(*args, **kwargs)
+            return super().submit(job, *args, **kwargs)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -78,9 +85,11 @@ class ProcessPool(ProcessPoolExecutor):
 
 def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
+    assert parent is not None  # this runs in helpers only
+    wait_for_parent = parent.join
 
     def watch() -> None:
-        parent.join()
+        wait_for_parent()
         os._exit(1)
 
     threading.Thread(target=watch, name="parent", daemon=True).start()

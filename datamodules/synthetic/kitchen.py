@@ -168,13 +168,14 @@ def _write_annotations(folder: Path, videos: Sequence[_Video], fps: float) -> No
     times = ("narration_timestamp", "start_timestamp", "stop_timestamp", "start_frame", "stop_frame")
     labels = ("narration", "verb", "verb_class", "noun", "noun_class", "all_nouns", "all_noun_classes")
     for split, name in (("train", "train"), ("validation", "validation"), ("test", "test_timestamps")):
-        rows = []
+        rows: list[list[object]] = []
         for video in (video for video in videos if video.split == split):
             rate, start = 50 if len(video.name) == 7 else 60, 0.0
             for number, spec in enumerate(video.actions):
                 stop = start + (spec.num_frames - 1) / spec.fps
                 at = [max(1, int(seconds * rate)) for seconds in (start, stop)]
-                row = [f"{video.name}_{number}", video.participant, video.name, *map(_timestamp, (start, start, stop))]
+                row: list[object] = [f"{video.name}_{number}", video.participant, video.name]
+                row += map(_timestamp, (start, start, stop))
                 if split != "test":
                     verb, nouns = CLASSES.index(spec.motion), [spec.shape, PATTERNS[spec.background]]
                     text = f"{VERBS[verb]} {nouns[0]} over {nouns[1]}"
@@ -190,8 +191,8 @@ def _write_annotations(folder: Path, videos: Sequence[_Video], fps: float) -> No
             write_questions(folder, split, header, rows)
             _write_retrieval(folder / "retrieval_annotations", split, header, rows)
     for kind, names in (("verb", VERBS), ("noun", NOUNS)):
-        rows = [(number, name, [name], "generated") for number, name in enumerate(names)]
-        _write_csv(folder / f"EPIC_100_{kind}_classes.csv", ("id", "key", "instances", "category"), rows)
+        classes_of = [(number, name, [name], "generated") for number, name in enumerate(names)]
+        _write_csv(folder / f"EPIC_100_{kind}_classes.csv", ("id", "key", "instances", "category"), classes_of)
     for kind, last in (("verb", len(VERBS)), ("noun", len(SHAPES))):
         _write_csv(folder / f"EPIC_100_tail_{kind}s.csv", (kind,), [(last - 1 - k,) for k in range(_TAIL)])
     for split in ("validation", "test"):
@@ -199,20 +200,22 @@ def _write_annotations(folder: Path, videos: Sequence[_Video], fps: float) -> No
         _write_csv(path, ("participant_id",), [(name,) for name in _UNSEEN])
     durations = [(v.name, sum(s.duration_seconds + v.pause_seconds for s in v.actions), fps) for v in videos]
     sizes = ["x".join(map(str, video.actions[0].size)) for video in videos]
-    rows = [(*row, size) for row, size in zip(durations, sizes, strict=True)]
-    _write_csv(folder / "EPIC_100_video_info.csv", ("video_id", "duration", "fps", "resolution"), rows)
+    about = [(*row, size) for row, size in zip(durations, sizes, strict=True)]
+    _write_csv(folder / "EPIC_100_video_info.csv", ("video_id", "duration", "fps", "resolution"), about)
 
 
-def _write_retrieval(folder: Path, split: str, header: Sequence[str], rows: Sequence[list]) -> None:
-    """The segments of a split again, and of these the first with each narration: as the official files, the test split
-    is that of validation."""
+def _write_retrieval(folder: Path, split: str, header: Sequence[str], rows: Sequence[list[object]]) -> None:
+    """The segments of a split again, and of these the first with each narration.
+
+    As in the official files, the test split is that of validation.
+    """
     folder.mkdir(exist_ok=True)
     name = f"EPIC_100_retrieval_{'train' if split == 'train' else 'test'}"
     _write_csv(folder / f"{name}.csv", header, rows)
     places = {"narration_id": "narration_id", "narration": "narration"}
     if split == "train":
         places |= {"verb_class": "verb_class", "noun_classes": "all_noun_classes"}
-    first: dict[str, list] = {}
+    first: dict[object, list[object]] = {}
     for row in rows:
         known = dict(zip(header, row, strict=True))
         first.setdefault(known["narration"], [known[column] for column in places.values()])

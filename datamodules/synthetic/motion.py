@@ -35,9 +35,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from datamodules.errors import DataError
 
@@ -262,7 +263,7 @@ def _article(words: str) -> str:
 # ---- motion --------------------------------------------------------------------------------------------------------
 
 
-def trajectory(spec: ClipSpec) -> np.ndarray:
+def trajectory(spec: ClipSpec) -> NDArray[np.float64]:
     """Values of x, y, size and angle at each frame, on circles: float64 (num_frames, 4) in [0, 1)."""
     motion = MOTIONS[spec.motion]
     ranks = np.arange(spec.num_frames)
@@ -270,14 +271,15 @@ def trajectory(spec: ClipSpec) -> np.ndarray:
     there_and_back = np.concatenate([ranks[::2], ranks[1::2][::-1]])
     order = np.stack([np.roll(there_and_back, turn) for turn in spec.turns], axis=1)
     order[:, motion.axis] = ranks[:: motion.sign]
-    return (np.asarray(spec.phases) + np.asarray(spec.travels) * order / spec.num_frames) % 1.0
+    places: NDArray[np.float64] = np.asarray(spec.phases) + np.asarray(spec.travels) * order / spec.num_frames
+    return places % 1.0
 
 
 # ---- rendering -----------------------------------------------------------------------------------------------------
 
 # Shapes are signed distances (negative inside) in a square of side 2 around their centre, y downwards, tabulated once.
 TABLE_HALF_WIDTH, TABLE_CELLS = 1.25, 320
-Field = np.ndarray
+Field: TypeAlias = NDArray[np.floating]
 
 
 def _disc(x: Field, y: Field, cx: float, cy: float, r: float) -> Field:
@@ -347,34 +349,34 @@ SHAPES: dict[str, Callable[[Field, Field], tuple[Field, Field]]] = {
 
 
 @lru_cache
-def _shape_tables(shape: str) -> tuple[np.ndarray, np.ndarray]:
+def _shape_tables(shape: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     centres = (np.arange(TABLE_CELLS) + 0.5) / TABLE_CELLS * 2 - 1
     y, x = np.meshgrid(centres * TABLE_HALF_WIDTH, centres * TABLE_HALF_WIDTH, indexing="ij")
-    outline, second = SHAPES[shape](x, y)
     # A frame of far away cells catches whatever falls outside of the table.
-    return tuple(np.pad(t.astype(np.float32), 1, constant_values=1.0).ravel() for t in (outline, second))
+    outline, second = (np.pad(t.astype(np.float32), 1, constant_values=1.0).ravel() for t in SHAPES[shape](x, y))
+    return outline, second
 
 
-def _coverage(distance_px: np.ndarray) -> np.ndarray:
+def _coverage(distance_px: Field) -> Field:
     """Anti-aliasing: the share of a pixel that an edge at this signed distance leaves inside."""
     return np.clip(0.5 - distance_px, 0.0, 1.0)
 
 
-def _shape_layers(spec: ClipSpec, path: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _shape_layers(spec: ClipSpec, path: NDArray[np.float64]) -> tuple[Field, Field, Field]:
     """Coverage (T, H, W) of the shape with its rim, of its inside, and of the second colour."""
     width, height = spec.size
     low, high = (r * min(width, height) for r in RADIUS)
     radius = (low * (high / low) ** path[:, 2]).astype(np.float32)[:, None, None]
     angle = (2 * np.pi * path[:, 3]).astype(np.float32)[:, None, None]
 
-    def offset(position: np.ndarray, count: int) -> np.ndarray:  # the shorter way around the torus, in px
+    def offset(position: NDArray[np.float64], count: int) -> Field:  # the shorter way around the torus, in px
         return ((np.arange(count) + 0.5 - position[:, None] * count + count / 2) % count - count / 2).astype(np.float32)
 
     dx, dy = offset(path[:, 0], width)[:, None, :], offset(path[:, 1], height)[:, :, None]
     cos, sin = np.cos(angle) / radius, np.sin(angle) / radius  # y points down: a growing angle turns clockwise
     to_cell = TABLE_CELLS / (2 * TABLE_HALF_WIDTH)
 
-    def cell(along: np.ndarray) -> np.ndarray:  # 0 and TABLE_CELLS + 1 are the far frame
+    def cell(along: Field) -> NDArray[np.int32]:  # 0 and TABLE_CELLS + 1 are the far frame
         return np.clip((along + TABLE_HALF_WIDTH) * to_cell + 1, 0, TABLE_CELLS + 1).astype(np.int32)
 
     cells = cell(dy * cos - dx * sin) * (TABLE_CELLS + 2) + cell(dx * cos + dy * sin)
@@ -383,17 +385,17 @@ def _shape_layers(spec: ClipSpec, path: np.ndarray) -> tuple[np.ndarray, np.ndar
     return _coverage(outline - rim), _coverage(outline), _coverage(np.maximum(outline, second))
 
 
-def _background_level(spec: ClipSpec) -> np.ndarray:
+def _background_level(spec: ClipSpec) -> Field:
     """The texture as brightness 0..1, float32 (T, H, W); periodic in both directions, drifting at constant speed."""
     width, height = spec.size
     time = np.arange(spec.num_frames) / spec.num_frames
     drift_x, drift_y = (
         (p + d * time)[:, None] for p, d in zip(spec.background_phase, spec.background_travel, strict=True)
     )
-    x, y = (np.arange(width) + 0.5) / width - drift_x, (np.arange(height) + 0.5) / height - drift_y
-    x, y = x.astype(np.float32)[:, None, :], y.astype(np.float32)[:, :, None]
+    x = ((np.arange(width) + 0.5) / width - drift_x).astype(np.float32)[:, None, :]
+    y = ((np.arange(height) + 0.5) / height - drift_y).astype(np.float32)[:, :, None]
 
-    def wave(number: int, bend: np.ndarray | float = 0.0) -> np.ndarray:
+    def wave(number: int, bend: Field | float = 0.0) -> Field:
         across, down, phase = spec.background_waves[number]
         return np.sin(np.float32(2 * np.pi) * (across * x + down * y + np.float32(phase) + bend))
 
@@ -413,7 +415,7 @@ def _background_level(spec: ClipSpec) -> np.ndarray:
     return np.broadcast_to(level, (spec.num_frames, height, width))
 
 
-def render(spec: ClipSpec) -> np.ndarray:
+def render(spec: ClipSpec) -> NDArray[np.uint8]:
     """Draws the clip.
 
     Returns:
@@ -436,7 +438,7 @@ def render(spec: ClipSpec) -> np.ndarray:
     return frames
 
 
-def object_mask(spec: ClipSpec) -> np.ndarray:
+def object_mask(spec: ClipSpec) -> NDArray[np.bool_]:
     """Where `render` draws the moving object.
 
     Returns:
@@ -446,7 +448,7 @@ def object_mask(spec: ClipSpec) -> np.ndarray:
     return rim >= 0.5
 
 
-def render_clip(spec: ClipSpec | str, rng: np.random.Generator | None = None) -> tuple[np.ndarray, ClipSpec]:
+def render_clip(spec: ClipSpec | str, rng: np.random.Generator | None = None) -> tuple[NDArray[np.uint8], ClipSpec]:
     """Frames and their description, from a description or from a class name and a random generator.
 
     Returns:

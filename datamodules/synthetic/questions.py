@@ -73,7 +73,7 @@ class _Named(NamedTuple):
     """A class or function of pandas or numpy, what it is called with, and the state of what it makes."""
 
     name: str
-    args: tuple | None = None
+    args: tuple[Any, ...] | None = None
     state: Any = None
 
 
@@ -102,7 +102,7 @@ def _pickled_frame(
     return b"\x80\x03" + _pickled(frame) + b"."
 
 
-def _pickled(value: Any) -> bytes:
+def _pickled(value: object) -> bytes:
     if isinstance(value, _Named):
         code = b"c" + value.name.replace(" ", "\n").encode() + b"\n"
         code += b"" if value.args is None else _pickled(value.args) + b"R"

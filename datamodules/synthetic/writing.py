@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from datamodules.errors import DataError
 from datamodules.storage.processes import ProcessPool
@@ -40,7 +41,7 @@ VERSION = 3
 # ---- files ---------------------------------------------------------------------------------------------------------
 
 
-def write_video(path: str | Path, frames: np.ndarray, fps: float) -> None:
+def write_video(path: str | Path, frames: NDArray[np.uint8], fps: float) -> None:
     """Writes H.264 in MP4 (libx264, yuv420p, a key frame every second); the file has its name only once it is complete.
 
     Args:
@@ -73,9 +74,9 @@ def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object
 def _write_annotations(folder: Path, clips: Sequence[tuple[str, str, ClipSpec]], classes: Sequence[str]) -> None:
     """Annotation files for (split, relative path, spec) in listing order."""
     for split in SPLITS:
-        rows = [(path, spec.motion) for s, path, spec in clips if s == split]
-        if rows:
-            _write_csv(folder / f"{split}.csv", ("path", "label"), rows)
+        labelled = [(path, spec.motion) for s, path, spec in clips if s == split]
+        if labelled:
+            _write_csv(folder / f"{split}.csv", ("path", "label"), labelled)
     (folder / "classes.txt").write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
     _write_csv(
         folder / "captions.csv", ("video", "caption"), [(path, c) for _, path, spec in clips for c in spec.captions]
@@ -90,8 +91,8 @@ def _write_annotations(folder: Path, clips: Sequence[tuple[str, str, ClipSpec]],
         narration = f"{spec.verb.replace('_', ' ')} {spec.noun}"
         labels = (spec.verb, verbs[spec.verb], spec.noun, nouns[spec.noun])
         rows.append((f"{person}_{number}", person, path, *times, narration, *labels))
-    times, labels = ("start_timestamp", "stop_timestamp"), ("verb", "verb_class", "noun", "noun_class")
-    header = ("narration_id", "participant_id", "video", *times, "narration", *labels)
+    header = ("narration_id", "participant_id", "video", "start_timestamp", "stop_timestamp", "narration", "verb",
+              "verb_class", "noun", "noun_class")  # fmt: skip
     _write_csv(folder / "actions.csv", header, rows)
 
 

@@ -17,20 +17,23 @@ is read in more careful ways (`_passes`), so that wrong tables cost time and not
 import os
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from itertools import repeat
 from operator import attrgetter, ne
+from typing import TypeAlias
 
 import av
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import override
 
-from datamodules.video.opening import DecodeError, check_size, identity, length_of, open_container, open_file
+from datamodules.video.opening import DecodeError, Identity, check_size, identity, length_of, open_container, open_file
 from datamodules.video.pixels import Painter
 from datamodules.video.reader import Reader
 
@@ -74,7 +77,7 @@ class _Index:
 
     Attributes:
         num_frames: how many there are.
-        pts: int64, time stamps; None where they cannot be relied on, and the rest with them.
+        pts: int64, time stamps; none where they cannot be relied on, and the rest with them.
         packet_of: int64, the place of the frame's packet in the file.
         key_of: int64, position of the key frame to seek to.
         seconds: float64, since the first frame.
@@ -83,10 +86,10 @@ class _Index:
     """
 
     num_frames: int
-    pts: np.ndarray | None
-    packet_of: np.ndarray | None
-    key_of: np.ndarray | None
-    seconds: np.ndarray
+    pts: NDArray[np.int64]
+    packet_of: NDArray[np.int64]
+    key_of: NDArray[np.int64]
+    seconds: NDArray[np.float64]
     in_order: bool = False
     from_table: bool = False
 
@@ -98,7 +101,12 @@ class _Index:
         return place if place < self.num_frames and self.pts.item(place) == pts else None
 
 
-_indices: OrderedDict[tuple, _Index] = OrderedDict()
+_indices: OrderedDict[Identity, _Index] = OrderedDict()
+_NONE = np.empty(0, dtype=np.int64)
+
+_Found: TypeAlias = Iterator[tuple[int, av.VideoFrame]]
+"""Positions with their frames."""
+_Packet: TypeAlias = "av.Packet[av.VideoStream]"
 
 
 def forget_indices() -> None:
@@ -135,16 +143,9 @@ class VideoReader(Reader):
             self._build_index()
             stack.pop_all()
 
+    @override
     def close(self) -> None:
-        if self._container is not None:
-            self._container.close()
-        self._file.close()
-
-    @property
-    def fps(self) -> float:
-        """Average frames per second; 25 where the file does not tell."""
-        rate = self._stream.average_rate or self._stream.guessed_rate
-        return float(rate) if rate else 25.0
+        self._closing.close()
 
     @property
     def time_base(self) -> Fraction:
@@ -168,21 +169,25 @@ class VideoReader(Reader):
         width, height, rotation = self._geometry
         return width if rotation % 180 else height
 
+    @override
     def read(
-        self, indices: Sequence[int] | np.ndarray, *, short_side: int | None = None, interpolation: str = "bilinear"
+        self,
+        indices: Sequence[int] | NDArray[np.integer],
+        *,
+        short_side: int | None = None,
+        interpolation: str = "bilinear",
     ) -> Tensor:
         """Return the frames at the given positions, see `Reader.read`.
 
         A frame that cannot be decoded is replaced by the nearest one that can, with a warning; when that would be more
         than half of the different frames asked for, the file counts as unreadable.
         """
-        indices = self._positions(indices)
         places: dict[int, list[int]] = {}
-        for place, position in enumerate(indices.tolist()):
+        for place, position in enumerate(self._positions(indices).tolist()):
             places.setdefault(position, []).append(place)
         wanted = sorted(places)
         pictures: Tensor | None = None
-        found = []
+        found: list[int] = []
         for position, frame in self._wanted_frames(wanted):
             if pictures is None:
                 self._first_decoded = self._first_decoded or frame
@@ -201,31 +206,35 @@ class VideoReader(Reader):
     # Opening -------------------------------------------------------------------------------------------------------
 
     def _open(self, *, probe: bool) -> None:
-        """Open file and decoder. libav decodes the first frames of a file to learn what headers may not say; without
-        `probe` it leaves that out where the header does."""
-        self._container = None
-        self._file = open_file(self.path)
-        try:
-            options = {}
-            start = self._file.read(12)
-            self._file.seek(0)
-            found = (name for (place, mark), name in _FORMATS.items() if start[place : place + 4] == mark)
-            self._format = next(found, None)
-            self._probed = probe or self._format not in _SELF_DESCRIBED
-            if not self._probed:
-                options["codec_whitelist"] = "none"  # of the decoders that probing may use
-            self._at_start = True
-            self._container = open_container(self._file, format=self._format, options=options)
-            self._stream = self._pick_stream()
-        except (av.FFmpegError, OSError) as error:
-            self._file.close()
-            raise DecodeError(
-                f"{self.path} cannot be opened as a video ({error.strerror}): it is cut off, not a video or of an "
-                "unsupported format; copy it again or convert it to .mp4."
-            ) from error
-        except DecodeError:
-            self.close()
-            raise
+        """Open file and decoder, and set fps, which is 25 where the file does not tell.
+
+        libav decodes the first frames of a file to learn what headers may not say; without `probe` it leaves that out
+        where the header does.
+        """
+        with ExitStack() as stack:
+            self._file = open_file(self.path)
+            stack.callback(self._file.close)
+            try:
+                options = {}
+                start = self._file.read(12)
+                self._file.seek(0)
+                found = (name for (place, mark), name in _FORMATS.items() if start[place : place + 4] == mark)
+                self._format = next(found, None)
+                self._probed = probe or self._format not in _SELF_DESCRIBED
+                if not self._probed:
+                    options["codec_whitelist"] = "none"  # of the decoders that probing may use
+                self._at_start = True
+                self._container = open_container(self._file, format=self._format, options=options)
+                stack.callback(self._container.close)
+                self._stream = self._pick_stream()
+            except (av.FFmpegError, OSError) as error:
+                raise DecodeError(
+                    f"{self.path} cannot be opened as a video ({error.strerror}): it is cut off, not a video or of an "
+                    "unsupported format; copy it again or convert it to .mp4."
+                ) from error
+            rate = self._stream.average_rate or self._stream.guessed_rate
+            self.fps = float(rate) if rate else 25.0
+            self._closing = stack.pop_all()
 
     def _pick_stream(self) -> av.VideoStream:
         cover = av.stream.Disposition.attached_pic
@@ -293,18 +302,18 @@ class VideoReader(Reader):
         # AVI stores no presentation times: libav guesses them, and wrongly where frames are reordered.
         if self._container.format.name == "avi" or None in pts:
             return self._countable(len(pts))
-        stamps, keys = np.array(pts), np.array(keys)
+        stamps, is_key = np.array(pts), np.array(keys)
         # An edit list that jumps back: frames before a key frame are output before it, whatever their stamps.
-        goes_back = self._format == "mov" and (stamps < np.maximum.accumulate(stamps))[keys].any()
-        index = None if goes_back else self._index_of(stamps, keys)
+        goes_back = self._format == "mov" and (stamps < np.maximum.accumulate(stamps))[is_key].any()
+        index = None if goes_back else self._index_of(stamps, is_key)
         return index or self._countable(len(pts))
 
     def _countable(self, num_frames: int) -> _Index:
         """Return the index of a file whose frames can only be counted."""
-        return _Index(num_frames, None, None, None, np.arange(num_frames) / self.fps)
+        return _Index(num_frames, _NONE, _NONE, _NONE, np.arange(num_frames) / self.fps)
 
     def _index_of(
-        self, stamps: np.ndarray, keys: np.ndarray, *, in_order: bool = False, from_table: bool = False
+        self, stamps: NDArray[np.int64], keys: NDArray[np.bool_], *, in_order: bool = False, from_table: bool = False
     ) -> _Index | None:
         """Index from the packets' time stamps, in file order; None if two of them are equal."""
         packet_of = np.arange(len(stamps))
@@ -319,9 +328,9 @@ class VideoReader(Reader):
         seconds = (stamps - stamps[0]) * float(self.time_base)
         return _Index(len(stamps), stamps, packet_of, key_of, seconds, in_order, from_table)
 
-    def _passes_for(self, index: _Index) -> list:
+    def _passes_for(self, index: _Index) -> list[Callable[[list[int]], _Found]]:
         """Ways to read the file, each more careful than the one before."""
-        if index.pts is None:
+        if not len(index.pts):
             return [self._read_counting]
         return [self._read_seeking, self._read_through, self._read_counting]
 
@@ -335,7 +344,7 @@ class VideoReader(Reader):
 
     # Reading -------------------------------------------------------------------------------------------------------
 
-    def _wanted_frames(self, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    def _wanted_frames(self, wanted: list[int]) -> _Found:
         """(position found, frame) per wanted position (sorted, distinct); another position stands in for a lost one."""
         delivered = 0
         while True:
@@ -348,7 +357,7 @@ class VideoReader(Reader):
                 # What was handed out was verified; the file is read in the next, more careful way from here on.
                 self._passes = self._more_careful()
 
-    def _more_careful(self) -> list:
+    def _more_careful(self) -> list[Callable[[list[int]], _Found]]:
         if not self._index.from_table:
             return self._passes[1:]
         self.close()
@@ -357,16 +366,16 @@ class VideoReader(Reader):
         # Positions were asked for by the number of frames that the table gave.
         return self._passes_for(self._index) if self._index.num_frames == self.num_frames else [self._read_counting]
 
-    def _read_seeking(self, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    def _read_seeking(self, wanted: list[int]) -> _Found:
         """Seek where that saves work, and skip frames that nothing refers to; a lost frame is a mismatch."""
         for run in self._runs(wanted):
             current = -1
             targets = iter(run)
-            target = next(targets)
+            target: int | None = next(targets)
             for frame in self._decode_run(run):
                 position = self._index.position(frame.pts)
                 skipped = self._index.in_order and current >= 0 and position != current + 1
-                if position is None or position <= current or position > target or skipped:
+                if position is None or target is None or not current < position <= target or skipped:
                     raise _IndexMismatch
                 current = position
                 if position == target:
@@ -380,7 +389,8 @@ class VideoReader(Reader):
     def _runs(self, wanted: list[int]) -> Iterator[list[int]]:
         """Wanted positions that are decoded in one go."""
         packet_of, key_of = self._index.packet_of, self._index.key_of
-        run, reached = [], -1
+        run: list[int] = []
+        reached = -1
         for target in wanted:
             if run and packet_of[key_of[target]] - reached > _SEEK_GAIN_PACKETS:
                 yield run
@@ -389,10 +399,10 @@ class VideoReader(Reader):
             reached = max(reached, int(packet_of[target]))
         yield run
 
-    def _read_through(self, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    def _read_through(self, wanted: list[int]) -> _Found:
         """Decode from the start and place frames by time stamp, which shows which ones are lost."""
 
-        def placed() -> Iterator[tuple[int, av.VideoFrame]]:
+        def placed() -> _Found:
             last = -1
             for frame in self.decode_all():
                 position = self._index.position(frame.pts)
@@ -403,7 +413,7 @@ class VideoReader(Reader):
 
         return _nearest(wanted, placed())
 
-    def _read_counting(self, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    def _read_counting(self, wanted: list[int]) -> _Found:
         """Decode from the start and count: for files without usable time stamps."""
         return _nearest(wanted, enumerate(self.decode_all()))
 
@@ -418,7 +428,7 @@ class VideoReader(Reader):
         last = int(index.packet_of[run].max())
         needed = None if index.in_order else set(index.pts[run].tolist())
 
-        def packets() -> Iterator[tuple[av.Packet | None, bool]]:
+        def packets() -> Iterator[tuple["_Packet | None", bool]]:
             place = -1
             for packet in self._demux():
                 if place < 0 and not packet.is_discard:
@@ -444,7 +454,7 @@ class VideoReader(Reader):
             self._open(probe=True)
         return self._decode(zip(self._demux(), repeat(True)))
 
-    def _decode(self, packets: Iterable[tuple[av.Packet | None, bool]]) -> Iterator[av.VideoFrame]:
+    def _decode(self, packets: Iterable[tuple["_Packet | None", bool]]) -> Iterator[av.VideoFrame]:
         """Yield frames in presentation order, stepping over packets that fail.
 
         Args:
@@ -465,7 +475,7 @@ class VideoReader(Reader):
                 self._check_size(frame.width, frame.height)
                 yield frame
 
-    def _demux(self) -> Iterator[av.Packet]:
+    def _demux(self) -> Iterator[_Packet]:
         self._at_start = False
         while True:
             try:
@@ -508,7 +518,7 @@ class VideoReader(Reader):
             )
 
 
-def _key_frames(packet_of: np.ndarray, is_key: np.ndarray) -> np.ndarray:
+def _key_frames(packet_of: NDArray[np.int64], is_key: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Return, for each position of presentation, the position of the key frame to seek to, or 0.
 
     That key frame comes before it in the file and in presentation. (Frames that follow a key frame in the file and are
@@ -532,7 +542,7 @@ def _key_frames(packet_of: np.ndarray, is_key: np.ndarray) -> np.ndarray:
     return np.zeros_like(shown)  # a strange order: from the start
 
 
-def _nearest(wanted: list[int], frames: Iterator[tuple[int, av.VideoFrame]]) -> Iterator[tuple[int, av.VideoFrame]]:
+def _nearest(wanted: list[int], frames: _Found) -> _Found:
     """The frame at each wanted position or, where `frames` (sorted by position) lacks it, its nearest neighbour."""
     before: tuple[int, av.VideoFrame] | None = None
     after = next(frames, None)

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import av
 import numpy as np
+from numpy.typing import NDArray
 
 from datamodules.video.decode import VideoReader
-from datamodules.video.frames import FrameFolder, open_video
+from datamodules.video.frames import open_video
 from datamodules.video.opening import DecodeError
+from datamodules.video.reader import Reader
 
 __all__ = ["reencode"]
 
@@ -21,8 +23,9 @@ _KEY_FRAME_SECONDS = 2  # a reader of single frames decodes from the key frame b
 
 
 def reencode(path: str | os.PathLike[str], short_side: int, *, crf: int = 23) -> bytes | None:
-    """The video as H.264 in MP4, without sound, with its own time stamps and as it is shown (a rotation is carried
-    out); a folder of frames becomes a video too.
+    """The video as H.264 in MP4, without sound, with its own time stamps.
+
+    It is stored as it is shown (a rotation is carried out). A folder of frames becomes a video too.
 
     Args:
         path: a file, URL, member of a shard, or folder of frames.
@@ -37,11 +40,13 @@ def reencode(path: str | os.PathLike[str], short_side: int, *, crf: int = 23) ->
     """
     path, out, written = os.fspath(path), io.BytesIO(), 0
     with open_video(path) as reader:
-        is_folder, fps, expected = isinstance(reader, FrameFolder), reader.fps, reader.num_frames
-        if not is_folder and min(reader.width, reader.height) <= short_side:
-            return None
-        clockwise = 0 if is_folder else reader.rotation
-        frames = _pictures(reader) if is_folder else _decoded(reader)
+        fps, expected, clockwise = reader.fps, reader.num_frames, 0
+        if isinstance(reader, VideoReader):
+            if min(reader.width, reader.height) <= short_side:
+                return None
+            clockwise, frames = reader.rotation, _decoded(reader)
+        else:
+            frames = _pictures(reader)
         try:
             with av.open(out, "w", format="mp4") as target:
                 stream = None
@@ -64,12 +69,15 @@ def reencode(path: str | os.PathLike[str], short_side: int, *, crf: int = 23) ->
     return out.getvalue()
 
 
-def _stream(target: av.container.OutputContainer, frame: av.VideoFrame, short_side: int, fps: float, crf: int):
+def _stream(
+    target: av.container.OutputContainer, frame: av.VideoFrame, short_side: int, fps: float, crf: int
+) -> av.VideoStream:
     scale = min(short_side / min(frame.width, frame.height), 1)
     options = {"crf": str(crf), "preset": "medium", "g": str(max(round(_KEY_FRAME_SECONDS * fps), 1)), **_repeatable()}
     stream = target.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
     stream.width, stream.height = (max(round(side * scale / 2) * 2, 2) for side in (frame.width, frame.height))
     stream.pix_fmt = "yuv420p"
+    assert frame.time_base is not None  # set with the time stamp
     stream.codec_context.time_base = frame.time_base
     for tag in _COLOUR_TAGS:  # the planes are scaled as they are; what they mean has to come along
         setattr(stream.codec_context, tag, getattr(frame, tag))
@@ -79,8 +87,10 @@ def _stream(target: av.container.OutputContainer, frame: av.VideoFrame, short_si
 
 @cache
 def _repeatable() -> dict[str, str]:
-    """Options with which x264 makes the same bytes of the same frames, as interrupted shards need it: its code for
-    AVX-512 does not. Without it, it takes as long."""
+    """Options with which x264 makes the same bytes of the same frames, as interrupted shards need it.
+
+    Its code for AVX-512 does not. Without it, it takes as long.
+    """
     try:
         has_avx512 = "avx512" in Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -99,7 +109,7 @@ def _decoded(reader: VideoReader) -> Iterator[av.VideoFrame]:
             yield frame
 
 
-def _pictures(reader: FrameFolder) -> Iterator[av.VideoFrame]:
+def _pictures(reader: Reader) -> Iterator[av.VideoFrame]:
     for number in range(reader.num_frames):
         frame = _from_rgb(reader.read([number])[0].permute(1, 2, 0).numpy())
         frame.pts, frame.time_base = number, Fraction(1 / reader.fps).limit_denominator(100_000)
@@ -112,5 +122,5 @@ def _turned(frame: av.VideoFrame, clockwise: int) -> av.VideoFrame:
     return turned
 
 
-def _from_rgb(picture: np.ndarray) -> av.VideoFrame:
+def _from_rgb(picture: NDArray[np.uint8]) -> av.VideoFrame:
     return av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")

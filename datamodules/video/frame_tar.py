@@ -7,11 +7,12 @@ import io
 import re
 import tarfile
 from functools import lru_cache
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from datamodules.storage.files import RemoteFile, is_url
@@ -25,8 +26,10 @@ __all__ = ["FrameTar", "frame_rate", "open_frames"]
 
 
 def frame_rate(video_id: str) -> int:
-    """Frames per second of the annotations and the extracted frames: 60, or 50 for the videos added later, whose
-    number has three digits (P01_101)."""
+    """Frames per second of the annotations and the extracted frames.
+
+    It is 60, or 50 for the videos added later, whose number has three digits (P01_101).
+    """
     return 50 if re.fullmatch(r"P\d+_\d{3}", video_id) else 60
 
 
@@ -63,7 +66,7 @@ class FrameTar(NumberedFrames):
         return pictures
 
 
-def _open_binary(path: str) -> Any:
+def _open_binary(path: str) -> RemoteFile | BufferedReader:
     try:
         return RemoteFile(path) if is_url(path) else open(path, "rb")
     except OSError as error:
@@ -71,7 +74,7 @@ def _open_binary(path: str) -> Any:
 
 
 @lru_cache(maxsize=32)
-def _tar_index(path: str) -> np.ndarray:
+def _tar_index(path: str) -> NDArray[np.int64]:
     """Return offset and size of the numbered pictures, int64 (n, 2), sorted by number."""
     found = []
     with _open_binary(path) as file:
@@ -91,6 +94,7 @@ def _tar_index(path: str) -> np.ndarray:
 def open_frames(path: str, *, decoder: str = "pyav") -> Reader:
     """The reader of a video's frames, with their times; `decoder` as for `datamodules.video.frames.open_video`."""
     video_id, suffix = Path(path).stem, Path(path).suffix
+    reader: NumberedFrames
     if suffix.lower() == ".tar":
         reader = FrameTar(path, fps=frame_rate(video_id))
     elif suffix:

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import override
 
 from datamodules.errors import DataError
 from datamodules.storage.files import Folders, is_url, join
@@ -74,8 +76,13 @@ class NumberedFrames(Reader):
         self.path, self.num_frames, self.fps = path, num_frames, fps
         self.pts_seconds = np.arange(num_frames) / fps
 
+    @override
     def read(
-        self, indices: Sequence[int] | np.ndarray, *, short_side: int | None = None, interpolation: str = "bilinear"
+        self,
+        indices: Sequence[int] | NDArray[np.integer],
+        *,
+        short_side: int | None = None,
+        interpolation: str = "bilinear",
     ) -> Tensor:
         wanted, inverse = np.unique(self._positions(indices), return_inverse=True)
         pictures = [picture.permute(1, 2, 0) for picture in self._pictures(wanted.tolist(), short_side, interpolation)]

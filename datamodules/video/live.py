@@ -17,18 +17,19 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import av
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from datamodules.errors import DataError
 from datamodules.video.live_opening import Ended, LiveInput, is_live
 from datamodules.video.opening import DecodeError, check_size
 from datamodules.video.pixels import Painter
 from datamodules.video.resize import center_crop, to_clip
-from datamodules.video.streaming import FrameStream
+from datamodules.video.streaming import Draw, FrameStream, Source
 
 __all__ = ["LiveStream", "LiveWindow", "StreamLost"]
 
@@ -78,6 +79,9 @@ class LiveStream:
         DecodeError: it cannot be opened as video.
     """
 
+    name: str
+    fps: float
+
     def __init__(
         self,
         source: str | os.PathLike[str],
@@ -110,10 +114,11 @@ class LiveStream:
             self.close()
             raise
         if self._frames is None:
+            assert self._failure is not None
             raise self._failure
         self.name, self.fps = getattr(self._frames, "name", self._source), self._frames.fps
 
-    def __enter__(self) -> "LiveStream":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -233,6 +238,7 @@ class LiveStream:
 
     def _until_lost(self) -> DecodeError | None:
         """Take samples; why the stream has ended, if it may be back."""
+        assert self._take is not None  # which `_run` has waited for
         try:
             self._take()
         except Ended as error:
@@ -246,6 +252,7 @@ class LiveStream:
 
     def _take_samples(self, period: float, image_size: int, short_side: int, interpolation: str) -> None:
         is_file, start = not isinstance(self._frames, _Connection), 0.0
+        assert self._frames is not None
         with self._news:
             self._kept.clear()
         for number, picture in enumerate(self._frames.samples(period, short_side, interpolation), start=1):
@@ -272,6 +279,7 @@ class LiveStream:
         Raises:
             DecodeError: it was lost for too long.
         """
+        assert self._frames is not None
         self._frames.__exit__()
         self._tell(f"{str(reason).rstrip('.')} (looking for it for {self._reconnect:g} s).")
         while not self._stop.wait(self._wait):
@@ -293,20 +301,22 @@ class _Connection(FrameStream):
     """The frames of a camera or an address, until it breaks off."""
 
     def __init__(self, source: str, timeout: float, stop: threading.Event) -> None:
-        self._source = _LiveFrames(LiveInput(source, timeout, stop))
-        self.name, self.fps = self._source.input.name, self._source.fps
-        self.expected_seconds, self.seconds = None, 0.0
+        self._input = LiveInput(source, timeout, stop)
+        self.name = self._input.name
+        self._read_from(_LiveFrames(self._input))
 
     def interrupt(self) -> None:
         """End a read that the thread waits in."""
-        self._source.input.interrupt()
+        self._input.interrupt()
 
 
-class _LiveFrames:
-    """Frames with their times, as `FrameStream` takes them."""
+class _LiveFrames(Source):
+    """Frames with their times."""
 
     def __init__(self, source: LiveInput) -> None:
-        self.input, self.end_seconds = source, 0.0
+        self.input = source
+        self.expected_seconds: float | None = None
+        self.end_seconds = 0.0
         try:
             if not source.container.streams.video:
                 raise DecodeError(f"{source.name} sends no video; check the address.")
@@ -325,13 +335,13 @@ class _LiveFrames:
     def __exit__(self, *_: object) -> None:
         self.input.close()
 
-    def timed(self, period: float) -> Iterator[tuple[float, Callable[[int, str], Tensor]]]:
-        """(seconds since the first frame, what makes it uint8 (3, H, W) given its shorter side and interpolation)."""
+    @override
+    def timed(self, period: float) -> Iterator[tuple[float, Draw]]:
         first, last = None, -1.0 / self.fps
         for frame in self._decoded():
             here = time.monotonic()
             if self.input.is_timed:
-                here = last if frame.pts is None else float(frame.pts * frame.time_base)
+                here = last if frame.pts is None or frame.time_base is None else float(frame.pts * frame.time_base)
             first = here if first is None else first
             if not last < here - first < last + _JUMP_SECONDS:
                 first = here - (last + 1.0 / self.fps)

@@ -141,10 +141,10 @@ class LiveInput:
         if url.scheme == "rtsp":
             options = {**limits, "protocol_whitelist": "tcp", "format_whitelist": "rtsp", "rtsp_transport": "tcp"}
             waits = (self._timeout, self._timeout)
-            return av.open(source, format="rtsp", options=options, timeout=waits, metadata_errors="replace")
+            return av.open(source, "r", format="rtsp", options=options, timeout=waits, metadata_errors="replace")
         self._feed = _FEEDS[url.scheme](self, url)
         options = {**limits, "protocol_whitelist": "none", "format_whitelist": ",".join(STREAMED)}
-        return av.open(self._feed, format=self._feed.format, options=options, metadata_errors="replace")
+        return av.open(self._feed, "r", format=self._feed.format, options=options, metadata_errors="replace")
 
     def _open_camera(self, source: str, limits: dict[str, str]) -> av.container.InputContainer:
         driver = _CAMERAS.get(sys.platform)
@@ -159,7 +159,13 @@ class LiveInput:
 
 
 class _Feed(ABC):
-    """The connection that the bytes of a stream come over."""
+    """The connection that the bytes of a stream come over.
+
+    Attributes:
+        format: libav's name of their format; None finds it out.
+    """
+
+    format: str | None = None
 
     @abstractmethod
     def interrupt(self) -> None:
@@ -171,10 +177,11 @@ class _Feed(ABC):
 
 
 class _Datagrams(_Feed):
-    """What is sent to a UDP port. ``udp://239.1.2.3:5000`` joins a multicast group, ``udp://@:5000`` takes what comes
-    in on any address of this machine."""
+    """What is sent to a UDP port.
 
-    format = None
+    ``udp://239.1.2.3:5000`` joins a multicast group; ``udp://@:5000`` takes what comes in on any address of this
+    machine.
+    """
 
     def __init__(self, owner: LiveInput, url: SplitResult) -> None:
         self._owner, self._rest = owner, b""
@@ -188,7 +195,7 @@ class _Datagrams(_Feed):
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _DATAGRAMS_BYTES)
             self._socket.settimeout(_POLL_SECONDS)
             self._socket.bind(address)
-            group = ipaddress.ip_address(address[0].partition("%")[0])
+            group = ipaddress.ip_address(str(address[0]).partition("%")[0])
             if group.is_multicast and group.version == 4:
                 self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group.packed + bytes(4))
             elif group.is_multicast:
@@ -218,7 +225,7 @@ class _Response(_Feed):
     def __init__(self, owner: LiveInput, url: SplitResult) -> None:
         self._owner = owner
         kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
-        self._connection = kind(url.hostname, url.port, timeout=owner.remaining())
+        self._connection = kind(url.hostname or "", url.port, timeout=owner.remaining())
         try:
             self._connection.connect()
             self._socket = self._connection.sock  # which the connection gives away with a last answer

@@ -3,17 +3,19 @@
 import io
 import logging
 import os
-from typing import BinaryIO
+from typing import TypeAlias
 
 import av
+from typing_extensions import override
 
-from datamodules.storage.files import RemoteFile, is_url
+from datamodules.storage.files import File, RemoteFile, is_url
 from datamodules.storage.members import as_member, open_member
 
 __all__ = [
     "CONTAINERS",
     "MAX_PIXELS",
     "DecodeError",
+    "Identity",
     "check_size",
     "identity",
     "length_of",
@@ -33,6 +35,10 @@ MAX_PIXELS = 2**26
 """Largest frame accepted, in pixels (8192 x 8192): a damaged header must not ask for terabytes."""
 
 
+Identity: TypeAlias = tuple[str | int, ...]
+"""What distinguishes a file from one that replaced it: its path, its length, and where it is known its time."""
+
+
 class DecodeError(RuntimeError):
     """A file cannot be read as video; the message is one sentence with the file's name and the remedy."""
 
@@ -40,7 +46,7 @@ class DecodeError(RuntimeError):
 class _Nameless:
     """A file without its name, since libav guesses formats, image sequences and protocols from names."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: File) -> None:
         self.read, self.seek, self.tell = file.read, file.seek, file.tell
 
     def seekable(self) -> bool:
@@ -57,7 +63,7 @@ def check_size(path: str, width: int, height: int) -> None:
 
 
 def open_container(
-    file: BinaryIO, *, format: str | None = None, options: dict[str, str] | None = None
+    file: File, *, format: str | None = None, options: dict[str, str] | None = None
 ) -> av.container.InputContainer:
     """libav's reader of an open file, which sees that file only: no other file and no network.
 
@@ -75,7 +81,7 @@ def open_container(
     return av.open(_Nameless(file), mode="r", format=format, metadata_errors="replace", options=options)
 
 
-def open_file(path: str) -> BinaryIO:
+def open_file(path: str) -> File:
     """A local file, one behind a URL, or one in a shard, for reading.
 
     Raises:
@@ -84,6 +90,7 @@ def open_file(path: str) -> BinaryIO:
     member = as_member(path)
     if member is not None and member.size == 0:
         raise DecodeError(f"{path} is empty (0 bytes); write the shard again.")
+    file: File
     try:
         if member is not None:
             remedy = "copy the shard again"
@@ -117,14 +124,15 @@ def _without_waiting(path: str, flags: int) -> int:
 class _Url(RemoteFile):
     """A lost connection must not look like the end of the file, which libav would be content with."""
 
-    def read(self, size: int = -1) -> bytes:
+    @override
+    def read(self, size: int = -1, /) -> bytes:
         try:
             return super().read(size)
         except OSError as error:
             raise DecodeError(f"{self.url} cannot be read ({error.strerror}); check the connection.") from error
 
 
-def identity(path: str, file: BinaryIO) -> tuple:
+def identity(path: str, file: File) -> Identity:
     """Return what distinguishes a file from one that replaced it."""
     if isinstance(file, RemoteFile | io.BytesIO):  # behind a URL, or in a shard there
         return path, length_of(file)
@@ -132,7 +140,7 @@ def identity(path: str, file: BinaryIO) -> tuple:
     return path, status.st_size, status.st_mtime_ns
 
 
-def length_of(file: BinaryIO) -> int:
+def length_of(file: File) -> int:
     """Bytes of an open file, whose position stays."""
     position = file.tell()
     end = file.seek(0, os.SEEK_END)

@@ -28,7 +28,13 @@ class Painter:
     """
 
     def __init__(
-        self, width: int, height: int, *, rotation: int = 0, short_side: int | None = None, interpolation="bilinear"
+        self,
+        width: int,
+        height: int,
+        *,
+        rotation: int = 0,
+        short_side: int | None = None,
+        interpolation: str = "bilinear",
     ) -> None:
         self._width, self._height, self._rotation = width, height, rotation
         self._options = resize_options(interpolation)
@@ -66,4 +72,5 @@ def _to_rgb(frame: av.VideoFrame, width: int, height: int) -> Tensor:
     """uint8 (H, W, 3), in the memory of the converted frame."""
     plane = _of_thread.converter.reformat(frame, width, height, format="rgb24", threads=1).planes[0]
     rows = torch.frombuffer(plane, dtype=torch.uint8).view(height, plane.line_size)
-    return rows[:, : 3 * width].unflatten(1, (width, 3))
+    pixels: Tensor = rows[:, : 3 * width].unflatten(1, (width, 3))
+    return pixels

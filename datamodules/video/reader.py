@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from datamodules.errors import DataError
@@ -25,7 +26,7 @@ class Reader(ABC):
     path: str
     num_frames: int
     fps: float
-    pts_seconds: np.ndarray
+    pts_seconds: NDArray[np.float64]
 
     def __enter__(self) -> Self:
         return self
@@ -46,7 +47,11 @@ class Reader(ABC):
 
     @abstractmethod
     def read(
-        self, indices: Sequence[int] | np.ndarray, *, short_side: int | None = None, interpolation: str = "bilinear"
+        self,
+        indices: Sequence[int] | NDArray[np.integer],
+        *,
+        short_side: int | None = None,
+        interpolation: str = "bilinear",
     ) -> Tensor:
         """Return the frames at the given positions, in the given order, which may be unsorted and repeat itself.
 
@@ -64,14 +69,14 @@ class Reader(ABC):
             DecodeError: frames cannot be decoded.
         """
 
-    def _positions(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+    def _positions(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
         """Check what `read` was given, and return it as int64 (T,)."""
-        indices = np.asarray(indices, dtype=np.int64)
-        if indices.ndim != 1 or len(indices) == 0:
-            raise DataError(f"indices have to be a non-empty list of frame positions, got shape {indices.shape}.")
-        if indices.min() < 0 or indices.max() >= self.num_frames:
+        positions = np.asarray(indices, dtype=np.int64)
+        if positions.ndim != 1 or len(positions) == 0:
+            raise DataError(f"indices have to be a non-empty list of frame positions, got shape {positions.shape}.")
+        if positions.min() < 0 or positions.max() >= self.num_frames:
             raise IndexError(
                 f"{self.path} has {self.num_frames} frames: positions have to be in 0 .. {self.num_frames - 1}, "
-                f"got {indices.min()} .. {indices.max()}."
+                f"got {positions.min()} .. {positions.max()}."
             )
-        return indices
+        return positions

@@ -1,8 +1,11 @@
 """Frames and clips brought to a size: uint8 (T, 3, H, W), the same for every frame of a clip."""
 
+from typing import TypedDict
+
 import numpy as np
 import torch
 import torchvision.transforms.v2.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
@@ -35,7 +38,14 @@ RESIZES = ("crop", "squeeze")
 out of it; `squeeze` resizes it to a square and ignores its proportions."""
 
 
-def resize_options(interpolation: str) -> dict:
+class ResizeOptions(TypedDict):
+    """Options of torchvision's resizing."""
+
+    interpolation: InterpolationMode
+    antialias: bool
+
+
+def resize_options(interpolation: str) -> ResizeOptions:
     """Return the options of torchvision's resizing for one of `INTERPOLATIONS`; raise `DataError` for others."""
     if interpolation not in INTERPOLATIONS:
         raise DataError(f"interpolation has to be one of {', '.join(INTERPOLATIONS)}, got {interpolation!r}.")
@@ -73,7 +83,7 @@ def squeeze(video: Tensor, size: int, interpolation: str = "bilinear") -> Tensor
 
 
 def read_resized(
-    reader: Reader, indices: np.ndarray, *, image_size: int, short_side: int, interpolation: str, resize: str
+    reader: Reader, indices: NDArray[np.int64], *, image_size: int, short_side: int, interpolation: str, resize: str
 ) -> Tensor:
     """Frames for evaluation, to be cropped to squares of `image_size`, which they are already where `resize` squeezes.
 

@@ -7,11 +7,13 @@ neighbour. All positions are in 0 .. n - 1; files shorter than the clip repeat f
     dense    |  . . x . x . x . x . . . . . . .  |                 T frames at a fixed stride around one place
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from datamodules.errors import DataError
 
@@ -34,7 +36,7 @@ def clip_indices(
     num_clips: int = 1,
     frame_stride: int = 4,
     generator: torch.Generator | None = None,
-) -> np.ndarray:
+) -> NDArray[np.int64]:
     """Positions of the frames of one clip.
 
     `train` draws at random, `val` is the fixed middle clip, `test` is clip number `clip` of `num_clips`:
@@ -76,18 +78,20 @@ def clip_indices(
         raise DataError(f"mode has to be 'train', 'val' or 'test', got {mode!r}.")
     if not 0 <= clip < num_clips:
         raise DataError(f"clip has to be in 0 .. num_clips - 1 = {num_clips - 1}, got {clip}.")
-    rules = {"sparse": _sparse, "ssv2": _ssv2, "intervals": _intervals, "middles": _middles,
+    rules: dict[str, _Rule] = {"sparse": _sparse, "ssv2": _ssv2, "intervals": _intervals, "middles": _middles,
              "dense": partial(_dense, frame_stride=frame_stride)}  # fmt: skip
     if sampling not in rules:
         raise DataError(f"sampling has to be one of {', '.join(SAMPLINGS)}, got {sampling!r}.")
-    place = {"train": None, "val": (0, 1), "test": (clip, num_clips)}[mode]
-    indices = rules[sampling](num_video_frames, num_frames, place, generator)
+    places: dict[str, _Place] = {"train": None, "val": (0, 1), "test": (clip, num_clips)}
+    indices = rules[sampling](num_video_frames, num_frames, places[mode], generator)
     return np.clip(indices, 0, num_video_frames - 1).astype(np.int64)
 
 
 def frames_of(span: tuple[float, float] | None, num_video_frames: int, fps: float) -> range:
-    """Positions of the frames of a stretch of a video, one at least; those of the published windows (docs/protocol.md,
-    section 2): the frame that is shown at its first second up to that shown at its last.
+    """Positions of the frames of a stretch of a video, one at least.
+
+    As in the published windows (docs/protocol.md, section 2), they are the frame that is shown at its first second up
+    to that shown at its last.
 
     Args:
         span: first and last second; None is the whole video.
@@ -102,10 +106,12 @@ def frames_of(span: tuple[float, float] | None, num_video_frames: int, fps: floa
 
 
 # The rules take n, T, and the number of the clip and of all clips, or None to draw at random.
-_Place = tuple[int, int] | None
+_Place: TypeAlias = tuple[int, int] | None
+_Numbers: TypeAlias = NDArray[np.int64] | NDArray[np.float64]
+_Rule: TypeAlias = Callable[[int, int, _Place, torch.Generator | None], _Numbers]
 
 
-def _sparse(n: int, num_frames: int, place: _Place, generator: torch.Generator | None) -> np.ndarray:
+def _sparse(n: int, num_frames: int, place: _Place, generator: torch.Generator | None) -> NDArray[np.int64]:
     interval = (n - 1) / num_frames
     edges = np.round(interval * np.arange(num_frames + 1)).astype(np.int64)
     if place is None:
@@ -114,7 +120,7 @@ def _sparse(n: int, num_frames: int, place: _Place, generator: torch.Generator |
     return edges[:-1] + int(interval / (num_clips + 1) * (clip + 1))
 
 
-def _intervals(n: int, num_frames: int, place: _Place, generator: torch.Generator | None) -> np.ndarray:
+def _intervals(n: int, num_frames: int, place: _Place, generator: torch.Generator | None) -> NDArray[np.int64]:
     count = min(num_frames, n)
     edges = np.linspace(0, n, count + 1).astype(np.int64)
     first, last = edges[:-1], edges[1:] - 1
@@ -126,7 +132,7 @@ def _intervals(n: int, num_frames: int, place: _Place, generator: torch.Generato
     return np.pad(indices, (0, num_frames - count), mode="edge")
 
 
-def _middles(n: int, num_frames: int, place: _Place, generator: torch.Generator | None) -> np.ndarray:
+def _middles(n: int, num_frames: int, place: _Place, generator: torch.Generator | None) -> NDArray[np.float64]:
     edges = np.linspace(0, n, num_frames + 1)
     if place is not None and place[1] > 1:
         clip, num_clips = place
@@ -138,7 +144,7 @@ def _middles(n: int, num_frames: int, place: _Place, generator: torch.Generator 
     return np.floor(middles)
 
 
-def _ssv2(n: int, num_frames: int, place: _Place, generator: torch.Generator | None) -> np.ndarray:
+def _ssv2(n: int, num_frames: int, place: _Place, generator: torch.Generator | None) -> NDArray[np.int64]:
     if place is None:
         segment = n // num_frames
         if segment:
@@ -158,7 +164,9 @@ def _ssv2(n: int, num_frames: int, place: _Place, generator: torch.Generator | N
     return np.sort(np.concatenate([starts, middles]))[clip::2]
 
 
-def _dense(n: int, num_frames: int, place: _Place, generator: torch.Generator | None, frame_stride: int) -> np.ndarray:
+def _dense(
+    n: int, num_frames: int, place: _Place, generator: torch.Generator | None, frame_stride: int
+) -> NDArray[np.int64]:
     last_start = max(n - ((num_frames - 1) * frame_stride + 1), 0)
     if place is None:
         start = int(_draw(np.zeros(1), np.full(1, last_start), generator)[0])
@@ -169,13 +177,14 @@ def _dense(n: int, num_frames: int, place: _Place, generator: torch.Generator | 
     return start + np.arange(num_frames) * frame_stride
 
 
-def _draw(low: np.ndarray, high: np.ndarray, generator: torch.Generator | None) -> np.ndarray:
+def _draw(low: _Numbers, high: _Numbers, generator: torch.Generator | None) -> NDArray[np.int64]:
     """Uniform integers in [low, high], both ends included, one per element."""
     uniform = torch.rand(len(low), generator=generator, dtype=torch.float64).numpy()
-    return (low + np.floor(uniform * (high - low + 1))).astype(np.int64)
+    drawn: NDArray[np.float64] = low + np.floor(uniform * (high - low + 1))
+    return drawn.astype(np.int64)
 
 
-def range_in(seconds: np.ndarray, span: tuple[float, float], displayed: bool = True) -> tuple[int, int] | None:
+def range_in(seconds: NDArray[np.float64], span: tuple[float, float], displayed: bool = True) -> tuple[int, int] | None:
     """First and last of what lies in a span; never anything that comes after its end.
 
     Args:

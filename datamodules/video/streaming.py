@@ -19,11 +19,12 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain, islice, repeat
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, Self, TypeAlias
 
 import av
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from datamodules.errors import DataError
 from datamodules.video.decode import VideoReader
@@ -92,6 +93,29 @@ def stream_windows(
         yield Window((count - num_frames) * period, stream.seconds, torch.stack(list(kept), dim=1))
 
 
+Draw: TypeAlias = Callable[[int, str], Tensor]
+"""Makes a frame uint8 (3, H, W), given its shorter side in pixels and the interpolation."""
+
+
+class Source(Protocol):
+    """Where a `FrameStream` gets its frames.
+
+    Attributes:
+        fps: frames per second, on average.
+        expected_seconds: length that the source claims to have, None where it does not.
+        end_seconds: when the last frame so far is no longer shown.
+    """
+
+    fps: float
+    expected_seconds: float | None
+    end_seconds: float
+
+    def timed(self, period: float) -> Iterator[tuple[float, Draw]]:
+        """(seconds since the first frame, what draws it), in order of presentation."""
+
+    def __exit__(self, *_: object) -> None: ...
+
+
 class FrameStream:
     """Reads a video file, or a folder of its frames, from the first frame to the last, once.
 
@@ -113,12 +137,13 @@ class FrameStream:
 
     def __init__(self, path: str | os.PathLike[str], *, num_threads: int = 0) -> None:
         path = os.fspath(path)
-        self._source = _FolderSource(path) if os.path.isdir(path) else _FileSource(path, num_threads=num_threads)
-        self.expected_seconds = self._source.expected_seconds
-        self.fps = self._source.fps
+        self._read_from(_FolderSource(path) if os.path.isdir(path) else _FileSource(path, num_threads=num_threads))
+
+    def _read_from(self, source: Source) -> None:
+        self._source, self.expected_seconds, self.fps = source, source.expected_seconds, source.fps
         self.seconds = 0.0
 
-    def __enter__(self) -> "FrameStream":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -135,8 +160,9 @@ class FrameStream:
         Raises:
             DecodeError: not one frame can be decoded.
         """
+        end: tuple[float | None, Draw | None] = (None, None)
         taken, shown = 0, None
-        for seconds, image in chain(self._source.timed(period), [(None, None)]):
+        for seconds, image in chain(self._source.timed(period), [end]):
             # What was shown so far was on display until now, the last frame until the end of the file.
             self.seconds = self._source.end_seconds if seconds is None else seconds
             until = max(_samples_before(self.seconds, period), 1 if seconds is None else 0)
@@ -158,14 +184,13 @@ class _FileSource(VideoReader):
 
     _probes = True  # frames are to come out of the decoder in order from the first one on
 
+    @override
     def _build_index(self) -> None:
-        length = self._stream.duration and float(self._stream.duration * self._stream.time_base)
-        self.expected_seconds = length or (self._container.duration or 0) / av.time_base or None
+        length = self._stream.duration and float(self._stream.duration * self.time_base)
+        self.expected_seconds: float | None = length or (self._container.duration or 0) / av.time_base or None
         self.end_seconds = 0.0
 
-    def timed(self, period: float) -> Iterator[tuple[float, Callable[[int, str], Tensor]]]:
-        """(seconds since the first frame, what makes it uint8 (3, H, W) given its shorter side and interpolation), in
-        order of presentation."""
+    def timed(self, period: float) -> Iterator[tuple[float, Draw]]:
         unsure = self._container.format.name == "avi"  # it stores no presentation times, libav guesses them
         # A damaged stamp may lie days ahead, and every sample until then would be the same frame.
         latest = 60.0 + 2 * self.expected_seconds if self.expected_seconds else math.inf
@@ -176,7 +201,7 @@ class _FileSource(VideoReader):
             seconds = last + 1.0 / self.fps
             if frame.pts is not None and not unsure:
                 first = frame.pts if first is None else first
-                shown_at = float((frame.pts - first) * frame.time_base)
+                shown_at = float((frame.pts - first) * (frame.time_base or self.time_base))
                 seconds = shown_at if last < shown_at < latest else seconds
             last = seconds
             self.end_seconds = seconds + 1.0 / self.fps
@@ -187,7 +212,9 @@ class _FileSource(VideoReader):
     def _picture(self, frame: av.VideoFrame, short_side: int, interpolation: str) -> Tensor:
         return self._paint(self._painter(short_side, interpolation), frame).permute(2, 0, 1)
 
-    def _marked(self, packets: Iterator[av.Packet], period: float) -> Iterator[tuple[av.Packet, bool]]:
+    def _marked(
+        self, packets: Iterator["av.Packet[av.VideoStream]"], period: float
+    ) -> Iterator[tuple["av.Packet[av.VideoStream]", bool]]:
         """Each packet, and whether its frame is on display at a sample: until the next time stamp around it."""
         ahead = deque(islice(packets, _REORDERED))
         behind: deque[int] = deque(maxlen=_REORDERED)
@@ -213,9 +240,10 @@ class _FolderSource(FrameFolder):
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
-        self.expected_seconds = self.end_seconds = self.num_frames / self.fps
+        self.expected_seconds: float | None = self.num_frames / self.fps
+        self.end_seconds = self.num_frames / self.fps
 
-    def timed(self, period: float) -> Iterator[tuple[float, Callable[[int, str], Tensor]]]:
+    def timed(self, period: float) -> Iterator[tuple[float, Draw]]:
         for position, seconds in enumerate(self.pts_seconds.tolist()):
             yield seconds, partial(self._picture, position)
 

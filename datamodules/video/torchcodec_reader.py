@@ -10,7 +10,9 @@ from functools import cached_property
 import av
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import override
 
 from datamodules.errors import DataError
 from datamodules.video.decode import VideoReader
@@ -73,23 +75,29 @@ class TorchCodecReader(Reader):
                 raise
             raise self._unreadable(error) from error
 
+    @override
     def close(self) -> None:
         self._decoder = None
         self._file.close()
 
     @cached_property
-    def pts_seconds(self) -> np.ndarray:
+    def pts_seconds(self) -> NDArray[np.float64]:  # type: ignore[override]  # made when it is asked for
         """float64 (num_frames,), times since the first frame, from the index that PyAV makes."""
         with VideoReader(self.path) as reader:
             return reader.pts_seconds if len(reader) == len(self) else np.arange(len(self)) / self.fps
 
+    @override
     def read(
-        self, indices: Sequence[int] | np.ndarray, *, short_side: int | None = None, interpolation: str = "bilinear"
+        self,
+        indices: Sequence[int] | NDArray[np.integer],
+        *,
+        short_side: int | None = None,
+        interpolation: str = "bilinear",
     ) -> Tensor:
-        indices = self._positions(indices)
+        positions = self._positions(indices)
         if short_side is not None:
             check_size(self.path, *short_side_size(self.height, self.width, short_side)[::-1])
-        wanted, inverse = np.unique(indices, return_inverse=True)
+        wanted, inverse = np.unique(positions, return_inverse=True)
         parts = []
         for start in range(0, len(wanted), _AT_ONCE):
             try:
@@ -99,7 +107,7 @@ class TorchCodecReader(Reader):
             frames = frames if short_side is None else resize_short_side(frames, short_side, interpolation)
             parts.append(frames.cpu())
         frames = torch.cat(parts) if len(parts) > 1 else parts[0]
-        return frames if np.array_equal(wanted, indices) else frames.index_select(0, torch.from_numpy(inverse))
+        return frames if np.array_equal(wanted, positions) else frames.index_select(0, torch.from_numpy(inverse))
 
     def _unreadable(self, error: Exception) -> DecodeError:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

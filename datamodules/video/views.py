@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from datamodules.checks import Count, OneOf, check
@@ -32,8 +33,8 @@ class Views:
     """
 
     video: Tensor
-    indices: np.ndarray
-    seconds: np.ndarray
+    indices: NDArray[np.int64]
+    seconds: NDArray[np.float64]
     duration: float
 
 
@@ -105,8 +106,14 @@ def load_views(
             ]
         )
         # One pass over the file for all clips; frames that clips share are decoded once.
-        size = {"image_size": image_size, "short_side": short_side, "interpolation": interpolation, "resize": resize}
-        frames = read_resized(reader, indices.reshape(-1), **size)
+        frames = read_resized(
+            reader,
+            indices.reshape(-1),
+            image_size=image_size,
+            short_side=short_side,
+            interpolation=interpolation,
+            resize=resize,
+        )
         seconds, duration = reader.pts_seconds[indices], reader.duration_seconds
     crops = crop_views(frames.unflatten(0, indices.shape), image_size, num_crops)  # (crops, clips, T, 3, H, W)
     return Views(torch.flatten(crops.permute(1, 0, 3, 2, 4, 5), 0, 1), indices, seconds, duration)
