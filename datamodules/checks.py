@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Any, Protocol, Union, get_args, get_origin
+from typing import Any, Protocol, Union, cast, get_args, get_origin
+
+from typing_extensions import override
 
 from datamodules.errors import DataError
 
@@ -20,47 +22,54 @@ __all__ = ["MAX_CLASSES", "Count", "Number", "OneOf", "OrNone", "Range", "SEED",
 class Rule(Protocol):
     """A condition on a value; ``str`` describes it."""
 
-    def allows(self, value: Any) -> bool:
+    def allows(self, value: object) -> bool:
         """Whether the value is that."""
 
 
 @dataclass(frozen=True)
-class Number:
+class Number(Rule):
     """A number from `low` to `high`, both included; with `above`, without `low`."""
 
     low: float
     high: float
     above: bool = False
 
-    def allows(self, value: Any) -> bool:
-        is_number = isinstance(value, Real) and not isinstance(value, bool)
-        return is_number and self.low <= value <= self.high and not (self.above and value == self.low)
+    @override
+    def allows(self, value: object) -> bool:
+        if not isinstance(value, Real) or isinstance(value, bool):
+            return False
+        number = cast(float, value)
+        return self.low <= number <= self.high and not (self.above and number == self.low)
 
     def __str__(self) -> str:
         return f"{'above' if self.above else 'at least'} {self.low:g} and at most {self.high:g}"
 
 
 @dataclass(frozen=True)
-class Count:
+class Count(Rule):
     """A whole number from `low` to `high`, both included."""
 
     low: int
     high: int
 
-    def allows(self, value: Any) -> bool:
-        return isinstance(value, Integral) and not isinstance(value, bool) and self.low <= value <= self.high
+    @override
+    def allows(self, value: object) -> bool:
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            return False
+        return self.low <= cast(int, value) <= self.high
 
     def __str__(self) -> str:
         return f"a whole number, at least {self.low} and at most {self.high}"
 
 
-class OneOf:
+class OneOf(Rule):
     """One of some values."""
 
-    def __init__(self, *values: Any) -> None:
+    def __init__(self, *values: object) -> None:
         self.values = values
 
-    def allows(self, value: Any) -> bool:
+    @override
+    def allows(self, value: object) -> bool:
         return any(type(value) is type(allowed) and value == allowed for allowed in self.values)
 
     def __str__(self) -> str:
@@ -68,27 +77,30 @@ class OneOf:
 
 
 @dataclass(frozen=True)
-class Range:
+class Range(Rule):
     """Two numbers above 0 and at most `high`, the smaller one first."""
 
     high: float
 
-    def allows(self, value: Any) -> bool:
+    @override
+    def allows(self, value: object) -> bool:
         number = Number(0, self.high, above=True)
-        is_pair = isinstance(value, Sequence) and len(value) == 2 and all(map(number.allows, value))
-        return is_pair and value[0] <= value[1]
+        if not isinstance(value, Sequence) or len(value) != 2 or not all(map(number.allows, value)):
+            return False
+        return bool(value[0] <= value[1])
 
     def __str__(self) -> str:
         return f"two numbers above 0 and at most {self.high:g}, the smaller one first"
 
 
 @dataclass(frozen=True)
-class OrNone:
+class OrNone(Rule):
     """A value that fits the rule, or None for a default."""
 
     rule: Rule
 
-    def allows(self, value: Any) -> bool:
+    @override
+    def allows(self, value: object) -> bool:
         return value is None or self.rule.allows(value)
 
     def __str__(self) -> str:
@@ -105,7 +117,7 @@ SEED = Count(-(2**63), 2**63 - 1)
 """A seed of torch's generators."""
 
 
-def check(**arguments: tuple[Any, Rule]) -> None:
+def check(**arguments: tuple[object, Rule]) -> None:
     """Raise `DataError` for the first argument that is not what its rule says.
 
     Args:
@@ -116,14 +128,14 @@ def check(**arguments: tuple[Any, Rule]) -> None:
             raise DataError(f"{name} is {_short(value)}; it has to be {rule}.")
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     if isinstance(value, int) and not -(10**30) < value < 10**30:
         return "a number of more than 30 digits"
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def fits(value: Any, kind: Any) -> bool:
+def fits(value: object, kind: Any) -> bool:
     """Whether a value that came from JSON is of an annotated type, where lists count as tuples and integers as floats.
 
     Numbers have to be finite and fit into 64 bits.

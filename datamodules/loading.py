@@ -11,27 +11,43 @@ import re
 import signal
 import time
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.context import BaseContext
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
+from typing_extensions import override
 
 from datamodules.errors import DataError
 from datamodules.storage.processes import usable_cores
 
-__all__ = ["ClipLoader", "Draw", "EvaluationLoader", "TrainSampler", "ignore_interrupts", "seeded", "worker_context",
-           "worker_death"]  # fmt: skip
+__all__ = ["Batch", "ClipLoader", "Draw", "EvaluationLoader", "Item", "SizedDataset", "TrainSampler",
+           "ignore_interrupts", "number_of", "seeded", "worker_context", "worker_death"]  # fmt: skip
+
+Item: TypeAlias = dict[str, Any]
+"""An item of a data set: tensors, numbers and texts by name. Which they are, its class says."""
+Batch: TypeAlias = dict[str, Any]
+"""What the items of a batch have, by name (docs/batches.md): tensors (B, ...), or lists of B texts."""
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class SizedDataset(Dataset[T_co], ABC):
+    """A data set that knows its length."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
 
 
 class Draw(NamedTuple):
     """An item of the data set and the seed of its augmentation."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # a field, and no longer the method of tuples
     seed: int
 
     @classmethod
@@ -40,7 +56,12 @@ class Draw(NamedTuple):
         return item if isinstance(item, Draw) else cls(item, int(torch.randint(2**32, ())))
 
 
-class TrainSampler(DistributedSampler):
+def number_of(item: int | Draw) -> int:
+    """Return the number of an item that is given with or without a seed."""
+    return item.index if isinstance(item, Draw) else item
+
+
+class TrainSampler(DistributedSampler[Draw]):
     """Deals the items of an epoch out to the processes in turn, in random order, each with a seed.
 
     With `repeats` each item is drawn so often in a row (repeated augmentation):
@@ -65,7 +86,7 @@ class TrainSampler(DistributedSampler):
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: SizedDataset[object],
         repeats: int = 1,
         *,
         num_replicas: int = 1,
@@ -75,11 +96,13 @@ class TrainSampler(DistributedSampler):
     ) -> None:
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed)
         self.repeats = repeats
+        self._num_items = len(dataset)
         if repeats > 1:
             self.num_samples = (len(dataset) // 256 * 256 or len(dataset)) // num_replicas
         self.num_samples = self.num_samples // multiple * multiple or self.num_samples
         self.total_size = self.num_samples * num_replicas
 
+    @override
     def __iter__(self) -> Iterator[Draw]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         order = self._order(generator)
@@ -92,10 +115,10 @@ class TrainSampler(DistributedSampler):
 
     def _order(self, generator: torch.Generator) -> Tensor:
         """All items of the data set, int64 (N,)."""
-        return torch.randperm(len(self.dataset), generator=generator)
+        return torch.randperm(self._num_items, generator=generator)
 
 
-class ClipLoader(StatefulDataLoader):
+class ClipLoader(StatefulDataLoader[Batch]):
     """A loader over a `TrainSampler` that resumes in the middle of an epoch and measures the time spent waiting for it.
 
     Nothing is read, and the sampler's epoch not settled, before the first batch is asked for.
@@ -104,15 +127,20 @@ class ClipLoader(StatefulDataLoader):
         waited: seconds spent waiting for batches so far.
     """
 
-    def __init__(self, *args, **kwargs) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "'set_vital' is deprecated")  # torchdata calls it
             super().__init__(*args, **kwargs)
         self.waited = 0.0
-        self.loaded_epoch = None
+        self.loaded_epoch: int | None = None
 
-    def __iter__(self) -> Iterator:
-        if self.loaded_epoch != self.sampler.epoch:
+    @property
+    def _epoch(self) -> int:
+        return cast(TrainSampler, self.sampler).epoch
+
+    @override
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch names its own iterator
+        if self.loaded_epoch != self._epoch:
             self.next_iter_state = None  # that epoch was over
         batches = super().__iter__()
         while True:
@@ -126,11 +154,13 @@ class ClipLoader(StatefulDataLoader):
                 self.waited += time.perf_counter() - start
             yield batch
 
-    def state_dict(self) -> dict:
+    @override
+    def state_dict(self) -> dict[str, Any]:
         """Return the position in the current epoch."""
-        return {**super().state_dict(), "epoch": self.sampler.epoch, "num_workers": self.num_workers}
+        return {**super().state_dict(), "epoch": self._epoch, "num_workers": self.num_workers}
 
-    def load_state_dict(self, state_dict: dict) -> None:
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume where the loader with this state stood, if the next epoch asked for is that one.
 
         Raises:
@@ -146,10 +176,11 @@ class ClipLoader(StatefulDataLoader):
         super().load_state_dict(state)
 
 
-class EvaluationLoader(DataLoader):
+class EvaluationLoader(DataLoader[Batch]):
     """A loader in the order of the listing."""
 
-    def __iter__(self) -> Iterator:
+    @override
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch names its own iterator
         with _deaths_told(self.num_workers):
             yield from super().__iter__()
 
@@ -164,12 +195,14 @@ class _Flag:
         self._value.value = True
 
     def is_set(self) -> bool:
-        return self._value.value
+        return bool(self._value.value)
 
 
 def suitable_workers(num_processes: int = 1) -> int:
-    """Loader processes for each of the training processes of a machine: its share of the cores that this process may
-    use, without one for itself; 1 to 4."""
+    """Loader processes for each of the training processes of a machine, 1 to 4.
+
+    They are its share of the cores that this process may use, without one for itself.
+    """
     return min(max(usable_cores() // num_processes - 1, 1), 4)
 
 
@@ -180,7 +213,8 @@ def worker_context(start_method: str | None) -> BaseContext:
     the moment it asks never opens that lock again, and the main process waits forever instead of failing.
     """
     base = type(multiprocessing.get_context(start_method))
-    return type(base.__name__, (base,), {"Event": _Flag})()
+    context: BaseContext = type(base.__name__, (base,), {"Event": _Flag})()
+    return context
 
 
 def ignore_interrupts(worker_id: int) -> None:

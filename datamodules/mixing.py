@@ -7,6 +7,7 @@ odd size the middle sample meets itself and stays as it is.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +41,7 @@ class BatchMixer:
         """Whether there is anything to do."""
         return self.mixup > 0 or self.cutmix > 0 or self.erasing > 0
 
-    def __call__(self, batch: dict, num_classes: int | Mapping[str, int]) -> dict:
+    def __call__(self, batch: dict[str, Any], num_classes: int | Mapping[str, int]) -> dict[str, Any]:
         """Batch with `video` uint8 or float 0..1 (B, 3, T, H, W) and labels int64 (B,) on any device.
 
         Args:
@@ -64,7 +65,7 @@ class BatchMixer:
             share = _beta(self.cutmix if use_cutmix else self.mixup)
             batch["video"], share = _cutmix(video, share) if use_cutmix else (_mixup(video, share), share)
             several = isinstance(num_classes, Mapping)
-            for key, classes in (num_classes if several else {"label": num_classes}).items():
+            for key, classes in (num_classes if isinstance(num_classes, Mapping) else {"label": num_classes}).items():
                 target = F.one_hot(batch[key].clamp_min(0), classes).float() * (batch[key] >= 0).unsqueeze(1)
                 name = f"{key}_target" if several else "target"
                 batch[name] = target.mul(share).add_(target.flip(0), alpha=1 - share)
@@ -107,6 +108,8 @@ def random_erasing(
         probability: of a box, per video.
         area: range of the box's share of the frame, uniform.
         ratio: range of the box's height / width, log-uniform; boxes that do not fit are drawn again, at most ten times.
+        mean: of the noise, for each channel; ImageNet's by default.
+        std: deviation of the noise, for each channel.
 
     Returns:
         `video`.

@@ -19,7 +19,7 @@ def check_split(val_fraction: float, split_seed: int) -> None:
         raise DataError(f"val_fraction is {val_fraction}; it is a share between 0 and 1, both excluded.")
 
 
-def group_pattern(pattern: str | None) -> re.Pattern | None:
+def group_pattern(pattern: str | None) -> re.Pattern[str] | None:
     """The compiled pattern of `groups_of`.
 
     Raises:
@@ -37,7 +37,7 @@ def group_pattern(pattern: str | None) -> re.Pattern | None:
     return found
 
 
-def groups_of(names: Sequence[str], pattern: re.Pattern) -> list[str]:
+def groups_of(names: Sequence[str], pattern: re.Pattern[str]) -> list[str]:
     """Return what the pattern's capture groups match in each name.
 
     Raises:
@@ -50,7 +50,7 @@ def groups_of(names: Sequence[str], pattern: re.Pattern) -> list[str]:
             f"group {pattern.pattern!r} does not fit {len(strange)} of the {len(names)} videos: {some(strange)}; "
             "change the pattern so that it finds the group of each."
         )
-    return ["/".join(part or "" for part in match.groups()) for match in matches]
+    return ["/".join(part or "" for part in match.groups()) for match in matches if match is not None]
 
 
 def check_groups(train: Sequence[str], val: Sequence[str], where: str) -> None:
@@ -98,8 +98,10 @@ def set_aside(
 
 
 def _whole_groups(labels: Sequence[Hashable], fraction: float, seed: int, groups: Sequence[Hashable]) -> list[bool]:
-    """Take groups in random order: those of which validation lacks at least a half, then one for each class that
-    validation still lacks. No class loses its last training video."""
+    """Take groups in random order: those of which validation lacks at least a half, then one for each class still bare.
+
+    No class loses its last training video.
+    """
     members = _places(groups)
     if len(members) < 2:
         raise DataError(

@@ -8,15 +8,16 @@ from typing import Protocol, TypeVar
 import torch
 
 from datamodules.errors import DataError, some
-from datamodules.loading import Draw, seeded
+from datamodules.loading import Draw, SizedDataset, seeded
 from datamodules.storage.files import is_url
 from datamodules.storage.files import split as split_path
 from datamodules.storage.members import as_member
 from datamodules.video.opening import DecodeError
 
-__all__ = ["Listed", "UnreadableTally"]
+__all__ = ["Listed", "ListedItems", "Tally", "UnreadableTally"]
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 class Listed(Protocol):
@@ -25,6 +26,30 @@ class Listed(Protocol):
     @property
     def path(self) -> str:
         """The file, folder, URL or address in a shard."""
+
+
+class Tally(Protocol):
+    """Counts the unreadable videos of a listing."""
+
+    @property
+    def samples(self) -> Sequence[Listed]:
+        """The listing."""
+
+    def report_missing(self, indices: Sequence[int], split: str) -> None:
+        """Note files that are known not to exist."""
+
+    def check(self, *, at_start: bool = False) -> None:
+        """Raise `DataError` where too many videos are broken."""
+
+
+class ListedItems(SizedDataset[T_co]):
+    """Items that are read from the videos of a listing.
+
+    Attributes:
+        tally: counts those that cannot be read.
+    """
+
+    tally: Tally
 
 
 class UnreadableTally:

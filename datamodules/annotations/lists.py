@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import re
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -123,7 +122,13 @@ def read_names(path: str) -> list[str]:
         DataError: the file is missing or empty, or has a name twice.
     """
     names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
-    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    seen: set[str] = set()
+    twice = None
+    for name in names:
+        if name in seen:
+            twice = name
+            break
+        seen.add(name)
     if not names or twice:
         fault = f"names {twice!r} twice" if twice else "names no class"
         raise DataError(f"{path} {fault}; write each class name on a line of its own.")

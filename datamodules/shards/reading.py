@@ -18,7 +18,7 @@ import fnmatch
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from tarfile import BLOCKSIZE
 from typing import Any, NamedTuple, get_type_hints
@@ -27,12 +27,12 @@ from urllib.parse import unquote
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from typing_extensions import override
 
 from datamodules.annotations.lists import parse_json
 from datamodules.checks import fits
 from datamodules.errors import DataError
-from datamodules.loading import TrainSampler
+from datamodules.loading import SizedDataset, TrainSampler
 from datamodules.storage.files import RemoteFile, expand_braces, is_url, join, read_text, resolve, split
 from datamodules.storage.members import Member
 
@@ -258,6 +258,7 @@ class ShardListings:
             raise DataError(f"{found[0].index} holds {_listed(given)} of each sample, and this data set needs "
                             f"{_listed(needed)}; take shards of such a data set.")  # fmt: skip
         kinds = {field: kind for field, kind in get_type_hints(self.entry).items() if field in given}
+        entry: Callable[..., NamedTuple] = self.entry
         entries = []
         for folder in found:
             for path, values in folder.samples:
@@ -265,7 +266,7 @@ class ShardListings:
                 if strange is not None:
                     raise DataError(f"{folder.index}: {path.rpartition('!')[2]} has {str(values[strange])[:80]!r} as "
                                     f"{strange}, which is of another kind; write the index again.")  # fmt: skip
-                entries.append(self.entry(path=path, **_hashable(values)))
+                entries.append(entry(path=path, **_hashable(values)))
         digests = [digest for folder in found for digest in folder.header["sha256"]]
         sizes = [size for folder in found for size in folder.sizes]
         missing = np.repeat([is_missing for folder in found for is_missing in folder.missing], sizes)
@@ -317,10 +318,11 @@ class ShardSampler(TrainSampler):
     """
 
     def __init__(
-        self, dataset: Dataset, repeats: int = 1, *, sizes: Sequence[int], buffer: int, **options: int
+        self, dataset: SizedDataset[object], repeats: int = 1, *, sizes: Sequence[int], buffer: int, **options: int
     ) -> None:
         super().__init__(dataset, repeats, **options)
         self.sizes, self.buffer = sizes, buffer
 
+    @override
     def _order(self, generator: torch.Generator) -> Tensor:
         return shard_order(self.sizes, self.buffer, generator)

@@ -283,7 +283,8 @@ Field: TypeAlias = NDArray[np.floating]
 
 
 def _disc(x: Field, y: Field, cx: float, cy: float, r: float) -> Field:
-    return np.hypot(x - cx, y - cy) - r
+    distance: Field = np.hypot(x - cx, y - cy) - r
+    return distance
 
 
 def _polygon(x: Field, y: Field, *corners: tuple[float, float]) -> Field:
@@ -359,7 +360,8 @@ def _shape_tables(shape: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]
 
 def _coverage(distance_px: Field) -> Field:
     """Anti-aliasing: the share of a pixel that an edge at this signed distance leaves inside."""
-    return np.clip(0.5 - distance_px, 0.0, 1.0)
+    share: Field = np.clip(0.5 - distance_px, 0.0, 1.0)
+    return share
 
 
 def _shape_layers(spec: ClipSpec, path: NDArray[np.float64]) -> tuple[Field, Field, Field]:
@@ -377,7 +379,8 @@ def _shape_layers(spec: ClipSpec, path: NDArray[np.float64]) -> tuple[Field, Fie
     to_cell = TABLE_CELLS / (2 * TABLE_HALF_WIDTH)
 
     def cell(along: Field) -> NDArray[np.int32]:  # 0 and TABLE_CELLS + 1 are the far frame
-        return np.clip((along + TABLE_HALF_WIDTH) * to_cell + 1, 0, TABLE_CELLS + 1).astype(np.int32)
+        place: Field = np.clip((along + TABLE_HALF_WIDTH) * to_cell + 1, 0, TABLE_CELLS + 1)
+        return place.astype(np.int32)
 
     cells = cell(dy * cos - dx * sin) * (TABLE_CELLS + 2) + cell(dx * cos + dy * sin)
     outline, second = (table[cells] * radius for table in _shape_tables(spec.shape))
@@ -397,7 +400,8 @@ def _background_level(spec: ClipSpec) -> Field:
 
     def wave(number: int, bend: Field | float = 0.0) -> Field:
         across, down, phase = spec.background_waves[number]
-        return np.sin(np.float32(2 * np.pi) * (across * x + down * y + np.float32(phase) + bend))
+        height: Field = np.sin(np.float32(2 * np.pi) * (across * x + down * y + np.float32(phase) + bend))
+        return height
 
     if spec.background == "cloudy":
         value = sum(wave(i) for i in range(len(spec.background_waves))) * 0.7

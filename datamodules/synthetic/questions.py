@@ -116,5 +116,6 @@ def _pickled(value: object) -> bytes:
         return (b"X" if isinstance(value, str) else b"B") + struct.pack("<I", len(raw)) + raw
     if isinstance(value, dict):
         return b"}(" + b"".join(_pickled(part) for pair in value.items() for part in pair) + b"u"
+    assert isinstance(value, list | tuple)
     parts = b"".join(map(_pickled, value))
     return b"(" + parts + b"t" if isinstance(value, tuple) else b"](" + parts + b"e"
