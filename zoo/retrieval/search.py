@@ -357,7 +357,8 @@ def made_with(index: Index) -> dict[str, Any]:
     """Return what an index records about its model: `source`, `config` and `sha256`.
 
     Raises:
-        ZooError: it was not made from videos by a model, or its settings have other types than docs/search.md says.
+        ZooError: it was not made from videos by a model, or its settings have other types than
+            docs/video_search.md says.
     """
     model, window = index.settings.get("model"), index.settings.get("window")
     if not isinstance(model, dict) or "window" not in index.settings:

@@ -4,7 +4,7 @@
     index.add([Record("a.mp4", 0.0, 12.5), Record("b.mp4", 0.0, 8.0)], vectors)     # unit vectors (2, 512)
     hits = Index.open("my.index").search(queries, topk=10)                           # (Q, 512) -> Q lists of Hit
 
-The table is described in docs/search.md. Nothing in here knows models or decodes videos.
+The table is described in docs/video_search.md. Nothing in here knows models or decodes videos.
 """
 
 import json

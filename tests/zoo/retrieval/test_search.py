@@ -578,8 +578,8 @@ def test_a_second_process_on_the_same_share_is_refused(workspace, model, tmp_pat
 
 
 def test_the_documented_way_to_read_an_index(made, model, monkeypatch):
-    """The program of docs/search.md, which uses nothing of the zoo."""
-    text = (Path(__file__).parents[3] / "docs/search.md").read_text()
+    """The program of docs/video_search.md, which uses nothing of the zoo."""
+    text = (Path(__file__).parents[3] / "docs/video_search.md").read_text()
     program = text.split("```python\n# read")[1].split("```")[0]
     vector = model.encode_text("red").detach()[0].numpy()
     names = {"folder": str(made), "query": vector}
