@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help install test test-slow test-browser test-oldest lint dist demo clean
+.PHONY: help install test test-slow test-browser test-oldest lint docs dist demo clean
 
 help:
 	@echo "make install    create .venv with the package and its tests"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-oldest  run the quick tests on the oldest dependencies that pyproject.toml allows"
 	@echo "make demo       generate videos, train, test, save, load and predict (about 5 minutes on two cores)"
 	@echo "make lint       formatting, mistakes that tools find, spelling"
+	@echo "make docs       build the site in docs/_build/html, run its notebooks, check its links"
 	@echo "make dist       build and check the wheel and the source release in dist/"
 
 install: .venv/installed
@@ -49,6 +50,12 @@ dist: install
 	rm -rf dist build
 	$(BIN)/python -m build
 	$(BIN)/python -m twine check --strict dist/*
+
+# A warning is an error. `make docs DOCS_EXECUTE=off` leaves out the notebooks' results: quick, for work on the text.
+docs: install
+	$(BIN)/python docs/colab.py --check
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --builder html docs docs/_build/html
+	$(BIN)/python docs/check_site.py docs/_build/html
 
 # Every step is a command you can type yourself. `best.ckpt` is the epoch with the best validation accuracy.
 NEWEST_RUN = $$(ls -td runs/demo/version_* | head -1)

@@ -1,23 +1,25 @@
-"""The pages of the top folder and of docs/: links lead somewhere, commands parse, and lines fit a screen."""
+"""The pages of the top folder and of docs/: links lead somewhere, lines fit a screen, and the site has every page.
 
-import argparse
+What the code on the pages does is up to tests/test_snippets.py.
+"""
+
 import importlib
+import importlib.util
 import re
-import shlex
 from pathlib import Path
 
 import pytest
 
-from zoo.commands.main import COMMANDS
-
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGES = [*sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("*.md"))]
+INDEX = ROOT / "docs" / "index.md"
+SITE = [page for page in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in page.parts]
+PAGES = [*SITE, *sorted(ROOT.glob("*.md"))]
 WIDTH = 100
 
 
 def page_id(page: Path) -> str:
-    return page.stem
+    return page.relative_to(ROOT).with_suffix("").as_posix()
 
 
 def parts(page: Path) -> tuple[list[str], list[str]]:
@@ -52,31 +54,15 @@ def test_relative_links_lead_somewhere(page):
     assert not broken
 
 
-def test_every_page_is_reachable_from_the_readme():
-    found, ahead = set(), [README]
+def test_every_page_is_reachable_from_the_readme_or_the_start_page():
+    found, ahead = set(), [README, INDEX]
     while ahead:
         page = ahead.pop()
         if page not in found:
             found.add(page)
             links = re.findall(r"\]\(([\w./-]+\.md)[)#]", page.read_text(encoding="utf-8"))
             ahead += [file for file in ((page.parent / link).resolve() for link in links) if file in PAGES]
-    assert found == set(PAGES)
-
-
-@pytest.mark.parametrize("page", PAGES, ids=page_id)
-def test_commands_parse(page):
-    """Lines of code that begin with `zoo`, with all their options."""
-    lines = [part.strip() for line in parts(page)[1] for part in line.split("&&")]
-    for line in lines:
-        if re.match(r"zoo [a-z]", line) and "..." not in line:
-            _, command, *words = shlex.split(line, comments=True)
-            assert command in COMMANDS, line
-            parser = argparse.ArgumentParser()
-            importlib.import_module(f"zoo.commands.{command}").add_arguments(parser)
-            try:
-                parser.parse_args(words)
-            except SystemExit:
-                pytest.fail(f"{page.name}: `{line}` is no command of this zoo")
+    assert not sorted(page_id(page) for page in set(PAGES) - found)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
@@ -84,7 +70,66 @@ def test_lines_fit(page):
     """Outside tables and code; a line that is one long link or picture cannot be broken."""
     width = 120 if page == README else WIDTH
     long = [line for line in parts(page)[0] if len(line) > width]
-    assert not [line for line in long if not re.match(r"\s*\||!\[|\s*\S+$", line)]
+    assert not [line for line in long if not re.match(r"\s*\||\[?!\[|\[[^]]*\]\(\S+$|\s*\S+$", line)]
+
+
+def test_the_site_has_every_page():
+    """In the tables of contents of the start page and of the API reference."""
+    listed = set()
+    for page in (INDEX, ROOT / "docs" / "api" / "index.md"):
+        for block in re.findall(
+            r"^```{toctree}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+        ):
+            names = [re.sub(r".*<(.+)>", r"\1", line) for line in block.splitlines() if line and line[0] != ":"]
+            listed |= {(page.parent / f"{name}.md").resolve() for name in names}
+    assert listed | {INDEX} == set(SITE)
+
+
+@pytest.mark.parametrize(
+    "package", ["zoo", "hub", "datamodules", "lightning_modules", "lightning_modules.nets", "lightning_modules.ops"]
+)
+def test_the_api_reference_has_every_public_name(package):
+    page = ROOT / "docs" / "api" / f"{package.rpartition('.')[2]}.md"
+    named = re.findall(rf"^\.\. auto\w+:: {package}\.(\w+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(named) == sorted(importlib.import_module(package).__all__)
+
+
+def test_notebooks_for_colab_are_those_of_the_site():
+    colab = _module("docs/colab.py")
+    for page in (ROOT / "docs" / "notebooks").glob("*.md"):
+        assert page.with_suffix(".ipynb").read_text(encoding="utf-8") == colab.notebook(page), (
+            "run python docs/colab.py"
+        )
+
+
+def test_the_check_of_a_site_finds_what_is_wrong(tmp_path):
+    (tmp_path / "a.html").write_text(
+        '<p id="here"></p><a href="#here"></a><a href="b.html#there">b</a><a href="https://x.org">'
+    )
+    (tmp_path / "b.html").write_text(
+        '<a href="c.html"></a><script src="https://x.org/s.js"></script><img src="data:,">'
+    )
+    assert _module("docs/check_site.py").faults(tmp_path) == [
+        "a.html: there is no place b.html#there", "b.html: there is no c.html", "b.html loads https://x.org/s.js",
+    ]  # fmt: skip
+
+
+def test_docstrings_become_restructured_text():
+    to_rest = _module("docs/extensions/docstrings.py").to_rest
+    text = "Files:\n\n| a* | b |\n|---|---|\n| `c*` | v_ |\n\n    root/  *.mp4\n\nArgs:\n    x: of *y*.\n        - z"
+    assert to_rest(text.splitlines()) == [
+        "Files:", "", "",
+        ".. list-table::", "   :header-rows: 1", "", "   * - a\\*", "     - b", "   * - `c*`", "     - v\\_", "", "",
+        "::", "", "    root/  *.mp4", "", "",
+        "Args:", "    x: of \\*y\\*.", "        - z",
+    ]  # fmt: skip
+
+
+def _module(path: str) -> object:
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_cited_sections_of_the_protocol_exist():
