@@ -105,9 +105,9 @@ def classify(
 
     if hasattr(model, "value_name"):
         predictions: list[Prediction] = []
-        value: tuple[str, float] | None = (model.value_name or "value", value_of_views(model, views, advance))
+        value: tuple[str, float] | None = (model.value_name or "value", value_of_views(model, views, on_view=advance))
     else:
-        predictions, value = rank(model, score_views(model, views, advance), TOPK), None
+        predictions, value = rank(model, score_views(model, views, on_view=advance), TOPK), None
     over_time = None
     if value is None and model.preprocessing["num_frames"] > 1 and duration > LONG * _window(model, path):
         over_time = timeline(

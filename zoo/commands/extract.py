@@ -3,7 +3,7 @@
 import argparse
 
 from zoo.commands.console import long_work
-from zoo.commands.options import add_engine, check_engine, show_done
+from zoo.commands.options import add_engine, add_precision, check_engine, show_done
 from zoo.limits import BATCH, SECONDS, check_range
 
 __all__ = ["add_arguments", "run"]
@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stride", type=float, default=1.0, metavar="SECONDS", help="between windows (default 1)")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="windows at once (default 8)")
     add_engine(parser)
+    add_precision(parser)
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -58,6 +59,7 @@ def run(args: argparse.Namespace) -> None:
             num_workers=args.workers,
             ray=args.ray,
             shard=shard,
+            precision=args.precision,
             device=args.device,
             on_files=lambda *counts: report("extracting", *counts),
         )

@@ -4,7 +4,7 @@ import argparse
 import math
 
 from zoo.commands.console import long_work, print_json, show
-from zoo.commands.options import add_engine, check_engine
+from zoo.commands.options import add_engine, add_precision, check_engine
 from zoo.errors import ZooError
 from zoo.limits import BATCH, SECONDS, check_range
 
@@ -56,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=("float32", "float16"), help="numbers in the table: float16 takes half the space "
         "(default: that of the index, float32 for a new one)",
     )  # fmt: skip
+    add_precision(parser)
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -85,6 +86,7 @@ def run(args: argparse.Namespace) -> None:
             shard=shard,
             dtype=args.dtype,
             metadata=args.metadata,
+            precision=args.precision,
             device=args.device,
             on_files=lambda *counts: report("indexing", *counts),
         )

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 from zoo.commands.console import print_json, show
 from zoo.errors import ZooError
+from zoo.inference.precision import PRECISIONS
 from zoo.limits import SHARDS, WORKERS, check_range
 
 if TYPE_CHECKING:
     from zoo.tables.fill import Done
 
-__all__ = ["add_engine", "check_engine", "show_done"]
+__all__ = ["add_engine", "add_precision", "check_engine", "show_done"]
 
 # (rank, processes), as torchrun and SLURM's srun tell them.
 _VARIABLES = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
@@ -27,6 +28,14 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shard", metavar="auto", help="share the files out among the processes that torchrun or SLURM has started"
     )
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--precision``."""
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="fp32", help="bf16 multiplies matrices in bfloat16: faster on GPUs "
+        "and on CPUs with avx512_bf16 or AMX, with slightly other results (default fp32)",
+    )  # fmt: skip
 
 
 def check_engine(args: argparse.Namespace) -> tuple[int, int]:

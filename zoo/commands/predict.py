@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from zoo.commands.console import long_work, print_json, progress_bar, show, titled_table
-from zoo.commands.options import add_engine, check_engine, show_done
+from zoo.commands.options import add_engine, add_precision, check_engine, show_done
 from zoo.errors import ZooError
 from zoo.files import PICTURES, check_target
+from zoo.inference.precision import check_precision
 from zoo.inference.segment_files import check_segments, write_segments
 from zoo.limits import (
     CLIPS,
@@ -66,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--crops", type=int, choices=(1, 3), help="crops in space to average (default: as tested)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
+    add_precision(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--plot", metavar="PNG", help="save the sampled frames with the scores beside them; "
                         "right and wrong are marked for videos in a folder named after a class")  # fmt: skip
@@ -129,6 +131,8 @@ def run(args: argparse.Namespace) -> None:
     elif not hasattr(model, "class_names"):
         raise ZooError(f"{args.model} has no classes to predict; use a classifier.")
     model = to_device(model, args.device)
+    if not sliding:
+        check_precision(args.precision, model.device)
 
     answer = _over_time if sliding else _as_a_whole
     results, unreadable = [], []
@@ -173,6 +177,7 @@ def _fill_table(args: argparse.Namespace) -> None:
             num_workers=args.workers,
             ray=args.ray,
             shard=shard,
+            precision=args.precision,
             device=args.device,
             on_files=lambda *counts: report("predicting", *counts),
         )
@@ -216,9 +221,9 @@ def _as_a_whole(args: argparse.Namespace, model, video: str, progress, task) -> 
         progress.advance(task)
 
     if hasattr(model, "value_name"):
-        answer = value_of_views(model, views, advance)
+        answer = value_of_views(model, views, args.precision, advance)
     else:
-        answer = rank(model, score_views(model, views, advance), args.topk)
+        answer = rank(model, score_views(model, views, args.precision, advance), args.topk)
     num_clips = len(views.indices)
     num_crops = len(views.video) // num_clips
     middle = num_clips // 2
@@ -232,7 +237,9 @@ def _over_time(args: argparse.Namespace, model, video: str, progress, task) -> t
     def report(done: float, expected: float | None) -> None:
         progress.update(task, completed=int(done), total=expected and max(int(expected), int(done)))
 
-    return video, timeline(model, video, window=args.window, step=args.step, on_seconds=report)
+    return video, timeline(
+        model, video, window=args.window, step=args.step, precision=args.precision, on_seconds=report
+    )
 
 
 def _show(args: argparse.Namespace, model, results: "list[_Answer]") -> None:

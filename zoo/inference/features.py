@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from datamodules.clips import ClipFormat
@@ -31,6 +30,7 @@ from lightning_modules.nets.mambavl_joint import pool_tokens
 from lightning_modules.nets.videomamba import VideoMamba
 from zoo.build import load
 from zoo.errors import ZooError
+from zoo.inference.precision import check_precision, inference
 from zoo.inference.predict import check_finite, to_device
 from zoo.limits import BATCH, SECONDS, check_range, check_shard, check_windows
 from zoo.sources import find_videos
@@ -90,6 +90,7 @@ class VideoFeatures(Job):
         window: seconds that the model sees at once.
         stride: seconds from one window to the next.
         batch_size: windows that the model sees at once.
+        precision: as for `zoo.predict`.
         device: where the model runs; "auto" is a GPU where there is one.
 
     Raises:
@@ -106,6 +107,7 @@ class VideoFeatures(Job):
         window: float = 2.0,
         stride: float = 1.0,
         batch_size: int = 8,
+        precision: str = "fp32",
         device: str = "auto",
     ) -> None:
         if tokens not in KINDS:
@@ -119,10 +121,11 @@ class VideoFeatures(Job):
         if not isinstance(net, VideoMamba) or net.num_frames is None:
             raise ZooError(f"{name} has no VideoMamba for clips to extract features with; use a video classifier.")
         self.model, self.tokens = to_device(model, device).eval(), tokens
+        check_precision(precision, self.model.device)
         clip = ClipFormat(**model.preprocessing)
         spans = None if tokens == "cls" else clip.num_frames // net.patch_embed.tubelet_size
         self.reader = StrideReader(clip, window, stride, spans, batch_size)
-        self.settings = {"tokens": tokens, "window": window, "stride": stride}
+        self.settings = {"tokens": tokens, "window": window, "stride": stride, "precision": precision}
 
     @property
     def _net(self) -> VideoMamba:
@@ -135,7 +138,7 @@ class VideoFeatures(Job):
 
     def answer(self, video: Tensor) -> list[tuple[np.ndarray]]:
         net = self._net
-        with torch.inference_mode():
+        with inference(self.settings["precision"], self.model.device):
             hidden = check_finite(net.forward_tokens(self.model.normalise(video.to(self.model.device))))
             if self.tokens == "cls":
                 found = hidden[:, 0]
@@ -153,6 +156,7 @@ def extract(
     window: float = 2.0,
     stride: float = 1.0,
     batch_size: int = 8,
+    precision: str = "fp32",
     num_workers: int | None = None,
     ray: str | None = None,
     shard: tuple[int, int] = (1, 1),
@@ -170,6 +174,7 @@ def extract(
         window: seconds that the model sees at once.
         stride: seconds from one window to the next.
         batch_size: windows that the model sees at once.
+        precision: as for `zoo.predict`.
         num_workers: processes that read videos; 0 reads in this one, None is one per core, at most 4.
         ray: address of a Ray cluster that does it, "auto" for the one that is there or a new one; None does it here.
         shard: (k, n): of n processes that fill the same table, this is number k, from 1; for .lance alone.
@@ -183,7 +188,8 @@ def extract(
     check_shard(shard)
     out = check_output(out, shard)
     listing, roots = list_videos([sources] if isinstance(sources, str | os.PathLike) else sources, _found)
-    job = VideoFeatures(model, tokens=tokens, window=window, stride=stride, batch_size=batch_size, device=device)
+    job = VideoFeatures(model, tokens=tokens, window=window, stride=stride, batch_size=batch_size, precision=precision,
+                        device=device)  # fmt: skip
     return fill(job, Output(out, job, model), listing, roots, num_workers=num_workers, ray=ray, shard=shard,
                 on_files=on_files)  # fmt: skip
 

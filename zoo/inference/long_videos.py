@@ -13,6 +13,7 @@ from torch import Tensor
 from datamodules.video.streaming import FrameStream, Window, stream_windows
 from lightning_modules.base import BaseModule
 from zoo.datasets import datasets
+from zoo.inference.precision import check_precision
 from zoo.inference.predict import Prediction, check_finite, classifier, evaluating
 from zoo.limits import check_window_and_step, check_windows
 from zoo.registry import class_labels
@@ -110,6 +111,7 @@ def timeline(
     window: float | None = None,
     step: float | None = None,
     batch_size: int | None = None,
+    precision: str = "fp32",
     on_seconds: Callable[[float, float | None], None] | None = None,
 ) -> Timeline:
     """Labels over time of a video of any length, read once from start to end.
@@ -126,6 +128,7 @@ def timeline(
         step: seconds from one window to the next, at most a window; rounded to whole intervals between frames. None is
             half a window.
         batch_size: windows that the model sees at once; None makes up 64 frames.
+        precision: as for `zoo.predict`.
         on_seconds: called after each batch with the seconds read and the length that the file claims (or None).
 
     Raises:
@@ -135,6 +138,7 @@ def timeline(
     """
     check_window_and_step(window, step)
     model = classifier(model)
+    check_precision(precision, model.device)
     given = model.preprocessing
     frames = given["num_frames"]
     with FrameStream(path) as stream:
@@ -149,7 +153,7 @@ def timeline(
         )  # fmt: skip
         spans, probabilities, stills = [], [], _Stills()
         for batch in _batches(windows, batch_size or max(1, _FRAMES_AT_ONCE // frames)):
-            with evaluating(model):
+            with evaluating(model, precision):
                 clips = torch.stack([clip for *_, clip in batch]).to(model.device)
                 probabilities.append(check_finite(model(clips).float().softmax(dim=1).cpu()))
             for start, end, clip in batch:

@@ -14,6 +14,7 @@ from datamodules.video.views import Views, load_views
 from lightning_modules.base import BaseModule
 from zoo.build import load
 from zoo.errors import UnreadableVideo, ZooError
+from zoo.inference.precision import check_precision, inference
 from zoo.limits import CLIPS, VIEWS_BYTES, check_range
 
 __all__ = ["Prediction", "UnreadableVideo", "check_finite", "classifier", "evaluating", "extract_features", "predict",
@@ -35,14 +36,14 @@ class Prediction(NamedTuple):
 @overload
 def predict(  # type: ignore[overload-overlap]  # a str is a sequence of str too
     model: BaseModule | str, path: str | os.PathLike[str], *, topk: int = 5, num_clips: int | None = None,
-    num_crops: int | None = None,
+    num_crops: int | None = None, precision: str = "fp32",
 ) -> list[Prediction]: ...  # fmt: skip
 
 
 @overload
 def predict(
     model: BaseModule | str, path: Sequence[str | os.PathLike[str]], *, topk: int = 5, num_clips: int | None = None,
-    num_crops: int | None = None,
+    num_crops: int | None = None, precision: str = "fp32",
 ) -> list[list[Prediction]]: ...  # fmt: skip
 
 
@@ -53,6 +54,7 @@ def predict(
     topk: int = 5,
     num_clips: int | None = None,
     num_crops: int | None = None,
+    precision: str = "fp32",
 ) -> list[Prediction] | list[list[Prediction]]:
     """Return the most probable classes of a video (or still image), best first; of several videos, a list of these.
 
@@ -65,6 +67,7 @@ def predict(
         topk: how many classes; all if the model has fewer.
         num_clips: clips in time. None means 4; 2 for a model with "ssv2" sampling, 1 for an image model.
         num_crops: square crops along the long side, 1 or 3. None means 3; 1 for an image model.
+        precision: "fp32", or "bf16" for products of matrices in bfloat16, see `zoo.inference.precision`.
 
     Raises:
         DecodeError: the one file is missing, empty or not readable as video.
@@ -73,9 +76,10 @@ def predict(
     if topk < 1:
         raise ZooError(f"topk is {topk}; ask for at least one class.")
     model = classifier(model)
+    check_precision(precision, model.device)
 
     def of(path: str | os.PathLike[str]) -> list[Prediction]:
-        return rank(model, score_views(model, read_views(model, path, num_clips, num_crops)), topk)
+        return rank(model, score_views(model, read_views(model, path, num_clips, num_crops), precision), topk)
 
     if isinstance(path, str | os.PathLike):
         return of(path)
@@ -90,7 +94,12 @@ def predict(
 
 
 def predict_value(
-    model: BaseModule | str, path: str | os.PathLike[str], *, num_clips: int | None = None, num_crops: int | None = None
+    model: BaseModule | str,
+    path: str | os.PathLike[str],
+    *,
+    num_clips: int | None = None,
+    num_crops: int | None = None,
+    precision: str = "fp32",
 ) -> float:
     """Return the number that a regressor predicts for a video or still image; ``model.value_name`` is its name.
 
@@ -101,13 +110,15 @@ def predict_value(
         path: video or image file.
         num_clips: clips in time; None as for `predict`.
         num_crops: square crops along the long side; None as for `predict`.
+        precision: as for `predict`.
 
     Raises:
         DecodeError: the file is missing, empty or not readable as video.
         ZooError: the model does not predict a number.
     """
     model = regressor(model)
-    return value_of_views(model, read_views(model, path, num_clips, num_crops))
+    check_precision(precision, model.device)
+    return value_of_views(model, read_views(model, path, num_clips, num_crops), precision)
 
 
 def extract_features(
@@ -117,6 +128,7 @@ def extract_features(
     pool: str | None = "cls",
     num_clips: int = 1,
     num_crops: int = 1,
+    precision: str = "fp32",
 ) -> Tensor:
     """Features of a video after the final norm, averaged over the views; on the CPU, float32.
 
@@ -126,6 +138,7 @@ def extract_features(
         pool: "cls" gives the class token (dim,), None all tokens (1 + tokens, dim), class token first.
         num_clips: clips in time.
         num_crops: square crops along the long side, 1 or 3.
+        precision: as for `predict`.
 
     Raises:
         DecodeError: the file is missing, empty or not readable as video.
@@ -133,8 +146,9 @@ def extract_features(
     if pool not in ("cls", None):
         raise ZooError(f"pool is {pool!r}; choose 'cls' for the class token or None for all tokens.")
     model = load(model) if isinstance(model, str | os.PathLike) else model
+    check_precision(precision, model.device)
     views = read_views(model, path, num_clips, num_crops)
-    return _mean_over_views(model, views, lambda clip: model.forward_features(clip, pool=pool))
+    return _mean_over_views(model, views, lambda clip: model.forward_features(clip, pool=pool), precision)
 
 
 def views_of(model: BaseModule, num_clips: int | None, num_crops: int | None) -> dict[str, Any]:
@@ -163,20 +177,25 @@ def read_views(model: BaseModule, path: str | os.PathLike[str], num_clips: int |
     return load_views(path, **views_of(model, num_clips, num_crops))
 
 
-def score_views(model: BaseModule, views: Views, on_view: Callable[[], None] | None = None) -> Tensor:
+def score_views(
+    model: BaseModule, views: Views, precision: str = "fp32", on_view: Callable[[], None] | None = None
+) -> Tensor:
     """Mean over the views of the softmax, (num_classes,) on the CPU.
 
     Args:
         model: a classifier.
         views: as `read_views` gives them.
+        precision: as for `predict`.
         on_view: called after each view, for a progress bar.
     """
-    return _mean_over_views(model, views, lambda clip: model(clip).float().softmax(dim=1), on_view)
+    return _mean_over_views(model, views, lambda clip: model(clip).float().softmax(dim=1), precision, on_view)
 
 
-def value_of_views(model: BaseModule, views: Views, on_view: Callable[[], None] | None = None) -> float:
+def value_of_views(
+    model: BaseModule, views: Views, precision: str = "fp32", on_view: Callable[[], None] | None = None
+) -> float:
     """Mean over the views of what a regressor predicts; arguments as for `score_views`."""
-    return _mean_over_views(model, views, model, on_view).item()
+    return _mean_over_views(model, views, model, precision, on_view).item()
 
 
 def rank(model: BaseModule, scores: Tensor, topk: int) -> list[Prediction]:
@@ -188,12 +207,12 @@ def rank(model: BaseModule, scores: Tensor, topk: int) -> list[Prediction]:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode, without gradients, while the block runs."""
+def evaluating(model: BaseModule, precision: str = "fp32") -> Iterator[None]:
+    """Put a model into eval mode, in a precision and without gradients, while the block runs."""
     training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        with inference(precision, model.device):
             yield
     finally:
         model.train(training)
@@ -255,11 +274,15 @@ def regressor(model: BaseModule | str) -> BaseModule:
 
 
 def _mean_over_views(
-    model: BaseModule, views: Views, function: Callable[[Tensor], Tensor], on_view: Callable[[], None] | None = None
+    model: BaseModule,
+    views: Views,
+    function: Callable[[Tensor], Tensor],
+    precision: str,
+    on_view: Callable[[], None] | None = None,
 ) -> Tensor:
     """Mean of `function` over the views, run one at a time so that memory does not grow with their number."""
     results = []
-    with evaluating(model):
+    with evaluating(model, precision):
         for view in views.video:
             results.append(function(view.unsqueeze(0).to(model.device)).float().cpu())
             if on_view is not None:

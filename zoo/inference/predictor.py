@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from datamodules.video.views import load_views
 from zoo.build import load
+from zoo.inference.precision import check_precision, inference
 from zoo.inference.predict import check_finite, classifier, rank, regressor, to_device, views_of
 from zoo.limits import BATCH, TOPK, check_range, check_shard
 from zoo.tables.fill import Done, fill
@@ -46,6 +47,7 @@ class VideoPredictor(Job):
         num_clips: clips in time that are averaged; None as for `zoo.predict`.
         num_crops: square crops along the long side, 1 or 3; None as for `zoo.predict`.
         batch_size: views that the model sees at once.
+        precision: as for `zoo.predict`.
         device: where the model runs; "auto" is a GPU where there is one.
 
     Attributes:
@@ -65,6 +67,7 @@ class VideoPredictor(Job):
         num_clips: int | None = None,
         num_crops: int | None = None,
         batch_size: int = 8,
+        precision: str = "fp32",
         device: str = "auto",
     ) -> None:
         check_range("topk", topk, TOPK)
@@ -76,7 +79,8 @@ class VideoPredictor(Job):
         views = views_of(model, num_clips, num_crops)
         self.reader = ViewReader(views)
         self.model, self.topk, self.batch_size = to_device(model, device).eval(), topk, batch_size
-        self.settings = {name: views[name] for name in ("num_clips", "num_crops")}
+        check_precision(precision, self.model.device)
+        self.settings = {name: views[name] for name in ("num_clips", "num_crops")} | {"precision": precision}
         if not self.predicts_number:
             self.settings["topk"] = topk
 
@@ -89,7 +93,7 @@ class VideoPredictor(Job):
 
     def answer(self, video: Tensor) -> list[tuple]:
         found = []
-        with torch.inference_mode():
+        with inference(self.settings["precision"], self.model.device):
             for views in video:
                 answers = [self.model(part.to(self.model.device)).float() for part in views.split(self.batch_size)]
                 answers = torch.cat(answers).cpu()
@@ -110,6 +114,7 @@ def predict_into(
     topk: int = 5,
     num_clips: int | None = None,
     num_crops: int | None = None,
+    precision: str = "fp32",
     num_workers: int | None = None,
     ray: str | None = None,
     shard: tuple[int, int] = (1, 1),
@@ -123,7 +128,7 @@ def predict_into(
         sources: see `zoo.tables.listing.list_videos`.
         out: the table, a file .parquet or a folder or URL .lance.
         name: of the model, to be recorded in the table.
-        topk: as for `VideoPredictor`, and so are the next two.
+        topk: as for `VideoPredictor`, and so are the next three.
         num_workers: as for `fill`, and so are the rest.
 
     Raises:
@@ -132,6 +137,7 @@ def predict_into(
     check_shard(shard)
     out = check_output(out, shard)
     listing, roots = list_videos(sources)
-    job = VideoPredictor(make_model(), topk=topk, num_clips=num_clips, num_crops=num_crops, device=device)
+    job = VideoPredictor(make_model(), topk=topk, num_clips=num_clips, num_crops=num_crops, precision=precision,
+                         device=device)  # fmt: skip
     return fill(job, Output(out, job, name), listing, roots, num_workers=num_workers, ray=ray, shard=shard,
                 on_files=on_files)  # fmt: skip

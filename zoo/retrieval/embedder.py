@@ -17,6 +17,7 @@ from datamodules.video.resize import center_crop, to_clip
 from lightning_modules.base import BaseModule
 from zoo.build import load
 from zoo.errors import ZooError
+from zoo.inference.precision import check_precision, inference
 from zoo.inference.predict import to_device
 from zoo.limits import BATCH, SECONDS, check_range, check_windows
 from zoo.retrieval.table import COLUMNS
@@ -75,6 +76,7 @@ class VideoEmbedder(Job):
         window: longest stretch in seconds that one vector represents; longer videos are cut into equal ones, `math.inf`
             never cuts.
         batch_size: clips that the model sees at once.
+        precision: as for `zoo.predict`.
         device: where the model runs; "auto" is a GPU where there is one.
 
     Attributes:
@@ -95,6 +97,7 @@ class VideoEmbedder(Job):
         *,
         window: float = WINDOW_SECONDS,
         batch_size: int = 8,
+        precision: str = "fp32",
         device: str = "auto",
     ) -> None:
         check_range("batch_size", batch_size, BATCH)
@@ -106,13 +109,19 @@ class VideoEmbedder(Job):
         if not hasattr(model, "preprocessing") or not (self.compares_texts or hasattr(model, "forward_features")):
             raise ZooError(f"{name} makes no vectors of videos (it has neither encode_text nor forward_features); use "
                            "a text-video model or a classifier.")  # fmt: skip
-        self.model = to_device(model, device).eval()
+        self.model, self.precision = to_device(model, device).eval(), precision
+        check_precision(precision, self._device)
         self.reader = WindowReader(ClipFormat(**model.preprocessing), window, batch_size)
 
     @property  # the window of an index that is there is set after the constructor
     @override
     def settings(self) -> dict[str, Any]:  # type: ignore[override]  # nobody sets it
-        return {"window": None if math.isinf(self.reader.window) else self.reader.window}
+        window = None if math.isinf(self.reader.window) else self.reader.window
+        return {"window": window, "precision": self.precision}
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
 
     @property
     @override
@@ -137,8 +146,8 @@ class VideoEmbedder(Job):
 
     def embed(self, video: Tensor) -> Tensor:
         """Clips uint8 (n, 3, T, H, W) -> unit vectors (n, dims), float32 on the CPU."""
-        with torch.inference_mode():
-            video = video.to(next(self.model.parameters()).device)
+        with inference(self.precision, self._device):
+            video = video.to(self._device)
             if self.compares_texts:
                 vectors: Tensor = self.model(video)
                 return vectors.float().cpu()

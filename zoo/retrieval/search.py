@@ -24,7 +24,7 @@ from zoo.limits import BATCH, SECONDS, check_range, check_shard
 from zoo.retrieval.embedder import WINDOW_SECONDS, VideoEmbedder, WindowReader
 from zoo.retrieval.old_index import read_head, read_parts
 from zoo.retrieval.table import COLUMNS, Hit, Index
-from zoo.tables.fill import check_config, check_weights, describe, fill, source_of
+from zoo.tables.fill import check_config, check_settings, check_weights, describe, fill, source_of
 from zoo.tables.listing import list_videos
 from zoo.tables.place import Place, absolute
 from zoo.tables.table import check_place
@@ -66,6 +66,7 @@ def index(
     ray: str | None = None,
     shard: tuple[int, int] = (1, 1),
     dtype: str | None = None,
+    precision: str = "fp32",
     metadata: str | os.PathLike[str] | None = None,
     device: str = "auto",
     on_files: Callable[[int, int], None] | None = None,
@@ -90,6 +91,7 @@ def index(
             here.
         shard: (k, n): of n processes that index the same sources, this is number k, from 1; for local indices.
         dtype: "float32" or "float16" in the table; None is that of the index, float32 for a new one.
+        precision: that of the model, as for `zoo.predict`.
         metadata: CSV file with a column ``path``, relative to the file's folder, absolute or a URL, and columns of
             yours, which the table gets.
         device: where the model runs; "auto" is a GPU where there is one.
@@ -111,7 +113,7 @@ def index(
     listing, roots = list_videos([sources] if isinstance(sources, str | os.PathLike) else sources)
     check_place(out)
     target = _Target(out, window, dtype, metadata)
-    target.source, target.embedder = _embedder(model, out, device, batch_size)
+    target.source, target.embedder = _embedder(model, out, device, batch_size, precision)
     done = fill(target.embedder, target, listing, roots, num_workers=num_workers, ray=ray, shard=shard,
                 on_files=on_files)  # fmt: skip
     return Summary(done.videos, done.read, done.unreadable, done.kept, done.dropped, target.vectors)
@@ -320,7 +322,11 @@ def _read_metadata(path: str | os.PathLike[str], place: Place) -> "pyarrow.Table
 
 
 def _embedder(
-    model: BaseModule | str | os.PathLike[str], out: str | os.PathLike[str], device: str, batch_size: int = 8
+    model: BaseModule | str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    device: str,
+    batch_size: int = 8,
+    precision: str = "fp32",
 ) -> tuple[str | None, VideoEmbedder]:
     """Return a path or name that finds the model again, and what makes vectors with it.
 
@@ -328,7 +334,7 @@ def _embedder(
         ZooError: it makes none.
     """
     source = source_of(model, Place(out))
-    return source, VideoEmbedder(model, batch_size=batch_size, device=device)
+    return source, VideoEmbedder(model, batch_size=batch_size, precision=precision, device=device)
 
 
 def _open(out: str, source: str | None, embedder: VideoEmbedder, window: float | None, dtype: str | None) -> Index:
@@ -336,7 +342,7 @@ def _open(out: str, source: str | None, embedder: VideoEmbedder, window: float |
     described = describe(embedder.model)
     if not Index.exists(out):
         seconds = WINDOW_SECONDS if window is None else None if math.isinf(window) else window
-        settings = {"window": seconds, "model": {"source": source, **described}}
+        settings = {"window": seconds, "precision": embedder.precision, "model": {"source": source, **described}}
         try:
             return Index.create(out, embedder.dims, dtype or "float32", settings)
         except ZooError:
@@ -346,6 +352,7 @@ def _open(out: str, source: str | None, embedder: VideoEmbedder, window: float |
     made = made_with(found)
     check_weights(out, made["sha256"], described["sha256"], source or f"this {type(embedder.model).__name__}")
     check_config(out, made["config"], described["config"])
+    check_settings(out, found.settings, {"precision": embedder.precision})
     old = found.settings["window"] or math.inf
     if window not in (None, old) or dtype not in (None, found.dtype):
         raise ZooError(f"{out} was made with windows of {old:g} s in {found.dtype}; omit these options to update it, "

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -31,7 +31,7 @@ from zoo.tables.place import Place, below
 from zoo.tables.ray_data import Answered, answered_on_ray, check_ray
 from zoo.tables.table import File, Record, VideoTable
 
-__all__ = ["Done", "Target", "check_config", "check_weights", "describe", "fill", "source_of"]
+__all__ = ["Done", "Target", "check_config", "check_settings", "check_weights", "describe", "fill", "source_of"]
 
 SAVE_SECONDS = 1.0
 """Time between two commits: what a killed process loses."""
@@ -184,6 +184,15 @@ def check_config(shown: str, there: dict[str, Any] | None, here: dict[str, Any] 
         keys = [key for key in sides[0] | sides[1] if sides[0].get(key) != sides[1].get(key)]
         raise ZooError(f"{shown} was made with another {' and '.join(keys) or 'class'} of the model; write to another "
                        "place.")  # fmt: skip
+
+
+def check_settings(shown: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Refuse settings other than those that a table was made with."""
+    there = {"precision": "fp32", **there}  # tables from before there was a choice
+    other = [key for key, value in here.items() if there.get(key) != value]
+    if other:
+        old = ", ".join(f"{key} {there.get(key)}" for key in other)
+        raise ZooError(f"{shown} was made with other settings ({old}); choose another name.")
 
 
 class _Given(NamedTuple):

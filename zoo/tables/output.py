@@ -20,7 +20,7 @@ from torch import nn
 from datamodules.storage.files import is_url, split
 from zoo.errors import ZooError
 from zoo.files import UNFINISHED, check_folder, check_target, written
-from zoo.tables.fill import check_config, check_weights, describe, source_of
+from zoo.tables.fill import check_config, check_settings, check_weights, describe, source_of
 from zoo.tables.job import Job
 from zoo.tables.place import Place, absolute
 from zoo.tables.table import VideoTable, Where, check_place, head_of, lancedb_modules, retold
@@ -178,10 +178,7 @@ class Output:
         name = self.source or f"this {type(self.job.model).__name__}"
         check_weights(self.shown, model["sha256"], mine["model"]["sha256"], name)
         check_config(self.shown, model["config"], mine["model"]["config"])
-        other = [key for key, value in mine["settings"].items() if head["settings"].get(key) != value]
-        if other:
-            old = ", ".join(f"{key} {head['settings'].get(key)}" for key in other)
-            raise ZooError(f"{self.shown} was made with other settings ({old}); choose another name.")
+        check_settings(self.shown, head["settings"], mine["settings"])
 
     def _tidy(self) -> None:
         """Remove tables that were completed, by this process or by one that was killed then."""

@@ -181,7 +181,8 @@ def test_the_head_of_a_table_says_what_made_it(kitchen, tmp_path):
     main(["extract", "videomamba-nano-motion", str(video), "-o", str(tmp_path / "a.parquet"), "--workers", "0"])
     head = json.loads(parquet.read_schema(tmp_path / "a.parquet").metadata[b"video-mamba-zoo"])
     assert head["model"]["source"] == "videomamba-nano-motion" and len(head["model"]["sha256"]) == 64
-    assert head["settings"] == {"tokens": "cls", "window": 2.0, "stride": 1.0} and head["columns"] == ["features"]
+    assert head["settings"] == {"tokens": "cls", "window": 2.0, "stride": 1.0, "precision": "fp32"}
+    assert head["columns"] == ["features"]
 
 
 def test_which_videos_are_found(tmp_path):

@@ -81,6 +81,9 @@ def test_a_table_of_labels_is_written_once_and_kept_up(clips, tmp_path, capsys, 
     with pytest.raises(SystemExit):
         run("--crops", "1")
     assert "was made with other settings (num_crops 3); choose another name" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run("--precision", "bf16")
+    assert "was made with other settings (precision fp32); choose another name" in capsys.readouterr().err
 
     if name.endswith(".parquet"):  # by the ordinary reader of the format
         rows = parquet.read_table(out).to_pylist()
