@@ -1,6 +1,7 @@
 """Inference on the CPU: VideoMamba on each scan backend beside attention models, all in one process.
 
-Measured is the forward pass of one clip (batch 1, float32, random weights and pixels, `torch.inference_mode`):
+Measured is the forward pass of one clip (batch 1, random weights and pixels, `torch.inference_mode`), in float32 and,
+but for the reference backend, with the products of matrices in bfloat16 (`zoo predict --precision bf16`):
 
 - seconds: every case is warmed up, then the cases take turns, one call each per round, so that a machine that slows
   down or speeds up meanwhile does so for all of them. The fastest and the median call are kept; ratios compare the
@@ -8,8 +9,9 @@ Measured is the forward pass of one clip (batch 1, float32, random weights and p
 - peak memory: growth of the process during one call, above weights and input (`common.peak_memory` says how).
 - the limit beside the time: matrix work / measured SGEMM rate + state updates / measured update rate, where
   matrix work (GFLOP) is counted by `torch.utils.flop_counter` (linear layers, attention, patch embedding),
-  the SGEMM rate is measured at the shapes of the network's own linear layers, once with `torch.mm` (MKL, OpenBLAS) and
-  once with oneDNN where torch has it, and the faster one counts, whichever the network itself uses,
+  the SGEMM rate (in bfloat16 beside such a case) is measured at the shapes of the network's own linear layers, once
+  with `torch.mm` (MKL, OpenBLAS) and once with oneDNN where torch has it, and the faster one counts, whichever the
+  network itself uses,
   state updates = 2 directions x tokens x inner channels x 16 states x depth,
   and the update rate comes from one `bidirectional_scan` with gate at the network's own shape.
   What is left between the limit and the time is convolutions, norms, additions, overhead, and the slower of two SGEMMs.
@@ -26,6 +28,7 @@ The attention models are those of transformers, built from their configurations:
 """
 
 import argparse
+import itertools
 import statistics
 import sys
 from collections import Counter
@@ -50,6 +53,7 @@ from lightning_modules.nets import VideoMamba
 from lightning_modules.ops import bidirectional_scan, use_backend, why_not
 
 BACKENDS = ("numba", "reference")
+PRECISIONS = ("fp32", "bf16")
 SIZES = {path.stem: path for path in sorted((REPOSITORY / "zoo" / "models").glob("videomamba-*.yaml"))}
 OWN_FRAMES = {"videomae-b": 16, "timesformer-b": 8}  # these take the number of frames they were made for
 ATTENTION = (*OWN_FRAMES, "joint-vit-ti")
@@ -64,11 +68,12 @@ LIMIT = "matrix_gflop / max(mm_gflops, onednn_gflops) + state_updates / updates_
 
 @dataclass
 class Record:
-    """One (model, frames, backend); numbers are None where it was not run, and `skipped` says why."""
+    """One (model, frames, backend, precision); numbers are None where it was not run, and `skipped` says why."""
 
     model: str
     frames: int
     backend: str | None  # None: no scan in this model
+    precision: str  # one of PRECISIONS
     tokens: int
     parameters: int
     weights_mib: float
@@ -88,22 +93,28 @@ class Record:
 
 
 class Case:
-    """A network with one clip of its shape, on one backend."""
+    """A network with one clip of its shape, on one backend, in one precision."""
 
-    def __init__(self, model: str, frames: int, backend: str | None, network: nn.Module, clip: Tensor) -> None:
+    def __init__(
+        self, model: str, frames: int, backend: str | None, precision: str, network: nn.Module, clip: Tensor
+    ) -> None:
         self.network, self.clip, self.backend = network, clip, backend
         self.tokens = count_tokens(network)
         weights = list(network.parameters())
         self.record = Record(
-            model, frames, backend, self.tokens,
+            model, frames, backend, precision, self.tokens,
             parameters=sum(w.numel() for w in weights),
             weights_mib=round(sum(w.numel() * w.element_size() for w in weights) / 2**20, 1),
             attention=None if backend else network.config._attn_implementation,
         )  # fmt: skip
 
     def run(self) -> None:
-        with self.on_backend():
+        with self.on_backend(), torch.autocast("cpu", torch.bfloat16, enabled=self.record.precision == "bf16"):
             self.network(self.clip)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.record.precision == "bf16" else torch.float32
 
     def on_backend(self) -> AbstractContextManager[None]:
         return use_backend(self.backend) if self.backend else nullcontext()
@@ -157,7 +168,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Seconds per clip and peak memory of VideoMamba on the CPU, beside attention models.",
         epilog="""examples:
-  python benchmarks/cpu_inference.py                         everything; about 20 minutes on two idle cores
+  python benchmarks/cpu_inference.py                         everything; about 30 minutes on two idle cores
   python benchmarks/cpu_inference.py --quick                 a first impression in about a minute
   python benchmarks/cpu_inference.py --models videomamba-m videomae-b --frames 8
   python benchmarks/cpu_inference.py --profile               where videomamba-m spends its time at 8 frames
@@ -174,6 +185,8 @@ How everything is measured stands at the top of this file.""",
         help="frames per clip (default: 8 16 32 64); videomae-b always takes 16, timesformer-b 8")  # fmt: skip
     add("--reference-frames", nargs="*", type=int, metavar="N",
         help="frames at which the slow reference backend runs too (default: the --frames; no N: never)")  # fmt: skip
+    add("--precisions", nargs="+", choices=PRECISIONS, metavar="NAME", default=list(PRECISIONS),
+        help="of fp32 and bf16 (default: both, the reference backend in fp32 alone)")  # fmt: skip
     add("--image-size", type=int, metavar="PX", default=224, help="side of the frames (default: 224)")
     add("--repeats", type=int, metavar="N", help="rounds of timed calls (default: 5)")
     add("--limit", type=float, metavar="SECONDS", default=30.0,
@@ -188,7 +201,8 @@ How everything is measured stands at the top of this file.""",
         help="instead of all that, print where VideoMamba models spend their time: matrix work, scans, convolutions, "
         "norms, the rest (default: videomamba-m at 8 frames)")  # fmt: skip
     options = parser.parse_args(arguments)
-    chosen = (options.models, options.frames, options.reference_frames, options.image_size != 224)
+    chosen = (options.models, options.frames, options.reference_frames, options.image_size != 224,
+              len(options.precisions) != len(PRECISIONS))  # fmt: skip
     options.complete = not (options.quick or any(choice not in (None, False) for choice in chosen))
     defaults = {"models": list(MODELS), "frames": list(FRAMES), "repeats": 5}
     if options.profile:
@@ -226,10 +240,11 @@ def build_cases(options: argparse.Namespace) -> list[Case]:
             network = build(model, frames, options.image_size).eval()
             shape = (3, frames) if model in SIZES else (frames, 3)
             clip = torch.randn(1, *shape, options.image_size, options.image_size)
-            for backend in BACKENDS if model in SIZES else [None]:
-                if options.profile and backend == "reference":
+            backends = BACKENDS if model in SIZES else [None]
+            for backend, precision in itertools.product(backends, options.precisions):
+                if backend == "reference" and (options.profile or precision != "fp32"):
                     continue
-                case = Case(model, frames, backend, network, clip)
+                case = Case(model, frames, backend, precision, network, clip)
                 case.record.skipped = backend and why_skip(backend, frames, options.reference_frames)
                 cases.append(case)
     return cases
@@ -315,9 +330,9 @@ def measure(cases: list[Case], options: argparse.Namespace, console: Console) ->
 def add_limit(case: Case, matrix_gflop: float) -> None:
     record = case.record
     record.matrix_gflop = matrix_gflop
-    record.mm_gflops = sgemm_rate(case.network, case.tokens, mm) / 1e9
+    record.mm_gflops = sgemm_rate(case, mm) / 1e9
     if torch.backends.mkldnn.is_available():
-        record.onednn_gflops = sgemm_rate(case.network, case.tokens, onednn) / 1e9
+        record.onednn_gflops = sgemm_rate(case, onednn) / 1e9
     record.limit_seconds = record.matrix_gflop / max(record.mm_gflops, record.onednn_gflops or 0.0)
     if isinstance(case.network, VideoMamba):
         inner, states = case.network.layers[0].mixer.A_log.shape
@@ -334,16 +349,17 @@ def attention_flop(query: Sequence[int], key: Sequence[int], value: Sequence[int
     return 2 * batch * heads * queries * key[2] * (width + value[3])
 
 
-def sgemm_rate(network: nn.Module, tokens: int, product: Callable[[Tensor, Tensor], Tensor]) -> float:
+def sgemm_rate(case: Case, product: Callable[[Tensor, Tensor], Tensor]) -> float:
     """FLOP per second over the network's linear layers (but for the classifier), all tokens at a time."""
+    tokens = case.tokens
     shapes = Counter(
         (layer.in_features, layer.out_features)
-        for name, layer in network.named_modules()
+        for name, layer in case.network.named_modules()
         if isinstance(layer, nn.Linear) and name not in ("head", "classifier")
     )
     flop = time = 0.0
     for (inputs, outputs), count in shapes.items():
-        x, weight = torch.randn(tokens, inputs), torch.randn(outputs, inputs)
+        x, weight = (torch.randn(rows, inputs).to(case.dtype) for rows in (tokens, outputs))
         flop += count * 2 * tokens * inputs * outputs
         time += count * fastest(partial(product, x, weight), budget_seconds=0.5, most=10)
     return flop / time
@@ -376,23 +392,25 @@ def scan_call(tokens: int, inner: int, states: int) -> Callable[[], Tensor]:
 
 
 def table(records: list[Record]) -> Table:
-    times = {(r.model, r.frames, r.backend): r.seconds_min for r in records}
-    result = Table(title="One clip, batch 1, float32", caption_justify="left", caption="limit s: "
-                   f"{LIMIT}. x ref, x MAE-B, x joint: how many times faster than the reference backend, VideoMAE-B at "
-                   "16 frames and joint-vit-ti at as many frames. peak MiB: above the weights.")  # fmt: skip
-    for name in ("model", "backend"):
+    times = {(r.model, r.frames, r.backend, r.precision): r.seconds_min for r in records}
+    result = Table(title="One clip, batch 1", caption_justify="left", caption="limit s: "
+                   f"{LIMIT}. x fp32, x ref, x MAE-B, x joint: how many times faster than in float32 and, in the same "
+                   "precision, than the reference backend, VideoMAE-B at 16 frames and joint-vit-ti at as many frames. "
+                   "peak MiB: above the weights.")  # fmt: skip
+    for name in ("model", "backend", "in"):
         result.add_column(name, no_wrap=True)
-    for name in ("frames", "tokens", "s/clip", "median", "x ref", "x MAE-B", "x joint", "limit s", "of limit",
+    for name in ("frames", "tokens", "s/clip", "median", "x fp32", "x ref", "x MAE-B", "x joint", "limit s", "of limit",
                  "GF/s mm", "GF/s oneDNN", "G upd/s", "peak MiB"):  # fmt: skip
         result.add_column(name, justify="right")
     for r in records:
         if r.skipped:
             continue
-        row = [r.model, r.backend or f"({r.attention})", str(r.frames), str(r.tokens)]
+        row = [r.model, r.backend or f"({r.attention})", r.precision, str(r.frames), str(r.tokens)]
         ratios = (
-            times.get((r.model, r.frames, "reference")) if r.backend == "numba" else None,
-            times.get(("videomae-b", 16, None)),
-            times.get(("joint-vit-ti", r.frames, None)),
+            times.get((r.model, r.frames, r.backend, "fp32")) if r.precision != "fp32" else None,
+            times.get((r.model, r.frames, "reference", r.precision)) if r.backend == "numba" else None,
+            times.get(("videomae-b", 16, None, r.precision)),
+            times.get(("joint-vit-ti", r.frames, None, r.precision)),
         )
         row += [f"{r.seconds_min:.3f}", f"{r.seconds_median:.3f}"]
         row += ["" if other is None else f"{other / r.seconds_min:.2f}" for other in ratios]
@@ -406,15 +424,17 @@ def table(records: list[Record]) -> Table:
 
 def check(records: list[Record]) -> list[dict[str, Any]]:
     """The aims of the project, each with the value measured, or None where a part of it was not run."""
-    times = {(r.model, r.frames, r.backend): r.seconds_min for r in records}
-    m8 = ("videomamba-m", 8, "numba")
+    times = {(r.model, r.frames, r.backend, r.precision): r.seconds_min for r in records}
+    m8 = ("videomamba-m", 8, "numba", "fp32")
     aims = [
-        ("M at 8 frames, numba: times faster than the reference backend", ("videomamba-m", 8, "reference"), m8, 8.0),
+        ("M at 8 frames, numba: times faster than the reference backend",
+         ("videomamba-m", 8, "reference", "fp32"), m8, 8.0),
         (f"M at 8 frames: times faster than the official code's CPU path ({OFFICIAL_SECONDS:.0f} s on two cores, "
          "quoted)", OFFICIAL_SECONDS, m8, 20.0),
-        ("M at 8 frames: times faster than VideoMAE-B at 16 frames", ("videomae-b", 16, None), m8, 1.0),
-        ("Ti at 64 frames: times faster than joint attention", ("joint-vit-ti", 64, None),
-         ("videomamba-ti", 64, "numba"), 3.0),
+        ("M at 8 frames: times faster than VideoMAE-B at 16 frames", ("videomae-b", 16, None, "fp32"), m8, 1.0),
+        ("Ti at 64 frames: times faster than joint attention", ("joint-vit-ti", 64, None, "fp32"),
+         ("videomamba-ti", 64, "numba", "fp32"), 3.0),
+        ("M at 8 frames, bf16: times faster than fp32", m8, ("videomamba-m", 8, "numba", "bf16"), 1.4),
     ]  # fmt: skip
     lines = []
     for name, slow, fast, wanted in aims:
@@ -423,7 +443,7 @@ def check(records: list[Record]) -> list[dict[str, Any]]:
         value = slow / fast if slow and fast else None
         lines.append(_line(name, value, f"at least {wanted:g}", value and value >= wanted))
     for model in dict.fromkeys(r.model for r in records if r.backend == "numba"):
-        mine = (r for r in records if (r.model, r.backend) == (model, "numba"))
+        mine = (r for r in records if (r.model, r.backend, r.precision) == (model, "numba", "fp32"))
         memory = sorted((r.frames, r.peak_mib) for r in mine if r.peak_mib)
         if len({peak for _, peak in memory}) < 3:
             continue  # any two points lie on a line
@@ -460,7 +480,7 @@ def profile(case: Case, console: Console) -> None:
     for name, spent in times.items():
         groups[group_of(name)] += spent
     groups["between operators"] = max(profiled - sum(times.values()), 0.0)
-    title = f"{case.record.model}, {case.record.frames} frames, {case.backend}: {plain:.3f} s"
+    title = f"{case.record.model}, {case.record.frames} frames, {case.backend}, {case.record.precision}: {plain:.3f} s"
     result = Table("", "seconds", "share", "calls", title=f"{title} ({profiled:.3f} s while profiled)")
     for group, spent in groups.most_common():
         result.add_row(f"[bold]{group}", f"[bold]{spent:.3f}", f"[bold]{spent / profiled:.1%}")

@@ -1,9 +1,11 @@
 """Tensors as compiled kernels take them: float32 on the CPU, by address, the step between rows (tokens) in bytes."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-__all__ = ["FLOAT_BYTES", "address", "empty", "readable", "rows", "zeros"]
+__all__ = ["FLOAT_BYTES", "address", "empty", "readable", "readable_numbers", "rows", "zeros"]
 
 FLOAT_BYTES = 4
 
@@ -27,6 +29,14 @@ def readable(tensor: Tensor | None) -> Tensor | None:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
+def readable_numbers(*tensors: Tensor | None) -> Callable[[Tensor | None], Tensor | None]:
+    """What makes a tensor readable for kernels that take bfloat16 too: if all of these are, they are read in place."""
+    there = [tensor for tensor in tensors if tensor is not None]
+    if all(tensor.dtype == torch.bfloat16 and tensor.stride(-1) == 1 for tensor in there):
+        return lambda tensor: tensor
+    return readable
+
+
 def address(tensor: Tensor | None) -> int:
     """Where a tensor starts; 0 if there is none."""
     return 0 if tensor is None else tensor.data_ptr()
@@ -36,14 +46,14 @@ def rows(tensor: Tensor | None, b: int, channel: int = 0, reverse: bool = False)
     """Address of a sequence's first row at a channel, and the step to the next row; (0, 0) if there is no tensor.
 
     Args:
-        tensor: float32 (batch, length, channels), last stride one.
+        tensor: float32 or bfloat16 (batch, length, channels), last stride one.
         b: which sequence of the batch.
         reverse: start from the last row and step backwards.
     """
     if tensor is None:
         return 0, 0
-    step = tensor.stride(1)
+    size, step = tensor.element_size(), tensor.stride(1)
     start = b * tensor.stride(0) + channel
     if reverse:
-        return tensor.data_ptr() + (start + (tensor.shape[1] - 1) * step) * FLOAT_BYTES, -step * FLOAT_BYTES
-    return tensor.data_ptr() + start * FLOAT_BYTES, step * FLOAT_BYTES
+        return tensor.data_ptr() + (start + (tensor.shape[1] - 1) * step) * size, -step * size
+    return tensor.data_ptr() + start * size, step * size

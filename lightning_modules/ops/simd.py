@@ -32,6 +32,7 @@ __all__ = [
     "load",
     "load_first",
     "load_four",
+    "load_numbers",
     "most",
     "prefetch",
     "sigmoid",
@@ -42,6 +43,7 @@ __all__ = [
     "store",
     "store_first",
     "store_four",
+    "store_numbers",
     "store_totals",
 ]
 
@@ -55,6 +57,7 @@ _INT = ir.IntType(32)
 _VECTOR = ir.VectorType(_FLOAT, LANES)
 _INTS = ir.VectorType(_INT, LANES)
 _MASK = ir.VectorType(ir.IntType(1), LANES)
+_HALVES = ir.VectorType(ir.IntType(16), LANES)
 # No "nnan"/"ninf": a NaN in the input has to come out as a NaN.
 _FLAGS = ("contract", "reassoc", "nsz", "arcp")
 
@@ -164,6 +167,39 @@ def store_first(typing, address, value, count):
         pointer = _pointer(builder, arguments[0], _VECTOR)
         mask = _first(builder, arguments[2])
         _call(builder, "llvm.masked.store.v16f32.p0", ir.VoidType(), arguments[1], pointer, ir.Constant(_INT, 4), mask)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, lanes, types.int64), generate
+
+
+@intrinsic
+def _load_bfloat16(typing, address, count):
+    """As `load_first`, of numbers in bfloat16: the upper halves of float32."""
+
+    def generate(context, builder, signature, arguments):
+        pointer, mask = _pointer(builder, arguments[0], _HALVES), _first(builder, arguments[1])
+        zeros = ir.Constant(_HALVES, [0] * LANES)
+        halves = _call(builder, "llvm.masked.load.v16i16.p0", _HALVES, pointer, ir.Constant(_INT, 2), mask, zeros)
+        return builder.bitcast(builder.shl(builder.zext(halves, _INTS), ir.Constant(_INTS, [16] * LANES)), _VECTOR)
+
+    return lanes(types.int64, types.int64), generate
+
+
+@intrinsic
+def _store_bfloat16(typing, address, value, count):
+    """As `store_first`, in bfloat16: rounded to the nearest, ties to even; a NaN stays one."""
+
+    def generate(context, builder, signature, arguments):
+        address, value, count = arguments
+        every = [ir.Constant(_INTS, [number] * LANES) for number in (16, 1, 0x7FFF, 0x7FC0)]
+        half, one, below, nan = every
+        bits = builder.bitcast(value, _INTS)
+        odd = builder.and_(builder.lshr(bits, half), one)
+        rounded = builder.lshr(builder.add(bits, builder.add(below, odd)), half)
+        rounded = builder.select(builder.fcmp_unordered("uno", value, value), nan, rounded)
+        pointer, mask = _pointer(builder, address, _HALVES), _first(builder, count)
+        rounded = builder.trunc(rounded, _HALVES)
+        _call(builder, "llvm.masked.store.v16i16.p0", ir.VoidType(), rounded, pointer, ir.Constant(_INT, 2), mask)
         return context.get_dummy_value()
 
     return types.void(types.int64, lanes, types.int64), generate
@@ -362,6 +398,23 @@ def load_four(address):
     return (
         load(address), load(address + VECTOR_BYTES), load(address + 2 * VECTOR_BYTES), load(address + 3 * VECTOR_BYTES)
     )  # fmt: skip
+
+
+@njit(forceinline=True)
+def load_numbers(address, count, size):
+    """As `load_first`, of numbers of 4 bytes, float32, or of 2, bfloat16."""
+    if size == 2:
+        return _load_bfloat16(address, count)
+    return load_first(address, count)
+
+
+@njit(forceinline=True)
+def store_numbers(address, value, count, size):
+    """As `store_first`, as numbers of 4 bytes, float32, or of 2, bfloat16."""
+    if size == 2:
+        _store_bfloat16(address, value, count)
+    else:
+        store_first(address, value, count)
 
 
 @njit(forceinline=True)

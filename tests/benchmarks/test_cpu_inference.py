@@ -29,7 +29,7 @@ def result(tmp_path_factory):
 
 
 def by_case(result) -> dict:
-    return {(r["model"], r["frames"], r["backend"]): r for r in result["records"]}
+    return {(r["model"], r["frames"], r["backend"], r["precision"]): r for r in result["records"]}
 
 
 @pytest.mark.slow
@@ -37,20 +37,20 @@ def test_every_case_has_one_record_and_only_the_slow_one_is_skipped(result):
     cases = by_case(result)
     assert len(result["records"]) == len(cases)
     skipped = {case for case, record in cases.items() if record["skipped"]}
-    assert skipped == {("videomamba-ti", 16, "reference")}
+    assert skipped == {("videomamba-ti", 16, "reference", "fp32")}
     assert set(cases) - skipped == {
-        ("videomamba-ti", 4, "numba"),
-        ("videomamba-ti", 4, "reference"),
-        ("videomamba-ti", 16, "numba"),
-        ("joint-vit-ti", 4, None),
-        ("joint-vit-ti", 16, None),
-    }
+        ("videomamba-ti", 4, "reference", "fp32"),
+        *((*case, precision) for precision in ("fp32", "bf16") for case in [
+            ("videomamba-ti", 4, "numba"), ("videomamba-ti", 16, "numba"),
+            ("joint-vit-ti", 4, None), ("joint-vit-ti", 16, None),
+        ]),
+    }  # fmt: skip
     assert all(cases[case]["seconds_min"] is None for case in skipped)
 
 
 @pytest.mark.slow
 def test_tokens_are_those_of_the_architectures(result):
-    for (model, frames, _), record in by_case(result).items():
+    for (model, frames, *_), record in by_case(result).items():
         class_token = model == "videomamba-ti"  # VideoMAE averages its tokens instead
         assert record["tokens"] == frames * PATCHES + class_token
 
@@ -108,7 +108,7 @@ def test_summaries_follow_from_what_was_measured(result):
 @pytest.mark.slow
 def test_what_was_not_run_is_not_judged(result):
     unmeasured = [line for line in result["checks"] if "frames" in line["name"]]
-    assert len(unmeasured) == 4
+    assert len(unmeasured) == 5
     assert all(line["value"] is None and line["passed"] is None for line in unmeasured)
     assert "PASS" not in result["printed"] and "FAIL" not in result["printed"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_modules.ops import threads
 from lightning_modules.ops.conv.numba_kernels import conv_backward, conv_forward
 from lightning_modules.ops.conv.operator import conv_operators
-from lightning_modules.ops.memory import FLOAT_BYTES, address, empty, readable, rows, zeros
+from lightning_modules.ops.memory import address, empty, readable, readable_numbers, rows, zeros
 from lightning_modules.ops.simd import LANES
 
 __all__ = ["bidirectional_conv1d", "causal_conv1d"]
@@ -75,14 +75,15 @@ def _forward(
 ) -> tuple[Tensor | None, Tensor | None]:
     batch, length, channels = x.shape
     width = (weight_b if weight is None else weight).shape[1]
-    read = readable(x)
+    read = readable_numbers(x)(x)
+    size = read.element_size()
     taps = [_to_taps(weight, bias, False), _to_taps(weight_b, bias_b, True)]
-    y, y_b = (None if t is None else empty(*x.shape) for t in taps)
+    y, y_b = (None if t is None else torch.empty(x.shape, dtype=read.dtype, device="cpu") for t in taps)
 
     def work(index: int, b: int, start: int, stop: int) -> None:
         conv_forward(
             *rows(read, b), address(taps[0]), rows(y, b)[0], address(taps[1]), rows(y_b, b)[0],
-            channels * FLOAT_BYTES, silu, width, start, stop, length, channels,
+            channels * size, size, silu, width, start, stop, length, channels,
         )  # fmt: skip
 
     threads.run(work, _tasks(batch, length))

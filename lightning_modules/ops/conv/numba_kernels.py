@@ -9,6 +9,7 @@ rows from the earliest to the latest (the direction that looks to the future has
 
 from numba import njit
 
+from lightning_modules.ops.memory import FLOAT_BYTES
 from lightning_modules.ops.simd import (
     LANES,
     ONE,
@@ -19,39 +20,42 @@ from lightning_modules.ops.simd import (
     least,
     load,
     load_first,
+    load_numbers,
     most,
     prefetch,
     sigmoid,
     splat,
     store,
     store_first,
+    store_numbers,
 )
 
 __all__ = ["conv_backward", "conv_forward"]
 
 
 @kernel
-def conv_forward(x, x_row, taps, y, taps_b, y_b, y_row, silu, width, start, stop, length, channels):
-    """y and y_b in rows start to stop (not included)."""
+def conv_forward(x, x_row, taps, y, taps_b, y_b, y_row, size, silu, width, start, stop, length, channels):
+    """y and y_b in rows start to stop (not included). Numbers of x, y and y_b have `size` bytes, see `load_numbers`."""
+    vector = LANES * size
     for group in range((channels + LANES - 1) // LANES):
         count = least(LANES, channels - group * LANES)
-        here = group * VECTOR_BYTES
+        here = group * vector
         of_group = group * (width + 1) * VECTOR_BYTES
         for t in range(start, stop):
             # The next group's lines: CPUs foresee steps inside a page only.
-            prefetch(x + here + VECTOR_BYTES + t * x_row)
+            prefetch(x + here + vector + t * x_row)
             if y:
-                prefetch(y + here + VECTOR_BYTES + t * y_row)
-                out = _causal(taps + of_group, x + here, x_row, t, width, count)
+                prefetch(y + here + vector + t * y_row)
+                out = _causal(taps + of_group, x + here, x_row, size, t, width, count)
                 if silu:
                     out = out * sigmoid(out)
-                store_first(y + here + t * y_row, out, count)
+                store_numbers(y + here + t * y_row, out, count, size)
             if y_b:
-                prefetch(y_b + here + VECTOR_BYTES + t * y_row)
-                out = _future(taps_b + of_group, x + here, x_row, t, width, length, count)
+                prefetch(y_b + here + vector + t * y_row)
+                out = _future(taps_b + of_group, x + here, x_row, size, t, width, length, count)
                 if silu:
                     out = out * sigmoid(out)
-                store_first(y_b + here + t * y_row, out, count)
+                store_numbers(y_b + here + t * y_row, out, count, size)
 
 
 @kernel
@@ -76,7 +80,7 @@ def conv_backward(
             for t in range(start, high):
                 g = load_first(grad + here + t * grad_row, count)
                 if silu:
-                    g = g * _silu_slope(_causal(taps + of_group, x + here, x_row, t, width, count))
+                    g = g * _silu_slope(_causal(taps + of_group, x + here, x_row, FLOAT_BYTES, t, width, count))
                 store(inner + t * VECTOR_BYTES, g)
             for t in range(start, stop):
                 g = load(inner + t * VECTOR_BYTES)
@@ -88,7 +92,9 @@ def conv_backward(
             for t in range(low, stop):
                 g = load_first(grad_b + here + t * grad_b_row, count)
                 if silu:
-                    g = g * _silu_slope(_future(taps_b + of_group, x + here, x_row, t, width, length, count))
+                    g = g * _silu_slope(
+                        _future(taps_b + of_group, x + here, x_row, FLOAT_BYTES, t, width, length, count)
+                    )
                 store(inner_b + t * VECTOR_BYTES, g)
             for t in range(start, stop):
                 g = load(inner_b + t * VECTOR_BYTES)
@@ -109,20 +115,20 @@ def conv_backward(
 
 
 @njit(forceinline=True)
-def _causal(taps, x, x_row, t, width, count):
+def _causal(taps, x, x_row, size, t, width, count):
     """Bias plus the weighted rows t - width + 1 to t."""
     out = load(taps + width * VECTOR_BYTES)
     for k in range(most(0, width - 1 - t), width):
-        out = fma(load(taps + k * VECTOR_BYTES), load_first(x + (t + k - width + 1) * x_row, count), out)
+        out = fma(load(taps + k * VECTOR_BYTES), load_numbers(x + (t + k - width + 1) * x_row, count, size), out)
     return out
 
 
 @njit(forceinline=True)
-def _future(taps, x, x_row, t, width, length, count):
+def _future(taps, x, x_row, size, t, width, length, count):
     """Bias plus the weighted rows t to t + width - 1."""
     out = load(taps + width * VECTOR_BYTES)
     for k in range(least(width, length - t)):
-        out = fma(load(taps + k * VECTOR_BYTES), load_first(x + (t + k) * x_row, count), out)
+        out = fma(load(taps + k * VECTOR_BYTES), load_numbers(x + (t + k) * x_row, count, size), out)
     return out
 
 

@@ -8,6 +8,7 @@ Legend of shapes: (batch, length, channels) for sequences, state for the states 
 `numba_kernels.py`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lightning_modules.ops import threads
-from lightning_modules.ops.memory import FLOAT_BYTES, address, empty, readable, rows, zeros
+from lightning_modules.ops.memory import FLOAT_BYTES, address, empty, readable, readable_numbers, rows, zeros
 from lightning_modules.ops.scan.direction import Direction, flat, needs_grad
 from lightning_modules.ops.scan.numba_kernels import scan_backward, scan_forward
 from lightning_modules.ops.scan.operator import scan_operators
@@ -58,8 +59,8 @@ def _defect() -> str | None:
     row = FLOAT_BYTES
     try:
         scan_forward(
-            at[0], row, at[1], row, at[2], at[3], row, at[4], row, 0, 0, False, 0, 0, at[5], row, False, at[6], at[7],
-            0, 0, 2, 2, 1, 1,
+            at[0], row, at[1], row, at[2], at[3], row, at[4], row, 0, 0, False, 0, 0, row, at[5], row, False,
+            at[6], at[7], 0, 0, 2, 2, 1, 1,
         )  # fmt: skip
     except Exception as error:  # whatever a compiler may raise
         first_line = f"{type(error).__name__}: {error}".partition("\n")[0]
@@ -80,11 +81,13 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     """y and the checkpoints, see `lightning_modules.ops.scan.operator.scan_operators`."""
     u, A = given[0].u, given[0].A
-    directions = _Rows.of_each(given, reverse)
+    read = readable_numbers(z, *(tensor for d in given for tensor in (d.u, d.delta)))
+    directions = _Rows.of_each(given, reverse, read)
     batch, length, channels = u.shape
     states = _padded(A.shape[1])
     groups = _groups(channels)
-    gate = readable(z)
+    gate = read(z)
+    number_bytes = directions[0].u.element_size()
     y = empty(*u.shape)
     state = zeros(len(directions), batch, groups, states, LANES)
     chunks = -(-length // _CHUNK)
@@ -98,7 +101,7 @@ def _forward(
             gated = gate if index == last else None
             scan_forward(
                 *d.inputs(b, channel), delta_softplus,
-                *d.place(gated, b, channel), *d.place(y, b, channel), index > 0,
+                *d.place(gated, b, channel), number_bytes, *d.place(y, b, channel), index > 0,
                 address(state[index, b, first]), address(scratch),
                 address(checkpoints[index, b, 0, first]) if save and chunks else 0,
                 groups * states * LANES * FLOAT_BYTES, _CHUNK, length, min(count * LANES, channels - channel), states,
@@ -171,17 +174,17 @@ class _Rows:
     reverse: bool
 
     @classmethod
-    def of_each(cls, directions: tuple[Direction, ...], reverse: bool) -> list["_Rows"]:
-        return [cls.of(direction, reverse or index > 0) for index, direction in enumerate(directions)]
+    def of_each(cls, directions: tuple[Direction, ...], reverse: bool, read: Callable = readable) -> list["_Rows"]:
+        return [cls.of(direction, reverse or index > 0, read) for index, direction in enumerate(directions)]
 
     @classmethod
-    def of(cls, direction: Direction, reverse: bool) -> "_Rows":
+    def of(cls, direction: Direction, reverse: bool, read: Callable) -> "_Rows":
         u, delta, A, B, C, D, bias = direction
         missing = _padded(A.shape[1]) - A.shape[1]
         if missing:  # states that stay zero
             A, B, C = (pad(tensor, (0, missing)) for tensor in (A, B, C))
-        u, delta, B, C, D, bias = (readable(tensor) for tensor in (u, delta, B, C, D, bias))
-        return cls(u, delta, _to_lanes(A.float() * float(LOG2_E)), B, C, D, bias, reverse)
+        B, C, D, bias = (readable(tensor) for tensor in (B, C, D, bias))
+        return cls(read(u), read(delta), _to_lanes(A.float() * float(LOG2_E)), B, C, D, bias, reverse)
 
     def place(self, tensor: Tensor | None, b: int, channel: int) -> tuple[int, int]:
         """A tensor's address and step between rows as this direction walks it."""

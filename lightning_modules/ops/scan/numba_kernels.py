@@ -25,6 +25,7 @@ from lightning_modules.ops.simd import (
     load,
     load_first,
     load_four,
+    load_numbers,
     prefetch,
     sigmoid,
     softplus,
@@ -42,14 +43,14 @@ __all__ = ["scan_backward", "scan_forward"]
 
 @kernel
 def scan_forward(
-    u, u_row, delta, delta_row, A, B, B_row, C, C_row, D, bias, use_softplus, z, z_row, y, y_row, add_to_y,
+    u, u_row, delta, delta_row, A, B, B_row, C, C_row, D, bias, use_softplus, z, z_row, size, y, y_row, add_to_y,
     state, scratch, checkpoints, checkpoint_step, chunk, length, channels, states,
 ):  # fmt: skip
     """y = (scan + D u [+ y]) [silu(z)].
 
-    A is in lanes layout and holds A log2(e). state, in lanes layout, holds the first state and is left with the last;
-    the state before every chunk is written to checkpoints, `checkpoint_step` bytes apart, if it is given. scratch has
-    room for 2 chunk vectors.
+    Numbers of u, delta and z have `size` bytes, see `load_numbers`. A is in lanes layout and holds A log2(e). state, in
+    lanes layout, holds the first state and is left with the last; the state before every chunk is written to
+    checkpoints, `checkpoint_step` bytes apart, if it is given. scratch has room for 2 chunk vectors.
     """
     dts = scratch
     outs = scratch + chunk * VECTOR_BYTES
@@ -60,6 +61,7 @@ def scan_forward(
         for group in range(groups):
             count = least(LANES, channels - group * LANES)
             here = group * VECTOR_BYTES
+            read = group * LANES * size
             a_group = A + group * group_bytes
             h_group = state + group * group_bytes
             if checkpoints:
@@ -75,25 +77,27 @@ def scan_forward(
             # Three short loops instead of one: a softplus takes longer than the sixteen states that wait for it, and
             # the CPU can only overlap what stands close together.
             for step in range(steps):
-                dt = load_first(delta + here + (start + step) * delta_row, count) + shift
+                dt = load_numbers(delta + read + (start + step) * delta_row, count, size) + shift
                 if use_softplus:
                     dt = softplus(dt)
                 store(dts + step * VECTOR_BYTES, dt)
             next_here = here + VECTOR_BYTES
+            next_read = read + LANES * size
             next_start = start
             if group == groups - 1:
                 next_here = 0
+                next_read = 0
                 next_start = start + chunk
             for step in range(steps):
                 t = start + step
                 next_t = next_start + step
-                prefetch(delta + next_here + next_t * delta_row)
-                prefetch(u + next_here + next_t * u_row)
+                prefetch(delta + next_read + next_t * delta_row)
+                prefetch(u + next_read + next_t * u_row)
                 prefetch(y + next_here + next_t * y_row)
                 if z:
-                    prefetch(z + next_here + next_t * z_row)
+                    prefetch(z + next_read + next_t * z_row)
                 dt = load(dts + step * VECTOR_BYTES)
-                x = load_first(u + here + t * u_row, count)
+                x = load_numbers(u + read + t * u_row, count, size)
                 dtx = dt * x
                 out = skip * x
                 for n in range(states):
@@ -110,7 +114,7 @@ def scan_forward(
                 if add_to_y:
                     out = out + load_first(y_here, count)
                 if z:
-                    gate = load_first(z + here + t * z_row, count)
+                    gate = load_numbers(z + read + t * z_row, count, size)
                     out = out * (gate * sigmoid(gate))
                 store_first(y_here, out, count)
 

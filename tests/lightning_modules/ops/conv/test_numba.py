@@ -119,3 +119,15 @@ def test_operators_are_registered_soundly(reverse: bool, with_bias: bool) -> Non
     grad = torch.ones(2, 6, 5)
     x, weight, bias = (None if t is None else t.detach() for t in (x, weight, bias))
     torch.library.opcheck(numba_backend._conv_backward, (grad, None, x, weight, bias, None, None, True))
+
+
+@pytest.mark.parametrize("channels", [16, 40])
+def test_bfloat16_is_read_in_place_and_rounded_as_torch_does(channels: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 70, 3 * channels).bfloat16()[..., channels : 2 * channels]
+    x[0, 5, 0], x[1, 9, 1] = float("nan"), float("inf")
+    weights = torch.randn(channels, 4), torch.randn(channels), torch.randn(channels, 4), torch.randn(channels)
+    with use_backend("numba"):
+        pairs = zip(bidirectional_conv1d(x, *weights), bidirectional_conv1d(x.float(), *weights), strict=True)
+        for result, expected in pairs:
+            torch.testing.assert_close(result, expected.bfloat16(), rtol=0, atol=0, equal_nan=True)

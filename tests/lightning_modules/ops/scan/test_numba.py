@@ -224,3 +224,24 @@ def test_default_dtype_and_device_do_not_reach_the_kernels() -> None:
         torch.set_default_dtype(torch.float32)
     for got, name in zip([y, *gradients], expected, strict=True):
         assert torch.equal(got, expected[name]), name
+
+
+@pytest.mark.parametrize("length", [1, 64, 70])
+@pytest.mark.parametrize("channels", [16, 40])
+@pytest.mark.parametrize("gated", [True, False])
+def test_bfloat16_read_in_place_is_that_of_a_copy(length: int, channels: int, gated: bool) -> None:
+    one, two = (_inputs(2, length, channels, 8, seed) for seed in (0, 1))
+    for name in ("u", "delta", "z"):
+        wide = torch.randn(2, length, 3 * channels).bfloat16()  # slices, with something on both sides
+        wide[..., channels : 2 * channels] = one[name]
+        one[name] = wide[..., channels : 2 * channels]
+        two[name] = two[name].bfloat16()
+    both = _pair(one, {name: two[name] for name in _SEQUENCES})
+    both["z"] = one["z"] if gated else None
+    copied = {name: None if tensor is None else tensor.float() for name, tensor in both.items()}
+    with use_backend("numba"):
+        result, expected = bidirectional_scan(**both), bidirectional_scan(**copied)
+        assert result.dtype == torch.bfloat16 and torch.equal(result, expected.bfloat16())
+        for name in ("delta", "delta_b"):  # one in float32: all are read so
+            both[name] = both[name].float()
+        assert torch.equal(bidirectional_scan(**both), result)
