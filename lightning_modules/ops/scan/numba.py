@@ -26,6 +26,8 @@ from lightning_modules.ops.simd import LANES, LOG2_E
 
 __all__ = ["scan", "why_not"]
 
+_Read = Callable[[Tensor | None], Tensor | None]
+
 # Rows between two checkpoints of the state, from which the backward recomputes the states between them. What it holds
 # for a chunk, 48 vectors a row for 16 states, takes a fifth of a second cache of 1 MiB.
 _CHUNK = 64
@@ -174,11 +176,11 @@ class _Rows:
     reverse: bool
 
     @classmethod
-    def of_each(cls, directions: tuple[Direction, ...], reverse: bool, read: Callable = readable) -> list["_Rows"]:
+    def of_each(cls, directions: tuple[Direction, ...], reverse: bool, read: _Read = readable) -> list["_Rows"]:
         return [cls.of(direction, reverse or index > 0, read) for index, direction in enumerate(directions)]
 
     @classmethod
-    def of(cls, direction: Direction, reverse: bool, read: Callable) -> "_Rows":
+    def of(cls, direction: Direction, reverse: bool, read: _Read) -> "_Rows":
         u, delta, A, B, C, D, bias = direction
         missing = _padded(A.shape[1]) - A.shape[1]
         if missing:  # states that stay zero
