@@ -21,6 +21,8 @@ from typing import Any
 
 import torch
 
+from lightning_modules.ops.graphs import capture
+
 __all__ = [
     "RESULTS",
     "Rates",
@@ -146,13 +148,7 @@ def graph_time(function: Callable[[], Any], device: torch.device, budget_seconds
     """
     if device.type != "cuda":
         return None
-    stream = torch.cuda.Stream(device)
-    with torch.cuda.stream(stream):
-        function()
-    torch.cuda.synchronize(device)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        function()
+    graph, _ = capture(function, device)
     return device_time(graph.replay, device, budget_seconds)
 
 

@@ -27,6 +27,7 @@ from hub.hashes import check_sha256
 from hub.lightning_ckpt import find_checkpoint, read_lightning
 from lightning_modules.base import BaseModule
 from lightning_modules.errors import ModelError
+from lightning_modules.ops.graphs import Replayed
 from zoo.configs import check_arguments, normalise_of, resolve
 from zoo.errors import UnknownModelError, ZooError
 from zoo.fetch import REPOSITORY, fetch_folder, fetch_vocabulary, weights_of
@@ -62,7 +63,11 @@ def create(name: str, **overrides: Any) -> BaseModule:
 
 
 def load(
-    source: str | os.PathLike[str], *, checkpoint: str | os.PathLike[str] | None = None, **overrides: Any
+    source: str | os.PathLike[str],
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    graph: bool = False,
+    **overrides: Any,
 ) -> BaseModule:
     """Load a model with its weights, in eval mode.
 
@@ -73,6 +78,8 @@ def load(
             ``org/repo`` over a repository.
         checkpoint: a file on disk to take the weights from (official, safetensors or ``.ckpt``, or a folder in the hub
             format); `source` then is the registered name they belong to, and nothing is downloaded.
+        graph: move the model to the GPU and replay its forward pass as a CUDA graph, recorded at the first call with
+            each shape; without gradients (`lightning_modules.ops.graphs.Replayed`).
         overrides: arguments of the module's constructor. Position embeddings are interpolated where ``num_frames`` or
             ``image_size`` differ from the checkpoint; other changes must fit the weights.
 
@@ -80,8 +87,10 @@ def load(
         UnknownModelError: no such name, folder or file.
         HubError: the weights cannot be fetched or read, belong to another architecture, or hold NaN.
         ModelError: an override does not fit the module.
-        ZooError: another number of classes than the weights have.
+        ZooError: another number of classes than the weights have; `graph` without a GPU.
     """
+    if graph and not torch.cuda.is_available():
+        raise ZooError("graph=True replays a CUDA graph and there is no NVIDIA GPU here; omit it.")
     if checkpoint is not None:
         found, stored = _read_entry(info(str(source)), Path(checkpoint).expanduser())
     else:
@@ -106,7 +115,11 @@ def load(
             module = _construct(found.config, arguments)
         _allocate(module)
     module.load_state_dict(state_dict)
-    return module.eval()
+    module.eval()
+    if graph:
+        module.cuda()
+        module.forward = Replayed(module)  # type: ignore[method-assign]
+    return module
 
 
 def initialise(module: BaseModule, source: str | os.PathLike[str]) -> bool:
