@@ -9,7 +9,7 @@ help:
 	@echo "make install    create .venv with the package and its tests"
 	@echo "make test       run the quick, offline tests"
 	@echo "make test-slow  run the long ones"
-	@echo "make test-browser  run those that drive Chromium; installs Debian's where there is none"
+	@echo "make test-browser  run those that drive Chromium; installs Debian's if there is none"
 	@echo "make test-oldest  run the quick tests on the oldest dependencies that pyproject.toml allows"
 	@echo "make demo       generate videos, train, test, save, load and predict (about 5 minutes on two cores)"
 	@echo "make lint       formatting, mistakes that tools find, spelling"
