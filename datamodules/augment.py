@@ -50,7 +50,8 @@ def random_resized_crop(
     Returns:
         uint8 (T, 3, size, size).
     """
-    top, left, height, width = _random_box(*video.shape[-2:], area, ratio)
+    frame_height, frame_width = video.shape[-2:]
+    top, left, height, width = _random_box(frame_height, frame_width, area, ratio)
     return F.resized_crop(video, top, left, height, width, [size, size], **resize_options(interpolation))
 
 
@@ -218,7 +219,7 @@ def _affine(
         scale=1.0,
         shear=[math.degrees(math.atan(tangent)) for tangent in shear],
         interpolation=InterpolationMode.BILINEAR,  # the published code has bicubic, which torchvision lacks on tensors
-        fill=FILL,
+        fill=FILL,  # type: ignore[arg-type]  # a number counts for every channel
         center=[0.0, 0.0] if any(shear) else None,  # PIL, which the recipes were tuned with, shears about the corner
     )
 

@@ -6,23 +6,25 @@ describes.
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, default_collate
+from typing_extensions import TypeVar, override
 
 from datamodules.augment import AUTO_AUGMENT_POLICIES, CROPS, TrainTransform
 from datamodules.checks import SHARE, Count, Number, OneOf, OrNone, Range, check
 from datamodules.clips import ClipDataModule, ClipFormat, FetchingAhead
 from datamodules.errors import DataError, some
-from datamodules.loading import Draw, seeded
+from datamodules.loading import Batch, Draw, Item, number_of, seeded
 from datamodules.mixing import BatchMixer
-from datamodules.unreadable import UnreadableTally
+from datamodules.unreadable import Listed, UnreadableTally
 from datamodules.video.opening import DecodeError
 from datamodules.video.resize import to_clip
 from datamodules.video.sampling import MAX_FRAMES, clip_indices
@@ -41,7 +43,11 @@ class Sample(NamedTuple):
     label: int
 
 
-class ClipDataset(FetchingAhead, Dataset):
+S = TypeVar("S", bound=Listed, default=Sample)
+"""An entry of the listing; classes with another one than `Sample` override what reads its label."""
+
+
+class ClipDataset(FetchingAhead[Item | list[Item]], Generic[S]):
     """One item per video: random clip and augmentation with `transform`, fixed views without.
 
     An unreadable video is replaced by another one, drawn at random, where there is a `transform`; elsewhere by zeros
@@ -61,7 +67,7 @@ class ClipDataset(FetchingAhead, Dataset):
 
     def __init__(
         self,
-        samples: Sequence[Sample],
+        samples: Sequence[S],
         clip: ClipFormat,
         *,
         transform: TrainTransform | None = None,
@@ -76,24 +82,27 @@ class ClipDataset(FetchingAhead, Dataset):
         self.num_clips = num_clips
         self.num_crops = num_crops
         self.repeats = repeats
-        self.tally = UnreadableTally(samples, max_unreadable)
+        self.tally: UnreadableTally = UnreadableTally(samples, max_unreadable)
 
+    @override
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, item: int | Draw) -> dict | list[dict]:
+    @override
+    def __getitem__(self, item: int | Draw) -> Item | list[Item]:
         if self.transform is None:
-            return self._fixed(item)
+            return self._fixed(number_of(item))
         draw = Draw.of(item)
         clips = [{**clip, "seed": draw.seed} for clip in self._random(draw)]
         return clips if self.repeats > 1 else clips[0]
 
+    @override
     def path_of(self, index: int) -> str:
         return self.samples[index].path
 
-    def _fixed(self, index: int) -> dict:
+    def _fixed(self, index: int) -> Item:
         sample = self.samples[index]
-        options = {field.name: getattr(self.clip, field.name) for field in fields(self.clip)}
+        options: dict[str, Any] = {field.name: getattr(self.clip, field.name) for field in fields(self.clip)}
         try:
             options |= {"num_clips": self.num_clips, "num_crops": self.num_crops, "spans": self.spans_of(index)}
             video = load_views(sample.path, **options).video
@@ -102,42 +111,45 @@ class ClipDataset(FetchingAhead, Dataset):
             return self._placeholder(sample)
         return self._item(video if len(video) > 1 else video[0], sample, index)
 
-    def _random(self, draw: Draw) -> list[dict]:
+    def _random(self, draw: Draw) -> list[Item]:
         clips = self.tally.read_or_replace(draw, self._augmented)
         return clips or [self._placeholder(self.samples[draw.index])] * self.repeats
 
-    def _augmented(self, index: int) -> list[dict]:
+    def _augmented(self, index: int) -> list[Item]:
+        assert self.transform is not None
         sample = self.samples[index]
         with self.clip.open(sample.path) as reader:
             frames = reader.read(self._random_indices(reader.num_frames))
         return [self._item(to_clip(self.transform(frames)), sample, index) for _ in range(self.repeats)]
 
-    def _random_indices(self, num_video_frames: int) -> np.ndarray:
+    def _random_indices(self, num_video_frames: int) -> NDArray[np.int64]:
         clip = self.clip
         return clip_indices(
             num_video_frames, clip.num_frames, sampling=clip.sampling, mode="train", frame_stride=clip.frame_stride
         )
 
-    def _placeholder(self, sample: Sample) -> dict:
+    def _placeholder(self, sample: S) -> Item:
         views = self.num_clips * self.num_crops if self.transform is None else 1
         shape = (3, self.clip.num_frames, self.clip.image_size, self.clip.image_size)
         video = torch.zeros((views, *shape) if views > 1 else shape, dtype=torch.uint8)
         return self._item(video, sample, -1)
 
-    def _item(self, video: Tensor, sample: Sample, index: int) -> dict:
-        return {"video": video.contiguous(), "label": sample.label, "index": index, "path": sample.path}
+    def _item(self, video: Tensor, sample: S, index: int) -> Item:
+        label = cast(Sample, sample).label
+        return {"video": video.contiguous(), "label": label, "index": index, "path": sample.path}
 
     def spans_of(self, index: int) -> Sequence[tuple[float, float] | None]:
         """Stretches of a video, in seconds, each of which has the fixed views; None is the whole."""
         return (None,)
 
 
-def collate_clips(items: Sequence[dict | list[dict]]) -> dict:
-    """A batch in which the repeats of a video stand side by side."""
-    return default_collate([clip for item in items for clip in (item if isinstance(item, list) else [item])])
+def collate_clips(items: Sequence[Item | list[Item]]) -> Batch:
+    """Make a batch in which the repeats of a video stand side by side."""
+    batch: Batch = default_collate([clip for item in items for clip in (item if isinstance(item, list) else [item])])
+    return batch
 
 
-class VideoDataModule(ClipDataModule):
+class VideoDataModule(ClipDataModule[S, ClipDataset[S]], Generic[S]):
     """Abstract base of DataModules of labelled videos. A subclass has `list_classes` and `list_videos`.
 
     Args:
@@ -164,7 +176,7 @@ class VideoDataModule(ClipDataModule):
     """
 
     collate = staticmethod(collate_clips)
-    entry = Sample
+    entry: type[NamedTuple] = Sample
 
     augment_after_crop = False
     """Whether RandAugment and AutoAugment see the cropped picture, as image models were trained, or the whole frame."""
@@ -215,7 +227,8 @@ class VideoDataModule(ClipDataModule):
         self.num_clips, self.num_crops = num_clips, num_crops
         self.repeats, self.repeat_mode = repeats, repeat_mode
         self.crop = crop
-        self.crop_area, self.crop_ratio, self.horizontal_flip = tuple(crop_area), tuple(crop_ratio), horizontal_flip
+        self.crop_area, self.crop_ratio = (crop_area[0], crop_area[1]), (crop_ratio[0], crop_ratio[1])
+        self.horizontal_flip = horizontal_flip
         self.rand_augment = (rand_augment_ops, rand_augment_magnitude, rand_augment_std)
         self.auto_augment = auto_augment
         self.mixer = BatchMixer(mixup=mixup, cutmix=cutmix, erasing=random_erasing)
@@ -235,17 +248,22 @@ class VideoDataModule(ClipDataModule):
 
     @abstractmethod
     def list_classes(self) -> list[str] | None:
-        """`class_names` of videos that are files; raises `DataError` where that fails."""
+        """Return the `class_names` of videos that are files.
 
-    @abstractmethod
-    def list_videos(self, split: str) -> list[Sample]: ...
+        Raises:
+            DataError: there are none, or they cannot be read.
+        """
 
     @cached_property
     def num_classes(self) -> int:
         """Labels are 0 .. num_classes - 1; a subclass that is told the number sets it in its constructor."""
-        return len(self.class_names)
+        names = self.class_names
+        if names is None:
+            raise DataError(f"{type(self).__name__} has no names of classes; set num_classes in its constructor.")
+        return len(names)
 
     @property
+    @override
     def repeats_in_sampler(self) -> int:
         """Number of times a video is drawn in a training epoch."""
         return self.repeats if self.repeat_mode == "sampler" else 1
@@ -255,16 +273,19 @@ class VideoDataModule(ClipDataModule):
         """Clips of a training batch in one process."""
         return self.batch_size * (self.repeats if self.repeat_mode == "views" else 1)
 
-    def classes_in(self, dataset: ClipDataset) -> int | None:
-        return len({sample.label for sample in dataset.samples})
+    @override
+    def classes_in(self, dataset: ClipDataset[S]) -> int | None:
+        return len({sample.label for sample in cast(Sequence[Sample], dataset.samples)})
 
-    def clips_in(self, split: str, dataset: ClipDataset) -> int:
+    @override
+    def clips_in(self, split: str, dataset: ClipDataset[S]) -> int:
         return len(dataset) * (dataset.repeats if split == "train" else dataset.num_clips * dataset.num_crops)
 
-    def check_listings(self, listings: dict[str, list[Sample]]) -> None:
+    @override
+    def check_listings(self, listings: Mapping[str, Sequence[S]]) -> None:
         """Raise `DataError` for labels outside the classes; warn of videos listed twice."""
         num_classes = self.num_classes
-        for split, samples in listings.items():
+        for split, samples in cast(Mapping[str, Sequence[Sample]], listings).items():
             strays = [f"{s.path} ({s.label})" for s in samples if not 0 <= s.label < num_classes]
             if strays:
                 raise DataError(
@@ -284,7 +305,8 @@ class VideoDataModule(ClipDataModule):
                     f"with another label: {some(doubles)}."
                 )
 
-    def make_dataset(self, split: str, samples: list[Sample], clip: ClipFormat) -> ClipDataset:
+    @override
+    def make_dataset(self, split: str, samples: Sequence[S], clip: ClipFormat) -> ClipDataset[S]:
         if split == "train":
             num_ops, magnitude, magnitude_std = self.rand_augment
             transform = TrainTransform(
@@ -305,8 +327,8 @@ class VideoDataModule(ClipDataModule):
         num_clips, num_crops = (1, 1) if split == "val" else (self._test_clips(clip), self.num_crops)
         return self.dataset_of(samples, clip, num_clips=num_clips, num_crops=num_crops)
 
-    def dataset_of(self, samples: list[Sample], clip: ClipFormat, **options: Any) -> ClipDataset:
-        """Items of a listing; `options` are those of `ClipDataset`."""
+    def dataset_of(self, samples: Sequence[S], clip: ClipFormat, **options: Any) -> ClipDataset[S]:
+        """Return the items of a listing; `options` are those of `ClipDataset`."""
         return ClipDataset(samples, clip, max_unreadable=self.max_unreadable, **options)
 
     def _test_clips(self, clip: ClipFormat) -> int:
@@ -316,19 +338,22 @@ class VideoDataModule(ClipDataModule):
             raise DataError(f"num_clips is {self.num_clips}, but sampling 'ssv2' defines one or two; set it to 2.")
         return self.num_clips
 
-    def test_dataloader(self) -> DataLoader:
+    @override
+    def test_dataloader(self) -> DataLoader[Batch]:
         """num_clips x num_crops views of each video."""
         views = self.datasets["test"].num_clips * self.num_crops
         return self._loader("test", self.eval_batch_size or max(1, self.batch_size // views))
 
-    def on_before_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
+    @override
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Stop the run if too many videos are unreadable, see `ClipDataModule`."""
         batch = super().on_before_batch_transfer(batch, dataloader_idx)
         seeds = batch.get("seed", torch.randint(2**32, (1,)))
         self._mixing_seed = int(seeds.sum()) % 2**32  # read before the transfer: a GPU would have to be waited for
         return batch
 
-    def on_after_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
+    @override
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Mix training batches on the device."""
         if self.trainer is not None and self.trainer.training:
             with seeded(self._mixing_seed, batch["video"].device):

@@ -7,25 +7,30 @@ mistakes before the run, deals the items out, and resumes in the middle of an ep
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing import get_all_start_methods
+from typing import Any, Generic, NamedTuple, cast
 
 import lightning as L
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, default_collate
+from typing_extensions import TypeVar, override
 
 from datamodules.checks import SHARE, Count, OneOf, OrNone, check, fits
 from datamodules.errors import DataError, some
 from datamodules.loading import (
+    Batch,
     ClipLoader,
     Draw,
     EvaluationLoader,
     TrainSampler,
     ignore_interrupts,
+    number_of,
     suitable_workers,
     worker_context,
 )
@@ -33,7 +38,7 @@ from datamodules.overview import SplitOverview, print_overview
 from datamodules.shards.reading import ShardListings, ShardSampler, has_index
 from datamodules.storage.files import Folders, join
 from datamodules.storage.members import fetched_ahead
-from datamodules.unreadable import Listed
+from datamodules.unreadable import Listed, ListedItems
 from datamodules.video.frames import DECODERS, check_decoder, open_video
 from datamodules.video.reader import Reader
 from datamodules.video.resize import INTERPOLATIONS, MAX_SIDE, RESIZES, read_resized
@@ -83,13 +88,19 @@ class ClipFormat:
         """The reader of a file or folder, with the decoder chosen."""
         return open_video(path, decoder=self.decoder)
 
-    def read(self, reader: Reader, indices: np.ndarray) -> Tensor:
+    def read(self, reader: Reader, indices: NDArray[np.int64]) -> Tensor:
         """Frames for evaluation, to be cropped, see `datamodules.video.resize.read_resized`."""
-        size = {name: getattr(self, name) for name in ("image_size", "short_side", "interpolation", "resize")}
-        return read_resized(reader, indices, **size)
+        return read_resized(
+            reader,
+            indices,
+            image_size=self.image_size,
+            short_side=self.short_side,
+            interpolation=self.interpolation,
+            resize=self.resize,
+        )
 
 
-def warn_of_leaks(listings: dict[str, Sequence[Listed]]) -> None:
+def warn_of_leaks(listings: Mapping[str, Sequence[Listed]]) -> None:
     """Warn of training videos that are also evaluated."""
     trained = {sample.path for sample in listings.get("train", ())}
     for split, samples in listings.items():
@@ -98,19 +109,30 @@ def warn_of_leaks(listings: dict[str, Sequence[Listed]]) -> None:
             warnings.warn(f"{len(leaks)} of the {len(samples)} {split} videos are trained on too: {some(leaks)}.")
 
 
-class FetchingAhead(ABC):
+T_co = TypeVar("T_co", covariant=True)
+
+
+class FetchingAhead(ListedItems[T_co]):
     """A data set whose loader processes fetch remote samples of a batch while they decode others of it."""
 
     @abstractmethod
     def path_of(self, index: int) -> str:
         """Return the path that reading an item opens."""
 
-    def __getitems__(self, items: list[int | Draw]) -> list:
-        numbers = (item.index if isinstance(item, Draw) else item for item in items)
-        return [self[item] for item in fetched_ahead(items, list(map(self.path_of, numbers)))]
+    @abstractmethod
+    def __getitem__(self, item: int | Draw) -> T_co: ...
+
+    def __getitems__(self, items: list[int | Draw]) -> list[T_co]:
+        return [self[item] for item in fetched_ahead(items, [self.path_of(number_of(item)) for item in items])]
 
 
-class ClipDataModule(L.LightningDataModule, ABC):
+Entry = TypeVar("Entry", bound=Listed, default=Any)
+"""An entry of a listing."""
+Items = TypeVar("Items", bound=ListedItems[Any], default=Any)
+"""The data set that is made of a listing."""
+
+
+class ClipDataModule(L.LightningDataModule, ABC, Generic[Entry, Items]):
     """Abstract base of DataModules of videos. A subclass has `list_videos`, `check_listings` and `make_dataset`.
 
     Clip arguments that are None are taken from the attached model's `preprocessing`.
@@ -148,11 +170,8 @@ class ClipDataModule(L.LightningDataModule, ABC):
     collate = staticmethod(default_collate)
     """Makes a batch of items."""
 
-    entry: type
-    """An entry of the listing: a NamedTuple that begins with `path`."""
-
-    repeats_in_sampler = 1
-    """Number of times a training item is drawn, see `datamodules.loading.TrainSampler`."""
+    entry: type[NamedTuple]
+    """Type of the listing's entries, which begin with `path`."""
 
     def __init__(
         self,
@@ -176,7 +195,7 @@ class ClipDataModule(L.LightningDataModule, ABC):
         decoder: str = "pyav",
     ) -> None:
         super().__init__()
-        self._clip_arguments = {
+        self._clip_arguments: dict[str, int | str | None] = {
             "num_frames": num_frames,
             "image_size": image_size,
             "short_side": short_side,
@@ -209,11 +228,11 @@ class ClipDataModule(L.LightningDataModule, ABC):
         """Split -> the list or folder of its videos, or how they were chosen."""
         self.skipped: dict[str, list[str]] = {}
         """Split -> videos that its list names and `list_videos` leaves out."""
-        self.datasets: dict[str, Dataset] = {}
+        self.datasets: dict[str, Items] = {}
         self._missing_paths: dict[str, list[str]] = {}
         self._tests_validation = False
         self._train_loader: ClipLoader | None = None
-        self._loader_state: dict | None = None
+        self._loader_state: dict[str, Any] | None = None
 
     @property
     def num_workers(self) -> int:
@@ -221,6 +240,11 @@ class ClipDataModule(L.LightningDataModule, ABC):
         if self._num_workers is not None:
             return self._num_workers
         return suitable_workers(self.trainer.num_devices if self.trainer else 1)
+
+    @property
+    def repeats_in_sampler(self) -> int:
+        """Number of times a training item is drawn, see `datamodules.loading.TrainSampler`."""
+        return 1
 
     @cached_property
     def shard_listings(self) -> ShardListings | None:
@@ -235,41 +259,45 @@ class ClipDataModule(L.LightningDataModule, ABC):
         found = root and any(has_index(root, split) for split in ("train", "val", "test"))
         return ShardListings([root], self.entry) if found else None
 
-    def listing(self, split: str) -> list:
+    def listing(self, split: str) -> Sequence[Entry]:
         """The videos of "train", "val" or "test", in a fixed order: those of the shards, or else `list_videos`."""
         if self.shard_listings is None:
             return self.list_videos(split)
         self.origins[split] = f"shards of {', '.join(self.shard_listings.sources)}"
-        return self.shard_listings.split(split).entries
+        return cast("list[Entry]", self.shard_listings.split(split).entries)
 
     @abstractmethod
-    def list_videos(self, split: str) -> list:
-        """The videos of "train", "val" or "test" where they are files, in a fixed order; raises `DataError` where that
-        fails."""
+    def list_videos(self, split: str) -> Sequence[Entry]:
+        """Return the videos of "train", "val" or "test" where they are files, in a fixed order.
+
+        Raises:
+            DataError: they cannot be listed.
+        """
 
     @abstractmethod
-    def check_listings(self, listings: dict[str, list]) -> None:
+    def check_listings(self, listings: Mapping[str, Sequence[Entry]]) -> None:
         """Raise `DataError` for mistakes in the listings of the splits asked for, and warn of odd ones."""
 
     @abstractmethod
-    def make_dataset(self, split: str, samples: list, clip: ClipFormat) -> Dataset:
-        """Items of a split; its `tally` is an `UnreadableTally` over `samples`."""
+    def make_dataset(self, split: str, samples: Sequence[Entry], clip: ClipFormat) -> Items:
+        """Return the items of a split; their `tally` is an `UnreadableTally` over `samples`."""
 
     @property
     def clip(self) -> ClipFormat:
         """The arguments given, completed by the attached model's `preprocessing`."""
         given = {name: value for name, value in self._clip_arguments.items() if value is not None}
-        values = dict(getattr(getattr(self.trainer, "lightning_module", None), "preprocessing", {}))
+        values: dict[str, Any] = dict(getattr(getattr(self.trainer, "lightning_module", None), "preprocessing", {}))
         if "image_size" in given and "short_side" not in given:
             # The crop keeps the share of the frame that the model was made for.
             share = values["short_side"] / values["image_size"] if values else 1
-            given["short_side"] = round(share * given["image_size"])
+            given["short_side"] = round(share * cast(int, given["image_size"]))
         values = {"resize": "crop"} | values | given
         missing = [name for name in self._clip_arguments if name not in values]
         if missing:
             raise DataError(f"{', '.join(missing)} not set and no model attached to take it from; set it on the data.")
         return ClipFormat(**{name: values[name] for name in self._clip_arguments})
 
+    @override
     def setup(self, stage: str | None = None) -> None:
         """List the videos that `stage` needs; every mistake in the listing is raised here, before any long work."""
         splits = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
@@ -290,21 +318,22 @@ class ClipDataModule(L.LightningDataModule, ABC):
         if stage == "fit" and self.trainer is not None and self.trainer.is_global_zero:
             print_overview(f"Data of {type(self).__name__}", self.describe())
 
+    @override
     def teardown(self, stage: str) -> None:
         """Print below the results of a test if they are those of the validation videos."""
-        if stage == "test" and self._tests_validation and self.trainer.is_global_zero:
+        if stage == "test" and self._tests_validation and (self.trainer is None or self.trainer.is_global_zero):
             print(
                 f"Scored on the {len(self.datasets['test'].tally.samples):,} validation videos: the data has no other "
                 "test split, and checkpoints were chosen on them."
             )
 
-    def _is_validation(self, samples: list) -> bool:
+    def _is_validation(self, samples: Sequence[Entry]) -> bool:
         """Whether the test split is that of validation."""
         origins, skipped = dict(self.origins), dict(self.skipped)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return self.listing("val") == samples
+                return bool(self.listing("val") == samples)
         except DataError:
             return False
         finally:
@@ -314,34 +343,34 @@ class ClipDataModule(L.LightningDataModule, ABC):
         """Describe each split that was set up, in the order of `setup`; a fit prints this before its first step."""
         return [self._describe(split, dataset) for split, dataset in self.datasets.items()]
 
-    def _describe(self, split: str, dataset: Dataset) -> SplitOverview:
+    def _describe(self, split: str, dataset: Items) -> SplitOverview:
         classes = self.classes_in(dataset)
         left_out = [*self.skipped.get(split, ()), *self._missing_paths.get(split, ())]
         return SplitOverview(
             split, self.videos_in(dataset), self.clips_in(split, dataset), classes,
-            None if classes is None else self.num_classes, self.origins.get(split, ""), left_out,
+            None if classes is None else getattr(self, "num_classes", None), self.origins.get(split, ""), left_out,
         )  # fmt: skip
 
-    def videos_in(self, dataset: Dataset) -> int:
+    def videos_in(self, dataset: Items) -> int:
         """Different files of a split."""
         return len({sample.path for sample in dataset.tally.samples})
 
-    def classes_in(self, dataset: Dataset) -> int | None:
+    def classes_in(self, dataset: Items) -> int | None:
         """Count the classes that have a video in a split; None without classes."""
         return None
 
-    def clips_in(self, split: str, dataset: Dataset) -> int:
+    def clips_in(self, split: str, dataset: Items) -> int:
         """Clips of an epoch of a split, with all views or repeats."""
         return len(dataset)
 
-    def _missing(self, split: str, samples: Sequence[Listed]) -> list[int]:
+    def _missing(self, split: str, samples: Sequence[Entry]) -> list[int]:
         """Numbers of the entries whose files are not there."""
         if self.shard_listings is None:
             return [i for i, sample in enumerate(samples) if not self.folders.has(sample.path)]
         return self.shard_listings.split(split).missing
 
-    def _loader(self, split: str, batch_size: int) -> DataLoader:
-        options = {
+    def _loader(self, split: str, batch_size: int) -> DataLoader[Batch]:
+        options: dict[str, Any] = {
             "dataset": self.datasets[split],
             "batch_size": batch_size,
             "collate_fn": self.collate,
@@ -362,14 +391,19 @@ class ClipDataModule(L.LightningDataModule, ABC):
         self._train_loader, self._loader_state = loader, None
         return loader
 
-    def state_dict(self) -> dict:
-        """Position in the training epoch. Lightning keeps this too, but does not give it back to a loader that was
-        made before the checkpoint was read, which is what asking for the number of steps does."""
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position in the training epoch.
+
+        Lightning keeps this too, but does not give it back to a loader that was made before the checkpoint was read,
+        which is what asking for the number of steps does.
+        """
         if self._train_loader is None:
             return {}
         return {"train_loader": self._train_loader.state_dict(), "shards": self._order_of_shards}
 
-    def load_state_dict(self, state_dict: dict) -> None:
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Make the next training loader resume where that one stood."""
         self._loader_state = state_dict if "train_loader" in state_dict else None
 
@@ -377,7 +411,7 @@ class ClipDataModule(L.LightningDataModule, ABC):
     def _order_of_shards(self) -> str | None:
         """Digest of what the order of training samples depends on besides the seed; None for files."""
         listings = self.shard_listings
-        return listings and f"{listings.split('train').digest} {self.shuffle_buffer}"
+        return None if listings is None else f"{listings.split('train').digest} {self.shuffle_buffer}"
 
     def _check_order(self, interrupted: str | None) -> None:
         if interrupted != self._order_of_shards:
@@ -390,7 +424,7 @@ class ClipDataModule(L.LightningDataModule, ABC):
         trainer = self.trainer
         world_size, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
         accumulated = trainer.accumulate_grad_batches if trainer and self.drop_incomplete_step else 1
-        options = {
+        options: dict[str, int] = {
             "num_replicas": world_size,
             "rank": rank,
             # Set by Lightning's seed_everything; without it several processes still have to agree.
@@ -408,23 +442,28 @@ class ClipDataModule(L.LightningDataModule, ABC):
         first = getattr(self.datasets["train"], "first_items", None)
         return sizes if first is None else np.diff(first[np.cumsum([0, *sizes])]).tolist()
 
-    def train_dataloader(self) -> DataLoader:
+    @override
+    def train_dataloader(self) -> DataLoader[Batch]:
         """Random clips, shuffled; in a loop of your own call `loader.sampler.set_epoch`, as Lightning does."""
         return self._loader("train", self.batch_size)
 
-    def val_dataloader(self) -> DataLoader:
+    @override
+    def val_dataloader(self) -> DataLoader[Batch]:
         """The videos in the order of the listing."""
         return self._loader("val", self.eval_batch_size or self.batch_size)
 
-    def test_dataloader(self) -> DataLoader:
+    @override
+    def test_dataloader(self) -> DataLoader[Batch]:
         """The videos in the order of the listing."""
         return self._loader("test", self.eval_batch_size or self.batch_size)
 
-    def predict_dataloader(self) -> DataLoader:
+    @override
+    def predict_dataloader(self) -> DataLoader[Batch]:
         """The same as for testing."""
         return self.test_dataloader()
 
-    def on_before_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
+    @override
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Stop the run, from the main process, if too many videos are unreadable."""
         for dataset in self.datasets.values():
             dataset.tally.check()

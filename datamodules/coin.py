@@ -101,6 +101,7 @@ class COIN(VideoDataModule):
     def _entries(self) -> dict[str, tuple[str, int, str]]:
         """YouTube id -> task, its number and the subset, in the order of COIN.json."""
         path = self._annotations
+        assert path is not None  # asked for where it is there
         database = read_json(path, dict, ["database"])["database"]
         if not isinstance(database, dict) or not database:
             raise DataError(f"{path} has no videos under the key database; download it again from {_SOURCE}.")

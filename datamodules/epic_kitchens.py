@@ -5,12 +5,14 @@ annotations suppose 60 (or 50) frames per second, which the video files do not h
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import torch
+from typing_extensions import override
 
 from datamodules.annotations.epic_kitchens import (
     Segment,
@@ -30,7 +32,7 @@ from datamodules.checks import SHARE, Count, Number, OneOf, Range, check, fits
 from datamodules.clips import ClipFormat
 from datamodules.errors import DataError, some
 from datamodules.kitchens import KitchenDataModule
-from datamodules.loading import seeded
+from datamodules.loading import Batch, seeded
 from datamodules.mixing import BatchMixer
 from datamodules.segments import SegmentDataset
 from datamodules.storage.files import join, resolve
@@ -47,7 +49,7 @@ _TASKS = ("recognition", "anticipation")
 _EVALUATED = ("generic", "as_published")
 
 
-class EpicKitchens100(KitchenDataModule):
+class EpicKitchens100(KitchenDataModule[Segment, SegmentDataset]):
     """The official annotations, and videos, extracted frames or features, as the official downloader leaves them:
 
     | file | where |
@@ -184,7 +186,7 @@ class EpicKitchens100(KitchenDataModule):
         self.questions, self.question_kinds, self.neutral = questions, tuple(question_kinds), neutral
         self.question_files = None if question_files is None else tuple(question_files)
         self.num_clips, self.num_crops = num_clips, num_crops
-        self.crop_area, self.horizontal_flip = tuple(crop_area), horizontal_flip
+        self.crop_area, self.horizontal_flip = (crop_area[0], crop_area[1]), horizontal_flip
         self.rand_augment = (rand_augment_ops, rand_augment_magnitude)
         self.mixer = BatchMixer(mixup=mixup, cutmix=cutmix)
 
@@ -194,7 +196,7 @@ class EpicKitchens100(KitchenDataModule):
     def task(self) -> str:
         """The one given, else the attached model's."""
         hparams = getattr(getattr(self.trainer, "lightning_module", None), "hparams", {})
-        return self._task or hparams.get("task") or _TASKS[0]
+        return self._task or str(hparams.get("task") or _TASKS[0])
 
     @cached_property
     def actions(self) -> list[tuple[int, int]]:
@@ -202,15 +204,17 @@ class EpicKitchens100(KitchenDataModule):
         as_text = self._actions == _AS_TEXT
         path = None if as_text else self.find(self._actions or _ACTIONS)
         if path is not None:
-            rows = sorted(read_table(path, ("id", "verb", "noun")), key=lambda row: number_of(path, row, "id"))
+            table = [(number_of(path, row, "id"), row) for row in read_table(path, ("id", "verb", "noun"))]
+            rows = [row for _, row in sorted(table, key=itemgetter(0))]
             return [(number_of(path, row, "verb"), number_of(path, row, "noun")) for row in rows]
         if self._actions is not None and not as_text:
             raise self.no_file(self._actions)
-        pairs = set()
+        pairs: set[tuple[int, int]] = set()
         for split in ("train", "val"):
             path = self.find(self.lists[split] or _LISTS[split])
-            for row in [] if path is None else read_table(path, ("verb_class", "noun_class")):
-                pairs.add((number_of(path, row, "verb_class"), number_of(path, row, "noun_class")))
+            if path is not None:
+                rows = read_table(path, ("verb_class", "noun_class"))
+                pairs |= {(number_of(path, row, "verb_class"), number_of(path, row, "noun_class")) for row in rows}
         if not pairs:
             raise self.no_file(_LISTS["train"])
         return sorted_as_text(pairs) if as_text else sorted(pairs)
@@ -241,6 +245,7 @@ class EpicKitchens100(KitchenDataModule):
         questions = [text for texts in QUESTIONS.values() for text in texts]
         return [*questions, *self.verb_names, *self.noun_names, *narrations]
 
+    @override
     def list_videos(self, split: str) -> list[Segment]:
         with self.folders.kept():
             name = self.lists[split] or _LISTS["val" if split == "test" else split]
@@ -268,21 +273,25 @@ class EpicKitchens100(KitchenDataModule):
                 segments.append(Segment(path_of, row["narration_id"], span, *known, *pair))
             return segments
 
+    @override
     def classes_in(self, dataset: SegmentDataset) -> int:
         return len({segment.action for segment in dataset.samples} - {-1})
 
+    @override
     def clips_in(self, split: str, dataset: SegmentDataset) -> int:
         return len(dataset) * (1 if split == "train" else dataset.num_clips * dataset.num_crops)
 
-    def check_listings(self, listings: dict[str, list[Segment]]) -> None:
+    @override
+    def check_listings(self, listings: Mapping[str, Sequence[Segment]]) -> None:
         """Raises `DataError` for classes that there are not, and a training list without labels."""
         for split, segments in listings.items():
             self.refuse_strays(split, segments)
             if split == "train" and all(s.verb < 0 for s in segments):
                 raise DataError("The training list has no labels; take EPIC_100_train.csv.")
 
-    def make_dataset(self, split: str, samples: list[Segment], clip: ClipFormat) -> SegmentDataset:
-        common = {
+    @override
+    def make_dataset(self, split: str, samples: Sequence[Segment], clip: ClipFormat) -> SegmentDataset:
+        common: dict[str, Any] = {
             "features": None if self.features is None else self.num_features,
             "table": self._table,
             "ends": self.task == "anticipation",
@@ -291,8 +300,9 @@ class EpicKitchens100(KitchenDataModule):
             "max_unreadable": self.max_unreadable,
         }
         if split != "train":
-            views = {"num_clips": self.num_clips, "num_crops": self.num_crops} if split == "test" else {}
-            return SegmentDataset(samples, clip, **common, **views)
+            if split == "test":
+                common |= {"num_clips": self.num_clips, "num_crops": self.num_crops}
+            return SegmentDataset(samples, clip, **common)
         operations, magnitude = self.rand_augment
         transform = TrainTransform(
             clip.image_size,
@@ -307,14 +317,16 @@ class EpicKitchens100(KitchenDataModule):
 
     # Mixing ----------------------------------------------------------------------------------------------------------
 
-    def on_before_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
+    @override
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Stops the run where too many videos turned out to be unreadable, see `ClipDataModule`."""
         batch = super().on_before_batch_transfer(batch, dataloader_idx)
         if self.mixer.active and "seed" in batch:
             self._mixing_seed = int(batch["seed"].sum()) % 2**32  # before the transfer: no waiting for a GPU
         return batch
 
-    def on_after_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
+    @override
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Mixes training batches on the device: the clips, the verbs, the nouns and the actions."""
         if self.mixer.active and self.trainer is not None and self.trainer.training:
             with seeded(self._mixing_seed, batch["video"].device):
@@ -328,6 +340,7 @@ class EpicKitchens100(KitchenDataModule):
     def _table(self) -> FeatureTable | None:
         return FeatureTable(self.features) if self.features is not None and is_table(self.features) else None
 
+    @override
     def _missing(self, split: str, samples: Sequence[Segment]) -> list[int]:
         if self._table is None:
             return super()._missing(split, samples)
@@ -376,6 +389,7 @@ class EpicKitchens100(KitchenDataModule):
         path = self.find(self.lists["train"] or _LISTS["train"])
         return people - {row["participant_id"] for row in ([] if path is None else read_table(path, ("video_id",)))}
 
+    @override
     def locate(self, participant_of: dict[str, str], split: str) -> dict[str, str]:
         """video_id -> path of the video or its features; of those that are nowhere, where they would be."""
         if self._table is not None:

@@ -2,12 +2,12 @@
 section 24)."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import Dataset
+from typing_extensions import override
 
 from datamodules.annotations.epic_kitchens import SOURCE, labels_of, read_table, seconds_of
 from datamodules.augment import TrainTransform
@@ -15,11 +15,11 @@ from datamodules.checks import Range, check
 from datamodules.clips import ClipFormat
 from datamodules.errors import DataError, some
 from datamodules.kitchens import KitchenDataModule
-from datamodules.loading import Draw
+from datamodules.loading import Draw, Item, number_of
 from datamodules.retrieval import collate_captions
 from datamodules.segments import read_segment
 from datamodules.storage.files import join
-from datamodules.unreadable import UnreadableTally
+from datamodules.unreadable import ListedItems, UnreadableTally
 from datamodules.video.opening import DecodeError
 
 __all__ = ["EpicKitchensRetrieval", "NarratedDataset", "NarratedSegment", "Sentences"]
@@ -85,7 +85,7 @@ class Sentences:
         return self.texts[found[torch.randint(len(found), ())]]
 
 
-class NarratedDataset(Dataset):
+class NarratedDataset(ListedItems[Item]):
     """A segment with a sentence that fits it for training, with all of its own sentences for evaluation.
 
     Training items have `video` uint8 (3, T, H, W), `text`, `index` and `video_index` (both the number of the segment),
@@ -116,30 +116,33 @@ class NarratedDataset(Dataset):
         self.num_nouns = num_nouns
         self.transform = transform
         self.sentences = None if transform is None else Sentences(segments, num_nouns)
-        self.tally = UnreadableTally(segments, max_unreadable)
+        self.tally: UnreadableTally = UnreadableTally(segments, max_unreadable)
 
+    @override
     def __len__(self) -> int:
         return len(self.segments)
 
-    def __getitem__(self, item: int | Draw) -> dict:
+    @override
+    def __getitem__(self, item: int | Draw) -> Item:
         if self.transform is None:
-            return self._evaluated(item)
+            return self._evaluated(number_of(item))
         draw = Draw.of(item)
         found = self.tally.read_or_replace(draw, self._trained)
         return {**(found or self._item(draw.index, None, "")), "seed": draw.seed}
 
-    def _trained(self, number: int) -> dict:
+    def _trained(self, number: int) -> Item:
+        assert self.sentences is not None
         # First of all, so that the random numbers of a text do not depend on the video.
         text = self.sentences.draw(self.segments[number])
         return self._item(number, self._video(number), text)
 
-    def _evaluated(self, number: int) -> dict:
+    def _evaluated(self, number: int) -> Item:
         segment = self.segments[number]
+        video: torch.Tensor | None = None
         try:
             video = self._video(number)
         except DecodeError as error:
             self.tally.report(number, error, "left out of the evaluation")
-            video = None
         nouns = torch.zeros(self.num_nouns, dtype=torch.bool)
         nouns[list(segment.nouns)] = True
         item = self._item(number, video, list(segment.texts))
@@ -154,7 +157,7 @@ class NarratedDataset(Dataset):
         clip = self.clip
         return torch.zeros((3, clip.num_frames, clip.image_size, clip.image_size), dtype=torch.uint8)
 
-    def _item(self, number: int, video: torch.Tensor | None, text: str | list[str]) -> dict:
+    def _item(self, number: int, video: torch.Tensor | None, text: str | list[str]) -> Item:
         """The item of a segment; without a video it is a placeholder."""
         index = number if video is not None else -1
         video = self._zeros() if video is None else video
@@ -163,7 +166,7 @@ class NarratedDataset(Dataset):
                 "narration_id": segment.narration_id}  # fmt: skip
 
 
-class EpicKitchensRetrieval(KitchenDataModule):
+class EpicKitchensRetrieval(KitchenDataModule[NarratedSegment, NarratedDataset]):
     """The official annotations for retrieval, and videos as `datamodules.EpicKitchens100` finds them:
 
     | file | where |
@@ -206,7 +209,7 @@ class EpicKitchensRetrieval(KitchenDataModule):
     ) -> None:
         super().__init__(root, annotations=annotations, videos=videos, **common)
         check(crop_area=(crop_area, Range(1)))
-        self.crop_area = tuple(crop_area)
+        self.crop_area = (crop_area[0], crop_area[1])
 
     @property
     def captions(self) -> list[str]:
@@ -214,6 +217,7 @@ class EpicKitchensRetrieval(KitchenDataModule):
         segments = self.datasets["train"].segments if "train" in self.datasets else self.listing("train")
         return [text for segment in segments for text in segment.texts]
 
+    @override
     def list_videos(self, split: str) -> list[NarratedSegment]:
         with self.folders.kept():
             path, written = (self._needed(f"{_LISTS[split]}{end}.csv") for end in ("", "_sentence"))
@@ -238,7 +242,8 @@ class EpicKitchensRetrieval(KitchenDataModule):
                 segments.append(NarratedSegment(where[row["video_id"]], row["narration_id"], span, *known, texts))
             return segments
 
-    def check_listings(self, listings: dict[str, list[NarratedSegment]]) -> None:
+    @override
+    def check_listings(self, listings: Mapping[str, Sequence[NarratedSegment]]) -> None:
         """Raises `DataError` for classes that there are not, and training segments that no sentence fits."""
         for split, segments in listings.items():
             self.refuse_strays(split, segments)
@@ -257,7 +262,8 @@ class EpicKitchensRetrieval(KitchenDataModule):
                 raise DataError(f"{len(bare)} of the {len(train)} train segments have no sentence of relevance above "
                                 f"{_RELEVANT}: {some(bare)}; take both files of the same release.")  # fmt: skip
 
-    def make_dataset(self, split: str, samples: list[NarratedSegment], clip: ClipFormat) -> NarratedDataset:
+    @override
+    def make_dataset(self, split: str, samples: Sequence[NarratedSegment], clip: ClipFormat) -> NarratedDataset:
         transform = None
         if split == "train":
             # Narrations say what is left and right, so pictures are not mirrored.

@@ -5,11 +5,11 @@ from abc import ABC
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol
 
 from datamodules.annotations.epic_kitchens import SOURCE, number_of, read_table
 from datamodules.annotations.locate import find_videos
-from datamodules.clips import ClipDataModule
+from datamodules.clips import ClipDataModule, Entry, Items
 from datamodules.errors import DataError, some
 from datamodules.storage.files import first_file, join, resolve
 
@@ -21,12 +21,17 @@ _NAMES = {"verb": "EPIC_100_verb_classes.csv", "noun": "EPIC_100_noun_classes.cs
 
 
 class _Action(Protocol):
-    narration_id: str
-    verb: int
-    nouns: tuple[int, ...]
+    @property
+    def narration_id(self) -> str: ...
+
+    @property
+    def verb(self) -> int: ...
+
+    @property
+    def nouns(self) -> tuple[int, ...]: ...
 
 
-class KitchenDataModule(ClipDataModule, ABC):
+class KitchenDataModule(ClipDataModule[Entry, Items], ABC, Generic[Entry, Items]):
     """Abstract base of DataModules of EPIC-KITCHENS-100.
 
     Args:
@@ -92,7 +97,7 @@ class KitchenDataModule(ClipDataModule, ABC):
         if not self.check_files:
             return expected
         found = find_videos(self.folders, top, {*participant_of, *(f"{name}.tar" for name in participant_of)})
-        where = {}
+        where: dict[str, str | None] = {}
         for name in participant_of:
             paths = [*found.get(name, []), *found.get(f"{name}.tar", [])]
             where[name] = next((path for path in paths if "flow_frames" not in path), None)

@@ -1,13 +1,14 @@
 """LVU: nine questions about scenes of films of some minutes each; seven have classes for an answer, two a number."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast, overload
 
 import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader
+from typing_extensions import override
 
 from datamodules.annotations.captions import read_lines, read_table
 from datamodules.annotations.lists import is_number, read_rows
@@ -16,7 +17,7 @@ from datamodules.base import ClipDataset, Sample, VideoDataModule
 from datamodules.checks import Number, OrNone, check
 from datamodules.clips import ClipFormat
 from datamodules.errors import DataError, some
-from datamodules.loading import Draw
+from datamodules.loading import Batch, Draw, Item
 from datamodules.storage.files import first_file, join, resolve
 from datamodules.video.resize import to_clip
 from datamodules.video.sampling import frames_of
@@ -78,9 +79,11 @@ def windows_of(duration: float, length: float = 60.0, stride: float = 16.0) -> l
     return [(start, min(start + length, duration)) for start in starts if min(length, duration - start) >= length / 2]
 
 
-class FilmDataset(ClipDataset):
-    """`ClipDataset` of windows of films. Training: an item is a window. Evaluation: an item is a film, and its views
-    are those of all its windows, one after the other.
+class FilmDataset(ClipDataset[Film]):
+    """`ClipDataset` of windows of films.
+
+    Training: an item is a window. Evaluation: an item is a film, and its views are those of all its windows, one after
+    the other.
 
     Args:
         samples: the listing.
@@ -97,23 +100,27 @@ class FilmDataset(ClipDataset):
         self.windows, self.key = windows, key
         self.first_items = np.cumsum([0, *map(len, windows)])
 
+    @override
     def __len__(self) -> int:
         return len(self.samples) if self.transform is None else int(self.first_items[-1])
 
+    @override
     def spans_of(self, index: int) -> Sequence[Span]:
         return self.windows[index]
 
+    @override
     def path_of(self, index: int) -> str:
         return self.samples[index if self.transform is None else self._film_of(index)].path
 
     def _film_of(self, item: int) -> int:
         return int(np.searchsorted(self.first_items, item, side="right")) - 1
 
-    def _random(self, draw: Draw) -> list[dict]:
+    @override
+    def _random(self, draw: Draw) -> list[Item]:
         film = self._film_of(draw.index)
         window = draw.index - int(self.first_items[film])
 
-        def read(number: int) -> list[dict]:
+        def read(number: int) -> list[Item]:
             # A film that replaces an unreadable one has other windows.
             spans = self.windows[number]
             return self._augmented(number, spans[window if number == film else window % len(spans)])
@@ -121,19 +128,22 @@ class FilmDataset(ClipDataset):
         clips = self.tally.read_or_replace(Draw(film, draw.seed), read)
         return clips or [self._placeholder(self.samples[film])] * self.repeats
 
-    def _augmented(self, index: int, span: Span = None) -> list[dict]:
+    @override
+    def _augmented(self, index: int, span: Span = None) -> list[Item]:
+        assert self.transform is not None
         film = self.samples[index]
         with self.clip.open(film.path) as reader:
             part = frames_of(span, reader.num_frames, reader.fps)
             frames = reader.read(part.start + self._random_indices(len(part)))
         return [self._item(to_clip(self.transform(frames)), film, index) for _ in range(self.repeats)]
 
-    def _item(self, video: Tensor, sample: Film, index: int) -> dict:
+    @override
+    def _item(self, video: Tensor, sample: Film, index: int) -> Item:
         answer = sample.answer if self.key == "label" else np.float32(sample.answer)
         return {"video": video.contiguous(), self.key: answer, "index": index, "path": sample.path}
 
 
-class LVU(VideoDataModule):
+class LVU(VideoDataModule[Film]):
     """The official lists, or VideoMamba's, and videos named after their YouTube id:
 
     | file | where |
@@ -211,12 +221,17 @@ class LVU(VideoDataModule):
         self.lists = {"train": train, "val": val, "test": test}
         self.window_seconds, self.window_stride = window_seconds, window_stride
         self.durations = durations
-        self.num_classes = CLASSES.get(task)
+        self.num_classes = CLASSES.get(task)  # type: ignore[assignment]  # numbers have no classes
+        self.value_name: str | None
+        self.value_mean: float | None
         self.value_name, self.value_mean = VALUES.get(task, (None, None))
 
+    @override
     def list_classes(self) -> list[str] | None:
-        """Class names from all lists of the task; "class 2" for a class without examples. None for numbers, and for
-        lists of numbers."""
+        """Class names from all lists of the task; "class 2" for a class without examples.
+
+        None for numbers, and for lists of numbers.
+        """
         if self.task in VALUES:
             return None
         names: dict[int, str] = {}
@@ -232,11 +247,18 @@ class LVU(VideoDataModule):
                         )
         return [names.get(number, f"class {number}") for number in range(self.num_classes)] if names else None
 
+    @override
     def list_videos(self, split: str) -> list[Film]:
         with self.folders.kept():
             source = self.origins[split] = self._source(split)
             rows = _official_rows(source, _HEADERS[self.task])
             return self._from_paths(source) if rows is None else self._from_official(source, rows, split)
+
+    @overload
+    def _source(self, split: str) -> str: ...
+
+    @overload
+    def _source(self, split: str, needed: bool) -> str | None: ...
 
     def _source(self, split: str, needed: bool = True) -> str | None:
         places = [join(folder, self.task, self.lists[split]) for folder in _FOLDERS]
@@ -252,7 +274,9 @@ class LVU(VideoDataModule):
     def _from_official(self, source: str, rows: list[tuple[int, list[str]]], split: str) -> list[Film]:
         names = [fields[-2] for _, fields in rows]
         answers = [self._answer(source, line, fields) for line, fields in rows]
-        seconds = [None] * len(names) if self.window_seconds is None else self._seconds(source, names)
+        seconds: Sequence[float | None] = [None] * len(names)
+        if self.window_seconds is not None:
+            seconds = self._seconds(source, names)
         paths = locate_videos(
             self.folders, self.root, names, [(name,) for name in names], videos=self.videos, search=self.check_files,
             what=f"{split} videos of LVU's task {self.task}", source=_SOURCE,
@@ -273,16 +297,15 @@ class LVU(VideoDataModule):
         places = [join(folder, name) for folder in _FOLDERS for name in _DURATIONS]
         path = first_file(self.folders, self.root, places if self.durations is None else (self.durations,))
         if path is None:
-            names = _DURATIONS if self.durations is None else (self.durations,)
+            looked_for = _DURATIONS if self.durations is None else (self.durations,)
             raise DataError(
-                f"{self.root} has no {' or '.join(names)}, and windows need to know how long the videos are; write a "
-                "file with the columns videoid,duration (seconds), and name it with data.durations, or set "
+                f"{self.root} has no {' or '.join(looked_for)}, and windows need to know how long the videos are; "
+                "write a file with the columns videoid,duration (seconds), and name it with data.durations, or set "
                 "data.window_seconds to null."
             )
-        found = {}
-        for row in read_table(path, ("videoid", "duration")):
-            found[row["videoid"]] = _number(row["duration"])
-        lacking = [name for name in names if not found.get(name) or not found[name] > 0]
+        rows = read_table(path, ("videoid", "duration"))
+        found = {row["videoid"]: _number(row["duration"]) or 0.0 for row in rows}
+        lacking = [name for name in names if not found.get(name, 0.0) > 0]
         if lacking:
             raise DataError(
                 f"{len(lacking)} of the {len(names)} videos of {source} have no duration above 0 in {path}: "
@@ -297,25 +320,31 @@ class LVU(VideoDataModule):
             if self.window_seconds is not None:
                 path, _, answer = path.rpartition(",")
                 values = [answer, rest]
-            numbers = [_number(value) for value in values]
-            if not path or None in numbers or (self.task in CLASSES and not is_number(values[0])):
+            numbers = [number for value in values if (number := _number(value)) is not None]
+            if not path or len(numbers) < len(values) or (self.task in CLASSES and not is_number(values[0])):
                 columns = "path,answer" + (",duration" if self.window_seconds is not None else "")
                 raise DataError(
                     f"{source}, line {line}: {','.join((path, *values))!r} is not {columns}, and the file does not "
                     f"begin with {_HEADERS[self.task]!r} either; correct the row."
                 )
-            answer = int(values[0]) if self.task in CLASSES else numbers[0] + self.value_mean
-            films.append(Film(join(self.root, path), answer, *numbers[1:]))
+            is_class = self.task in CLASSES
+            found = int(values[0]) if is_class else numbers[0] + VALUES[self.task][1]
+            films.append(Film(join(self.root, path), found, *numbers[1:]))
         return films
 
-    def check_listings(self, listings: dict[str, list[Film]]) -> None:
+    @override
+    def check_listings(self, listings: Mapping[str, Sequence[Film]]) -> None:
         if self.task in CLASSES:
-            super().check_listings({k: [Sample(film.path, film.answer) for film in v] for k, v in listings.items()})
+            labelled = {k: [Sample(film.path, int(film.answer)) for film in v] for k, v in listings.items()}
+            super().check_listings(cast(Mapping[str, Sequence[Film]], labelled))
 
-    def classes_in(self, dataset: FilmDataset) -> int | None:
+    @override
+    def classes_in(self, dataset: ClipDataset[Film]) -> int | None:
         return len({film.answer for film in dataset.samples}) if self.task in CLASSES else None
 
-    def clips_in(self, split: str, dataset: FilmDataset) -> int:
+    @override
+    def clips_in(self, split: str, dataset: ClipDataset[Film]) -> int:
+        assert isinstance(dataset, FilmDataset)
         windows = int(dataset.first_items[-1])
         return windows * (dataset.repeats if split == "train" else dataset.num_clips * dataset.num_crops)
 
@@ -323,18 +352,25 @@ class LVU(VideoDataModule):
         """Return the windows of a film; [None] for whole films."""
         if self.window_seconds is None:
             return [None]
-        return windows_of(film.seconds, self.window_seconds, self.window_stride)
+        if film.seconds is None:
+            raise DataError(
+                f"{film.path} comes without its length in seconds; write its shard with data.window_seconds."
+            )
+        return [*windows_of(film.seconds, self.window_seconds, self.window_stride)]
 
-    def dataset_of(self, samples: list[Film], clip: ClipFormat, **options: Any) -> FilmDataset:
+    @override
+    def dataset_of(self, samples: Sequence[Film], clip: ClipFormat, **options: Any) -> FilmDataset:
         key = "label" if self.task in CLASSES else "value"
         windows = [self.windows(film) for film in samples]
         return FilmDataset(samples, clip, windows=windows, key=key, max_unreadable=self.max_unreadable, **options)
 
-    def val_dataloader(self) -> DataLoader:
+    @override
+    def val_dataloader(self) -> DataLoader[Batch]:
         """The videos in the order of the listing; with windows one at a time, since they differ in their number."""
         return super().val_dataloader() if self.window_seconds is None else self._loader("val", 1)
 
-    def test_dataloader(self) -> DataLoader:
+    @override
+    def test_dataloader(self) -> DataLoader[Batch]:
         """num_clips x num_crops views of each video, or of each of its windows."""
         return super().test_dataloader() if self.window_seconds is None else self._loader("test", 1)
 

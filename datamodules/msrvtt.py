@@ -1,5 +1,6 @@
 """MSR-VTT: 10,000 web videos of 10 to 30 seconds, each with 20 captions."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ class MSRVTT(RetrievalDataModule):
     title = "MSR-VTT"
     source = "https://github.com/ArrowLuo/CLIP4Clip#data-preparing"
 
-    annotation_folders = ("", "annotations", "msrvtt_data")
+    annotation_folders: Sequence[str] = ("", "annotations", "msrvtt_data")
 
     def __init__(self, root: str | Path, *, subset: str = "9k", annotations: str | None = None, **common: Any) -> None:
         super().__init__(root, **common)

@@ -3,16 +3,18 @@
 import hashlib
 import json
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import DistributedSampler
+from typing_extensions import override
 
 from datamodules.annotations.captions import Captions, are_texts, captions_in, read_json
 from datamodules.annotations.lists import parse_json
@@ -20,11 +22,11 @@ from datamodules.augment import TrainTransform
 from datamodules.checks import SHARE, Number, check
 from datamodules.clips import ClipFormat, FetchingAhead
 from datamodules.errors import DataError
-from datamodules.loading import Draw
-from datamodules.retrieval import CaptionDataset, RetrievalDataModule, frame_positions
+from datamodules.loading import Draw, Item, SizedDataset
+from datamodules.retrieval import CaptionDataset, CaptionedVideo, RetrievalDataModule, frame_positions
 from datamodules.shards.reading import open_shards, shard_order
 from datamodules.storage.files import join, read_text
-from datamodules.unreadable import UnreadableTally
+from datamodules.unreadable import Tally, UnreadableTally
 from datamodules.video.resize import to_clip
 
 __all__ = ["Pair", "PairCorpora", "PairDataset", "PairList", "PairSampler", "read_pairs"]
@@ -46,7 +48,9 @@ class Pair(NamedTuple):
 
 
 def read_pairs(path: str) -> Iterator[tuple[str, Pair]]:
-    """Read a corpus: yield ("image" or "video", `Pair`) in the order of the file, which is
+    """Read a corpus: yield ("image" or "video", `Pair`) in the order of the file.
+
+    The file has one of these forms:
 
         {"video": "a.mp4", "caption": "..."}           .jsonl, .ndjson: an object on each line
         [{"image": "a.jpg", "caption": "..."}, ...]    anything else: a list of them
@@ -56,7 +60,7 @@ def read_pairs(path: str) -> Iterator[tuple[str, Pair]]:
     Raises:
         DataError: the file is missing or has another form.
     """
-    entries = _lines(path) if path.lower().endswith(_LINES) else read_json(path, list)
+    entries: Iterable[Any] = _lines(path) if path.lower().endswith(_LINES) else read_json(path, list)
     for entry in entries:
         kind = next((kind for kind in _KINDS if isinstance(entry, dict) and kind in entry), "video")
         name, captions = captions_in(entry, kind, path)
@@ -88,14 +92,24 @@ class PairList(Sequence[Pair]):
         self._text, self._ends, self._keys = bytes(text), np.array(ends), np.array(keys)
 
     @cached_property
-    def media(self) -> np.ndarray:
+    def media(self) -> NDArray[np.int64]:
         """int64 (n,), which file; two captions of a file have the same number."""
         return np.unique(self._keys, return_inverse=True)[1].astype(np.int64)
 
+    @override
     def __len__(self) -> int:
         return len(self._keys)
 
-    def __getitem__(self, number: int) -> Pair:
+    @overload
+    def __getitem__(self, number: int) -> Pair: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[Pair]: ...
+
+    @override
+    def __getitem__(self, number: int | slice) -> Pair | Sequence[Pair]:
+        if isinstance(number, slice):
+            return [self[place] for place in range(len(self))[number]]
         if not 0 <= number < len(self):
             raise IndexError(number)
         start, middle, end = self._ends[2 * number : 2 * number + 3].tolist()
@@ -115,38 +129,56 @@ class _Part(Sequence[Pair]):
     def __init__(self, pairs: PairList, start: int, end: int) -> None:
         self.pairs, self.start, self.end = pairs, start, end
 
+    @override
     def __len__(self) -> int:
         return self.end - self.start
 
-    def __getitem__(self, number: int) -> Pair:
+    @overload
+    def __getitem__(self, number: int) -> Pair: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[Pair]: ...
+
+    @override
+    def __getitem__(self, number: int | slice) -> Pair | Sequence[Pair]:
+        if isinstance(number, slice):
+            return [self[place] for place in range(len(self))[number]]
         return self.pairs[self.start + range(len(self))[number]]
 
 
-class _Tallies:
+class _Tallies(Tally):
     """Unreadable pictures and unreadable videos, counted apart: each is replaced by its like."""
 
     def __init__(self, pairs: PairList, num_images: int, max_share: float) -> None:
+        self.pairs = pairs
         ranges = [(0, num_images), (num_images, len(pairs))]
         self.parts = [(a, b, UnreadableTally(_Part(pairs, a, b), max_share)) for a, b in ranges if a < b]
+
+    @property
+    @override
+    def samples(self) -> Sequence[Pair]:
+        return self.pairs
 
     def of(self, index: int) -> tuple[int, UnreadableTally]:
         """The first pair of its kind, and their tally."""
         return next((start, tally) for start, end, tally in self.parts if index < end)
 
+    @override
     def report_missing(self, indices: Sequence[int], split: str) -> None:
         for start, end, tally in self.parts:
             tally.report_missing([i - start for i in indices if start <= i < end], split)
 
+    @override
     def check(self, *, at_start: bool = False) -> None:
         for _, _, tally in self.parts:
             tally.check(at_start=at_start)
 
 
-class PairDataset(FetchingAhead, Dataset):
-    """Items for training: `video` uint8 (3, T, H, W), of a picture (3, 1, H, W), `text`, `index`, `video_index`, `path`
-    and `seed`, see docs/batches.md.
+class PairDataset(FetchingAhead[Item]):
+    """Items for training: a picture or video and its caption.
 
-    What cannot be read is replaced, together with its caption, by something else of its kind.
+    They have `video` uint8 (3, T, H, W), of a picture (3, 1, H, W), `text`, `index`, `video_index`, `path` and `seed`,
+    see docs/batches.md. What cannot be read is replaced, together with its caption, by something else of its kind.
 
     Args:
         pairs: pictures first.
@@ -168,23 +200,26 @@ class PairDataset(FetchingAhead, Dataset):
         max_unreadable: float = 0.1,
     ) -> None:
         self.pairs, self.num_images, self.clip, self.transform = pairs, num_images, clip, transform
-        self.mode = "train" if random_frames else "test"
-        self.tally = _Tallies(pairs, num_images, max_unreadable)
+        self.mode: Literal["train", "test"] = "train" if random_frames else "test"
+        self.tally: _Tallies = _Tallies(pairs, num_images, max_unreadable)
         self.media = pairs.media  # counted once, before loader processes are forked
 
+    @override
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, item: int | Draw) -> dict:
+    @override
+    def __getitem__(self, item: int | Draw) -> Item:
         draw = Draw.of(item)
         start, tally = self.tally.of(draw.index)
         found = tally.read_or_replace(Draw(draw.index - start, draw.seed), lambda number: self._read(start + number))
         return {**(found or self._placeholder(draw.index)), "seed": draw.seed}
 
+    @override
     def path_of(self, index: int) -> str:
         return self.pairs[index].path
 
-    def _read(self, number: int) -> dict:
+    def _read(self, number: int) -> Item:
         pair = self.pairs[number]
         with self.clip.open(pair.path) as reader:
             is_image = number < self.num_images
@@ -192,18 +227,18 @@ class PairDataset(FetchingAhead, Dataset):
             frames = self.transform(reader.read(positions))
         return self._item(number, to_clip(frames))
 
-    def _item(self, number: int, video: Tensor) -> dict:
+    def _item(self, number: int, video: Tensor) -> Item:
         path, caption = self.pairs[number]
         media = int(self.media[number])
         return {"video": video, "text": caption, "index": number, "video_index": media, "path": path}
 
-    def _placeholder(self, number: int) -> dict:
+    def _placeholder(self, number: int) -> Item:
         frames = 1 if number < self.num_images else self.clip.num_frames
         zeros = torch.zeros((3, frames, self.clip.image_size, self.clip.image_size), dtype=torch.uint8)
         return {**self._item(number, zeros), "index": -1, "video_index": -1}
 
 
-class PairSampler(DistributedSampler):
+class PairSampler(DistributedSampler[Draw]):
     """Deals pairs out so that a batch, the same one in all processes, holds pictures or videos alone.
 
     Batches of both kinds follow each other at random, in proportion to their numbers. Pairs at the end that fill no
@@ -232,7 +267,7 @@ class PairSampler(DistributedSampler):
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: SizedDataset[object],
         num_images: int,
         corpora: Sequence[tuple[int, int, float]],
         batch_size: int,
@@ -256,6 +291,7 @@ class PairSampler(DistributedSampler):
         self.num_samples = sum(self.num_batches) * batch_size
         self.total_size = self.num_samples * num_replicas
 
+    @override
     def __iter__(self) -> Iterator[Draw]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         batches = []
@@ -270,10 +306,10 @@ class PairSampler(DistributedSampler):
             if _in_shards(kind):
                 own = (turns >= start) & (turns < end)
                 turns[own] = torch.arange(start, end)  # the kinds still take turns at random
-        batches = torch.cat(batches)[turns]
-        seeds = torch.randint(2**32, batches.shape, generator=generator)
+        dealt = torch.cat(batches)[turns]
+        seeds = torch.randint(2**32, dealt.shape, generator=generator)
         mine = (..., self.rank)
-        return map(Draw, batches[mine].flatten().tolist(), seeds[mine].flatten().tolist())
+        return map(Draw, dealt[mine].flatten().tolist(), seeds[mine].flatten().tolist())
 
 
 def _count(start: int, end: int, ratio: float) -> int:
@@ -296,7 +332,7 @@ def _shuffled(count: int, generator: torch.Generator) -> Tensor:
     return torch.randperm(count, generator=generator)
 
 
-def _in_shards(kind: Sequence[tuple[tuple, Sequence[int] | None]]) -> bool:
+def _in_shards(kind: Sequence[tuple[tuple[int, int, float], Sequence[int] | None]]) -> bool:
     return any(shards is not None for _, shards in kind)
 
 
@@ -313,7 +349,7 @@ def _ranges(counts: Sequence[int]) -> tuple[list[int], list[int]]:
 
 
 class PairCorpora(RetrievalDataModule):
-    """Trains on several corpora of pairs, and evaluates on captioned videos:
+    """Trains on several corpora of pairs, and evaluates on captioned videos.
 
     | file | where |
     |---|---|
@@ -384,16 +420,19 @@ class PairCorpora(RetrievalDataModule):
         self._digests: list[str] = []
         self._num_images = 0
 
+    @override
     def entries(self, split: str) -> list[Captions]:
         raise DataError(f"data.{split} is not set; name a list of captioned videos (JSON or a table).")
 
     @property
     def captions(self) -> list[str]:
         """All captions of the corpora."""
-        pairs = self.datasets["train"].pairs if "train" in self.datasets else self.listing("train")
+        trained = self.datasets.get("train")
+        pairs = trained.pairs if isinstance(trained, PairDataset) else self._pairs()
         return [pair.caption for pair in pairs]
 
-    def list_videos(self, split: str) -> Any:
+    @override
+    def list_videos(self, split: str) -> Sequence[Any]:
         return self._pairs() if split == "train" else super().list_videos(split)
 
     def _pairs(self) -> PairList:
@@ -411,7 +450,7 @@ class PairCorpora(RetrievalDataModule):
         return PairList(pair for _, pairs, *_ in read for pair in pairs)
 
     def _corpus(self, corpus: dict[str, Any]) -> tuple[str, PairList, list[int] | None, list[int]]:
-        """ "image" or "video", the pairs, how many each shard has, and those whose shards are missing."""
+        """Either "image" or "video", the pairs, how many each shard has, and those whose shards are missing."""
         if "shards" in corpus:
             return self._sharded(corpus["shards"])
         path, media = join(self.root, corpus["annotations"]), join(self.root, corpus.get("media", ""))
@@ -429,11 +468,11 @@ class PairCorpora(RetrievalDataModule):
         return kinds.pop(), pairs, None, []
 
     def _sharded(self, sources: str | list[str]) -> tuple[str, PairList, list[int], list[int]]:
-        sources = [join(self.root, source) for source in ([sources] if isinstance(sources, str) else sources)]
-        folders = open_shards(sources, "train")
+        places = [join(self.root, source) for source in ([sources] if isinstance(sources, str) else sources)]
+        folders = open_shards(places, "train")
         header = folders[0].header if folders else {"fields": []}
         if header.get("media") not in _KINDS or "captions" not in header["fields"]:
-            raise DataError(f"{' and '.join(sources)} holds no captioned pictures or videos to train on; write them "
+            raise DataError(f"{' and '.join(places)} holds no captioned pictures or videos to train on; write them "
                             "with zoo shard pairs.jsonl.")  # fmt: skip
         counts: list[int] = []
 
@@ -454,33 +493,43 @@ class PairCorpora(RetrievalDataModule):
         return header["media"], found, counts, missing.nonzero()[0].tolist()
 
     @property
+    @override
     def _order_of_shards(self) -> str | None:
         if not self._digests:
             return None
         return f"{hashlib.sha256(json.dumps(self._digests).encode()).hexdigest()} {self.shuffle_buffer}"
 
-    def _missing(self, split: str, samples: Any) -> list[int]:
+    @override
+    def _missing(self, split: str, samples: Sequence[Any]) -> list[int]:
         if split != "train":
             return super()._missing(split, samples)
         in_files = [range(a, b) for (a, b, _), shards in zip(self._ranges, self._shards, strict=True) if shards is None]
         return [*(i for part in in_files for i in part if not self.folders.has(samples[i].path)), *self._lost]
 
-    def videos_in(self, dataset: PairDataset | CaptionDataset) -> int:
+    @override
+    def videos_in(self, dataset: CaptionDataset | PairDataset) -> int:
         return int(dataset.media.max()) + 1 if isinstance(dataset, PairDataset) else super().videos_in(dataset)
 
-    def check_listings(self, listings: dict[str, list]) -> None:
+    @override
+    def check_listings(self, listings: Mapping[str, Sequence[CaptionedVideo]]) -> None:
         super().check_listings({split: videos for split, videos in listings.items() if split != "train"})
 
-    def make_dataset(self, split: str, samples: Any, clip: ClipFormat) -> PairDataset | CaptionDataset:
+    @override
+    def make_dataset(  # type: ignore[override]  # of pairs for training, of captioned videos for evaluation
+        self, split: str, samples: Sequence[Any], clip: ClipFormat
+    ) -> PairDataset | CaptionDataset:
         if split != "train":
             return super().make_dataset(split, samples, clip)
+        assert self.crop_area is not None
         transform = TrainTransform(
             clip.image_size, self.crop_area, interpolation=clip.interpolation, flip=self.horizontal_flip
         )
+        assert isinstance(samples, PairList)
         return PairDataset(samples, self._num_images, clip, transform, random_frames=self.random_frames,
                            max_unreadable=self.max_unreadable)  # fmt: skip
 
-    def _train_sampler(self) -> PairSampler:
+    @override
+    def _train_sampler(self) -> PairSampler:  # type: ignore[override]  # with batches of one kind each
         plain = super()._train_sampler()
         return PairSampler(
             self.datasets["train"], self._num_images, self._ranges, self.batch_size, num_replicas=plain.num_replicas,

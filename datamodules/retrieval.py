@@ -6,14 +6,16 @@ docs/batches.md describes.
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional as F
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import default_collate
+from typing_extensions import override
 
 from datamodules.annotations.captions import Captions, read_captions
 from datamodules.annotations.locate import locate_videos, plain_name
@@ -21,7 +23,7 @@ from datamodules.augment import TrainTransform
 from datamodules.checks import Number, OrNone, Range, check
 from datamodules.clips import ClipDataModule, ClipFormat, FetchingAhead
 from datamodules.errors import DataError, some
-from datamodules.loading import Draw
+from datamodules.loading import Batch, Draw, Item, number_of
 from datamodules.storage.files import first_file, join, resolve
 from datamodules.unreadable import UnreadableTally
 from datamodules.video.opening import DecodeError
@@ -52,14 +54,14 @@ class CaptionedVideo(NamedTuple):
 
 
 def frame_positions(
-    seconds: np.ndarray,
+    seconds: NDArray[np.float64],
     clip: ClipFormat,
     *,
-    mode: str = "test",
+    mode: Literal["train", "test"] = "test",
     span: tuple[float, float] | None = None,
     fps: float | None = None,
     path: str = "The video",
-) -> np.ndarray:
+) -> NDArray[np.int64]:
     """Choose the frames of a clip.
 
     Without `fps` they are those of `datamodules.video.sampling`, taken from the frames of the span. With it, one frame
@@ -85,8 +87,9 @@ def frame_positions(
         first = min(int(np.searchsorted(seconds, span[0] - _SLACK_SECONDS)), last)
         last = max(first, int(np.searchsorted(seconds, span[1] + _SLACK_SECONDS)) - 1)
     if fps is None:
-        options = {"sampling": clip.sampling, "frame_stride": clip.frame_stride}
-        return first + clip_indices(last - first + 1, clip.num_frames, mode=mode, **options)
+        return first + clip_indices(
+            last - first + 1, clip.num_frames, mode=mode, sampling=clip.sampling, frame_stride=clip.frame_stride
+        )
     if not (seconds[last] - seconds[first]) * fps <= _MOST_TIMES:
         raise DecodeError(f"{path} claims to last {seconds[last] - seconds[first]:g} seconds; its times are damaged, "
                           "copy or download it again.")  # fmt: skip
@@ -99,7 +102,7 @@ def frame_positions(
     return kept[np.linspace(0, len(kept) - 1, clip.num_frames).astype(np.int64)]
 
 
-class CaptionDataset(FetchingAhead, Dataset):
+class CaptionDataset(FetchingAhead[Item]):
     """Pairs of a video and a caption for training, videos with all their captions for evaluation.
 
     Items have `video` uint8 (3, T, H, W), `text`, `index`, `video_index`, `path`, `frame_mask` bool (T,) where `fps` is
@@ -136,32 +139,35 @@ class CaptionDataset(FetchingAhead, Dataset):
         self.clip = clip
         self.training = training
         self.every_caption = every_caption
-        self.mode = "train" if training and random_frames else "test"
+        self.mode: Literal["train", "test"] = "train" if training and random_frames else "test"
         self.transform = transform
         self.fps = fps
-        self.tally = UnreadableTally(videos, max_unreadable)
+        self.tally: UnreadableTally = UnreadableTally(videos, max_unreadable)
         self.first_pairs = np.cumsum([0, *(len(video.captions) for video in videos)])
 
     @property
-    def first_items(self) -> np.ndarray | None:
+    def first_items(self) -> NDArray[np.int64] | None:
         """The first item of each video and the number of all; None where an item is a video."""
         return self.first_pairs if self.every_caption else None
 
+    @override
     def __len__(self) -> int:
         return int(self.first_pairs[-1]) if self.training and self.every_caption else len(self.videos)
 
-    def __getitem__(self, item: int | Draw) -> dict:
+    @override
+    def __getitem__(self, item: int | Draw) -> Item:
         if not self.training:
-            return self._evaluated(item)
+            return self._evaluated(number_of(item))
         draw = Draw.of(item)
         return {**self._trained(draw), "seed": draw.seed}
 
+    @override
     def path_of(self, index: int) -> str:
         if self.training and self.every_caption:
             index = int(np.searchsorted(self.first_pairs, index, side="right")) - 1
         return self.videos[index].path
 
-    def _evaluated(self, number: int) -> dict:
+    def _evaluated(self, number: int) -> Item:
         video = self.videos[number]
         try:
             return self._item(video, list(video.captions), number, number)
@@ -169,13 +175,13 @@ class CaptionDataset(FetchingAhead, Dataset):
             self.tally.report(number, error, "left out of the evaluation")
             return self._placeholder(video, list(video.captions))
 
-    def _trained(self, draw: Draw) -> dict:
+    def _trained(self, draw: Draw) -> Item:
         drawn, caption = draw.index, None
         if self.every_caption:
             drawn = int(np.searchsorted(self.first_pairs, draw.index, side="right")) - 1
             caption = draw.index - int(self.first_pairs[drawn])
 
-        def read(number: int) -> dict:
+        def read(number: int) -> Item:
             video = self.videos[number]
             chosen = caption
             if chosen is None or number != drawn:
@@ -185,11 +191,12 @@ class CaptionDataset(FetchingAhead, Dataset):
         item = self.tally.read_or_replace(Draw(drawn, draw.seed), read)
         return item or self._placeholder(self.videos[drawn], self.videos[drawn].captions[caption or 0])
 
-    def _item(self, video: CaptionedVideo, text: str | list[str], index: int, number: int) -> dict:
+    def _item(self, video: CaptionedVideo, text: str | list[str], index: int, number: int) -> Item:
         clip = self.clip
         with clip.open(video.path) as reader:
-            options = {"mode": self.mode, "span": video.span, "fps": self.fps, "path": video.path}
-            positions = frame_positions(reader.pts_seconds, clip, **options)
+            positions = frame_positions(
+                reader.pts_seconds, clip, mode=self.mode, span=video.span, fps=self.fps, path=video.path
+            )
             if self.transform is None:
                 frames = clip.read(reader, positions)
                 frames = center_crop(frames, clip.image_size)
@@ -201,7 +208,7 @@ class CaptionDataset(FetchingAhead, Dataset):
                 "path": video.path}  # fmt: skip
         return item if self.fps is None else {**item, "frame_mask": torch.arange(clip.num_frames) < len(positions)}
 
-    def _placeholder(self, video: CaptionedVideo, text: str | list[str]) -> dict:
+    def _placeholder(self, video: CaptionedVideo, text: str | list[str]) -> Item:
         clip = self.clip
         zeros = torch.zeros((3, clip.num_frames, clip.image_size, clip.image_size), dtype=torch.uint8)
         item = {"video": zeros, "text": text, "index": -1, "video_index": -1, "path": video.path}
@@ -209,13 +216,13 @@ class CaptionDataset(FetchingAhead, Dataset):
         return item if self.fps is None else {**item, "frame_mask": torch.ones(clip.num_frames, dtype=torch.bool)}
 
 
-def collate_captions(items: Sequence[dict]) -> dict:
-    """A batch whose `text` is a list, of captions or of lists of captions of any lengths."""
+def collate_captions(items: Sequence[Item]) -> Batch:
+    """Make a batch whose `text` is a list, of captions or of lists of captions of any lengths."""
     batch = default_collate([{key: value for key, value in item.items() if key != "text"} for item in items])
     return {**batch, "text": [item["text"] for item in items]}
 
 
-class RetrievalDataModule(ClipDataModule):
+class RetrievalDataModule(ClipDataModule[CaptionedVideo, CaptionDataset]):
     """Abstract base of DataModules of captioned videos. A subclass has `entries`.
 
     Args:
@@ -271,7 +278,7 @@ class RetrievalDataModule(ClipDataModule):
         self.videos = videos
         self.lists = {"train": train, "val": val, "test": test}
         self.every_caption, self.random_frames = every_caption, random_frames
-        self.crop_area = None if crop_area is None else tuple(crop_area)
+        self.crop_area = None if crop_area is None else (crop_area[0], crop_area[1])
         self.fps = fps
 
     @abstractmethod
@@ -284,7 +291,8 @@ class RetrievalDataModule(ClipDataModule):
         videos = self.datasets["train"].videos if "train" in self.datasets else self.listing("train")
         return [caption for video in videos for caption in video.captions]
 
-    def list_videos(self, split: str) -> list[CaptionedVideo]:
+    @override
+    def list_videos(self, split: str) -> Sequence[CaptionedVideo]:
         with self.folders.kept():
             own = self.lists[split]
             if own is not None:
@@ -295,6 +303,12 @@ class RetrievalDataModule(ClipDataModule):
             paths = self.locate(entries, split)
             found = zip(paths, entries, strict=True)
             return [CaptionedVideo(path, entry.captions, entry.span or self.span) for path, entry in found]
+
+    @overload
+    def annotation(self, *names: str) -> str: ...
+
+    @overload
+    def annotation(self, *names: str, needed: bool) -> str | None: ...
 
     def annotation(self, *names: str, needed: bool = True) -> str | None:
         """The first of these files that is in one of `annotation_folders`.
@@ -328,11 +342,16 @@ class RetrievalDataModule(ClipDataModule):
             suffix=self.suffix, search=self.check_files, what=f"{split} videos of {self.title}", source=self.source,
         )  # fmt: skip
 
-    def check_listings(self, listings: dict[str, list[CaptionedVideo]]) -> None:
+    @override
+    def check_listings(self, listings: Mapping[str, Sequence[CaptionedVideo]]) -> None:
         """Warn of videos listed twice and of empty captions."""
         for split, videos in listings.items():
             paths: set[str] = set()
-            doubles = [video.path for video in videos if video.path in paths or paths.add(video.path)]
+            doubles = []
+            for video in videos:
+                if video.path in paths:
+                    doubles.append(video.path)
+                paths.add(video.path)
             if doubles:
                 warnings.warn(
                     f"{len(doubles)} of the {len(videos)} {split} videos are listed again: {some(doubles)}; in the "
@@ -342,13 +361,21 @@ class RetrievalDataModule(ClipDataModule):
             if mute:
                 warnings.warn(f"{len(mute)} of the {len(videos)} {split} videos have an empty caption: {some(mute)}.")
 
-    def make_dataset(self, split: str, samples: list[CaptionedVideo], clip: ClipFormat) -> CaptionDataset:
-        common = {"fps": self.fps, "max_unreadable": self.max_unreadable}
+    @override
+    def make_dataset(self, split: str, samples: Sequence[CaptionedVideo], clip: ClipFormat) -> CaptionDataset:
         if split != "train":
-            return CaptionDataset(samples, clip, **common)
+            return CaptionDataset(samples, clip, fps=self.fps, max_unreadable=self.max_unreadable)
         transform = None
         if self.crop_area is not None:
             # Captions say what is left and right, so pictures are not mirrored.
             transform = TrainTransform(clip.image_size, self.crop_area, interpolation=clip.interpolation, flip=0.0)
-        return CaptionDataset(samples, clip, training=True, every_caption=self.every_caption,
-                              random_frames=self.random_frames, transform=transform, **common)  # fmt: skip
+        return CaptionDataset(
+            samples,
+            clip,
+            training=True,
+            every_caption=self.every_caption,
+            random_frames=self.random_frames,
+            transform=transform,
+            fps=self.fps,
+            max_unreadable=self.max_unreadable,
+        )

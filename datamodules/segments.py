@@ -5,15 +5,15 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from typing_extensions import override
 
 from datamodules.annotations.epic_kitchens import Segment
 from datamodules.annotations.features import FeatureTable, features_between, width_of
 from datamodules.annotations.questions import KINDS, Question, answer_number, draw_question
 from datamodules.augment import TrainTransform
 from datamodules.clips import ClipFormat
-from datamodules.loading import Draw
-from datamodules.unreadable import UnreadableTally
+from datamodules.loading import Draw, Item, number_of
+from datamodules.unreadable import ListedItems, UnreadableTally
 from datamodules.video.frame_tar import open_frames
 from datamodules.video.opening import DecodeError
 from datamodules.video.resize import crop_views, to_clip
@@ -22,7 +22,7 @@ from datamodules.video.sampling import clip_indices, range_in
 __all__ = ["SegmentDataset", "read_segment"]
 
 
-class SegmentDataset(Dataset):
+class SegmentDataset(ListedItems[Item]):
     """One item per action: `video` or `features`, labels, what is asked for verb and noun, and in training a question.
 
     An unreadable one is replaced in training by another one, drawn at random; elsewhere by zeros with index -1. Of an
@@ -72,31 +72,34 @@ class SegmentDataset(Dataset):
         self.kinds, self.neutral = tuple(kinds), neutral
         self.num_verbs, self.num_nouns = num_verbs, num_nouns
         self.num_clips, self.num_crops = num_clips, num_crops
-        self.tally = UnreadableTally(samples, max_unreadable)
+        self.tally: UnreadableTally = UnreadableTally(samples, max_unreadable)
         self._width: int | None = None
 
+    @override
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, item: int | Draw) -> dict:
+    @override
+    def __getitem__(self, item: int | Draw) -> Item:
         if not self.training:
+            number = number_of(item)
             try:
-                return self._item(item)
+                return self._item(number)
             except DecodeError as error:
-                self.tally.report(item, error, "left out of the evaluation")
-                return self._placeholder(item)
+                self.tally.report(number, error, "left out of the evaluation")
+                return self._placeholder(number)
         draw = Draw.of(item)
         found = self.tally.read_or_replace(draw, self._item)
         return {**(found or self._placeholder(draw.index)), "seed": draw.seed}
 
-    def _item(self, index: int) -> dict:
+    def _item(self, index: int) -> Item:
         sample = self.samples[index]
         # First of all, so that the random numbers of a question do not depend on what it is about.
         question = draw_question(self.kinds, self.neutral) if self.training else None
         seen = {"video": self._clips(sample)} if self.features is None else {"features": self._features(sample)}
         return self._labelled(seen, sample, index, question)
 
-    def _labelled(self, seen: dict, sample: Segment, index: int, question: Question | None) -> dict:
+    def _labelled(self, seen: Item, sample: Segment, index: int, question: Question | None) -> Item:
         item = {
             **seen,
             "verb": sample.verb,
@@ -117,15 +120,18 @@ class SegmentDataset(Dataset):
 
     def _clips(self, sample: Segment) -> Tensor:
         """uint8 (3, T, H, W), or (V, 3, T, H, W) for several views."""
+        assert self.clip is not None
         if self.training:
             found = read_segment(sample.path, sample.span, self.clip, transform=self.transform)
         else:
-            views = {"num_clips": self.num_clips, "num_crops": self.num_crops}
-            found = read_segment(sample.path, sample.span, self.clip, **views)
+            found = read_segment(
+                sample.path, sample.span, self.clip, num_clips=self.num_clips, num_crops=self.num_crops
+            )
         return self._zeros() if found is None else found
 
     def _features(self, sample: Segment) -> Tensor:
         """float32 (features, width)."""
+        assert self.features is not None
         found = features_between(sample.path, sample.span, ends=self.ends, table=self.table)
         if found is None:
             return self._zeros()
@@ -137,6 +143,7 @@ class SegmentDataset(Dataset):
     def _zeros(self) -> Tensor:
         if self.features is not None:
             return torch.zeros(self.features, self._feature_width())
+        assert self.clip is not None
         views = 1 if self.training else self.num_clips * self.num_crops
         shape = (3, self.clip.num_frames, self.clip.image_size, self.clip.image_size)
         return torch.zeros((views, *shape) if views > 1 else shape, dtype=torch.uint8)
@@ -144,14 +151,14 @@ class SegmentDataset(Dataset):
     def _feature_width(self) -> int:
         """Of the first file that can be read, where no other was read before."""
         if self.table is not None:
-            return self.table.features.shape[1]
+            return int(self.table.features.shape[1])
         for path in dict.fromkeys(sample.path for sample in self.samples):
             if self._width is not None:
                 break
             self._width = width_of(path)
         return self._width or 1
 
-    def _placeholder(self, index: int) -> dict:
+    def _placeholder(self, index: int) -> Item:
         kind = "video" if self.features is None else "features"
         question = Question("", "") if self.training else None
         return self._labelled({kind: self._zeros()}, self.samples[index], -1, question)
@@ -187,10 +194,19 @@ def read_segment(
         seen = range_in(reader.pts_seconds, span)
         if seen is None:
             return None
-        options = {"sampling": clip.sampling, "frame_stride": clip.frame_stride, "num_clips": count,
-                   "mode": "test" if transform is None else "train"}  # fmt: skip
-        length = seen[1] - seen[0] + 1
-        found = [seen[0] + clip_indices(length, clip.num_frames, clip=number, **options) for number in range(count)]
+        found = [
+            seen[0]
+            + clip_indices(
+                seen[1] - seen[0] + 1,
+                clip.num_frames,
+                sampling=clip.sampling,
+                mode="test" if transform is None else "train",
+                clip=number,
+                num_clips=count,
+                frame_stride=clip.frame_stride,
+            )
+            for number in range(count)
+        ]
         positions = np.concatenate(found)
         frames = clip.read(reader, positions) if transform is None else reader.read(positions)
     if transform is not None:

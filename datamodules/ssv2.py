@@ -114,7 +114,8 @@ class SomethingSomethingV2(VideoDataModule):
     def _source(self, split: str) -> str:
         if split == "test" and self.lists["test"] is None:
             split = "val"
-        names = _LISTS[split] if self.lists[split] is None else (self.lists[split],)
+        own = self.lists[split]
+        names = _LISTS[split] if own is None else (own,)
         found = self._find(*names)
         if found is None:
             raise DataError(
@@ -153,7 +154,8 @@ class SomethingSomethingV2(VideoDataModule):
         return [Sample(path, label) for path, label in zip(paths, labels, strict=True)]
 
     def _from_list(self, source: str) -> list[Sample]:
-        names, labels = zip(*read_numbered(source, self.delimiter, ""), strict=True)
+        listed = read_numbered(source, self.delimiter, "")
+        names, labels = [name for name, _ in listed], [label for _, label in listed]
         fields = _fields(names[0])
         if len(fields) > 1 and is_number(fields[1]) and not fields[-1].lower().endswith(VIDEO_SUFFIXES):
             names = [_fields(name)[0] for name in names]  # folder, number of frames, ...

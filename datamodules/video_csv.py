@@ -73,6 +73,7 @@ class VideoCSV(VideoDataModule):
             raise DataError(f"delimiter is {delimiter!r}; lists with a column for group need a single character.")
         check_split(val_fraction, split_seed)
         self.root = resolve(root)
+        self._train = train
         self.lists = {"train": train, "val": val, "test": test or val}
         self.classes = classes
         self.delimiter = delimiter
@@ -83,7 +84,7 @@ class VideoCSV(VideoDataModule):
         """Class names from `classes`, or else from the training list."""
         if self.classes is not None:
             return read_names(join(self.root, self.classes))
-        path = join(self.root, self.lists["train"])
+        path = join(self.root, self._train)
         rows, _ = self._rows(path)
         first = rows[0]
         for row in rows:
@@ -99,14 +100,14 @@ class VideoCSV(VideoDataModule):
 
     def list_videos(self, split: str) -> list[Sample]:
         name = self.lists[split]
-        if self.lists["val"] is not None or (split == "test" and name is not None):
+        if name is not None and (self.lists["val"] is not None or split == "test"):
             samples, groups = self._read(name)
             self.origins[split] = join(self.root, name)
             if self.group is not None and split != "train":
-                check_groups(self._read(self.lists["train"])[1], groups, f"{self.lists['train']} and {name}")
+                check_groups(self._read(self._train)[1], groups, f"{self._train} and {name}")
             return samples
-        path = join(self.root, self.lists["train"])
-        samples, groups = self._read(self.lists["train"])
+        path = join(self.root, self._train)
+        samples, groups = self._read(self._train)
         held = set_aside([sample.label for sample in samples], self.val_fraction, self.split_seed,
                          None if self.group is None else groups)  # fmt: skip
         if not any(held):
@@ -137,6 +138,7 @@ class VideoCSV(VideoDataModule):
     def _read(self, name: str) -> tuple[list[Sample], list[str]]:
         """The videos of a list, and their groups."""
         path, names = join(self.root, name), self.class_names
+        assert names is not None  # of files, `list_classes`
         rows, groups = self._rows(path)
         number_of = {name: label for label, name in enumerate(names)}
         base = self.root
@@ -163,7 +165,7 @@ class VideoCSV(VideoDataModule):
 
     @property
     def _class_source(self) -> str:
-        return join(self.root, self.lists["train"] if self.classes is None else self.classes)
+        return join(self.root, self._train if self.classes is None else self.classes)
 
     def _number(self, row: Row, path: str) -> int:
         if not 0 <= int(row.label) < MAX_CLASSES:

@@ -87,7 +87,7 @@ class VideoFolder(VideoDataModule):
 
     def _samples(self, folder: str, split: str) -> list[Sample]:
         """All videos of the class folders."""
-        files = [self._videos(join(folder, name)) for name in self.class_names]
+        files = [self._videos(join(folder, name)) for name in self.class_names or ()]
         samples = [Sample(path, label) for label, paths in enumerate(files) for path in paths]
         if not samples:
             raise DataError(
@@ -111,6 +111,7 @@ class VideoFolder(VideoDataModule):
         return [sample for sample, held in zip(samples, chosen, strict=True) if held == (split != "train")]
 
     def _groups(self, samples: list[Sample], folder: str) -> list[str]:
+        assert self._group is not None
         return groups_of([sample.path.removeprefix(folder).lstrip("/") for sample in samples], self._group)
 
     def _split_folder(self, split: str) -> str:
@@ -122,7 +123,7 @@ class VideoFolder(VideoDataModule):
                 f"{folder} is missing beside {join(self.root, 'train')}; add it, or put the class folders right under "
                 f"{self.root} to have {self.val_fraction:.0%} of the videos set aside."
             )
-        names, expected = set(self.folders.subfolders(folder)), set(self.class_names)
+        names, expected = set(self.folders.subfolders(folder)), set(self.class_names or ())
         if names != expected:
             sides = (("lacks", expected - names), ("has the additional", names - expected))
             difference = " and ".join(f"{verb} {', '.join(sorted(some))}" for verb, some in sides if some)

@@ -6,7 +6,6 @@ And differences between systems: number of cores, cleaning up after a fork, lock
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -15,8 +14,10 @@ from typing import BinaryIO, ParamSpec, TypeVar
 
 from typing_extensions import override
 
-if sys.platform != "win32":
+try:
     import fcntl
+except ImportError:
+    fcntl = None  # type: ignore[assignment]  # Windows
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -44,7 +45,7 @@ def lock(file: BinaryIO, *, wait: bool = True) -> bool:
         file: open for writing.
         wait: for another process that has it locked.
     """
-    if sys.platform == "win32":
+    if fcntl is None:
         return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

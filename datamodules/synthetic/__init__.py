@@ -5,6 +5,18 @@ format of EPIC-KITCHENS.
 """
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datamodules.synthetic.kitchen import generate_kitchen as generate_kitchen
+    from datamodules.synthetic.motion import CLASSES as CLASSES
+    from datamodules.synthetic.motion import ClipSpec as ClipSpec
+    from datamodules.synthetic.motion import clip_spec as clip_spec
+    from datamodules.synthetic.motion import render as render
+    from datamodules.synthetic.motion import render_clip as render_clip
+    from datamodules.synthetic.motion import sample_spec as sample_spec
+    from datamodules.synthetic.writing import generate as generate
+    from datamodules.synthetic.writing import write_video as write_video
 
 _HOME = {
     "CLASSES": "motion",
