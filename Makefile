@@ -54,7 +54,7 @@ dist: install
 # A warning is an error. `make docs DOCS_EXECUTE=off` leaves out the notebooks' results: quick, for work on the text.
 docs: install
 	$(BIN)/python docs/colab.py --check
-	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --builder html docs docs/_build/html
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --jobs 2 --builder html docs docs/_build/html
 	$(BIN)/python docs/check_site.py docs/_build/html
 
 # Every step is a command you can type yourself. `best.ckpt` is the epoch with the best validation accuracy.

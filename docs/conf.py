@@ -34,7 +34,6 @@ myst_heading_anchors = 4  # as GitHub makes them
 myst_enable_extensions = ["colon_fence"]
 # Blocks of code without a language are commands, listings of files and drawings. `text` colours nothing.
 highlight_language = "text"
-# `$ ` and the like are not on our pages: what is copied is what is shown.
 
 # Notebooks: executed when the site is built. `DOCS_EXECUTE=off` shows them without their results, for work on the text.
 nb_execution_mode = os.environ.get("DOCS_EXECUTE", "force")
