@@ -3,6 +3,8 @@
 import math
 import warnings
 
+from typing_extensions import override
+
 from datamodules.annotations.captions import Captions, are_texts, captions_of, read_json, values_of
 from datamodules.errors import DataError, some
 from datamodules.retrieval import RetrievalDataModule
@@ -14,7 +16,7 @@ _FILES = {"train": ("train.json", "train_ids.json"), "val": ("val_1.json", "val_
 
 
 class ActivityNet(RetrievalDataModule):
-    """The official files, as the usual downloads leave them:
+    """ActivityNet Captions: the official files, as the usual downloads leave them.
 
     | file | where |
     |---|---|
@@ -41,10 +43,12 @@ class ActivityNet(RetrievalDataModule):
     source = "https://cs.stanford.edu/people/ranjaykrishna/densevid"
     paragraphs = True
 
+    @override
     def names_of(self, name: str) -> list[str]:
         bare = [other.removeprefix("v_") for other in super().names_of(name)]
         return [*super().names_of(name), *bare, *(f"v_{other}" for other in bare)]
 
+    @override
     def entries(self, split: str) -> list[Captions]:
         data, ids = _FILES["train" if split == "train" else "val"]
         where = self.annotation(data)

@@ -138,6 +138,7 @@ class TrainTransform:
     crop: str = "random_resized"
 
     def __call__(self, video: Tensor) -> Tensor:
+        """Return an augmented clip, uint8 (T, 3, size, size), of one in uint8 (T, 3, H, W)."""
         steps = [self._crop_and_flip, self._augment] if self.crop_first else [self._augment, self._crop_and_flip]
         for step in steps:
             video = step(video)

@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import override
+
 from datamodules.annotations.lists import find_list, is_number, read_csv, read_numbered
 from datamodules.base import Sample, VideoDataModule
 from datamodules.errors import DataError, some
@@ -26,7 +28,7 @@ _FIRST_TESTED = 47
 
 
 class Breakfast(VideoDataModule):
-    """The original folders, or lists:
+    """Breakfast: the original folders, or lists.
 
     | root has | what is read |
     |---|---|
@@ -83,6 +85,7 @@ class Breakfast(VideoDataModule):
         """The ten activities."""
         return list(ACTIVITIES)
 
+    @override
     def list_videos(self, split: str) -> list[Sample]:
         as_published = split == "test" and self.published_test
         with self.folders.kept():

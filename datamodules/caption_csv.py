@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import override
+
 from datamodules.annotations.captions import Captions, read_captions
 from datamodules.errors import DataError
 from datamodules.retrieval import RetrievalDataModule
@@ -17,8 +19,9 @@ _SPLITS = ("train", "val", "test")
 
 
 class CaptionCSV(RetrievalDataModule):
-    """A table with the columns video and caption, a row for each caption; or the JSON of
-    `datamodules.annotations.captions.read_captions`:
+    """Captioned videos of your own: a table with the columns video and caption, a row for each caption.
+
+    Or the JSON of `datamodules.annotations.captions.read_captions`.
 
         video,caption
         kitchen/0001.mp4,a woman cuts an onion
@@ -65,6 +68,7 @@ class CaptionCSV(RetrievalDataModule):
         self.table = captions
         self.val_fraction, self.split_seed = val_fraction, split_seed
 
+    @override
     def entries(self, split: str) -> list[Captions]:
         path = join(self.root, self.table)
         if any(self.lists.values()):
@@ -85,6 +89,7 @@ class CaptionCSV(RetrievalDataModule):
             raise DataError(f"{path} has no videos for {split}; add some, or give a table for each split.")
         return chosen
 
+    @override
     def locate(self, entries: Sequence[Captions], split: str) -> list[str]:
         base = join(self.root, self.videos or "")
         beside, _ = folder_and_name(join(self.root, self.lists[split] or self.table))

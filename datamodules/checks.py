@@ -135,7 +135,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def fits(value: object, kind: Any) -> bool:
+def fits(value: object, kind: Any) -> bool:  # noqa: ANN401 - an annotation, of which typing has many kinds
     """Whether a value that came from JSON is of an annotated type, where lists count as tuples and integers as floats.
 
     Numbers have to be finite and fit into 64 bits.

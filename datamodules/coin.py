@@ -4,6 +4,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import override
+
 from datamodules.annotations.captions import read_json, values_of
 from datamodules.annotations.lists import find_list, read_numbered
 from datamodules.annotations.locate import locate_videos
@@ -20,7 +22,7 @@ _SUBSETS = {"training": "train", "testing": "test", "validation": "test"}
 
 
 class COIN(VideoDataModule):
-    """Annotations and videos as the official script leaves them, or lists:
+    """COIN: annotations and videos as the official script leaves them, or lists.
 
     | file | where |
     |---|---|
@@ -108,6 +110,7 @@ class COIN(VideoDataModule):
         kinds = {"class": str, "recipe_type": int, "subset": str}
         return {video: tuple(values_of(entry, kinds, path)) for video, entry in database.items()}
 
+    @override
     def list_videos(self, split: str) -> list[Sample]:
         with self.folders.kept():
             source = find_list(self.folders, self.root, self.lists, split)

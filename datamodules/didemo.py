@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import override
+
 from datamodules.annotations.captions import Captions, captions_of, read_json, read_lines, values_of
 from datamodules.annotations.locate import plain_name
 from datamodules.errors import DataError
@@ -12,7 +14,7 @@ __all__ = ["DiDeMo"]
 
 
 class DiDeMo(RetrievalDataModule):
-    """The official files, as the usual downloads leave them:
+    """DiDeMo: the official files, as the usual downloads leave them.
 
     | file | where |
     |---|---|
@@ -48,6 +50,7 @@ class DiDeMo(RetrievalDataModule):
             raise DataError(f"seconds is {seconds}; it has to be above 0.")
         self.span = (0.0, seconds)
 
+    @override
     def entries(self, split: str) -> list[Captions]:
         where = self.annotation(f"{split}_data.json")
         names: dict[str, str] = {}  # without suffix -> as it stands

@@ -50,7 +50,9 @@ _EVALUATED = ("generic", "as_published")
 
 
 class EpicKitchens100(KitchenDataModule[Segment, SegmentDataset]):
-    """The official annotations, and videos, extracted frames or features, as the official downloader leaves them:
+    """Actions of EPIC-KITCHENS-100: the official annotations, and videos, extracted frames or features.
+
+    Files lie as the official downloader leaves them:
 
     | file | where |
     |---|---|

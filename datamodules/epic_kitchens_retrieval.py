@@ -1,5 +1,7 @@
-"""EPIC-KITCHENS-100 multi-instance retrieval: segments and sentences that fit them more or less (docs/protocol.md,
-section 24)."""
+"""Multi-instance retrieval of EPIC-KITCHENS-100: segments, and sentences that fit them more or less.
+
+The protocol is in docs/protocol.md, section 24.
+"""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -167,7 +169,9 @@ class NarratedDataset(ListedItems[Item]):
 
 
 class EpicKitchensRetrieval(KitchenDataModule[NarratedSegment, NarratedDataset]):
-    """The official annotations for retrieval, and videos as `datamodules.EpicKitchens100` finds them:
+    """Multi-instance retrieval of EPIC-KITCHENS-100: the official annotations for it, and the videos.
+
+    Videos are found as by `datamodules.EpicKitchens100`.
 
     | file | where |
     |---|---|

@@ -4,6 +4,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import override
+
 from datamodules.annotations.lists import read_numbered
 from datamodules.base import Sample, VideoDataModule
 from datamodules.checks import MAX_CLASSES, Count, check
@@ -17,7 +19,9 @@ _SOURCE = "https://image-net.org/download.php"
 
 
 class ImageNet(VideoDataModule):
-    """Pictures as the usual downloads leave them; a split may have either form, and testing takes val:
+    """ImageNet: pictures as the usual downloads leave them.
+
+    A split may have either form, and testing takes val:
 
     | root has | what is read |
     |---|---|
@@ -82,6 +86,7 @@ class ImageNet(VideoDataModule):
                 return names
         return []
 
+    @override
     def list_videos(self, split: str) -> list[Sample]:
         split = "val" if split == "test" else split
         folder = join(self.root, split)

@@ -6,6 +6,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import override
+
 from datamodules.annotations.lists import is_number, read_csv, read_names, read_rows
 from datamodules.base import Sample, VideoDataModule
 from datamodules.checks import MAX_CLASSES, Count, check
@@ -27,7 +29,9 @@ _SOURCE = "https://github.com/cvdfoundation/kinetics-dataset"
 
 
 class Kinetics(VideoDataModule):
-    """Lists and videos as the usual downloads leave them; point root at the folder in the first column:
+    """Kinetics: lists and videos as the usual downloads leave them.
+
+    Point root at the folder in the first column:
 
     | root has | from | what is read |
     |---|---|---|
@@ -111,6 +115,7 @@ class Kinetics(VideoDataModule):
         videos = _official_rows(source)
         return None if videos is None else sorted({_plain(video["label"]) for _, video in videos})
 
+    @override
     def list_videos(self, split: str) -> list[Sample]:
         with self.folders.kept():
             source = self.origins[split] = self._source(split)

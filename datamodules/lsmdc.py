@@ -1,5 +1,7 @@
 """LSMDC: clips of films with what their audio description says."""
 
+from typing_extensions import override
+
 from datamodules.annotations.captions import Captions
 from datamodules.errors import DataError
 from datamodules.retrieval import RetrievalDataModule
@@ -16,7 +18,7 @@ _COLUMNS = 6
 
 
 class LSMDC(RetrievalDataModule):
-    """The official files, as the usual downloads leave them:
+    """LSMDC: the official files, as the usual downloads leave them.
 
     | file | where |
     |---|---|
@@ -44,6 +46,7 @@ class LSMDC(RetrievalDataModule):
     source = "https://sites.google.com/site/describingmovies/download"
     suffix = ".avi"
 
+    @override
     def entries(self, split: str) -> list[Captions]:
         path = self.origins[split] = self.annotation(_FILES[split])
         captions: dict[str, list[str]] = {}

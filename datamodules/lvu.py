@@ -144,7 +144,7 @@ class FilmDataset(ClipDataset[Film]):
 
 
 class LVU(VideoDataModule[Film]):
-    """The official lists, or VideoMamba's, and videos named after their YouTube id:
+    """LVU: the official lists, or VideoMamba's, and videos named after their YouTube id.
 
     | file | where |
     |---|---|

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import override
+
 from datamodules.annotations.captions import Captions, captions_of, read_json, read_table, values_of
 from datamodules.errors import DataError
 from datamodules.retrieval import RetrievalDataModule
@@ -15,7 +17,7 @@ _OFFICIAL_SPLITS = {"train": "train", "val": "validate", "test": "test"}
 
 
 class MSRVTT(RetrievalDataModule):
-    """The official files, as the usual downloads leave them:
+    """MSR-VTT: the official files, as the usual downloads leave them.
 
     | file | where |
     |---|---|
@@ -59,6 +61,7 @@ class MSRVTT(RetrievalDataModule):
         if annotations is not None:
             self.annotation_folders = (annotations,)
 
+    @override
     def entries(self, split: str) -> list[Captions]:
         if self.subset != "full" and split != "train":
             path = self.origins[split] = self.annotation("MSRVTT_JSFUSION_test.csv")

@@ -1,5 +1,7 @@
 """MSVD: short web videos, each described by some 40 people."""
 
+from typing_extensions import override
+
 from datamodules.annotations.captions import Captions, are_texts, captions_of, read_lines
 from datamodules.annotations.pickles import read_pickle
 from datamodules.errors import DataError
@@ -9,7 +11,7 @@ __all__ = ["MSVD"]
 
 
 class MSVD(RetrievalDataModule):
-    """The official files, as the usual downloads leave them:
+    """MSVD: the official files, as the usual downloads leave them.
 
     | file | where |
     |---|---|
@@ -35,12 +37,14 @@ class MSVD(RetrievalDataModule):
     source = "https://github.com/ArrowLuo/CLIP4Clip#data-preparing"
     suffix = ".avi"
 
+    @override
     def entries(self, split: str) -> list[Captions]:
         source, where = self.annotation(f"{split}_list.txt"), self.annotation("raw-captions.pkl")
         self.origins[split] = source
         content = read_pickle(where)
-        lists = content.values() if isinstance(content, dict) else [None]
-        if not all(isinstance(texts, list) and all(map(are_texts, texts)) for texts in lists):
+        if not isinstance(content, dict) or not all(
+            isinstance(texts, list) and all(map(are_texts, texts)) for texts in content.values()
+        ):
             raise DataError(f"{where} is not a dict of lists of lists of words; download it again from {self.source}.")
         captions = {name: [" ".join(words) for words in texts] for name, texts in content.items()}
         return captions_of(read_lines(source), captions, source, where)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import override
+
 from datamodules.annotations.captions import read_json
 from datamodules.annotations.lists import is_number, read_numbered
 from datamodules.base import Sample, VideoDataModule
@@ -27,7 +29,7 @@ _FOLDERS = ("", "videos", "20bn-something-something-v2", "frames")
 
 
 class SomethingSomethingV2(VideoDataModule):
-    """Annotations and videos as the usual downloads leave them:
+    """Something-Something V2: annotations and videos as the usual downloads leave them.
 
     | file | where |
     |---|---|
@@ -101,6 +103,7 @@ class SomethingSomethingV2(VideoDataModule):
             )
         return names
 
+    @override
     def list_videos(self, split: str) -> list[Sample]:
         with self.folders.kept():
             source = self.origins[split] = self._source(split)

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import override
+
 from datamodules.annotations.lists import Row, is_number, read_csv, read_names, read_rows
 from datamodules.base import Sample, VideoDataModule
 from datamodules.checks import MAX_CLASSES
@@ -98,6 +100,7 @@ class VideoCSV(VideoDataModule):
         labels = [self._number(row, path) for row in rows]
         return [str(label) for label in range(max(labels) + 1)]
 
+    @override
     def list_videos(self, split: str) -> list[Sample]:
         name = self.lists[split]
         if name is not None and (self.lists["val"] is not None or split == "test"):

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import override
+
 from datamodules.base import Sample, VideoDataModule
 from datamodules.errors import DataError
 from datamodules.splitting import check_groups, check_split, group_pattern, groups_of, origin_of, set_aside
@@ -13,7 +15,7 @@ __all__ = ["VideoFolder"]
 
 
 class VideoFolder(VideoDataModule):
-    """A folder per class; the folder's name is the class's, and sorted names are numbered from 0.
+    r"""A folder per class; the folder's name is the class's, and sorted names are numbered from 0.
 
     | root has | train | val | test |
     |---|---|---|---|
@@ -74,6 +76,7 @@ class VideoFolder(VideoDataModule):
             raise DataError(f"{self.root} is not a folder; check data.root.")
         return self.folders.is_folder(join(self.root, "train"))
 
+    @override
     def list_videos(self, split: str) -> list[Sample]:
         if not self._has_splits:
             return self._set_aside(split)

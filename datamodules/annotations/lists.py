@@ -135,7 +135,7 @@ def read_names(path: str) -> list[str]:
     return names
 
 
-def parse_json(text: str, path: str, line: int | None = None, *, remedy: str = "download it again") -> Any:
+def parse_json(text: str, path: str, line: int | None = None, *, remedy: str = "download it again") -> Any:  # noqa: ANN401 - as json.loads
     """Parse a text in JSON.
 
     Args:

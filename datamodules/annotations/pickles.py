@@ -26,7 +26,7 @@ _MOST_NAMES = 100
 """Different names in the pickle of a table; pandas writes about 15."""
 
 
-def read_pickle(path: str) -> Any:
+def read_pickle(path: str) -> object:
     """The dicts, lists, strings and numbers of a pickle, of any protocol and of Python 2 as well.
 
     An ordinary `pickle.load` runs what the file names. Here nothing can be named: neither classes nor functions, and
@@ -68,7 +68,7 @@ def read_frame(path: str, columns: Collection[str]) -> dict[str, list[Any]]:
         ) from error
 
 
-def _load(path: str, unpickler: "type[_PlainUnpickler]") -> Any:
+def _load(path: str, unpickler: "type[_PlainUnpickler]") -> object:
     data = read_bytes(path)
     try:
         _check_lengths(data)
@@ -94,10 +94,10 @@ class _PlainUnpickler(pickle.Unpickler):
             f"original file, or save your data as {cls.instead}."
         )
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         raise _Foreign(f"{module}.{name}")
 
-    def persistent_load(self, pid: Any) -> Any:
+    def persistent_load(self, pid: object) -> object:
         raise _Foreign("a reference to an object outside the file")
 
 
@@ -113,7 +113,7 @@ class _Named:
         made.args = args
         return made
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         self.state = state
 
 
@@ -136,7 +136,7 @@ class _NamesUnpickler(_PlainUnpickler):
         return self.names[full]
 
 
-def _columns_of(frame: Any, wanted: Collection[str]) -> dict[str, list[Any]]:
+def _columns_of(frame: object, wanted: Collection[str]) -> dict[str, list[Any]]:
     if not isinstance(frame, _Named) or frame.name != "DataFrame":
         raise TypeError("not a DataFrame")
     blocks, (columns, index) = frame.state["_mgr"].args

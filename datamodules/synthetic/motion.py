@@ -157,14 +157,17 @@ class ClipSpec:
 
     @property
     def duration_seconds(self) -> float:
+        """Time from the first frame to the end of the last one."""
         return self.num_frames / self.fps
 
     @property
     def verb(self) -> str:
+        """The class of the motion, one of `CLASSES`."""
         return self.motion
 
     @property
     def noun(self) -> str:
+        """The moving shape, one of `SHAPES`."""
         return self.shape
 
 
@@ -466,6 +469,7 @@ def render_clip(spec: ClipSpec | str, rng: np.random.Generator | None = None) ->
 def check_clip_arguments(
     classes: Sequence[str], size: tuple[int, int], num_frames: int, fps: float, nuisance: float
 ) -> None:
+    """Raise `DataError` for arguments of `sample_spec` that are out of range, or classes that do not exist."""
     for name in classes:
         if name not in MOTIONS:
             near = get_close_matches(str(name), CLASSES, 1)
