@@ -1,4 +1,4 @@
-"""The English of pages, docstrings, comments and messages is plain: none of the phrases that readers stumbled over."""
+"""The English is plain: no phrase that readers stumbled over, short sentences, headings in sentence case."""
 
 import ast
 import io
@@ -26,7 +26,9 @@ QUAINT = [
     r"\b[Cc]lip (ViT|B/|L/|text tower|image tower)",  # OpenAI's model is CLIP; a clip is a stretch of video
     r"\bOpenAI's [Cc]lip\b",
 ]
+NAMES = {"Face", "Hub", "Hugging", "Mamba", "Python", "Space", "Suite", "Zoo"}  # in headings
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / ".github").rglob("*.md")])
+PAGES = [page for page in PAGES if "_build" not in page.parts]
 SOURCES = sorted(path for name in ("benchmarks", "datamodules", "docs", "hub", "lightning_modules", "zoo")
                  for path in (ROOT / name).rglob("*.py"))  # fmt: skip
 OTHERS = sorted([*(ROOT / "zoo").rglob("*.yaml"), *(ROOT / "zoo").rglob("*.csv"), *(ROOT / "zoo").rglob("*.html"),
@@ -56,8 +58,31 @@ def quaint(path: Path) -> list[str]:
 
 @pytest.mark.parametrize("paths", [PAGES, SOURCES, OTHERS], ids=["pages", "sources", "others"])
 def test_the_english_is_plain(paths):
-    found = {path.relative_to(ROOT).as_posix(): quaint(path) for path in paths if "_build" not in path.parts}
+    found = {path.relative_to(ROOT).as_posix(): quaint(path) for path in paths}
     assert len(found) > 20 and not {name: phrases for name, phrases in found.items() if phrases}
+
+
+def sentences(page: Path) -> list[list[str]]:
+    """The words of each sentence of a page; a clause after a colon or semicolon counts for itself."""
+    lines = [line for line in prose(page)[0].splitlines() if not line.lstrip().startswith(("|", "#", "<", "!"))]
+    text = re.sub(r"\]\([^)]*\)", "]", "\n".join(lines))
+    return [part.split() for part in re.split(r"(?<=[.!?:;])\s+|\n\s*\n|\n\s*(?:[-*]|\d+\.) ", text) if part.strip()]
+
+
+def test_sentences_are_short():
+    """More than 25 words in at most a tenth of a page's sentences, and in none more than 50."""
+    for page in PAGES:
+        counts = [len(words) for words in sentences(page)]
+        long = [count for count in counts if count > 25]
+        assert len(long) <= 1 + len(counts) / 10 and max(counts, default=0) <= 50, page.relative_to(ROOT).as_posix()
+
+
+def test_headings_are_in_sentence_case():
+    """Capitals in the middle of a heading belong to names."""
+    for page in PAGES:
+        for heading in re.findall(r"^#+ (.+)$", prose(page)[0], flags=re.MULTILINE):
+            words = re.findall(r"(?<![.:] )\b[A-Z][a-z]+\b", re.sub(r"^\W*(?:\d+\. )?\S+|\[[\d.]+\]", "", heading))
+            assert set(words) <= NAMES, f"{page.relative_to(ROOT)}: {heading}"
 
 
 def test_phrases_are_found_where_they_stand(tmp_path):
