@@ -98,12 +98,6 @@ def test_the_table_of_extras_is_complete():
     assert sorted(rows) == sorted(project["optional-dependencies"])
 
 
-def test_the_readme_names_the_repository_of_pyproject():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    for page in (README, INSTALL):
-        assert f"git clone {project['urls']['Repository']}" in page.read_text(encoding="utf-8")
-
-
 def test_the_readme_is_short():
     lines = README.read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 150

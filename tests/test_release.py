@@ -48,6 +48,13 @@ def test_the_version_is_that_of_pyproject_everywhere():
     assert citation["repository-code"] == PROJECT["urls"]["Repository"]
 
 
+def test_the_repository_has_the_address_of_pyproject_everywhere():
+    kinds = (".cff", ".ipynb", ".md", ".py", ".toml", ".yaml", ".yml")
+    for path in (ROOT / name for name in tracked() if name.endswith(kinds) and not name.startswith("tests/golden/")):
+        addresses = set(re.findall(r"https://github\.com/[\w-]+/video-mamba-zoo\b", path.read_text(encoding="utf-8")))
+        assert addresses <= {PROJECT["urls"]["Repository"]}, path.relative_to(ROOT)
+
+
 def test_the_citation_has_what_the_format_asks_for():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["cff-version"] == "1.2.0" and citation["message"] and citation["license"] == PROJECT["license"]
