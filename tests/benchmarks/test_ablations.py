@@ -11,7 +11,7 @@ import pytest
 from lightning_modules.nets.scan_orders import SCAN_ORDERS
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "ablations.py"
-SMALL = ["--seeds", "2", "--epochs", "1", "--train", "32", "--test", "16", "--passes", "2", "--batch-size", "8"]
+SMALL = ["--seeds", "2", "--epochs", "1", "--train", "8", "--test", "16", "--passes", "1", "--batch-size", "4"]
 
 
 def run(folder, *options):
@@ -41,7 +41,7 @@ def test_scan_orders(tmp_path):
     study = results["ablations_scan_orders"]
     assert tuple(study["variants"]) == SCAN_ORDERS
     assert study["variants"]["temporal_first"]["paper_top1"] == 62.4
-    assert study["settings"]["train"] == 32 and study["machine"]["torch"]
+    assert study["settings"]["train"] == 8 and study["machine"]["torch"]
     check(study["variants"])
     # All start from the same weights, so it is the order that makes the difference.
     first = {name: variant["runs"][0]["epochs"][0]["train/loss"] for name, variant in study["variants"].items()}
