@@ -297,6 +297,8 @@ def test_unmarked_blocks_run(page, material, tmp_path, monkeypatch):
             exec(compile(text, place(block), "exec"), known)
         elif not block.language:
             for words in commands(block):
+                if words[0] == "pip":  # what it installs is here
+                    continue
                 assert words[0] == "zoo", f"{place(block)}: mark this block; only `zoo` and Python are run here"
                 if words[1] == "predict":
                     words = [re.sub(released, SHIPPED, word) for word in words]
