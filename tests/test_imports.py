@@ -50,6 +50,7 @@ FLOORS = {
         ("recipe", "configs"),
         ("fetch",),
         ("build",),
+        ("deploy",),
         ("tables",),
         ("inference", "look", "share"),
         ("retrieval",),

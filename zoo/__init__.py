@@ -55,6 +55,8 @@ _HOME = {
     "extract_features": "inference.predict",
     "predict": "inference.predict",
     "predict_value": "inference.predict",
+    "Exported": "deploy.export",
+    "export": "deploy.export",
     "Explanation": "inference.explain",
     "explain": "inference.explain",
     "Moment": "inference.live",

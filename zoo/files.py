@@ -1,6 +1,7 @@
 """Files that the zoo writes: targets are checked before long work, and files are written completely or not at all."""
 
 import os
+import shutil
 import stat
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,7 @@ from safetensors import SafetensorError
 
 from zoo.errors import ZooError
 
-__all__ = ["PAGES", "PICTURES", "UNFINISHED", "check_folder", "check_target", "written"]
+__all__ = ["PAGES", "PICTURES", "UNFINISHED", "check_folder", "check_target", "staged", "written"]
 
 PAGES = (".html", ".htm")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".pdf", ".svg", ".svgz", ".eps", ".ps")
@@ -85,6 +86,38 @@ def written(path: str | os.PathLike[str], endings: Sequence[str] = ()) -> Iterat
     finally:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def staged(path: str | os.PathLike[str], endings: Sequence[str] = ()) -> Iterator[Path]:
+    """Give a path of the target's name in a hidden folder beside it, for a file that may have others beside it.
+
+    When the block has run, the other files of the folder move beside the target and the file becomes `path`, last. The
+    folder is removed. The others need names that no older file has, so that this one is whole at any time.
+
+    Args:
+        path: see `check_target`.
+        endings: see `check_target`.
+
+    Raises:
+        ZooError: a file cannot be written, for example because the disk is full; the old file is unchanged.
+    """
+    target = check_target(path, endings)
+    folder = target.with_name(f".{target.name[:40]}.{uuid.uuid4().hex[:8]}{UNFINISHED}")
+    try:
+        folder.mkdir(parents=True)
+        file = folder / target.name
+        yield file
+        if target.exists():
+            file.chmod(target.stat().st_mode)
+        for part in sorted(folder.iterdir(), key=lambda part: part == file):
+            part.replace(target.parent / part.name)
+    except (OSError, SafetensorError) as error:
+        raise ZooError(
+            f"{path} cannot be written ({_reason(error)}); make room on that disk, or write to another place."
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _existing_or_new(path: str | os.PathLike[str], is_wanted: Callable[[int], bool], wanted: str) -> Path:

@@ -149,7 +149,7 @@ def encode_text(clip: CLIPModel, ids: Tensor) -> Tensor:
     """Token ids (M, L) as `ClipTokenizer` makes them -> projected features of the end token (M, D)."""
     hidden = clip.text_model(input_ids=ids).last_hidden_state
     # The end token has the largest id and padding repeats it: the first one ends the text.
-    return clip.text_projection(hidden[torch.arange(len(ids), device=ids.device), ids.argmax(dim=1)])
+    return clip.text_projection(hidden[torch.arange(ids.shape[0], device=ids.device), ids.argmax(dim=1)])
 
 
 def freeze_clip(clip: CLIPModel, layers: int) -> None:

@@ -49,6 +49,15 @@ class SavedTokenizer(nn.Module, ABC):
             self._tokenizer = self._build()
         return self._tokenizer
 
+    def as_json(self) -> str:
+        """The tokenizer as the package tokenizers reads it (``Tokenizer.from_str``), without cutting and padding."""
+        from tokenizers import Tokenizer
+
+        made = Tokenizer.from_str(self._made().backend_tokenizer.to_str())
+        made.no_truncation()
+        made.no_padding()
+        return made.to_str()
+
     def _load_from_state_dict(self, *args, **kwargs) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._tokenizer = None

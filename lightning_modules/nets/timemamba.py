@@ -113,7 +113,7 @@ class TimeMamba(nn.Module):
                              f"{tuple(x.shape)}: resample the input, or build the network with another image_size "
                              "(zoo.load interpolates).")  # fmt: skip
         patches = self.patch_embed(x).transpose(1, 2) + self.pos_embed[:, 1:, None]
-        first = (self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1)
+        first = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
         return self.ln_pre(first.to(patches.dtype)), self.ln_pre(patches)
 
     def forward_blocks(self, x: Tensor) -> tuple[Tensor, Tensor]:

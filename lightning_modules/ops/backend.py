@@ -28,17 +28,21 @@ __all__ = ["BackendError", "available_backends", "select", "use_backend", "why_n
 logger = logging.getLogger(__name__)
 
 # Fastest first. "meta" stands for shape propagation without data, which needs only an operator's fake kernel. On a CPU
-# triton runs step by step in its interpreter, for tests, and is never chosen.
+# triton runs step by step in its interpreter, for tests, and is never chosen; portable is for exported programs.
 _TABLE = {
-    "cpu": ("numba", "reference", "triton"),
+    "cpu": ("numba", "reference", "triton", "portable"),
     "cuda": ("triton", "mamba_ssm", "reference"),
     "meta": ("numba", "reference", "triton"),
 }
 _ANY_DEVICE = ("reference",)
-_NAMES = ("numba", "triton", "mamba_ssm", "reference")
+_NAMES = ("numba", "triton", "mamba_ssm", "reference", "portable")
 _KERNELS = ("scan", "conv", "norm")
 # Whose kernel runs where a backend has none of its own.
-_STAND_INS = {("norm", "mamba_ssm"): "reference"}
+_STAND_INS = {
+    ("norm", "mamba_ssm"): "reference",
+    ("conv", "portable"): "reference",
+    ("norm", "portable"): "reference",
+}
 # Compiled on the machine by others; numba's look at themselves.
 _CHECKED = ("triton", "mamba_ssm")
 _VARIABLE = "ZOO_SCAN_BACKEND"

@@ -136,6 +136,13 @@ WORKING = {
         {"--index": INDICES, "--host": ["", "x y", "nowhere.invalid", "1.2.3.4.5", SURROGATE, LONG],
          "--port": [*INTEGERS, "0", "65536"], "--max-mb": [*INTEGERS, "0"], "--max-minutes": SECONDS, **COMMON},
     ),
+    "export": Command(
+        ["model", "model.pt2"],
+        [MODELS, ["", "noext", "a.onnxx", ".", "/dev/null", "clip.mp4", "clip.mp4/a.pt2", f"{LONG}.pt2", "/proc/a.pt2",
+                  f"{SURROGATE}.pt2/"]],
+        {"--format": ["", "x"], "--output": ["", "x"], "--input": ["", "x"], "--tower": ["", "x", "text"],
+         "--frames": [*INTEGERS, "0", "3"], "--checkpoint": ["gone.pth", "clip.mp4", "", "/dev/null"]},
+    ),
     "recipe": Command(["demo"], [RECIPES], {}),
     "convert": Command(["broken.ckpt", "converted"], [MODELS, FOLDERS], {"--name": ["", "gone", SURROGATE]}),
     "push": Command(["model", "me/x"], [["", "gone", "clip.mp4", SURROGATE], ["", "x", "a/b/c", SURROGATE, LONG]], {}),

@@ -31,6 +31,7 @@ COMMANDS = {
     "extract": "write features of long videos, to train on",
     "recipe": "print a training recipe, or list them",
     "convert": "turn a checkpoint into a folder with safe weights and its config",
+    "export": "write a model as an ONNX file or a PyTorch program, to run elsewhere",
     "push": "share a trained model on the Hugging Face Hub",
     "pull": "download models ahead of time, for work without a connection",
     "shard": "write a data set as tar shards, to train on from any storage",

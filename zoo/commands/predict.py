@@ -33,6 +33,7 @@ examples:
   zoo predict runs/mine/model a.mp4 b.mp4 --json         your own model, for programs
   zoo predict videomamba-ti-k400 holiday/                all videos in a folder
   zoo predict videomamba-ti-k400 clip.mp4 --checkpoint videomamba_t16_k400_f16_res224.pth
+  zoo predict model.onnx clip.mp4                        what `zoo export` wrote, run by ONNX Runtime
 
 what happens when, in a video of any length (docs/long_videos.md):
   zoo predict videomamba-ti-k400 film.mkv --timeline out.png    clips slide over the film; picture and table
@@ -55,7 +56,8 @@ _BARS = 10  # with at most 10 videos, finished ones keep their bar
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `zoo predict`."""
     parser.epilog = _EXAMPLES
-    parser.add_argument("model", help="registered name, model folder, Lightning .ckpt, or Hub repository org/name")
+    parser.add_argument("model", help="registered name, model folder, Lightning .ckpt, Hub repository org/name, or "
+                        "exported .onnx file")  # fmt: skip
     parser.add_argument(
         "videos", nargs="+", metavar="VIDEO", help="video or image files, or folders: their videos, at any depth; with "
         "-o also .txt and .csv lists of them, tar shards, and URLs",
@@ -118,13 +120,13 @@ def run(args: argparse.Namespace) -> None:
         check_segments(args.segments, len(videos))
 
     from datamodules.video.opening import DecodeError
-    from zoo.build import load
+    from zoo.deploy.onnx_model import open_model
     from zoo.inference.predict import to_device
 
     if sliding:
         _check_lengths(videos, args.step or args.window)
     frames = {} if args.frames is None else {"num_frames": args.frames}
-    model = load(args.model, checkpoint=args.checkpoint, **frames)
+    model = open_model(args.model, checkpoint=args.checkpoint, **frames)
     if hasattr(model, "value_name"):
         if sliding or pictured:
             raise ZooError(f"{args.model} predicts a number, and --plot and --timeline show classes; leave them out.")
@@ -161,13 +163,13 @@ def _fill_table(args: argparse.Namespace) -> None:
     if any(value is not None for value in (args.plot, args.timeline, args.segments, args.window, args.step)):
         raise ZooError("-o writes one row for each video; omit --plot, --timeline, --segments, --window and --step.")
     with long_work("videos", args.json) as report:
-        from zoo.build import load
+        from zoo.deploy.onnx_model import open_model
         from zoo.inference.predictor import predict_into
 
         # As without a table: a given number of frames is one clip and one crop.
         frames, views = ({}, None) if args.frames is None else ({"num_frames": args.frames}, 1)
         done = predict_into(
-            lambda: load(args.model, checkpoint=args.checkpoint, **frames),
+            lambda: open_model(args.model, checkpoint=args.checkpoint, **frames),
             args.videos,
             args.out,
             name=args.model,

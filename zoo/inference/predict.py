@@ -13,6 +13,7 @@ from datamodules.video.opening import DecodeError
 from datamodules.video.views import Views, load_views
 from lightning_modules.base import BaseModule
 from zoo.build import load
+from zoo.deploy.onnx_model import open_model
 from zoo.errors import UnreadableVideo, ZooError
 from zoo.inference.precision import check_precision, inference
 from zoo.limits import CLIPS, VIEWS_BYTES, check_range
@@ -61,7 +62,7 @@ def predict(
     The softmax is averaged over ``num_clips`` x ``num_crops`` views, as in the papers' tests.
 
     Args:
-        model: a classifier, or anything `zoo.load` takes.
+        model: a classifier, anything `zoo.load` takes, or an ONNX file that `zoo.export` wrote.
         path: video or image file, or a list of them. One of a list that cannot be read is an `UnreadableVideo` warning
             and an empty list in its place, so that the others are not lost.
         topk: how many classes; all if the model has fewer.
@@ -106,7 +107,7 @@ def predict_value(
     It is the mean over ``num_clips`` x ``num_crops`` views.
 
     Args:
-        model: a regressor, or anything `zoo.load` takes.
+        model: a regressor, anything `zoo.load` takes, or an ONNX file that `zoo.export` wrote.
         path: video or image file.
         num_clips: clips in time; None as for `predict`.
         num_crops: square crops along the long side; None as for `predict`.
@@ -253,7 +254,7 @@ def classifier(model: BaseModule | str) -> BaseModule:
     Raises:
         ZooError: it does not classify.
     """
-    model = load(model) if isinstance(model, str | os.PathLike) else model
+    model = open_model(model) if isinstance(model, str | os.PathLike) else model
     if hasattr(model, "value_name"):
         raise ZooError(f"{type(model).__name__} predicts a number and no classes; use zoo.predict_value.")
     if not hasattr(model, "class_names"):
@@ -267,7 +268,7 @@ def regressor(model: BaseModule | str) -> BaseModule:
     Raises:
         ZooError: it does not predict a number.
     """
-    model = load(model) if isinstance(model, str | os.PathLike) else model
+    model = open_model(model) if isinstance(model, str | os.PathLike) else model
     if not hasattr(model, "value_name"):
         raise ZooError(f"{type(model).__name__} predicts no number; use a VideoRegressor.")
     return model

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.video.views import load_views
-from zoo.build import load
+from zoo.deploy.onnx_model import open_model
 from zoo.inference.precision import check_precision, inference
 from zoo.inference.predict import check_finite, classifier, rank, regressor, to_device, views_of
 from zoo.limits import BATCH, TOPK, check_range, check_shard
@@ -42,7 +42,7 @@ class VideoPredictor(Job):
     """A callable from a batch of videos to rows with their labels, the rows of the table that `zoo predict -o` writes.
 
     Args:
-        model: a classifier or a regressor, or anything `zoo.load` takes.
+        model: a classifier or a regressor, anything `zoo.load` takes, or an ONNX file that `zoo.export` wrote.
         topk: how many classes; all if the model has fewer.
         num_clips: clips in time that are averaged; None as for `zoo.predict`.
         num_crops: square crops along the long side, 1 or 3; None as for `zoo.predict`.
@@ -72,7 +72,7 @@ class VideoPredictor(Job):
     ) -> None:
         check_range("topk", topk, TOPK)
         check_range("batch_size", batch_size, BATCH)
-        model = load(model) if isinstance(model, str | os.PathLike) else model
+        model = open_model(model) if isinstance(model, str | os.PathLike) else model
         self.predicts_number = hasattr(model, "value_name")
         model = (regressor if self.predicts_number else classifier)(model)
         self.columns = ("value",) if self.predicts_number else ("labels", "probabilities")
