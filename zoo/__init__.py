@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from zoo.build import create as create
     from zoo.build import initialise as initialise
     from zoo.build import load as load
+    from zoo.deploy.export import Exported as Exported
+    from zoo.deploy.export import export as export
     from zoo.errors import UnknownModelError as UnknownModelError
     from zoo.errors import ZooError as ZooError
     from zoo.inference.explain import Explanation as Explanation
