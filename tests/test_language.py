@@ -26,7 +26,7 @@ QUAINT = [
     r"\b[Cc]lip (ViT|B/|L/|text tower|image tower)",  # OpenAI's model is CLIP; a clip is a stretch of video
     r"\bOpenAI's [Cc]lip\b",
 ]
-NAMES = {"Face", "Hub", "Hugging", "Mamba", "Python", "Space", "Suite", "Zoo"}  # in headings
+NAMES = {"Face", "Hub", "Hugging", "Mamba", "Python", "Runtime", "Space", "Suite", "Zoo"}  # in headings
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / ".github").rglob("*.md")])
 PAGES = [page for page in PAGES if "_build" not in page.parts]
 SOURCES = sorted(path for name in ("benchmarks", "datamodules", "docs", "hub", "lightning_modules", "zoo")

@@ -37,7 +37,7 @@ class Part:
         module: maps the input to the output.
         input: name of the input: ``video`` (batch, 3, T, H, W), or ``ids`` (batch, words).
         output: name of the output: ``logits``, ``value``, ``features`` or ``embedding``; (batch, ...).
-        metadata: texts by their names, what is no text as JSON (docs/deploy.md).
+        metadata: texts by their names; other values are JSON (docs/deploy.md).
         random: gives so many random inputs.
         real: one input that was read as `zoo.predict` reads it, (1, ...).
     """
