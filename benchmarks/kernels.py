@@ -67,6 +67,7 @@ SWEEP = {
     "_LANES": (8, 16, 4),
     "_CHUNK": (64, 32, 128),
     "_FORWARD_STATES": (16, 8),
+    "_REGISTERS": (192, 208, 168),
     "_FEW_WARPS": (1, 0, 2),
     "_ENOUGH_WARPS": (3, 2, 4),
 }

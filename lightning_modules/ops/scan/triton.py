@@ -27,7 +27,8 @@ _CHUNK = 64
 _SHORTEST = 32
 # What a thread can hold in registers: states of a direction in the forward, states and tokens of them in the backward.
 _FORWARD_STATES, _BACKWARD_STATES, _BACKWARD_TOKENS = 16, 8, 4
-# Tokens that the forward asks for at once, and registers a thread may use for that: ten warps fit on a multiprocessor.
+# Tokens that the forward asks for at once, and registers a thread may use for that: above 168 and up to
+# 255 two warps fit on a scheduler.
 _AHEAD, _REGISTERS = 2, 192
 # Channels side by side in the backward, see `scan_backward`.
 _LANES = 8
