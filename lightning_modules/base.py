@@ -4,14 +4,16 @@ import dataclasses
 import inspect
 import os
 from abc import ABC
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from typing_extensions import override
 
 from lightning_modules.callbacks.finite import FiniteLoss
 from lightning_modules.checks import check_constructor, constructors
@@ -24,7 +26,7 @@ __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "BaseModule"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _OPTIM_ALONE = [field.name for field in dataclasses.fields(Optim) if field.name != "name"]
-PREPROCESSING_DEFAULTS = {
+PREPROCESSING_DEFAULTS: dict[str, Any] = {
     "num_frames": 16,
     "image_size": 224,
     "sampling": "sparse",
@@ -69,7 +71,8 @@ class BaseModule(LightningModule, ABC):
     if TYPE_CHECKING:  # torch and Lightning declare less than they give
 
         @property
-        def hparams(self) -> "_Arguments": ...
+        def hparams(self) -> "_Arguments":
+            """Arguments of the constructor that say what the model is."""
 
         def __getattr__(self, name: str) -> Any:
             """What a task has of its own, such as ``class_names`` or ``encode_text``: callers ask ``hasattr`` first."""
@@ -84,7 +87,7 @@ class BaseModule(LightningModule, ABC):
         """Names of the constructor's arguments that matter only while training: those after ``*``."""
         names: list[str] = []
         for base in constructors(cls):
-            parameters = inspect.signature(base.__init__).parameters.values()
+            parameters = inspect.signature(base.__init__).parameters.values()  # type: ignore[misc]  # a class
             names += [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name[0] != "_"]
         return names
 
@@ -99,7 +102,8 @@ class BaseModule(LightningModule, ABC):
                 ``optim`` is declared before ``*``.
         """
         # `super().__init__()` puts __class__ among the locals: the class whose constructor this is.
-        constructor = given.get("__class__", type(self)).__init__
+        cls: type = given.get("__class__", type(self))
+        constructor = cls.__init__  # type: ignore[misc]  # a class
         names = [name for name in _declared(constructor) if name != "self"]
         absent = [name for name in names if name not in given]
         if absent:
@@ -117,14 +121,16 @@ class BaseModule(LightningModule, ABC):
         self.save_hyperparameters({k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()})
 
     @property
-    def config(self) -> dict:
+    def config(self) -> dict[str, Any]:
         """``{"class_path": ..., "init_args": {...}}``: plain values that say what the model is.
 
         Raises:
             ModelError: the constructor has an argument that `save_config` has not recorded.
         """
         training_only = self.training_only()
-        for name in _declared(self.__init__):
+        for name in _declared(type(self).__init__):
+            if name == "self":
+                continue
             if name not in self.hparams and name not in training_only:
                 raise ModelError(f"{type(self).__name__} has not recorded its argument {name!r}; its "
                                  "constructor has to call self.save_config(locals()).")  # fmt: skip
@@ -137,10 +143,11 @@ class BaseModule(LightningModule, ABC):
     @property
     def image_size(self) -> int:
         """Side of the square input in pixels."""
-        return self.hparams.get("image_size") or PREPROCESSING_DEFAULTS["image_size"]
+        size: int = self.hparams.get("image_size") or PREPROCESSING_DEFAULTS["image_size"]
+        return size
 
     @property
-    def preprocessing(self) -> dict:
+    def preprocessing(self) -> dict[str, Any]:
         """How input is prepared: the keyword arguments that `datamodules.load_views` takes (docs/batches.md)."""
         declared = {name: self.hparams[name] for name in PREPROCESSING_DEFAULTS if name in self.hparams}
         prepared = PREPROCESSING_DEFAULTS | declared
@@ -153,7 +160,8 @@ class BaseModule(LightningModule, ABC):
             "interpolation": prepared["interpolation"],
         }
 
-    def set_normalisation(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Set what `normalise` subtracts and divides by: mean and deviation per channel, of inputs in [0, 1]."""
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1, 1), persistent=False)
 
@@ -174,15 +182,19 @@ class BaseModule(LightningModule, ABC):
         """(B, ...) of this process -> (processes * B, ...), with gradients; every process has the same B."""
         if self.trainer.world_size == 1:
             return rows
-        return self.all_gather(rows, sync_grads=rows.requires_grad).flatten(0, 1)
+        gathered = self.all_gather(rows, sync_grads=rows.requires_grad)
+        assert isinstance(gathered, Tensor)  # of a tensor it makes a tensor
+        return gathered.flatten(0, 1)
 
     def configure_callbacks(self) -> list[Callback]:
         """A check of the loss; one given to the Trainer takes its place."""
         return [FiniteLoss()]
 
-    def on_train_batch_start(self, batch: dict, batch_idx: int) -> None:
-        """Makes the random numbers of a step (dropout, stochastic depth) depend on the seed, the epoch, the batch and
-        the process alone, so that an interrupted run resumes as if it had not been."""
+    def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Make the random numbers of a step (dropout, stochastic depth) the same in a run that was interrupted.
+
+        They depend on the seed, the epoch, the batch and the process alone.
+        """
         seed = os.environ.get("PL_GLOBAL_SEED")
         if seed is not None:
             place = [int(seed), self.current_epoch, batch_idx, self.global_rank]
@@ -206,13 +218,15 @@ class BaseModule(LightningModule, ABC):
         Raises:
             ModelError: something about this training needs all weights in every process.
         """
-        if any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks):
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]  # its connector sets it
+        if any(isinstance(callback, WeightAveraging) for callback in callbacks):
             raise ModelError(
                 "A moving average keeps all weights in every process and fsdp2 shares them out; "
                 "remove the callback, or set trainer.strategy to ddp."
             )
 
-    def on_save_checkpoint(self, checkpoint: dict) -> None:
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # The key under which LightningCLI looks for the class, and the hub where it is shared as what it is.
         # A module without arguments has no hyper-parameters yet.
         checkpoint.setdefault("hyper_parameters", {})["_class_path"] = _class_path(type(self))
@@ -220,7 +234,7 @@ class BaseModule(LightningModule, ABC):
             shared = {"class_path": self.config["class_path"], "without": list(self.training_weights)}
             checkpoint["shared_as"] = shared
 
-    def on_load_checkpoint(self, checkpoint: dict) -> None:
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Compares a checkpoint with the module before Lightning loads it.
 
         Raises:
@@ -245,7 +259,7 @@ class BaseModule(LightningModule, ABC):
         """The optimiser and the schedule to train with."""
         return self.training_arguments.get("optim") or Optim()
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimiser and the schedule that ``optim`` says.
 
         Raises:
@@ -271,13 +285,13 @@ class BaseModule(LightningModule, ABC):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
 
-    def parameter_groups(self) -> list[dict]:
+    def parameter_groups(self) -> list[dict[str, Any]]:
         """The optimiser's groups as `Optim.groups` gives them; a subclass may add some."""
         if not hasattr(self, "net"):
             raise ModelError(f"{type(self).__name__} has no network; set self.net in its constructor.")
         return self.optim.groups(self.net)
 
-    def _refuse_weights_outside(self, groups: list[dict]) -> None:
+    def _refuse_weights_outside(self, groups: list[dict[str, Any]]) -> None:
         """Raises `ModelError` for a trainable weight that the optimiser would leave as it is."""
         held = {id(parameter) for group in groups for parameter in group["params"]}
         for name, parameter in self.named_parameters():
@@ -285,16 +299,21 @@ class BaseModule(LightningModule, ABC):
                 raise ModelError(f"{name} is trainable and outside net, so nothing would train it; put it into "
                                  "self.net, freeze it, or add it to the groups of parameter_groups.")  # fmt: skip
 
+    @property
+    def _data(self) -> LightningDataModule | None:
+        """The trainer's DataModule, where it has one."""
+        return getattr(self.trainer, "datamodule", None)
+
     def _clips_per_step(self) -> int:
         """Clips of one optimiser step: per process and batch, times processes, times accumulated batches."""
-        data = self.trainer.datamodule
+        data = self._data
         clips = getattr(data, "clips_per_batch", None) or getattr(data, "batch_size", None)
         if clips is None:
             raise ModelError("lr_samples needs a DataModule that has a batch_size; pass one, or lr_samples: null.")
         return clips * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
 
-def _declared(constructor: Callable) -> list[str]:
+def _declared(constructor: Callable[..., None]) -> list[str]:
     """Names of the arguments that a constructor declares; those of ``*args`` and ``**kwargs`` have none."""
     parameters = inspect.signature(constructor).parameters.values()
     return [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name[0] != "_"]

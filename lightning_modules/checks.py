@@ -6,7 +6,7 @@ import numbers
 import sys
 import types
 import typing
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lightning_modules.errors import ModelError
@@ -40,14 +40,16 @@ class Range(NamedTuple):
     whole: bool = False
     above: bool = False
     below: bool = False
-    count: int | None = None
+    count: int | None = None  # type: ignore[assignment]  # it hides tuple.count, which nobody needs of a range
 
     def allows(self, value: object) -> bool:
+        """Whether a value is a number of this range; no bool is, and neither infinity nor NaN."""
         kind = numbers.Integral if self.whole else numbers.Real
-        if isinstance(value, bool) or not isinstance(value, kind) or not abs(value) <= sys.float_info.max:
+        number: Any = value  # the abstract types of numbers do not compare with float
+        if isinstance(value, bool) or not isinstance(value, kind) or not abs(number) <= sys.float_info.max:
             return False
-        low = value > self.low if self.above else value >= self.low
-        high = value < self.high if self.below else value <= self.high
+        low = number > self.low if self.above else number >= self.low
+        high = number < self.high if self.below else number <= self.high
         return bool(low and high)
 
     def __str__(self) -> str:
@@ -156,8 +158,12 @@ def check_range(name: str, value: object, allowed: Range) -> None:
         ModelError: the sentence names the argument, its value and the range.
     """
     values = [value] if allowed.count is None else value
-    fits = isinstance(values, Sequence) and not isinstance(values, str)
-    if not (fits and (not allowed.count or len(values) == allowed.count) and all(map(allowed.allows, values))):
+    if (
+        not isinstance(values, Sequence)
+        or isinstance(values, str)
+        or (allowed.count and len(values) != allowed.count)
+        or not all(map(allowed.allows, values))
+    ):
         raise ModelError(f"{name} is {_shown(value)}; it has to be {allowed}.")
 
 
@@ -184,7 +190,7 @@ def check_arguments(arguments: Mapping[str, object], optional: Collection[str] =
             check_range(name, value, _RANGES[name])
 
 
-def check_constructor(constructor: Any, arguments: Mapping[str, object]) -> None:
+def check_constructor(constructor: Callable[..., object], arguments: Mapping[str, object]) -> None:
     """`check_arguments` of a constructor's arguments; those annotated with None may be None.
 
     An argument with an annotation of another kind, such as ``depth: list[int]``, means something else and passes.
@@ -234,7 +240,8 @@ def constructors(cls: type) -> Iterator[type]:
     """Yield a class, and its bases as long as their constructors pass ``**kwargs`` on."""
     for base in cls.__mro__:
         yield base
-        if all(p.kind is not p.VAR_KEYWORD for p in inspect.signature(base.__init__).parameters.values()):
+        parameters = inspect.signature(base.__init__).parameters  # type: ignore[misc]  # a class
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
             break
 
 

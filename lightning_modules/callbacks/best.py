@@ -7,6 +7,7 @@ import lightning.pytorch.callbacks as lightning
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
+from typing_extensions import override
 
 __all__ = ["ModelCheckpoint"]
 
@@ -41,13 +42,16 @@ class ModelCheckpoint(lightning.ModelCheckpoint):
         wins = current == self.best_k_models[worst] and self._tie(trainer) < self.ties.get(worst, math.inf)
         return trainer.strategy.reduce_boolean_decision(bool(wins))
 
+    @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.monitor is not None and self.best_model_path and self.best_model_score is not None:
             rank_zero_info(f"Best {self.monitor}: {float(self.best_model_score):.4g}, in {self.best_model_path}")
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "ties": self.ties}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         # Lightning's callback saves none, and it forgets the best of another folder.
@@ -65,5 +69,7 @@ class ModelCheckpoint(lightning.ModelCheckpoint):
         super()._save_checkpoint(trainer, filepath)
 
     def _tie(self, trainer: Trainer) -> float:
+        if self.tie_breaker is None:
+            return math.inf
         value = float(trainer.callback_metrics.get(self.tie_breaker, math.inf))
         return math.inf if math.isnan(value) else value

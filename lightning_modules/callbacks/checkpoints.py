@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
+from typing_extensions import override
 
 from lightning_modules.errors import ModelError
 from lightning_modules.files import written
@@ -21,7 +22,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     where a move is a copy, and holds the whole checkpoint in memory a second time. URLs are left to Lightning's.
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+    @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:
         if "://" in str(path) or storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)
             return

@@ -3,16 +3,23 @@
 import csv
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from numpy.typing import NDArray
+from typing_extensions import override
 
 from lightning_modules.files import written
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 __all__ = ["Curves", "plot_curves"]
 
-Curve = tuple[np.ndarray, np.ndarray]  # steps, values
+Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps, values
 
 
 class Curves(Callback):
@@ -21,14 +28,17 @@ class Curves(Callback):
     def __init__(self) -> None:
         self.folder: Path | None = None  # until `setup`, which is not reached where the data's setup fails
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # Asking for the folder later, in one process that fails, would wait for the others for ever.
         folder = trainer.log_dir
         self.folder = Path(folder) if stage == "fit" and folder and trainer.is_global_zero else None
 
+    @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._draw()
 
+    @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._draw()
 
@@ -49,7 +59,7 @@ def plot_curves(metrics: Path, out: Path) -> None:
             figure.savefig(beside, format="png")
 
 
-def draw_curves(metrics: Path):
+def draw_curves(metrics: Path) -> "Figure | None":
     """The matplotlib figure of `plot_curves`, or None where there are no numbers."""
     # Not pyplot: a figure of its own needs no display and leaves the user's figures alone.
     from matplotlib.figure import Figure
@@ -76,10 +86,11 @@ def draw_curves(metrics: Path):
         panel.remove()
     last_step = max(steps[-1] for steps, _ in curves.values())
     for panel, (title, names) in zip(panels, groups.items(), strict=False):
-        kinds = dict.fromkeys(map(_share, names))
+        kinds = [kind for kind in dict.fromkeys(map(_share, names)) if kind is not None]
+        is_share = all(_share(name) is not None for name in names)
         for number, name in enumerate(names):
             _draw_curve(panel, name, *curves[name], color=f"C{number}")
-        panel.set(xlabel="step", ylabel=title if None in kinds else f"{', '.join(kinds)} (%)", xlim=(0, last_step + 1))
+        panel.set(xlabel="step", ylabel=f"{', '.join(kinds)} (%)" if is_share else title, xlim=(0, last_step + 1))
         panel.xaxis.get_major_locator().set_params(integer=True)
         panel.grid(alpha=0.25)
         _epoch_axis(panel, epochs)
@@ -107,19 +118,24 @@ def read_curves(metrics: Path) -> tuple[dict[str, Curve], Curve]:
             for name, value in row.items():
                 if name != "step" and value:
                     points.setdefault(name, []).append((float(row["step"]), float(value)))
-    curves = {name: tuple(np.array(found).T) for name, found in sorted(points.items())}
+    curves: dict[str, Curve] = {}
+    for name, found in sorted(points.items()):
+        steps, values = np.array(found).T
+        curves[name] = steps, values
     return curves, curves.pop("epoch", (np.zeros(0), np.zeros(0)))
 
 
 def _share(name: str) -> str | None:
-    """What a number is the share of, if it is one: val/top1 and val/verb_top5 of right answers, val/t2v_r5 and
-    val/noun_recall5 of what was found."""
+    """What a number is the share of, if it is one.
+
+    val/top1 and val/verb_top5 are shares of right answers, val/t2v_r5 and val/noun_recall5 of what was found.
+    """
     if re.fullmatch(r"(.*_)?top\d+(_as_coded)?", name.split("/")[-1]):
         return "accuracy"
     return "recall" if re.fullmatch(r".*_r(ecall)?\d+(_as_coded)?", name.split("/")[-1]) else None
 
 
-def _draw_curve(panel, name: str, steps: np.ndarray, values: np.ndarray, color: str) -> None:
+def _draw_curve(panel: "Axes", name: str, steps: np.ndarray, values: np.ndarray, color: str) -> None:
     """Numbers of a validation as they are; those of training steps, which jump, with the mean of a moving window."""
     label = f"{name}, last {values[-1]:.3g}"
     if not name.startswith("train/") or len(values) < 20:
@@ -134,7 +150,7 @@ def _draw_curve(panel, name: str, steps: np.ndarray, values: np.ndarray, color: 
     panel.plot(steps, smooth, color=color, lw=1.6, label=label)
 
 
-def _epoch_axis(panel, epochs: Curve) -> None:
+def _epoch_axis(panel: "Axes", epochs: Curve) -> None:
     """A second axis along the top that counts epochs begun, where there are several."""
     steps, numbers = epochs
     firsts = [steps[numbers == epoch].min() for epoch in np.unique(numbers)]
@@ -143,7 +159,7 @@ def _epoch_axis(panel, epochs: Curve) -> None:
     length = (steps.max() + 1) / (numbers.max() + 1)
     top = panel.secondary_xaxis("top", functions=(lambda x: x / length, lambda x: x * length))
     top.set_xlabel("epoch")
-    top.xaxis.get_major_locator().set_params(integer=True)
+    top.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]  # it is a MaxNLocator
 
 
 def _highest_rate(curves: dict[str, Curve]) -> list[str]:

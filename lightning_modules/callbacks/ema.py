@@ -5,6 +5,7 @@ import warnings
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+from typing_extensions import override
 
 __all__ = ["EMA"]
 
@@ -28,11 +29,13 @@ class EMA(WeightAveraging):
         # Buffers are copied: those of our modules are constants, and a BatchNorm's are averages already.
         super().__init__(device=device, use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(decay))
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         with warnings.catch_warnings():
             # Said of any module with this hook; ours shards only under `fsdp2`, where it refuses averaging.
             warnings.filterwarnings("ignore", message=".*model that overrides the configure_model")
             super().setup(trainer, pl_module, stage)
 
+    @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._average_model = None

@@ -1,11 +1,11 @@
 """Stops a training whose loss is NaN or infinite, before the weights are lost."""
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.optim import Optimizer
+from typing_extensions import override
 
 from lightning_modules.errors import ModelError
 
@@ -23,13 +23,16 @@ class FiniteLoss(Callback):
         self.paths: list[str] = []
         self.pending: list[_Check] = []
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         self.paths = list(batch.get("path", ())) if isinstance(batch, dict) else []
 
+    @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         self.pending.append(_Check(loss.detach(), self.paths))
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         checks, self.pending = self.pending, []
         failed = [check for check in checks if not check.passed()]
         if failed:

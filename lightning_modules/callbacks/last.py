@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from typing_extensions import override
 
 __all__ = ["LastCheckpoint"]
 
@@ -35,6 +36,7 @@ class LastCheckpoint(ModelCheckpoint):
         self.every_minutes = every_minutes
         self.interrupted = False
 
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         # Processes that train together would stop after different batches and wait for each other.
@@ -48,19 +50,21 @@ class LastCheckpoint(ModelCheckpoint):
         rank_zero_info("\nStopping after this batch; Ctrl-C again stops at once, without a checkpoint.")
         os.kill(os.getpid(), signal.SIGTERM)
 
+    @override
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         # One step behind a logged one: the row of a step is written after this, and would be missing after a kill.
-        every = trainer.log_every_n_steps or 50
+        every: int = trainer.log_every_n_steps or 50  # type: ignore[attr-defined]  # its connector for loggers sets it
         if trainer.global_step % every != 1 % every or trainer.fit_loop._should_accumulate():
             return
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             return  # written after the epoch's validation
-        due = time.monotonic() - self._last_time_checked >= 60 * self.every_minutes
+        due = time.monotonic() - (self._last_time_checked or 0.0) >= 60 * self.every_minutes
         if trainer.strategy.broadcast(due):
             self._save(trainer)
 
+    @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # Lightning raises it between two batches, so the state is whole; after other exceptions it may not be.
         if not isinstance(exception, SIGTERMException):
@@ -72,17 +76,22 @@ class LastCheckpoint(ModelCheckpoint):
             self._save(trainer)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Tells the callbacks that keep checkpoints where these are now, if the run's folder was moved or is named
-        by another path: they would forget the best score, and the best checkpoint would be overwritten."""
-        if os.path.realpath(os.path.dirname(trainer.ckpt_path)) != os.path.realpath(self.dirpath):
+        """Tell the callbacks that keep checkpoints where these are now.
+
+        If the run's folder was moved or is named by another path, they would forget the best score, and the best
+        checkpoint would be overwritten.
+        """
+        folder = self.dirpath
+        assert folder is not None  # since `setup`
+        if os.path.realpath(os.path.dirname(trainer.ckpt_path or "")) != os.path.realpath(folder):
             return  # the training continues in a new folder
         for state in checkpoint["callbacks"].values():
             if isinstance(state, dict) and state.get("dirpath"):
                 old = state["dirpath"]
                 for key in ("dirpath", "best_model_path", "kth_best_model_path", "last_model_path"):
-                    state[key] = _moved(state[key], old, self.dirpath)
+                    state[key] = _moved(state[key], old, str(folder))
                 for key in {"best_k_models", "ties"} & state.keys():
-                    state[key] = {_moved(k, old, self.dirpath): v for k, v in state[key].items()}
+                    state[key] = {_moved(k, old, str(folder)): v for k, v in state[key].items()}
 
     def _save(self, trainer: Trainer) -> None:
         if not self._should_skip_saving_checkpoint(trainer):

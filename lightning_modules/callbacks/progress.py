@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from rich import get_console, reconfigure
 from rich.progress import ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
+from typing_extensions import override
 
 __all__ = ["RichProgressBar"]
 
@@ -32,6 +33,7 @@ class RichProgressBar(lightning.RichProgressBar):
         self.validated = False
         self.epoch_began = 0.0
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         self.prints = trainer.is_global_zero and self.refresh_rate > 0
@@ -40,6 +42,7 @@ class RichProgressBar(lightning.RichProgressBar):
         if not (console.is_interactive or console.is_jupyter):
             self.disable()
 
+    @override
     def configure_columns(self, trainer: Trainer) -> list[ProgressColumn]:
         description, bar, batches = super().configure_columns(trainer)[:3]
         bar.bar_width = 12
@@ -50,14 +53,17 @@ class RichProgressBar(lightning.RichProgressBar):
         self.text = _text(trainer.progress_bar_metrics)
         return {}
 
+    @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_start(trainer, pl_module)
         self.validated, self.epoch_began = False, time.monotonic()
 
+    @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
         self.validated = not trainer.sanity_checking
 
+    @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
         if self.progress is not None and self.train_progress_bar_id is not None:

@@ -6,14 +6,19 @@ import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from typing_extensions import override
 
 from lightning_modules.errors import ModelError
 from lightning_modules.files import written
+
+if TYPE_CHECKING:
+    from lightning_modules.report.answers import AnswerRows, Answers
+    from lightning_modules.report.matches import Matches, MatchRows
 
 __all__ = ["Report"]
 
@@ -42,15 +47,18 @@ class Report(Callback):
             raise ModelError(f"worst is {worst}; the report shows from 0 to 100 clips.")
         self.worst = worst
         self.folder: Path | None = None
-        self._rows: Any = None
+        self._rows: AnswerRows | MatchRows | None = None
         self._failure: str | None = None
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # All processes ask for the folder; asked for in one alone, it would wait for the others for ever.
-        folder = trainer.log_dir if stage == "test" and trainer.loggers and not trainer.fast_dev_run else None
+        tries = getattr(trainer, "fast_dev_run", False)  # its connector for debugging sets it
+        folder = trainer.log_dir if stage == "test" and trainer.loggers and not tries else None
         self.folder = None if folder is None else Path(folder)
         self._rows = self._failure = None
 
+    @override
     def on_test_batch_end(
         self,
         trainer: Trainer,
@@ -70,12 +78,13 @@ class Report(Callback):
         except Exception as error:  # whatever a module of somebody else returns
             self._failure = _reason(error)
 
+    @override
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.folder is None:
             return
         rows, self._rows = self._rows, None
         # Every process takes part, whatever happened in it.
-        parts = _gathered(trainer, self._failure or (rows and rows.part()))
+        parts = _gathered(trainer, self._failure or (None if rows is None else rows.part()))
         if not trainer.is_global_zero or rows is None:
             return
         try:
@@ -84,37 +93,37 @@ class Report(Callback):
                 raise ModelError(failures[0])
             found = rows.join([part for part in parts if part is not None])
             if found is not None:
-                self._write(trainer, pl_module, found)
+                self._write(trainer, pl_module, found, self.folder)
         except Exception as error:
             rank_zero_warn(f"{self.folder / PAGE} could not be written: {_reason(error)}")
 
-    def _write(self, trainer: Trainer, pl_module: LightningModule, found: Any) -> None:
+    def _write(self, trainer: Trainer, pl_module: LightningModule, found: "Answers | Matches", folder: Path) -> None:
         # Heavy, and of no use to a training.
         from lightning_modules.report.clips import clip_of
         from lightning_modules.report.page import Page, render
 
-        loader = trainer.test_dataloaders
+        loader: Any = trainer.test_dataloaders
         clip = partial(clip_of, loader[0] if isinstance(loader, list | tuple) else loader)
-        tested = _checkpoint(trainer.ckpt_path, self.folder)
-        data = trainer.datamodule
+        tested = _checkpoint(trainer.ckpt_path, folder)
+        data = getattr(trainer, "datamodule", None)
         facts = [type(pl_module).__name__, *([tested["path"].removeprefix("../")] if tested else []),
                  *([type(data).__name__] if data is not None else []), f"{found.samples:,} samples"]  # fmt: skip
         if found.unreadable:
             facts.append(f"left out, since they could not be read: {found.unreadable:,}")
-        page = Page(f"Test of {self.folder.absolute().parent.name}", facts, list(found.sections(clip, self.worst)))
+        page = Page(f"Test of {folder.absolute().parent.name}", facts, list(found.sections(clip, self.worst)))
         logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
         record = {"checkpoint": tested, "samples": found.samples, "unreadable": found.unreadable,
                   "scores": found.scores, "logged": logged}  # fmt: skip
-        self.folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         files = {**dict(found.files()), FACTS: (json.dumps(record, indent=1) + "\n").encode(),
                  PAGE: render(page).encode("utf-8", "replace")}  # fmt: skip
         for name, content in files.items():
-            with written(self.folder / name) as beside:
+            with written(folder / name) as beside:
                 beside.write_bytes(content)
-        rank_zero_info(f"Report: {self.folder / PAGE}")
+        rank_zero_info(f"Report: {folder / PAGE}")
 
 
-def _rows_for(outputs: Any, processes: int) -> Any:
+def _rows_for(outputs: object, processes: int) -> "AnswerRows | MatchRows | None":
     """What collects outputs of this form; None where they are none that a report takes."""
     from lightning_modules.report.answers import AnswerRows
     from lightning_modules.report.matches import MatchRows
@@ -126,11 +135,11 @@ def _rows_for(outputs: Any, processes: int) -> Any:
     return MatchRows() if {"video_vectors", "text_vectors"} <= outputs.keys() else None
 
 
-def _gathered(trainer: Trainer, part: Any) -> list:
+def _gathered(trainer: Trainer, part: str | dict[str, Any] | None) -> list[Any]:
     """The parts of all processes, in the first one; nothing elsewhere."""
     if trainer.world_size == 1:
         return [part]
-    parts: list | None = [None] * trainer.world_size if trainer.is_global_zero else None
+    parts: list[Any] | None = [None] * trainer.world_size if trainer.is_global_zero else None
     torch.distributed.gather_object(part, parts)
     return parts or []
 
@@ -139,7 +148,7 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _checkpoint(path: str | os.PathLike | None, folder: Path) -> dict[str, str] | None:
+def _checkpoint(path: str | os.PathLike[str] | None, folder: Path) -> dict[str, str] | None:
     """Path, relative to the report's folder, and hash of the tested file, by which it is found again."""
     if path is None or not os.path.isfile(path):
         return None

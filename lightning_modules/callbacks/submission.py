@@ -4,10 +4,12 @@ import json
 import math
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from typing_extensions import override
 
 from lightning_modules.files import written
 
@@ -33,17 +35,19 @@ class EpicSubmission(Callback):
     def __init__(self, file: str = "submission.json", sls_pt: int = -1, sls_tl: int = -1, sls_td: int = -1) -> None:
         self.file = file
         self.levels = {"sls_pt": sls_pt, "sls_tl": sls_tl, "sls_td": sls_td}
-        self.results: dict[str, dict] = {}
+        self.results: dict[str, dict[str, Any]] = {}
 
+    @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.results = {}
 
+    @override
     def on_predict_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: dict,
-        batch: dict,
+        outputs: Any,
+        batch: object,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
@@ -53,15 +57,16 @@ class EpicSubmission(Callback):
             result["action"] = {f"{number // _BASE},{number % _BASE}": _log(value) for number, value in pairs}
             self.results[name] = result
 
+    @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         results = self.results
         if trainer.world_size > 1:
-            parts: list = [None] * trainer.world_size
+            parts: list[Any] = [None] * trainer.world_size
             torch.distributed.all_gather_object(parts, results)
             results = {name: result for part in parts for name, result in part.items()}
         if not trainer.is_global_zero:
             return
-        task = pl_module.hparams.task
+        task = pl_module.hparams["task"]
         submission = {"version": "0.2", "challenge": f"action_{task}", **self.levels, "results": results}
         out = Path(trainer.log_dir or trainer.default_root_dir) / self.file
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,11 @@
 """How fast a training goes, and whether it waits for its data."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from typing_extensions import override
 
 __all__ = ["Throughput"]
 
@@ -35,22 +37,27 @@ class Throughput(Callback):
             self.waited += _waited(trainer) - self.waited_before
             self.since = None
 
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._reset()
         self.since, self.logged_step = None, trainer.global_step
 
+    @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start(trainer)  # before the first batch is fetched
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         self._start(trainer)
 
+    @override
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Mapping[str, Any], batch_idx: int
     ) -> None:
         self.clips += len(next(iter(batch.values())))
         step = trainer.global_step  # stands still while gradients are added up
-        if step == self.logged_step or not trainer.log_every_n_steps or step % trainer.log_every_n_steps:
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # its connector for loggers sets it
+        if step == self.logged_step or not every or step % every:
             return
         self.logged_step = step
         self._stop(trainer)
@@ -60,10 +67,12 @@ class Throughput(Callback):
         self._reset()
         self._start(trainer)
 
+    @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop(trainer)
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
+    @override
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._stop(trainer)
 
 

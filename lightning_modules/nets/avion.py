@@ -4,6 +4,9 @@ The blocks are transformers' CLIP blocks, with exact GELU and stochastic depth a
 the public code, which returns the class token alone, it hands over all tokens, as MambaVL needs them.
 """
 
+from collections.abc import Iterable
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -78,7 +81,7 @@ class AvionTower(nn.Module):
         self.grid_size = image_size // patch_size
         config = CLIPVisionConfig(
             hidden_size=embed_dim, intermediate_size=4 * embed_dim, num_attention_heads=heads, hidden_act="gelu",
-            layer_norm_eps=1e-6, attn_implementation="sdpa",
+            layer_norm_eps=1e-6, attn_implementation="sdpa",  # type: ignore[call-arg]  # every config takes it
         )  # fmt: skip
         scale = embed_dim**-0.5
         self.conv1 = Linear(3 * patch_size**2, embed_dim, bias=False)
@@ -95,7 +98,7 @@ class AvionTower(nn.Module):
     def _reset_parameters(self) -> None:
         """As OpenAI's CLIP: the deeper the tower, the smaller what a block adds."""
         width = self.embed_dim**-0.5
-        for layer in self.layers:
+        for layer in cast("Iterable[CLIPEncoderLayer]", self.layers):
             for part in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
                 nn.init.normal_(part.weight, std=width)
                 nn.init.zeros_(part.bias)
@@ -119,7 +122,7 @@ class AvionTower(nn.Module):
         tokens = self.conv1(self._patches(video)) + self.positional_embedding[1:] + self.temporal_embedding[:, None]
         first = (self.class_embedding + self.positional_embedding[0]).expand(len(video), 1, -1)
         tokens = self.ln_pre(torch.cat([first.to(tokens.dtype), tokens.flatten(1, 2)], dim=1))
-        for layer in self.layers:
+        for layer in cast("Iterable[CLIPEncoderLayer]", self.layers):
             if self.activations == "memory" and torch.is_grad_enabled():
                 tokens = checkpoint(self._block, layer, tokens, use_reentrant=False)
             else:

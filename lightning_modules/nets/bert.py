@@ -15,6 +15,7 @@ Legend of shapes: M texts, L words, D width of BERT, K tokens of a context, C th
 import copy
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 from transformers.models.bert.modeling_bert import BertLayer
+from typing_extensions import override
 
 from lightning_modules.checks import check_sizes
 from lightning_modules.errors import ModelError
@@ -62,7 +64,8 @@ def build_bert(sizes: dict, fusion_layers: int, context_dim: int) -> BertForMask
     """
     check_sizes("text", sizes, _SIZES)
     with fitting_sizes("text"):
-        bert = BertForMaskedLM(BertConfig(**sizes, attn_implementation="sdpa"))
+        config = BertConfig(**sizes, attn_implementation="sdpa")  # type: ignore[call-arg]  # every config takes it
+        bert = BertForMaskedLM(config)
     depth = bert.config.num_hidden_layers
     if not 0 < fusion_layers < depth:
         raise ModelError(f"fusion_layers is {fusion_layers}; with {depth} layers of BERT choose 1 to {depth - 1}.")
@@ -78,7 +81,7 @@ def build_bert(sizes: dict, fusion_layers: int, context_dim: int) -> BertForMask
         layer.apply(bert._init_weights)
         bert.bert.encoder.layer[i] = layer
     # It would hold the word embedding a second time.
-    bert.cls.predictions.decoder = nn.Identity()
+    bert.cls.predictions.decoder = nn.Identity()  # type: ignore[assignment]  # `predict_words` does without
     return bert
 
 
@@ -105,7 +108,8 @@ def load_bert(bert: BertForMaskedLM, source: str) -> list[str]:
         ModelError: it cannot be fetched, or holds something else.
     """
     with pretrained_folder("BERT", source) as folder:
-        donor, found = BertForMaskedLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        loaded: Any = BertForMaskedLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        donor, found = loaded
         if found["missing_keys"]:
             raise KeyError(f"it has no {min(found['missing_keys'])}")
         vocabulary = BertTokenizer.from_pretrained(folder).get_vocab()
@@ -116,7 +120,7 @@ def load_bert(bert: BertForMaskedLM, source: str) -> list[str]:
         raise ModelError(f"text and {source!r} have different sizes; set model.text to null to take those of "
                          "the checkpoint.")  # fmt: skip
     bert.load_state_dict(weights)
-    return sorted(vocabulary, key=vocabulary.get)
+    return sorted(vocabulary, key=vocabulary.__getitem__)
 
 
 def encode_words(bert: BertForMaskedLM, ids: Tensor, mask: Tensor, recompute: bool = False) -> Tensor:
@@ -125,7 +129,7 @@ def encode_words(bert: BertForMaskedLM, ids: Tensor, mask: Tensor, recompute: bo
     With `recompute`, layers are run again in the backward pass in place of keeping what they held.
     """
     hidden = bert.bert.embeddings(input_ids=ids)
-    for layer in bert.bert.encoder.layer:
+    for layer in cast("Iterable[BertLayer]", bert.bert.encoder.layer):
         if not layer.add_cross_attention:
             hidden = _run(layer, recompute, hidden, _attention_mask(mask))
     return hidden
@@ -144,7 +148,7 @@ def fuse(bert: BertForMaskedLM, hidden: Tensor, mask: Tensor, context: Tensor, r
     Returns:
         (M, L, D).
     """
-    for layer in bert.bert.encoder.layer:
+    for layer in cast("Iterable[BertLayer]", bert.bert.encoder.layer):
         if layer.add_cross_attention:
             hidden = _run(layer, recompute, hidden, _attention_mask(mask), context)
     return hidden
@@ -168,8 +172,7 @@ def _attention_mask(mask: Tensor) -> Tensor:
 
 
 def clean_text(text: str) -> str:
-    """A caption as the published models were trained on: lower case, without punctuation (docs/protocol.md,
-    section 14).
+    """Clean a caption as for the published models: lower case, without punctuation (docs/protocol.md, section 14).
 
     >>> clean_text("<person> re-opens  the door (slowly)!")
     'person re opens the door slowly'
@@ -196,6 +199,7 @@ class BertWords(SavedTokenizer):
     START = "a BERT checkpoint (text_weights)"
     SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
     BYTES = 32
+    pieces: Tensor
 
     def __init__(self, vocab_size: int, max_words: int) -> None:
         super().__init__(max_words)
@@ -205,6 +209,7 @@ class BertWords(SavedTokenizer):
         self.register_buffer("pieces", torch.zeros(vocab_size, self.BYTES, dtype=torch.uint8))
 
     @property
+    @override
     def is_empty(self) -> bool:
         return not bool(self.pieces.any())
 
@@ -227,8 +232,10 @@ class BertWords(SavedTokenizer):
         return found.input_ids.to(device), found.attention_mask.bool().to(device)
 
     def learn(self, texts: Iterable[str]) -> None:
-        """Learn word pieces from texts: as many as there is room for, the most frequent first. The same texts give the
-        same ones, in every process."""
+        """Learn word pieces from texts: as many as there is room for, the most frequent first.
+
+        The same texts give the same ones, in every process.
+        """
         from tokenizers.trainers import WordPieceTrainer
 
         tokenizer = BertTokenizer().backend_tokenizer
@@ -243,7 +250,7 @@ class BertWords(SavedTokenizer):
         )  # fmt: skip
         tokenizer.train_from_iterator(cleaned, trainer)
         vocabulary = tokenizer.get_vocab()
-        learned = sorted(vocabulary, key=vocabulary.get)
+        learned = sorted(vocabulary, key=vocabulary.__getitem__)
         self.set_pieces([piece for piece in learned if len(piece.encode()) <= self.BYTES][: len(self.pieces)])
 
     @torch.no_grad()

@@ -42,6 +42,17 @@ class BiMamba(nn.Module):
         recompute: see `lightning_modules.ops.mix`; True unless changed.
     """
 
+    conv1d: nn.Conv1d
+    conv1d_b: nn.Conv1d
+    x_proj: Linear
+    x_proj_b: Linear
+    dt_proj: Linear
+    dt_proj_b: Linear
+    A_log: nn.Parameter
+    A_b_log: nn.Parameter
+    D: nn.Parameter
+    D_b: nn.Parameter
+
     def __init__(
         self,
         dim: int,
@@ -116,17 +127,18 @@ class Block(nn.Module):
     The next block, or the final norm, adds the two. The residual stream stays in float32 under mixed precision.
     """
 
-    def __init__(self, dim: int, mixer: nn.Module, eps: float = 1e-5) -> None:
+    def __init__(self, dim: int, mixer: BiMamba, eps: float = 1e-5) -> None:
         super().__init__()
         self.mixer = mixer
         self.norm = nn.RMSNorm(dim, eps=eps)
+        self.eps = eps
 
     def forward(self, hidden: Tensor, residual: Tensor | None = None, *maps: Tensor) -> tuple[Tensor, Tensor]:
         """(B, L, D) and (B, L, D) -> the mixer's output (B, L, D), the residual stream before it (B, L, D).
 
         `maps` are handed to the mixer, see `lightning_modules.nets.scan_orders.CrossScan`.
         """
-        normed, residual = add_rms_norm(hidden, residual, self.norm.weight, self.norm.eps)
+        normed, residual = add_rms_norm(hidden, residual, self.norm.weight, self.eps)
         return self.mixer(normed, *maps), residual
 
 
@@ -142,7 +154,7 @@ def set_activations(net: nn.Module, activations: str) -> None:
         ModelError: it is none of these.
     """
     check_choice("activations", activations, ACTIVATIONS)
-    net.activations = activations
+    net.activations = activations  # type: ignore[assignment]  # a word, which nn.Module keeps as it is
     for module in net.modules():
         if isinstance(module, BiMamba):
             module.recompute = activations == "balanced"

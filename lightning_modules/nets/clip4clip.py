@@ -49,12 +49,13 @@ class TextVideoNet(nn.Module):
     @property
     def dim(self) -> int:
         """Width of the shared space."""
-        return self.clip.config.projection_dim
+        width: int = self.clip.visual_projection.out_features
+        return width
 
     def encode_frames(self, video: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """Normalised video (B, 3, T, H, W) -> features of the frames (B, T, D), not normalised."""
         images = video.transpose(1, 2)
-        tokens = encode_frames(self.clip, images.flatten(0, 1), self.head.uses_patches)
+        tokens = encode_frames(self.clip, images.flatten(0, 1), bool(self.head.uses_patches))
         return self.head(tokens.unflatten(0, images.shape[:2]), frame_mask)
 
     def encode_video(self, video: Tensor, frame_mask: Tensor | None = None) -> Tensor:

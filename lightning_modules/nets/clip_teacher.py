@@ -1,13 +1,16 @@
 """CLIP's image tower as a frozen teacher of video tokens (VideoMamba, section 3.3; docs/protocol.md, section 9)."""
 
-from collections.abc import Sequence
-from typing import NamedTuple, Self
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_modules.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 __all__ = ["CLIP_MEAN", "CLIP_STD", "ClipTeacher", "TeacherOutput"]
 
@@ -52,7 +55,7 @@ class ClipTeacher(nn.Module):
         # Here because transformers takes seconds to import.
         from lightning_modules.nets.clip_tower import build_image_tower, load_image_tower
 
-        self.clip = build_image_tower(sizes) if source is None else load_image_tower(source)
+        self.clip = load_image_tower(source) if source is not None else build_image_tower(sizes or {})
         self.requires_grad_(False)
         self.eval()
 
@@ -67,7 +70,7 @@ class ClipTeacher(nn.Module):
         return self.clip.visual_projection.out_features
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in eval mode, whatever it is part of."""
+        """Stay in eval mode, whatever it is part of."""
         return super().train(False)
 
     @torch.no_grad()
@@ -91,8 +94,9 @@ class ClipTeacher(nn.Module):
         hidden = tower.embeddings(images, interpolate_pos_encoding=size != tower.config.image_size)
         hidden = tower.pre_layrnorm(hidden)
         wanted = [self.depth - 1] if layers is None else layers
-        found, attention = [], None
-        for i, block in enumerate(tower.encoder.layers):
+        found: list[Tensor] = []
+        attention: Tensor | None = None
+        for i, block in enumerate(cast("Iterable[CLIPEncoderLayer]", tower.encoder.layers)):
             if i == self.depth - 1:
                 attention = _class_attention(block, hidden).unflatten(0, (batch, frames))
             hidden = block(hidden, None)
@@ -100,6 +104,7 @@ class ClipTeacher(nn.Module):
                 tokens = tower.post_layernorm(hidden) if final_norm else hidden
                 tokens = tokens.unflatten(0, (batch, frames))
                 found.append(torch.cat([tokens[:, :, :1].mean(dim=1), tokens[:, :, 1:].flatten(1, 2)], dim=1))
+        assert attention is not None  # the last block gives it
         return TeacherOutput(torch.stack(found), attention)
 
     @torch.no_grad()
@@ -108,7 +113,7 @@ class ClipTeacher(nn.Module):
         return self.clip.visual_projection(hidden)
 
 
-def _class_attention(block: nn.Module, hidden: Tensor) -> Tensor:
+def _class_attention(block: "CLIPEncoderLayer", hidden: Tensor) -> Tensor:
     """(M, 1 + N, width) -> attention of the class token to the patches in this block, mean over heads, (M, N).
 
     It does not sum to 1: the share of the class token itself is left out. Fused attention does not give its weights,

@@ -7,6 +7,7 @@ A model of the zoo is rebuilt from plain values and its weights alone, without a
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from transformers import (
     CLIPConfig,
     CLIPModel,
     CLIPTextConfig,
+    CLIPTextModelWithProjection,
     CLIPTokenizer,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
@@ -75,9 +77,9 @@ def build_clip(sizes: dict) -> CLIPModel:
 def build_image_tower(sizes: dict) -> CLIPVisionModelWithProjection:
     """The image tower and its projection alone, with random weights; `sizes` and errors as for `build_clip`."""
     _check_sizes(sizes)
-    shared = {"projection_dim": sizes.get("projection_dim", CLIPConfig.projection_dim)}
+    width: Any = sizes.get("projection_dim", CLIPConfig.projection_dim)
     with fitting_sizes("clip"):
-        return CLIPVisionModelWithProjection(CLIPVisionConfig(**sizes.get("vision_config", {}), **shared))
+        return CLIPVisionModelWithProjection(CLIPVisionConfig(**sizes.get("vision_config", {}), projection_dim=width))
 
 
 def _check_sizes(sizes: dict) -> None:
@@ -124,9 +126,11 @@ def load_image_tower(source: str) -> CLIPVisionModelWithProjection:
         # Some checkpoints note the width of the projection for both towers together only.
         with pretrained_folder("CLIP", source) as folder:
             width = AutoConfig.from_pretrained(folder, trust_remote_code=False).projection_dim
-            tower, found = CLIPVisionModelWithProjection.from_pretrained(
+            loaded: Any = CLIPVisionModelWithProjection.from_pretrained(
                 folder, dtype=torch.float32, projection_dim=width, output_loading_info=True
             )
+            tower: CLIPVisionModelWithProjection
+            tower, found = loaded
             if found["missing_keys"]:
                 raise KeyError(f"it has no {min(found['missing_keys'])}")
     finally:
@@ -145,7 +149,7 @@ def encode_frames(clip: CLIPModel, images: Tensor, patches: bool) -> Tensor:
     return clip.visual_projection(clip.vision_model.post_layernorm(hidden))
 
 
-def encode_text(clip: CLIPModel, ids: Tensor) -> Tensor:
+def encode_text(clip: CLIPModel | CLIPTextModelWithProjection, ids: Tensor) -> Tensor:
     """Token ids (M, L) as `ClipTokenizer` makes them -> projected features of the end token (M, D)."""
     hidden = clip.text_model(input_ids=ids).last_hidden_state
     # The end token has the largest id and padding repeats it: the first one ends the text.
@@ -244,7 +248,8 @@ class ClipTokenizer(BytePairTokenizer):
             tokens.append(tokens[left] + tokens[right])
             vocab.setdefault(tokens[-1], len(tokens) - 1)
         vocab |= {"<|startoftext|>": self.vocab_size - 2, "<|endoftext|>": self.vocab_size - 1}
-        return CLIPTokenizer(vocab=vocab, merges=pairs)
+        # Pairs are what the class of tokenizers itself takes.
+        return CLIPTokenizer(vocab=vocab, merges=pairs)  # type: ignore[arg-type]
 
 
 def merges_of(tokenizer: CLIPTokenizer, source: str | Path) -> Tensor:

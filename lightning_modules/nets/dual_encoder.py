@@ -15,6 +15,8 @@ from lightning_modules.errors import ModelError
 from lightning_modules.nets.clip_tower import CLIP_SIZES, ClipTokenizer, encode_text, load_clip
 from lightning_modules.nets.on_tower import OnTower
 from lightning_modules.nets.pretrained import fitting_sizes
+from lightning_modules.nets.timemamba import TimeMamba
+from lightning_modules.nets.videomamba import VideoMamba
 
 __all__ = ["DualEncoderNet", "build_text_tower", "start_text_tower"]
 
@@ -37,8 +39,10 @@ class DualEncoderNet(OnTower):
         dim: width D of the shared space.
     """
 
+    vision: VideoMamba | TimeMamba
+
     def __init__(
-        self, vision: nn.Module, text: CLIPTextModelWithProjection, tokenizer: ClipTokenizer, dim: int
+        self, vision: VideoMamba | TimeMamba, text: CLIPTextModelWithProjection, tokenizer: ClipTokenizer, dim: int
     ) -> None:
         super().__init__()
         self.vision = vision

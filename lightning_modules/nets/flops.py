@@ -1,6 +1,7 @@
 """Floating point operations of a forward pass, counted from shapes alone: no data, no time, no memory."""
 
 from collections import Counter
+from collections.abc import Sequence
 from math import prod
 
 import torch
@@ -55,17 +56,39 @@ def count_flops(module: nn.Module, *inputs: Tensor) -> Counter[str]:
     return counts
 
 
+Shape = Sequence[int]
+"""Of a tensor, as torch's counter hands it to a formula; None for one that is left out."""
+
+
 def _numba_scan(
-    u, delta, A, B, C, D, delta_bias, u_b, delta_b, A_b, B_b, C_b, D_b, delta_bias_b, z, *args, out_shape=None, **kwargs
+    u: Shape,
+    delta: Shape,
+    A: Shape,
+    B: Shape,
+    C: Shape,
+    D: Shape | None,
+    delta_bias: Shape | None,
+    u_b: Shape | None,
+    delta_b: Shape | None,
+    A_b: Shape | None,
+    B_b: Shape | None,
+    C_b: Shape | None,
+    D_b: Shape | None,
+    delta_bias_b: Shape | None,
+    z: Shape | None,
+    *args: object,
+    out_shape: object = None,
+    **kwargs: object,
 ) -> int:
     directions = 1 if u_b is None else 2
     gate = 0 if z is None else 2 * prod(z)  # SiLU, product
-    return scan_flops(*u, A[1], directions) + (directions - 1) * prod(u) + gate
+    batch, length, channels = u
+    return scan_flops(batch, length, channels, A[1], directions) + (directions - 1) * prod(u) + gate
 
 
-def _numba_conv(x, weight, *args, out_shape=None, **kwargs) -> int:
+def _numba_conv(x: Shape, weight: Shape, *args: object, out_shape: object = None, **kwargs: object) -> int:
     return 2 * prod(x) * weight[1]
 
 
-def _numba_conv_pair(x, weight, *args, out_shape=None, **kwargs) -> int:
+def _numba_conv_pair(x: Shape, weight: Shape, *args: object, out_shape: object = None, **kwargs: object) -> int:
     return 2 * _numba_conv(x, weight)

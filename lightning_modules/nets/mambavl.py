@@ -14,11 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 from transformers import RobertaModel
+from typing_extensions import override
 
 from lightning_modules.checks import check_arguments, check_choice
 from lightning_modules.errors import ModelError
+from lightning_modules.nets.avion import AvionTower
 from lightning_modules.nets.on_tower import OnTower
 from lightning_modules.nets.roberta import RobertaWords
+from lightning_modules.nets.videomamba import VideoMamba
 from lightning_modules.ops import Linear, MixerWeights, mix
 
 __all__ = ["FUSIONS", "GENERIC_QUESTIONS", "MLPFuser", "MambaMixer", "MambaVL", "TransformerFuser"]
@@ -72,9 +75,11 @@ class MambaVL(OnTower):
         ValueError: an option that does not exist.
     """
 
+    vision: VideoMamba | AvionTower | None
+
     def __init__(
         self,
-        vision: nn.Module | None,
+        vision: VideoMamba | AvionTower | None,
         dim: int,
         text_model: RobertaModel,
         tokenizer: RobertaWords,
@@ -117,9 +122,12 @@ class MambaVL(OnTower):
 
     @torch.no_grad()
     def official_init(self) -> None:
-        """The official code's last two passes: Xavier-uniform for every parameter of two or more dimensions, then every
-        linear layer truncated normal (0.02) with bias 0 and every LayerNorm 1 and 0. So all of A starts near -1, the
-        step sizes near softplus(0), and the embeddings of words are random, whatever they were."""
+        """Initialise as the official code's last two passes.
+
+        They make every parameter of two or more dimensions Xavier-uniform, then every linear layer truncated normal
+        (0.02) with bias 0 and every LayerNorm 1 and 0. So all of A starts near -1, the step sizes near softplus(0), and
+        the embeddings of words are random, whatever they were.
+        """
         own = [module for name, module in self.named_children() if name != "vision"]
         parameters = [p for module in own for p in module.parameters()] + list(self.parameters(recurse=False))
         for parameter in parameters:
@@ -139,8 +147,10 @@ class MambaVL(OnTower):
         return video if self.vision is None else self.vision.forward_tokens(video)
 
     def embed_text(self, ids: Tensor) -> Tensor:
-        """Ids (M, L) -> what is projected: embeddings (M, L, W), or for "mlp" and "transformer" the pooled output
-        (M, W) of the whole RoBERTa."""
+        """Ids (M, L) -> what is projected.
+
+        That is embeddings (M, L, W), or for "mlp" and "transformer" the pooled output (M, W) of the whole RoBERTa.
+        """
         if self.fusion in SCANNED:
             return self.text_model.embeddings(input_ids=ids)
         return self.text_model(input_ids=ids).pooler_output
@@ -218,6 +228,7 @@ class MambaMixer(nn.Module):
     def forward(self, tokens: Tensor, a_log: Tensor) -> Tensor:
         """(B, length, D), log of the decay rates (E, S) -> (B, length, D)."""
         x, gate = self.in_proj(tokens).chunk(2, dim=-1)
+        assert self.conv1d.bias is not None
         weights = MixerWeights(
             self.conv1d.weight, self.conv1d.bias, self.x_proj.weight, self.dt_proj.weight, self.dt_proj.bias, a_log,
             self.D,
@@ -232,6 +243,7 @@ class MLPFuser(nn.Module):
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(2 * dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
 
+    @override
     def forward(self, vision: Tensor, text: Tensor) -> Tensor:
         return self.mlp(torch.cat([vision, text], dim=-1))
 

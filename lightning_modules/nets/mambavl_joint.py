@@ -78,6 +78,8 @@ class JointMambaVL(OnTower):
         ValueError: an option that does not exist.
     """
 
+    vision: VideoMamba | None
+
     def __init__(
         self,
         vision: VideoMamba | None,
@@ -122,6 +124,7 @@ class JointMambaVL(OnTower):
         sizes["answer"] = sum(sizes.values())
         self.heads = nn.ModuleDict({name: nn.Linear(dim, size) for name, size in sizes.items()})
         for head in self.heads.values():
+            assert isinstance(head, nn.Linear)
             nn.init.trunc_normal_(head.weight, std=0.02)
             nn.init.zeros_(head.bias)
 
@@ -213,8 +216,10 @@ def _waves(length: int, dim: int, device: torch.device) -> Tensor:
 
 
 class Selection(NamedTuple):
-    """What a stream hands to the scan, all (B, length, ...): input, step size, B, C from the first token and, ending in
-    ``_b``, from the last; and the gate."""
+    """What a stream hands to the scan, all (B, length, ...).
+
+    Input, step size, B, C from the first token and, ending in ``_b``, from the last; and the gate.
+    """
 
     x: Tensor
     delta: Tensor
@@ -241,13 +246,13 @@ class Stream(BiMamba):
         h = h if mask is None else h * mask.unsqueeze(-1)
         x, gate = self.in_proj(h).chunk(2, dim=-1)
         x, x_b = bidirectional_conv1d(x, self.conv1d.weight, self.conv1d.bias, self.conv1d_b.weight, self.conv1d_b.bias)
-        found = []
+        found: list[Tensor] = []
         for part, x_proj, dt_proj in ((x, self.x_proj, self.dt_proj), (x_b, self.x_proj_b, self.dt_proj_b)):
             delta, b, c = self._selection(part, x_proj, dt_proj)
             delta = delta + dt_proj.bias  # here and not in the scan, which takes both streams at once
             delta = delta if mask is None else delta.masked_fill(~mask.unsqueeze(-1), _NO_STEP)
             found += [part, delta, b, c]
-        return Selection(*found, gate)
+        return Selection._make([*found, gate])
 
     def finish(self, y: Tensor, own: Selection) -> Tensor:
         """Scanned (B, length, E) -> what is added to the tokens (B, length, D)."""

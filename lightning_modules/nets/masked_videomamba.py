@@ -72,6 +72,8 @@ class MaskedVideoMamba(VideoMamba):
             self.layers[-1].requires_grad_(False)
             self.norm_f.requires_grad_(align_layers > 1)
 
+    places: Tensor
+
     def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
         """The teacher's features as the student guesses them, not yet brought to unit length.
 

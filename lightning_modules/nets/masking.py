@@ -98,6 +98,7 @@ def draw_visible(
         return torch.rand(batch, *shape, device=device, generator=generator)
 
     if mask_type == "attention":
+        assert attention is not None  # checked above
         visible = pick_first(weighted_order(attention, noise(frames, patches)), count // frames, patches)
     elif mask_type == "random":
         visible = pick_first(noise(1, frames * patches).argsort(), count, frames * patches)

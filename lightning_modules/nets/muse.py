@@ -175,6 +175,7 @@ class Pyramid(nn.Module):
 
     @staticmethod
     def _level(dim: int, scale: float) -> nn.Sequential:
+        resample: list[nn.Module]
         if scale < 1:
             side = round(1 / scale)
             resample, channels = [nn.MaxPool2d(side)], dim
@@ -243,6 +244,7 @@ class Mamba(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
         x, z = self.in_proj(h).chunk(2, dim=-1)
+        assert self.conv1d.bias is not None
         weights = MixerWeights(
             self.conv1d.weight, self.conv1d.bias, self.x_proj.weight, self.dt_proj.weight, self.dt_proj.bias,
             self.A_log, self.D,

@@ -1,6 +1,13 @@
 """Base of networks that stand on a vision tower."""
 
+from typing import TYPE_CHECKING
+
 from torch import nn
+
+if TYPE_CHECKING:
+    from lightning_modules.nets.avion import AvionTower
+    from lightning_modules.nets.timemamba import TimeMamba
+    from lightning_modules.nets.videomamba import VideoMamba
 
 __all__ = ["OnTower"]
 
@@ -8,7 +15,7 @@ __all__ = ["OnTower"]
 class OnTower(nn.Module):
     """A network with a `vision` tower, or None where it sees features, whose layers it numbers by the tower's."""
 
-    vision: nn.Module | None
+    vision: "VideoMamba | TimeMamba | AvionTower | None"
 
     @property
     def depth(self) -> int:
@@ -18,4 +25,6 @@ class OnTower(nn.Module):
     def layer_id(self, name: str) -> int:
         """Depth of a parameter for layer-wise decay: the vision tower's own, and everything else on top."""
         prefix = "vision."
-        return self.vision.layer_id(name.removeprefix(prefix)) if name.startswith(prefix) else self.depth + 1
+        if self.vision is None or not name.startswith(prefix):
+            return self.depth + 1
+        return self.vision.layer_id(name.removeprefix(prefix))

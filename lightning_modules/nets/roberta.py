@@ -7,6 +7,7 @@ A model of the zoo is rebuilt from plain values and its weights alone, without a
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from lightning_modules.nets.saved_tokenizer import BytePairTokenizer, byte_chara
 
 __all__ = ["RobertaWords", "build_roberta", "load_roberta", "pretrained_sizes", "read_words"]
 
-_BASE = {
+_BASE: dict[str, Any] = {
     "vocab_size": 50_265,
     "hidden_size": 768,
     "num_hidden_layers": 12,
@@ -36,7 +37,7 @@ PADDING = 1
 """Id of padding, and its position; those of the other tokens are counted from 2."""
 
 
-def build_roberta(sizes: dict, whole: bool = False) -> RobertaModel:
+def build_roberta(sizes: dict[str, Any], whole: bool = False) -> RobertaModel:
     """RoBERTa with random weights.
 
     Parameter names are transformers' (``embeddings``, ``encoder.layer.N``, ``pooler``), which are those of the official
@@ -53,12 +54,13 @@ def build_roberta(sizes: dict, whole: bool = False) -> RobertaModel:
     sizes = _BASE | sizes
     if not whole:
         sizes["num_hidden_layers"] = 0
-    special = {"pad_token_id": PADDING, "bos_token_id": 0, "eos_token_id": 2}
+    special: dict[str, Any] = {"pad_token_id": PADDING, "bos_token_id": 0, "eos_token_id": 2}
     with fitting_sizes("text"):
-        return RobertaModel(RobertaConfig(**sizes, **special, attn_implementation="sdpa"), add_pooling_layer=whole)
+        config = RobertaConfig(**{**sizes, **special, "attn_implementation": "sdpa"})
+        return RobertaModel(config, add_pooling_layer=whole)
 
 
-def pretrained_sizes(source: str) -> dict:
+def pretrained_sizes(source: str) -> dict[str, Any]:
     """The sizes of a pretrained RoBERTa, written out in full, as `build_roberta` takes them; see `load_roberta`."""
     with pretrained_folder("RoBERTa", source, weights=False) as folder:
         config = RobertaConfig.from_pretrained(folder)
@@ -84,9 +86,10 @@ def load_roberta(roberta: RobertaModel, source: str, weights: bool = True) -> tu
         pieces = read_words(Path(folder, "vocab.json"), Path(folder, "merges.txt"))
         if not weights:
             return pieces
-        donor, found = RobertaModel.from_pretrained(
+        loaded: Any = RobertaModel.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True, add_pooling_layer=False
         )
+        donor, found = loaded
         missing = [name for name in found["missing_keys"] if not name.startswith("pooler.")]
         if missing:
             raise KeyError(f"it has no {min(missing)}")
@@ -118,6 +121,7 @@ class RobertaWords(BytePairTokenizer):
 
     START = "a RoBERTa checkpoint (text_weights)"
     SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
+    bytes: Tensor
 
     def __init__(self, vocab_size: int, max_words: int) -> None:
         super().__init__(max_words)
@@ -157,7 +161,7 @@ class RobertaWords(BytePairTokenizer):
         tokenizer.train_from_iterator((text.replace("<mask>", "") for text in texts), trainer)
         first = len(self.SPECIAL)
         ids = {character: first + i for i, character in enumerate(byte_characters())}
-        rows = []
+        rows: list[tuple[int, int, int]] = []
         for left, right in json.loads(tokenizer.to_str())["model"]["merges"][: len(self.merges)]:
             own = ids.setdefault(left + right, first + self.BYTES + len(rows))
             rows.append((ids[left], ids[right], own))
@@ -188,7 +192,8 @@ class RobertaWords(BytePairTokenizer):
             token_of[own] = token_of[left] + token_of[right]
         vocabulary = {token: i for i, token in token_of.items()}
         vocabulary |= {token: i for i, token in enumerate(self.SPECIAL)} | {"<mask>": self.vocab_size - 1}
-        return RobertaTokenizer(vocab=vocabulary, merges=pairs)
+        # Pairs are what the class of tokenizers itself takes.
+        return RobertaTokenizer(vocab=vocabulary, merges=pairs)  # type: ignore[arg-type]
 
 
 def read_words(vocabulary: Path, merges: Path) -> tuple[Tensor, Tensor]:

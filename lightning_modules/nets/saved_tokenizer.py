@@ -2,10 +2,11 @@
 
 import os
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
+from typing_extensions import override
 
 from lightning_modules.errors import ModelError
 
@@ -58,7 +59,7 @@ class SavedTokenizer(nn.Module, ABC):
         made.no_padding()
         return made.to_str()
 
-    def _load_from_state_dict(self, *args, **kwargs) -> None:
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._tokenizer = None
 
@@ -70,6 +71,7 @@ class BytePairTokenizer(SavedTokenizer):
     merges: Tensor
 
     @property
+    @override
     def is_empty(self) -> bool:
         return len(self.merges) > 0 and bool((self.merges < 0).all())
 

@@ -99,7 +99,9 @@ class CrossScan(BiMamba):
         super().__init__(dim, state_size, conv_width, expand, init)
         self.full = full
 
-    def forward(self, h: Tensor, to_temporal: Tensor, to_spatial: Tensor) -> Tensor:
+    def forward(  # type: ignore[override]  # blocks hand it the maps, see `bimamba.Block`
+        self, h: Tensor, to_temporal: Tensor, to_spatial: Tensor
+    ) -> Tensor:
         """(B, L, D) in spatial-first order, and the maps of `temporal_first` -> (B, L, D) in the same order."""
         x, z = self.in_proj(h).chunk(2, dim=-1)
         x_t = x.index_select(1, to_temporal)

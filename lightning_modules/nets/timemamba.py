@@ -3,6 +3,9 @@
 Legend of shapes: B clips, T frames, N patches of a frame, D width of a token.
 """
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,6 +16,9 @@ from lightning_modules.errors import ModelError
 from lightning_modules.nets.bimamba import BiMamba, set_activations
 from lightning_modules.nets.videomamba import resize_grid
 from lightning_modules.ops import Linear, linear
+
+if TYPE_CHECKING:
+    from transformers import CLIPVisionModelWithProjection
 
 __all__ = ["STYLES", "TimeMamba"]
 
@@ -95,14 +101,18 @@ class TimeMamba(nn.Module):
     def _reset_parameters(self) -> None:
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        for block in self.blocks:
+        for block in cast("Iterable[TimeBlock]", self.blocks):
             for layer in (block.attn.Wqkv, block.attn.out_proj, block.mlp.fc1, block.mlp.fc2):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
                 nn.init.zeros_(layer.bias)
 
+    activations: str
+
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised clip (B, 3, T, H, W) of any number of frames -> what enters the first block: the class token
-        (B, 1, D) and the patches (B, N, T, D).
+        """Normalised clip (B, 3, T, H, W) of any number of frames -> what enters the first block.
+
+        Returns:
+            The class token (B, 1, D) and the patches (B, N, T, D).
 
         Raises:
             ModelError: the size is not the network's.
@@ -127,8 +137,10 @@ class TimeMamba(nn.Module):
         return first, patches
 
     def forward_tokens(self, x: Tensor) -> Tensor:
-        """Input as in `embed` -> tokens after the final norm: class token, then the patches frame by frame in raster
-        order (B, 1 + T N, D)."""
+        """Input as in `embed` -> tokens after the final norm (B, 1 + T N, D).
+
+        The class token is first, then come the patches frame by frame in raster order.
+        """
         first, patches = self.forward_blocks(x)
         return self.norm(torch.cat([first, patches.transpose(1, 2).flatten(1, 2)], dim=1))
 
@@ -150,7 +162,7 @@ class TimeMamba(nn.Module):
         return adapted
 
     @torch.no_grad()
-    def start_from_clip(self, clip: nn.Module, source: str) -> None:
+    def start_from_clip(self, clip: "CLIPVisionModelWithProjection", source: str) -> None:
         """Take the weights of CLIP's image tower; what is along time keeps its own, behind gates of 0.
 
         Args:
@@ -170,8 +182,9 @@ class TimeMamba(nn.Module):
             theirs = f"encoder.layers.{number}"
             for mine, layer in _CLIP_LAYERS.items():
                 for kind in ("weight", "bias"):
-                    parts = [found.get(f"{theirs}.{part}.{kind}") for part in layer]
-                    if all(part is not None for part in parts):
+                    names = [f"{theirs}.{part}.{kind}" for part in layer]
+                    if all(name in found for name in names):
+                        parts = [found[name] for name in names]
                         weights[f"blocks.{number}.{mine}.{kind}"] = torch.cat(parts)
         ours = ("time_mamba", "norm3", "alpha_timeattn")
         weights |= {name: tensor for name, tensor in own.items() if any(part in name for part in ours)}

@@ -3,6 +3,8 @@
 from torch import Tensor, nn
 
 from lightning_modules.nets.on_tower import OnTower
+from lightning_modules.nets.timemamba import TimeMamba
+from lightning_modules.nets.videomamba import VideoMamba
 
 __all__ = ["TowerClassifier"]
 
@@ -16,7 +18,9 @@ class TowerClassifier(OnTower):
         drop: dropout before the head.
     """
 
-    def __init__(self, vision: nn.Module, num_classes: int, drop: float = 0.0) -> None:
+    vision: VideoMamba | TimeMamba
+
+    def __init__(self, vision: VideoMamba | TimeMamba, num_classes: int, drop: float = 0.0) -> None:
         super().__init__()
         self.vision = vision
         self.drop = nn.Dropout(drop)

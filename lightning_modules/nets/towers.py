@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_modules.checks import check_choice, check_group, check_mapping
 from lightning_modules.errors import ModelError
@@ -56,7 +56,7 @@ def build_tower(
     name = given.pop("tower", "videomamba")
     check_choice("vision.tower", name, TOWERS)
     sizes = check_group("vision", given, TOWERS[name])
-    common = {"image_size": image_size, "init": init, "activations": activations}
+    common: dict[str, Any] = {"image_size": image_size, "init": init, "activations": activations}
     if name != "timemamba":
         if clip_weights is not None:
             raise ModelError(f"vision_weights is {clip_weights!r:.80} and vision.tower {name!r}; it is TimeMamba that "
@@ -70,8 +70,10 @@ def build_tower(
     return tower
 
 
-def adapt_tower(tower: nn.Module, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a network of this kind at other frames or another resolution, to fit `tower`; those of a head are left
-    out."""
+def adapt_tower(tower: VideoMamba | TimeMamba, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a network of this kind at other frames or another resolution, to fit `tower`.
+
+    Those of a head are left out.
+    """
     weights = {name: tensor for name, tensor in state_dict.items() if not name.startswith("head.")}
     return tower.adapt_state_dict(weights) if isinstance(tower, TimeMamba) else adapt_state_dict(weights, tower)

@@ -129,6 +129,8 @@ class VideoTower(VideoMamba):
             places = sinusoids(1 + num_frames * self.grid_size**2, embed_dim)
             self.register_buffer("places", places, persistent=False)
 
+    places: Tensor
+
     def embed(self, x: Tensor) -> Tensor:
         """Normalised clips (B, 3, T, H, W), or images (B, 3, 1, H, W) -> tokens with positions (B, 1 + TN, D)."""
         if x.shape[2] != 1:
@@ -138,7 +140,9 @@ class VideoTower(VideoMamba):
         cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
         return torch.cat([cls_token.to(tokens.dtype), tokens.flatten(1, 2)], dim=1)
 
-    def forward(self, x: Tensor, visible: Tensor | None = None) -> SeenVideo:
+    def forward(  # type: ignore[override]  # it gives more than the head's logits, which it has not
+        self, x: Tensor, visible: Tensor | None = None
+    ) -> SeenVideo:
         """Videos, all of one length.
 
         Args:

@@ -1,6 +1,8 @@
 """VideoMamba (arXiv 2403.06977): images and clips as one sequence of patches through bidirectional Mamba blocks."""
 
 import math
+from collections.abc import Iterable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -105,24 +107,28 @@ class VideoMamba(nn.Module):
             Block(embed_dim, CrossScan(*sizes, full=order == "full") if order in ("half", "full") else BiMamba(*sizes))
             for order in self.block_orders
         )
-        if scan_order != "spatial_first":
+        if scan_order != "spatial_first" and num_frames is not None:
             to_temporal, to_spatial = temporal_first(num_frames // tubelet_size, self.grid_size**2)
             self.register_buffer("to_temporal", to_temporal, persistent=False)
             self.register_buffer("to_spatial", to_spatial, persistent=False)
         set_activations(self, activations)
         self.norm_f = nn.RMSNorm(embed_dim, eps=1e-5)
         self.drop = nn.Dropout(drop)
-        self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
+        self.head: nn.Linear | nn.Identity = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
         # The output of block j is dropped when it is added, by the next block or the final norm (protocol, section 0).
         self.drop_rates = [drop_path * j / max(depth - 1, 1) for j in range(depth)]
 
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        if num_classes:
+        if isinstance(self.head, nn.Linear):
             nn.init.trunc_normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
         with torch.no_grad():
-            for block in self.layers:
+            for block in cast("Iterable[Block]", self.layers):
                 block.mixer.out_proj.weight.div_(math.sqrt(depth))
+
+    activations: str
+    to_temporal: Tensor
+    to_spatial: Tensor
 
     def embed(self, x: Tensor) -> Tensor:
         """Normalised clip (B, 3, T, H, W), or image (B, 3, H, W) -> tokens with positions (B, 1 + T'H'W', D).
@@ -155,7 +161,8 @@ class VideoMamba(nn.Module):
         Where given, the list `streams` receives the residual stream after each block (B, L, D), first block first, in
         the order of that block.
         """
-        residual, current = None, "spatial"
+        residual: Tensor | None = None
+        current = "spatial"
         for j, (block, order) in enumerate(zip(self.layers, self.block_orders, strict=True)):
             if j:
                 hidden = self._drop_path(hidden, self.drop_rates[j - 1])
@@ -174,6 +181,7 @@ class VideoMamba(nn.Module):
                 hidden, residual = block(hidden, residual, *maps)
             if streams is not None and j:
                 streams.append(residual)
+        assert residual is not None  # of the last block
         residual = residual + self._drop_path(hidden, self.drop_rates[-1])
         if streams is not None:
             streams.append(residual)
@@ -225,7 +233,7 @@ class PatchEmbed(nn.Module):
         self.patch_size = patch_size
         self.tubelet_size = tubelet_size
         if tubelet_size is None:
-            self.proj = nn.Conv2d(3, embed_dim, patch_size, stride=patch_size)
+            self.proj: nn.Conv2d | nn.Conv3d = nn.Conv2d(3, embed_dim, patch_size, stride=patch_size)
         else:
             kernel = (tubelet_size, patch_size, patch_size)
             self.proj = nn.Conv3d(3, embed_dim, kernel, stride=kernel)
@@ -284,7 +292,7 @@ def adapt_state_dict(state_dict: dict[str, Tensor], net: VideoMamba) -> dict[str
     frames = net.temporal_pos_embedding.shape[1]
     weight = adapted.get("patch_embed.proj.weight")
     if weight is not None and weight.ndim == 4:
-        adapted["patch_embed.proj.weight"] = inflate_patch_embedding(weight, net.patch_embed.tubelet_size)
+        adapted["patch_embed.proj.weight"] = inflate_patch_embedding(weight, net.patch_embed.tubelet_size or 1)
         adapted.setdefault("temporal_pos_embedding", weight.new_zeros(1, frames, net.embed_dim))
     if "temporal_pos_embedding" in adapted:
         adapted["temporal_pos_embedding"] = resize_frames(adapted["temporal_pos_embedding"], frames)

@@ -1,9 +1,13 @@
 """ViViM of Video Mamba Suite (arXiv 2403.09626): VideoMamba with a class token in the middle of every frame."""
 
+from collections.abc import Iterable
+from typing import cast
+
 import torch
 from torch import Tensor
 
 from lightning_modules.errors import ModelError
+from lightning_modules.nets.bimamba import Block
 from lightning_modules.nets.videomamba import VideoMamba
 
 __all__ = ["ViViM"]
@@ -50,7 +54,7 @@ class ViViM(VideoMamba):
             num_classes, embed_dim, depth, num_frames, image_size, patch_size, tubelet_size, state_size, conv_width,
             expand, drop, drop_path, init, activations,
         )  # fmt: skip
-        for block in self.layers:
+        for block in cast("Iterable[Block]", self.layers):
             block.mixer.halve = True
 
     @property
@@ -78,8 +82,10 @@ class ViViM(VideoMamba):
         return tokens.unflatten(1, (-1, 1 + self.grid_size**2))
 
     def forward_tokens(self, x: Tensor) -> Tensor:
-        """Normalised input as in `embed` -> tokens after the final norm (B, 1 + T'H'W', D): the mean of the class
-        tokens, then the patches frame by frame."""
+        """Normalised input as in `embed` -> tokens after the final norm (B, 1 + T'H'W', D).
+
+        The mean of the class tokens is first, then come the patches frame by frame.
+        """
         frames = self._normed(x)
         first = frames[:, :, self.middle].mean(dim=1, keepdim=True)
         patches = torch.cat([frames[:, :, : self.middle], frames[:, :, self.middle + 1 :]], dim=2)

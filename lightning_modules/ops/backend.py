@@ -142,7 +142,7 @@ def _traced_choice(device: str, dtype: torch.dtype) -> str:
 
 @cache
 def _automatic(device: str, dtype: torch.dtype) -> str:
-    passed_over = []
+    passed_over: list[str] = []
     for name in _TABLE.get(device, _ANY_DEVICE):
         reason = why_not(name, device, dtype)
         if reason is None:

@@ -6,6 +6,7 @@ which torch brings along and TorchInductor calls, is about twice as fast there (
 
 import math
 import platform
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def _onednn_is_faster() -> bool:
         return False
 
 
-def _operations(x_shape, weight_shape, *_, **__) -> int:
+def _operations(x_shape: Sequence[int], weight_shape: Sequence[int], *_: object, **__: object) -> int:
     """Two for each multiplication with its addition."""
     return 2 * math.prod(x_shape) * weight_shape[0]
 

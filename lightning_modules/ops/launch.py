@@ -5,12 +5,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from lightning_modules.errors import ModelError
+
+if TYPE_CHECKING:
+    from triton.compiler import CompiledKernel
+    from triton.runtime import JITFunction
 
 __all__ = ["INTERPRETED", "compile_only", "launch", "multiprocessors", "strided"]
 
@@ -20,11 +24,13 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _MOST_PROGRAMS = 65_535  # along the second and the third axis of a grid
 _TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 
-_compiled: ContextVar[tuple[int, list] | None] = ContextVar("compile_only", default=None)
+_compiled: ContextVar[tuple[int, list[tuple[str, tuple[int, ...], Any]]] | None] = ContextVar(
+    "compile_only", default=None
+)
 
 
 def launch(
-    kernel: Any,
+    kernel: "JITFunction[Any]",
     grid: tuple[int, ...],
     on: Tensor,
     *arguments: Any,
@@ -51,8 +57,9 @@ def launch(
                          f"CUDA starts at most {_MOST_PROGRAMS:,}; split the batch, or the sequence.")  # fmt: skip
     # A product and a sum in one instruction: triton is about to change its default.
     options = {"num_warps": num_warps, "enable_fp_fusion": True, "maxnreg": maxnreg}
-    if _compiled.get() is not None:
-        capability, results = _compiled.get()
+    compiling = _compiled.get()
+    if compiling is not None:
+        capability, results = compiling
         results.append((kernel.__name__, grid, _compile(kernel, arguments, constants, options, capability)))
     elif 0 not in grid:
         with torch.cuda.device(on.device) if on.device.type == "cuda" else nullcontext():
@@ -77,7 +84,13 @@ def compile_only(capability: int = 90) -> Iterator[list[tuple[str, tuple[int, ..
         _compiled.reset(token)
 
 
-def _compile(kernel: Any, arguments: tuple, constants: dict[str, Any], options: dict[str, Any], capability: int) -> Any:
+def _compile(
+    kernel: "JITFunction[Any]",
+    arguments: tuple[Any, ...],
+    constants: dict[str, Any],
+    options: dict[str, Any],
+    capability: int,
+) -> "CompiledKernel":
     """What calling the kernel compiles: integers and addresses divisible by 16 are known to be, ones are constants."""
     import triton
     from triton.backends.compiler import GPUTarget

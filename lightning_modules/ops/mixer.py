@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lightning_modules.ops.backend import select, use_backend
+from lightning_modules.ops.context import Context
 from lightning_modules.ops.conv.interface import bidirectional_conv1d, causal_conv1d
 from lightning_modules.ops.dense import linear
 from lightning_modules.ops.scan.direction import Direction, flat
@@ -88,6 +89,7 @@ def _select(
     x: Tensor, directions: tuple[MixerWeights, ...], reverse: bool, project: _Product, dense: _Product
 ) -> tuple[Direction, ...]:
     """What is scanned. Both functions multiply (B, L, in) by (out, in): with x_proj, and with dt_proj."""
+    inputs: tuple[Tensor, ...]
     if len(directions) == 1:
         inputs = (causal_conv1d(x, directions[0].conv, directions[0].conv_bias, "silu", reverse),)
     else:
@@ -140,7 +142,7 @@ class _Recomputed(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, call: _Call, x: Tensor, z: Tensor | None, *weights: Tensor) -> Tensor:
+    def forward(ctx: Context, call: _Call, x: Tensor, z: Tensor | None, *weights: Tensor) -> Tensor:
         projected: list[Tensor] = []
 
         def project(u: Tensor, weight: Tensor) -> Tensor:
@@ -160,10 +162,10 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         call, (_, *needed) = ctx.call, ctx.needs_input_grad
-        saved = iter(ctx.saved_tensors)  # read once: recomputation of the block around allows no more
-        given = [None if tensor is None else tensor.detach() for tensor in islice(saved, ctx.splits[0])]
+        saved: Iterator[Any] = iter(ctx.saved_tensors)  # read once: recomputation of the block around allows no more
+        given: list[Any] = [None if tensor is None else tensor.detach() for tensor in islice(saved, ctx.splits[0])]
         projected = islice(saved, ctx.splits[1])
         wanted = [tensor.requires_grad_() for tensor, need in zip(given, needed, strict=True) if need]
         x, z, *weights = given
@@ -186,13 +188,13 @@ class _Multiplied(torch.autograd.Function):
     """x weight^T in the graph of the backward pass, with a result that is known."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, known: Tensor) -> Tensor:
+    def forward(ctx: Context, x: Tensor, weight: Tensor, known: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
         return known.view_as(known)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         grad = grad.flatten(0, 1)
         of_x = (grad @ weight).view_as(x) if ctx.needs_input_grad[0] else None
@@ -203,14 +205,16 @@ class _Scanned(torch.autograd.Function):
     """The scan in the graph of the backward pass. Only its gradient is asked for: its result is never computed."""
 
     @staticmethod
-    def forward(ctx, call: _Call, states: tuple[Tensor, ...], *scanned: Tensor | None) -> Tensor:
+    def forward(ctx: Context, call: _Call, states: tuple[Tensor, ...], *scanned: Tensor | None) -> Tensor:
         ctx.call, ctx.count = call, len(states)
         ctx.save_for_backward(*states, *scanned)
-        return scanned[0].new_empty(1).expand(scanned[0].shape)
+        u = scanned[0]
+        assert u is not None
+        return u.new_empty(1).expand(u.shape)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors
         grads = iter(ctx.call.operators[1](grad, *tensors, True, ctx.call.reverse))
         return None, None, *(None if tensor is None else next(grads) for tensor in tensors[ctx.count :])

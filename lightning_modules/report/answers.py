@@ -40,7 +40,8 @@ class AnswerRows:
         self.room = MOST_SCORES // processes
         self.samples: dict[str, list] = {"index": [], "path": [], "segment": []}
         self.unreadable: set[str] = set()
-        self.kinds: dict[str, dict[str, list[Tensor] | None]] = {}
+        self.kinds: dict[str, dict[str, list[Tensor]]] = {}
+        self.dropped: set[str] = set()  # kinds of which not all probabilities are kept
         self.names: dict[str, Sequence[str]] = {}
 
     def add(self, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> None:
@@ -69,15 +70,20 @@ class AnswerRows:
             found = {"truth": outputs["truth"][kind], "best": best.indices, "probability": best.values}
             for name, values in found.items():
                 rows[name].append(values.cpu()[kept])
-            if rows["scores"] is not None and len(self.samples["index"]) * scores.shape[1] > self.room:
-                rows["scores"] = None
-            if rows["scores"] is not None:
+            if len(self.samples["index"]) * scores.shape[1] > self.room:
+                self.dropped.add(kind)
+            if kind in self.dropped:
+                rows["scores"] = []
+            else:
                 rows["scores"].append(scores.float().cpu()[kept])
 
     def part(self) -> dict:
         """What this process has, as plain values to send to the first one."""
         kinds = {
-            kind: {name: None if values is None else torch.cat(values) for name, values in rows.items()}
+            kind: {
+                name: None if name == "scores" and kind in self.dropped else torch.cat(values)
+                for name, values in rows.items()
+            }
             for kind, rows in self.kinds.items()
         }
         return {"samples": self.samples, "unreadable": self.unreadable, "kinds": kinds, "names": self.names}
@@ -89,7 +95,7 @@ class AnswerRows:
             return None
         index = torch.tensor([i for part in parts for i in part["samples"]["index"]])
         kept = distinct(index)
-        samples = {}
+        samples: dict[str, Any] = {}
         for name in ("path", "segment"):
             values = [value for part in parts for value in part["samples"][name]]
             samples[name] = [values[i] for i in kept.tolist()]
@@ -98,7 +104,7 @@ class AnswerRows:
             found = [part["kinds"].get(kind) for part in parts]
             if any(rows is None for rows in found):
                 continue
-            rows = {
+            rows: dict[str, Any] = {
                 name: None if any(r[name] is None for r in found) else torch.cat([r[name] for r in found])[kept]
                 for name in found[0]
             }
@@ -148,24 +154,29 @@ class Kind:
 
     @property
     def num_classes(self) -> int:
+        """K, how many classes the model has."""
         return len(self.names)
 
     @cached_property
     def per_class(self) -> numbers.PerClass:
+        """Scores of each class by its best answers, (K,)."""
         return numbers.per_class(self.best[:, 0], self.truth, self.num_classes)
 
     @cached_property
     def average_precision(self) -> Tensor:
+        """Area under the precision-recall curve of each class, (K,); nan where the probabilities were dropped."""
         if self.scores is None:
             return torch.full((self.num_classes,), math.nan)
         return numbers.average_precision(self.scores, self.truth)
 
     @cached_property
     def matrix(self) -> Tensor:
+        """How often samples of a class (row) got an answer (column), int64 (K, K)."""
         return numbers.confusion(self.best[:, 0], self.truth, self.num_classes)
 
     @cached_property
     def calibration(self) -> numbers.Calibration:
+        """How often best answers of a confidence are right."""
         return numbers.calibration(self.probability[:, 0], self.right)
 
     @property
@@ -182,6 +193,7 @@ class Kind:
         return rows[self.probability[rows, 0].argsort(descending=True, stable=True)].tolist()
 
     def name(self, number: int) -> str:
+        """Return the name of a class; K stands for a class that the model does not have."""
         return self.names[number] if number < self.num_classes else "(no class of the model)"
 
 
@@ -232,10 +244,10 @@ class Answers:
             if number == 0:
                 yield _worst(kind, clip_of, worst)
 
-    def _table(self, rows_of: Callable[[Kind], Iterator[Sequence]], columns: Sequence[str]) -> bytes:
+    def _table(self, rows_of: Callable[[Kind], Iterator[Sequence[object]]], columns: Sequence[str]) -> bytes:
         several = len(self.kinds) > 1
-        rows = [["kind"] * several + list(columns)]
-        rows += [[kind.kind] * several + list(row) for kind in self.kinds for row in rows_of(kind)]
+        rows: list[list[object]] = [[*["kind"] * several, *columns]]
+        rows += [[*[kind.kind] * several, *row] for kind in self.kinds for row in rows_of(kind)]
         return table(rows)
 
 
@@ -253,7 +265,7 @@ def _cell(value: object) -> object:
 
 
 def _scores(kind: Kind) -> dict[str, Any]:
-    found = {"samples": len(kind), **kind.shares}
+    found: dict[str, Any] = {"samples": len(kind), **kind.shares}
     found |= {f"{name}_interval": numbers.interval(share, len(kind)) for name, share in kind.shares.items()}
     return {**found, "mean_recall": _mean(kind.per_class.recall), "calibration_error": kind.calibration.error}
 
@@ -304,7 +316,7 @@ def _confusions(kind: Kind) -> tuple[str, Sequence[Tile], list[Picture], list[Ta
     wrong = kind.matrix - torch.diag(kind.matrix.diag())
     most = wrong.flatten().argsort(descending=True, stable=True)[:LISTED].tolist()
     pairs = [(place // kind.num_classes, place % kind.num_classes) for place in most]
-    rows = [
+    rows: list[tuple[str | int | Bar, ...]] = [
         (kind.names[row], kind.names[column], int(wrong[row, column]),
          Bar(float(wrong[row, column] / kind.matrix[row].sum())))
         for row, column in pairs if wrong[row, column] > 0
@@ -323,7 +335,7 @@ def _class_tables(kind: Kind) -> list[Table]:
     rows.sort(key=lambda k: (float(found.f1[k]), k))
 
     def table_of(title: str, chosen: Sequence[int]) -> Table:
-        cells = [
+        cells: list[tuple[str | int | Bar, ...]] = [
             (kind.names[k], int(found.count[k]), *(Bar(float(v[k])) for v in (*found[1:], kind.average_precision)))
             for k in chosen
         ]

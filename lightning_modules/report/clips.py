@@ -2,19 +2,22 @@
 
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
 __all__ = ["animated", "clip_of", "webp"]
 
 FRAMES, HEIGHT_PX, FRAME_MS = 8, 144, 250
 
 
-def clip_of(loader: Any, index: int) -> bytes | None:
+def clip_of(loader: "DataLoader[Any]", index: int) -> bytes | None:
     """An item of a loader's data set as an animated WebP; None where it cannot be read.
 
     Whatever the data set raises is swallowed: a report is not worth a failed test.

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -120,7 +121,7 @@ def draw_recall(curves: dict[str, Tensor], theme: Theme) -> Figure:
         axis.plot(np.arange(1, len(curve) + 1), curve.numpy(), color=colour, linewidth=1.8, label=title)
     axis.set(xlabel="k", ylabel="match among the first k", ylim=(0, 1), xlim=(1, max(map(len, curves.values()))))
     axis.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]  # it is a MaxNLocator
     axis.legend(frameon=False, labelcolor=theme.text, fontsize=9, loc="lower right")
     _plain(axis, theme)
     return figure
@@ -144,7 +145,7 @@ def draw_ranks(histogram: dict[str, Tensor], titles: Sequence[str], theme: Theme
     return figure
 
 
-def _plain(axis: Any, theme: Theme) -> None:
+def _plain(axis: Axes, theme: Theme) -> None:
     axis.set_facecolor(theme.paper)
     axis.grid(color=theme.line, linewidth=0.6)
     axis.set_axisbelow(True)

@@ -30,7 +30,7 @@ class PerClass(NamedTuple):
         f1: harmonic mean of the two; undefined without samples and answers.
     """
 
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # it hides tuple.count, which nobody needs of scores
     precision: Tensor
     recall: Tensor
     f1: Tensor
@@ -46,7 +46,7 @@ class Calibration(NamedTuple):
         error: expected calibration error, the mean distance of the two over all answers.
     """
 
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # as in `PerClass`
     confidence: Tensor
     accuracy: Tensor
     error: float
@@ -98,9 +98,9 @@ def calibration(confidence: Tensor, right: Tensor, bins: int = BINS) -> Calibrat
     confidence, right = confidence.double(), right.double()
     place = (confidence * bins).long().clamp(0, bins - 1)
     count = torch.bincount(place, minlength=bins).double()
-    means = [torch.bincount(place, weights=values, minlength=bins) / count for values in (confidence, right)]
-    gaps = (means[0] - means[1]).abs().nan_to_num(0.0)
-    return Calibration(count, *means, float((count * gaps).sum() / count.sum()))
+    sure, accuracy = (torch.bincount(place, weights=values, minlength=bins) / count for values in (confidence, right))
+    gaps = (sure - accuracy).abs().nan_to_num(0.0)
+    return Calibration(count, sure, accuracy, float((count * gaps).sum() / count.sum()))
 
 
 def interval(share: float, samples: int) -> tuple[float, float]:

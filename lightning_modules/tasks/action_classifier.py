@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_modules.checks import check_choice
 from lightning_modules.errors import ModelError
@@ -60,6 +61,7 @@ class ActionClassifier(ActionModule):
     vocabulary_defaults = {**VOCABULARY, "order": ORDERS[0]}
     init_stages = ("fit", "validate", "test", "predict")
     """Stages that ``init_from`` counts for: a released model is tested by the same recipe."""
+    net: TowerClassifier
 
     def __init__(
         self,
@@ -92,7 +94,7 @@ class ActionClassifier(ActionModule):
             vision, num_frames, image_size, drop_path=drop_path, init=init, activations=activations,
             clip_weights=vision_weights,
         )  # fmt: skip
-        self.net = TowerClassifier(tower, num_classes, drop)
+        self.net = TowerClassifier(tower, self.num_classes, drop)
         if freeze_backbone:
             tower.requires_grad_(False)
 
@@ -102,13 +104,15 @@ class ActionClassifier(ActionModule):
             raise ModelError("The model numbers its actions in the order of the texts verb:noun and the data does not; "
                              "set data.actions to as_text.")  # fmt: skip
 
-    def adopt_vocabulary(self, data: Any) -> None:
+    def adopt_vocabulary(self, data: object) -> None:
         """See `ActionModule.adopt_vocabulary`; also refuses actions in another order than the model has them."""
-        if getattr(data, "actions", None) is not None:
-            self._check_order(data.actions)
+        actions = getattr(data, "actions", None)
+        if actions is not None:
+            self._check_order(actions)
         super().adopt_vocabulary(data)
 
     @property
+    @override
     def heads(self) -> tuple[str, ...]:
         return ("action",)
 
@@ -117,12 +121,14 @@ class ActionClassifier(ActionModule):
         return self.net(self.normalise(video))
 
     def forward_features(self, video: Tensor, pool: str | None = "cls") -> Tensor:
-        """Clips as in `forward` -> features after the final norm: the class token (B, width), or with ``pool=None`` all
-        tokens (B, 1 + tokens, width)."""
+        """Clips as in `forward` -> features after the final norm.
+
+        They are the class token (B, width), or with ``pool=None`` all tokens (B, 1 + tokens, width).
+        """
         x, tower = self.normalise(video), self.net.vision
         return tower.forward_tokens(x) if pool is None else tower.forward_features(x)
 
-    def predict_scores(self, batch: dict) -> dict[str, Tensor]:
+    def predict_scores(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Probabilities (B, ...), averaged over the views; those of verb and noun are sums over their actions."""
         video = self._video(batch)
         views = video.unbind(1) if video.ndim == 6 else [video]
@@ -132,19 +138,22 @@ class ActionClassifier(ActionModule):
         return {"verb": verb, "noun": noun, "action": action}
 
     @staticmethod
-    def _video(batch: dict) -> Tensor:
+    def _video(batch: dict[str, Any]) -> Tensor:
         if "video" not in batch:
             raise ModelError("This model sees clips and the data has features; leave data.features out.")
         return batch["video"]
 
-    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+    @override
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         loss = self._loss(self(self._video(batch)), batch.get("action_target", batch["action"]))
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["action"]), sync_dist=True)
         return loss
 
     def adapt_state_dict(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of another one of these at other frames or another resolution; or of a model with a video network of
-        this kind, around which everything keeps its values."""
+        """Weights of another one of these at other frames or another resolution.
+
+        Those of a model with a video network of this kind do too; around it everything keeps its values.
+        """
         ours = "net.vision."
         has_tower = any(name.startswith(ours) for name in state_dict)
         prefix = ours if has_tower else "net."

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_modules.base import IMAGENET_MEAN, IMAGENET_STD, PREPROCESSING_DEFAULTS, BaseModule
 from lightning_modules.checks import check_group
@@ -77,7 +78,7 @@ class ActionModule(BaseModule):
         """Of "verb", "noun" and "action" what the network has outputs for: their cross-entropies are the loss."""
 
     @abstractmethod
-    def predict_scores(self, batch: dict) -> dict[str, Tensor]:
+    def predict_scores(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Probabilities of "verb", "noun" and "action" (B, ...), averaged over the views."""
 
     def _check_vocabulary(self) -> None:
@@ -103,7 +104,8 @@ class ActionModule(BaseModule):
         return check_group("vocabulary", self.hparams.vocabulary, self.vocabulary_defaults)
 
     @property
-    def preprocessing(self) -> dict:
+    @override
+    def preprocessing(self) -> dict[str, Any]:
         h, prepared = self.hparams, check_group("preprocessing", self.hparams.preprocessing, PREPROCESSING)
         chosen = {name: prepared[name] for name in ("sampling", "frame_stride", "interpolation")}
         short_side = prepared["short_side"] or h.image_size
@@ -127,7 +129,7 @@ class ActionModule(BaseModule):
             raise ModelError(f"The data has {len(names)} actions and the model {self.num_classes}; "
                              f"set model.num_classes to {len(names)}.")  # fmt: skip
 
-    def adopt_vocabulary(self, data: Any) -> None:
+    def adopt_vocabulary(self, data: object) -> None:
         """Take the names of verbs and nouns and the list of actions from a DataModule, where the model has none.
 
         Args:
@@ -157,7 +159,7 @@ class ActionModule(BaseModule):
 
     def setup(self, stage: str) -> None:
         """Takes the data's vocabulary, see `adopt_vocabulary`."""
-        self.adopt_vocabulary(self.trainer.datamodule)
+        self.adopt_vocabulary(self._data)
 
     def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Mean over the rows that have a target (not -1); 0 where none has, still with a gradient to every weight."""
@@ -181,7 +183,7 @@ class ActionModule(BaseModule):
                              "that has actions, or set model.vocabulary.actions.")  # fmt: skip
         return torch.tensor(actions, device=self.mean.device)
 
-    def _evaluate(self, batch: dict) -> dict[str, Tensor]:
+    def _evaluate(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         scores = self.predict_scores(batch)
         # As in training, but of the mean over the views; an action that no training segment had has no term.
         terms = [
@@ -189,7 +191,7 @@ class ActionModule(BaseModule):
             for name in self.heads
         ]
         labelled = (batch["verb"] >= 0) & (batch["noun"] >= 0)
-        self.mean_loss.update(sum(terms), torch.where(labelled, batch["index"], -1))
+        self.mean_loss.update(sum(terms[1:], terms[0]), torch.where(labelled, batch["index"], -1))
         self.metrics.update(
             **scores,
             actions=self.action_numbers,
@@ -219,13 +221,15 @@ class ActionModule(BaseModule):
             chosen = {f"{stage}/{k}": v for k, v in result.items() if (k in shown) == bar}
             self.log_dict(chosen, prog_bar=bar, sync_dist=True)
 
-    def validation_step(self, batch: dict, batch_idx: int) -> None:
+    @override
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         self._evaluate(batch)
 
+    @override
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val")
 
-    def test_step(self, batch: dict, batch_idx: int) -> dict:
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """What `lightning_modules.callbacks.Report` takes. An action that is none of the model's counts as wrong."""
         scores = self._evaluate(batch)
         labelled = (batch["verb"] >= 0) & (batch["noun"] >= 0)
@@ -238,10 +242,11 @@ class ActionModule(BaseModule):
             "names": {"action": self.class_names, "verb": known["verb_names"], "noun": known["noun_names"]},
         }
 
+    @override
     def on_test_epoch_end(self) -> None:
         self._log_metrics("test")
 
-    def predict_step(self, batch: dict, batch_idx: int) -> dict:
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Probabilities on the CPU with the segments they belong to; unreadable ones are left out.
 
         ``path`` and ``narration_id`` (lists), ``verb`` (B', V), ``noun`` (B', N), ``scores`` (B', num_classes) of the

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_modules.base import IMAGENET_MEAN, IMAGENET_STD
 from lightning_modules.errors import ModelError
@@ -83,10 +84,12 @@ class VideoClassifier(ClipModule):
         self.build(num_classes)
         self.metric = SampleAccuracy(num_classes)
 
+    @override
     def setup(self, stage: str) -> None:
-        data = self.trainer.datamodule
-        if getattr(data, "value_name", None) is not None:
-            raise ModelError(f"The data has a number for each video, {data.value_name}, and no classes; "
+        data = self._data
+        number = getattr(data, "value_name", None)
+        if number is not None:
+            raise ModelError(f"The data has a number for each video, {number}, and no classes; "
                              "train a VideoRegressor.")  # fmt: skip
         names = getattr(data, "class_names", None)
         if names is not None:
@@ -116,7 +119,7 @@ class VideoClassifier(ClipModule):
         """
         return self.net(self._network_input(video))
 
-    def loss_of(self, output: Tensor, batch: dict) -> Tensor:
+    def loss_of(self, output: Tensor, batch: dict[str, Any]) -> Tensor:
         """Mean cross-entropy of logits (B, num_classes) with a training batch's labels, or its targets where mixed."""
         target = batch.get("target", batch["label"])
         return F.cross_entropy(output.float(), target, label_smoothing=self.training_arguments["label_smoothing"])
@@ -125,9 +128,11 @@ class VideoClassifier(ClipModule):
         """Logits (B, num_classes) -> probabilities, of which the mean over the views is taken."""
         return output.float().softmax(dim=1)
 
-    def evaluate(self, scores: Tensor, batch: dict) -> None:
+    @override
+    def evaluate(self, scores: Tensor, batch: dict[str, Any]) -> None:
         loss = F.nll_loss(scores.clamp_min(1e-12).log(), batch["label"], reduction="none")
         self.metric.update(scores, batch["label"], batch["index"], loss)
 
-    def judged(self, scores: Tensor, batch: dict) -> dict:
+    @override
+    def judged(self, scores: Tensor, batch: dict[str, Any]) -> dict[str, Any]:
         return {"scores": {"class": scores}, "truth": {"class": batch["label"]}, "names": {"class": self.class_names}}

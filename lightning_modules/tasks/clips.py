@@ -1,10 +1,12 @@
 """What classification and regression of clips share: one network with a linear head, and videos scored once."""
 
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from typing_extensions import override
 
 from lightning_modules.base import BaseModule
 from lightning_modules.checks import check_choice
@@ -86,7 +88,7 @@ class ClipModule(BaseModule):
         self.set_normalisation(h.mean, h.std)
 
     @abstractmethod
-    def loss_of(self, output: Tensor, batch: dict) -> Tensor:
+    def loss_of(self, output: Tensor, batch: dict[str, Any]) -> Tensor:
         """Mean loss of what `forward` gives for a training batch."""
 
     @abstractmethod
@@ -94,7 +96,7 @@ class ClipModule(BaseModule):
         """What `forward` gives for one view of each video -> what is averaged over the views, float32 (B, ...)."""
 
     @abstractmethod
-    def evaluate(self, scores: Tensor, batch: dict) -> None:
+    def evaluate(self, scores: Tensor, batch: dict[str, Any]) -> None:
         """Adds a batch's scores, averaged over the views, to `metric`."""
 
     def forward_features(self, video: Tensor, pool: str | None = "cls") -> Tensor:
@@ -123,7 +125,8 @@ class ClipModule(BaseModule):
         rest = {k: v for k, v in state_dict.items() if not k.startswith("net.")}
         return {**rest, **{f"net.{k}": v for k, v in adapt_state_dict(net, self.net).items()}}
 
-    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+    @override
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         loss = self.loss_of(self(batch["video"]), batch)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["video"]), sync_dist=True)
         return loss
@@ -140,27 +143,33 @@ class ClipModule(BaseModule):
         # compute() has already joined the processes, so the mean over them changes nothing.
         self.log_dict({f"{stage}/{k}": v for k, v in result.items()}, prog_bar=True, sync_dist=True)
 
-    def validation_step(self, batch: dict, batch_idx: int) -> None:
+    @override
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         self.evaluate(self.predict_scores(batch["video"]), batch)
 
+    @override
     def on_validation_epoch_end(self) -> None:
         self._log_metric("val")
 
-    def test_step(self, batch: dict, batch_idx: int) -> dict | None:
+    @override
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict | None:
         scores = self.predict_scores(batch["video"])
         self.evaluate(scores, batch)
         return self.judged(scores, batch)
 
-    def judged(self, scores: Tensor, batch: dict) -> dict | None:
+    def judged(self, scores: Tensor, batch: dict[str, Any]) -> dict | None:
         """What a test step gives `lightning_modules.callbacks.Report`: nothing here."""
         return None
 
+    @override
     def on_test_epoch_end(self) -> None:
         self._log_metric("test")
 
-    def predict_step(self, batch: dict, batch_idx: int) -> dict:
-        """Scores (B', ...) on the CPU with the paths they belong to, and ``truth`` (B',) where the data has labels or
-        numbers; unreadable videos are left out."""
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict:
+        """Scores (B', ...) on the CPU with the paths they belong to; unreadable videos are left out.
+
+        ``truth`` (B',) stands beside them where the data has labels or numbers.
+        """
         kept = [i for i, index in enumerate(batch["index"].tolist()) if index >= 0]
         scores = self.predict_scores(batch["video"]).cpu()
         found = {"path": [batch["path"][i] for i in kept], self.predicted: scores[kept]}

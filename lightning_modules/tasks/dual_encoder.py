@@ -1,8 +1,10 @@
 """Text-video retrieval with a video network beside CLIP's text tower: the models of Video Mamba Suite."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_modules.checks import check_choice
 from lightning_modules.errors import ModelError
@@ -67,6 +69,7 @@ class DualEncoder(TextVideoModule):
         ModelError: sizes or options that do not exist or do not fit.
     """
 
+    net: DualEncoderNet
     word_pieces = "name a CLIP checkpoint in text_weights, or set text.vocab_size to 514 (bytes)"
     init_stages = ("fit", "validate", "test")
     """In which of the command's stages `init_from` is read: a released model is tested by the same recipe."""
@@ -123,23 +126,29 @@ class DualEncoder(TextVideoModule):
         return self.net(self.normalise(video))
 
     def forward_features(self, video: Tensor, pool: str | None = "cls") -> Tensor:
-        """Videos as in `forward` -> their vectors (B, dim), or with ``pool=None`` the video network's tokens after the
-        final norm (B, 1 + tokens, width), class token first."""
+        """Videos as in `forward` -> their vectors (B, dim).
+
+        With ``pool=None`` the video network's tokens after the final norm (B, 1 + tokens, width), class token first.
+        """
         return self(video) if pool is not None else self.net.vision.forward_tokens(self.normalise(video))
 
-    def encode_videos(self, batch: dict) -> Tensor:
+    @override
+    def encode_videos(self, batch: dict[str, Any]) -> Tensor:
         if "frame_mask" in batch and not batch["frame_mask"].all():
             raise ModelError("This model takes whole clips and the data pads short videos; leave data.fps out.")
         return self(batch["video"])
 
+    @override
     def loss_of(self, text: Tensor, video: Tensor, group: Tensor | None) -> Tensor:
         if self.training_arguments["loss"] == "max_margin":
             return max_margin_loss(text, video, self.training_arguments["margin"], group)
         return contrastive_loss(text, video, self.net.logit_scale.exp(), group)
 
     def adapt_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of another one of these at other frames or another resolution; or of a model with a video network of
-        this kind, around which everything keeps its values."""
+        """Weights of another one of these at other frames or another resolution.
+
+        Those of a model with a video network of this kind do too; around it everything keeps its values.
+        """
         ours = "net.vision."
         prefix = ours if any(name.startswith(ours) for name in state_dict) else "net."
         tower = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}

@@ -2,10 +2,11 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from typing_extensions import override
 
 from lightning_modules.checks import check_choice, check_group, check_mapping
 from lightning_modules.errors import ModelError
@@ -18,6 +19,9 @@ from lightning_modules.nets.roberta import RobertaWords, build_roberta, load_rob
 from lightning_modules.nets.videomamba import VideoMamba, adapt_state_dict
 from lightning_modules.tasks.actions import PREPROCESSING, VOCABULARY, ActionModule
 from lightning_modules.training.optim import Optim
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel
 
 __all__ = ["ActionRecognition", "Answer"]
 
@@ -132,6 +136,8 @@ class ActionRecognition(ActionModule):
     moved_arguments = _MOVED
     """Arguments of earlier releases: the group and the name that each has now."""
 
+    net: MambaVL | JointMambaVL
+
     def __init__(
         self,
         num_classes: int | None = None,
@@ -172,6 +178,7 @@ class ActionRecognition(ActionModule):
             self.net.vision.requires_grad_(False)
 
     @property
+    @override
     def heads(self) -> tuple[str, ...]:
         return ("verb", "noun") if self.is_published else ("verb", "noun", "action")
 
@@ -196,7 +203,7 @@ class ActionRecognition(ActionModule):
             arguments[group] = {**(arguments.get(group) or {}), entry: value}
         return arguments
 
-    def _vision_tower(self) -> tuple[nn.Module | None, int]:
+    def _vision_tower(self) -> tuple[VideoMamba | AvionTower | None, int]:
         """Build the tower (None for features); return it with the width of its tokens."""
         given = dict(check_mapping("vision", self.hparams.vision))
         name = given.pop("tower", "videomamba")
@@ -273,13 +280,13 @@ class ActionRecognition(ActionModule):
             raise ModelError(f"The text model has {positions} positions; max_words {words} may not exceed them.")
         return words
 
-    def _text_tower(self, text: dict | None, text_weights: str | None) -> tuple:
+    def _text_tower(self, text: dict | None, text_weights: str | None) -> "tuple[CLIPTextModel, Tensor | None]":
         """The tower, and the tokenizer's word pieces where there is a checkpoint."""
         if text_weights is None and text is None:
             raise ModelError("text and text_weights are both missing; name a CLIP checkpoint in text_weights, or give "
                              "the sizes of the text tower in text ({} is ViT-B/32's).")  # fmt: skip
         if text_weights is None:
-            return build_text_tower(text), None
+            return build_text_tower(text or {}), None
         clip, merges = load_clip(text_weights)
         tower = clip.text_model
         if text is None:
@@ -309,7 +316,7 @@ class ActionRecognition(ActionModule):
         super().setup(stage)
         tokenizer = self.net.tokenizer
         if stage == "fit" and tokenizer.is_empty:
-            captions = getattr(self.trainer.datamodule, "captions", None)
+            captions = getattr(self._data, "captions", None)
             if captions is None:
                 raise ModelError(
                     "The tokenizer has no word pieces and the data no captions to learn them from; name a checkpoint "
@@ -337,15 +344,17 @@ class ActionRecognition(ActionModule):
         return self._action_logits(self.forward_heads(video, questions))
 
     def forward_heads(self, video: Tensor, questions: Questions = None) -> dict[str, Tensor]:
-        """Logits of the heads, "verb" (B, num_verbs) and "noun" (B, num_nouns); of the joint family also "action" and
-        "answer". Arguments as in `forward`."""
-        seen = self._network_input(video)
+        """Logits of the heads; arguments as in `forward`.
+
+        They are "verb" (B, num_verbs) and "noun" (B, num_nouns), and of the joint family also "action" and "answer".
+        """
+        seen, net = self._network_input(video), self.net
         nothing = [""] * len(video)
-        if not self.is_published:
-            return self.net(seen, [question or self._asked["neutral"] for question in questions or nothing])
+        if isinstance(net, JointMambaVL):
+            return net(seen, [question or self._asked["neutral"] for question in questions or nothing])
         asked = questions if isinstance(questions, Mapping) else dict.fromkeys(GENERIC_QUESTIONS, questions)
         texts = ([q or generic for q in asked.get(kind) or nothing] for kind, generic in GENERIC_QUESTIONS.items())
-        return self.net(seen, *texts)
+        return net(seen, *texts)
 
     def _action_logits(self, logits: dict[str, Tensor]) -> Tensor:
         """Of the head for actions, or of the products of verb and noun (B, num_classes)."""
@@ -361,12 +370,13 @@ class ActionRecognition(ActionModule):
         A vector is the joint one under the neutral question; of the published family the clip's, before that of the
         question is added to it.
         """
-        tokens = self.net.encode_vision(self._network_input(video))
+        net = self.net
+        tokens = net.encode_vision(self._network_input(video))
         if pool is None:
             return tokens
-        if self.is_published:
-            return self.net.read_vision(tokens)
-        return self.net.fuse(tokens, *self.net.encode_text([self._asked["neutral"]] * len(video)))
+        if isinstance(net, MambaVL):
+            return net.read_vision(tokens)
+        return net.fuse(tokens, *net.encode_text([self._asked["neutral"]] * len(video)))
 
     def _network_input(self, video: Tensor) -> Tensor:
         if self.net.vision is not None:
@@ -403,8 +413,9 @@ class ActionRecognition(ActionModule):
         ]
 
     def adapt_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of this model at other frames or another resolution; or of a classifier, whose VideoMamba is taken
-        while everything else stays as it is; or of this model's tower alone.
+        """Weights of this model at other frames or another resolution, or of this model's tower alone.
+
+        Of a classifier the VideoMamba is taken, while everything else stays as it is.
 
         Raises:
             ModelError: a classifier's weights for a model without VideoMamba.
@@ -425,10 +436,12 @@ class ActionRecognition(ActionModule):
         rest = state_dict if whole else self.state_dict()
         return {k: v for k, v in rest.items() if not k.startswith(ours)} | {ours + k: v for k, v in vision.items()}
 
-    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+    @override
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         logits = self.forward_heads(self._seen(batch), self._questions(batch))
         size = len(batch["verb"])
-        loss = sum(self._loss(logits[name], self._target(batch, name)) for name in self.heads)
+        losses = [self._loss(logits[name], self._target(batch, name)) for name in self.heads]
+        loss = sum(losses[1:], losses[0])
         if not self.is_published:
             answers = batch.get("answer", torch.full_like(batch["verb"], -1))
             answer_loss = self._loss(logits["answer"], answers)
@@ -437,13 +450,13 @@ class ActionRecognition(ActionModule):
         self.log("train/loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
         return loss
 
-    def _questions(self, batch: dict) -> Questions:
+    def _questions(self, batch: dict[str, Any]) -> Questions:
         """Return the questions of a batch."""
         if not self.is_published:
             return batch.get("question")
         return {kind: batch.get(f"{kind}_question") for kind in GENERIC_QUESTIONS}
 
-    def _target(self, batch: dict, name: str) -> Tensor:
+    def _target(self, batch: dict[str, Any], name: str) -> Tensor:
         """Classes (B,), or where clips were mixed shares of them (B, K).
 
         Raises:
@@ -455,10 +468,10 @@ class ActionRecognition(ActionModule):
         return batch.get(f"{name}_target", batch[name])
 
     @staticmethod
-    def _seen(batch: dict) -> Tensor:
+    def _seen(batch: dict[str, Any]) -> Tensor:
         return batch["features"] if "features" in batch else batch["video"]
 
-    def predict_scores(self, batch: dict) -> dict[str, Tensor]:
+    def predict_scores(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Probabilities of verb, noun and action (B, ...), averaged over the views.
 
         The joint family is asked the neutral question. The published one is asked what the batch asks, else the generic
@@ -479,8 +492,9 @@ class ActionRecognition(ActionModule):
 
     def _reads_labels(self) -> bool:
         """Whether evaluation reads questions that were written with the labels: its scores know part of the answer."""
-        return self.is_published and getattr(self.trainer.datamodule, "questions", None) == "as_published"
+        return self.is_published and getattr(self._data, "questions", None) == "as_published"
 
+    @override
     def remarks(self, loss: Tensor) -> dict[str, Tensor]:
         return {"questions_from_labels": torch.ones_like(loss)} if self._reads_labels() else {}
 
@@ -489,6 +503,7 @@ class ActionRecognition(ActionModule):
             warnings.warn("data.questions is as_published: questions made from the labels leak the answer, so these "
                           "scores are too high; set data.questions to generic to compare models.")  # fmt: skip
 
+    @override
     def on_validation_start(self) -> None:
         self._warn_of_labels()
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_modules.base import IMAGENET_MEAN, IMAGENET_STD
 from lightning_modules.errors import ModelError
@@ -60,6 +61,8 @@ class MaskedPretraining(TaughtByClip):
     Raises:
         ModelError: options that do not exist or do not fit together.
     """
+
+    net: MaskedVideoMamba
 
     def __init__(
         self,
@@ -140,8 +143,10 @@ class MaskedPretraining(TaughtByClip):
         return tokens if pool is None else tokens[:, 0]
 
     def adapt_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of this model at other frames or another resolution, with position embeddings interpolated to fit;
-        or of a classifier, whose head is left while the decoder keeps its values."""
+        """Weights of this model at other frames or another resolution, with position embeddings interpolated to fit.
+
+        Of a classifier the head is left, while the decoder keeps its values.
+        """
         net = {key.removeprefix("net."): tensor for key, tensor in state_dict.items() if key[:9] != "net.head."}
         adapted = {f"net.{key}": tensor for key, tensor in adapt_state_dict(net, self.net).items()}
         decoder = {key: tensor for key, tensor in self.state_dict().items() if key.startswith("net.clip_decoder.")}
@@ -186,18 +191,20 @@ class MaskedPretraining(TaughtByClip):
             return frames
         return self.clip_pixels(frames)
 
-    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+    @override
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         losses = self.clip_losses(batch["video"], _generators(batch["index"], seed, self.current_epoch))
         loss = losses.mean()
         self.log("train/loss", loss, prog_bar=True, batch_size=len(losses), sync_dist=True)
         return loss
 
-    def validation_step(self, batch: dict, batch_idx: int) -> None:
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """The loss under masks that are the same in every epoch; videos count once, unreadable ones do not."""
         index = batch.get("video_index", batch["index"])
         self.mean_loss.update(self.clip_losses(batch["video"], _generators(index)), index)
 
+    @override
     def on_validation_epoch_end(self) -> None:
         # compute() has already joined the processes, so the mean over them changes nothing.
         self.log("val/loss", self.mean_loss.compute(), prog_bar=True, sync_dist=True)

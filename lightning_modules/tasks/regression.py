@@ -5,6 +5,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_modules.base import IMAGENET_MEAN, IMAGENET_STD
 from lightning_modules.errors import ModelError
@@ -72,8 +73,9 @@ class VideoRegressor(ClipModule):
         self.build(1)
         self.metric = SampleError()
 
+    @override
     def setup(self, stage: str) -> None:
-        data = self.trainer.datamodule
+        data: Any = self._data
         name = getattr(data, "value_name", None)
         if name is not None:
             self.adopt_value(name, data.value_mean)
@@ -100,7 +102,7 @@ class VideoRegressor(ClipModule):
         """
         return self.net(self._network_input(video)).squeeze(1).float() + (self.value_mean or 0.0)
 
-    def loss_of(self, output: Tensor, batch: dict) -> Tensor:
+    def loss_of(self, output: Tensor, batch: dict[str, Any]) -> Tensor:
         """Mean squared difference of numbers (B,) from a training batch's values."""
         return F.mse_loss(output, batch["value"].float())
 
@@ -108,5 +110,6 @@ class VideoRegressor(ClipModule):
         """The numbers themselves."""
         return output
 
-    def evaluate(self, scores: Tensor, batch: dict) -> None:
+    @override
+    def evaluate(self, scores: Tensor, batch: dict[str, Any]) -> None:
         self.metric.update(scores, batch["value"], batch["index"])

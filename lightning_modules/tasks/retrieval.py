@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from lightning_modules.errors import ModelError
 from lightning_modules.nets.clip4clip import FirstTokens, FrameTransformer, TextVideoNet
@@ -75,6 +77,7 @@ class TextVideoRetrieval(TextVideoModule):
         ModelError: sizes, heads or options that do not exist or do not fit.
     """
 
+    net: TextVideoNet
     word_pieces = "name a CLIP checkpoint in clip_weights, or set clip.text_config.vocab_size to 514 (bytes)"
 
     def __init__(
@@ -120,14 +123,14 @@ class TextVideoRetrieval(TextVideoModule):
                              "the sizes of the towers in clip ({} is ViT-B/32).")  # fmt: skip
         else:
             towers = build_clip(clip)
-        text = towers.config.text_config
+        text = towers.text_model.config
         if max(max_words, num_frames if head == "sequential" else 0) > text.max_position_embeddings:
             raise ModelError(f"The text tower has {text.max_position_embeddings} positions; max_words {max_words} (and "
                              f"for the sequential head num_frames {num_frames}) may not exceed them.")  # fmt: skip
         tokenizer = ClipTokenizer(text.vocab_size, max_words)
         if merges is not None:
             tokenizer.set_merges(merges)
-        width = towers.config.projection_dim
+        width = towers.visual_projection.out_features
         if head == "muse":
             part: nn.Module = Muse(width, scales, aggregation, learner, depth, dropout, frozen_pyramid, init)
         elif head == "sequential":
@@ -141,8 +144,10 @@ class TextVideoRetrieval(TextVideoModule):
         self.scores = RetrievalScores(dual_softmax)
 
     @property
+    @override
     def image_size(self) -> int:
-        return self.net.clip.config.vision_config.image_size
+        size: int = self.net.clip.vision_model.config.image_size
+        return size
 
     def forward(self, video: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """Videos -> unit vectors (B, D), float32.
@@ -157,16 +162,19 @@ class TextVideoRetrieval(TextVideoModule):
             video = video * frame_mask[:, None, :, None, None]
         return self.net(video, frame_mask)
 
-    def encode_videos(self, batch: dict) -> Tensor:
+    @override
+    def encode_videos(self, batch: dict[str, Any]) -> Tensor:
         return self(batch["video"], batch.get("frame_mask"))
 
     def forward_features(self, video: Tensor, pool: str | None = "cls") -> Tensor:
         """Videos as in `forward` -> their vectors (B, D), or with ``pool=None`` the frames' (B, T, D)."""
         return self(video) if pool is not None else self.net.encode_frames(self.normalise(video))
 
+    @override
     def loss_of(self, text: Tensor, video: Tensor, group: Tensor | None) -> Tensor:
         return contrastive_loss(text, video, self.net.logit_scale.exp(), group)
 
-    def on_train_batch_end(self, outputs: Tensor, batch: dict, batch_idx: int) -> None:
+    @override
+    def on_train_batch_end(self, outputs: object, batch: dict[str, Any], batch_idx: int) -> None:
         with torch.no_grad():
             self.net.logit_scale.clamp_(max=MAX_LOGIT_SCALE)

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from lightning_modules.base import BaseModule
 from lightning_modules.checks import check_arguments, check_choice
@@ -47,6 +48,8 @@ class SelfDistillation(VideoClassifier):
 
     training_weights = ("distill_head.",)
 
+    distill_head: nn.Sequential
+
     def __init__(
         self,
         *,
@@ -71,7 +74,7 @@ class SelfDistillation(VideoClassifier):
             self.adopt_teacher(teacher)
 
     @property
-    def config(self) -> dict:
+    def config(self) -> dict[str, Any]:
         """That of the `VideoClassifier` which the student is."""
         return {"class_path": "lightning_modules.VideoClassifier", "init_args": dict(self.hparams)}
 
@@ -87,10 +90,12 @@ class SelfDistillation(VideoClassifier):
                              "give the teacher the student's num_frames, image_size and patch_size.")  # fmt: skip
         self._teacher = [teacher.requires_grad_(False).eval()]
         width = self.hparams.embed_dim
-        self.distill_head = nn.Sequential(nn.RMSNorm(width, eps=1e-5), nn.Linear(width, teacher.hparams.embed_dim))
-        nn.init.trunc_normal_(self.distill_head[1].weight, std=0.02)
-        nn.init.zeros_(self.distill_head[1].bias)
+        linear = nn.Linear(width, teacher.hparams.embed_dim)
+        self.distill_head = nn.Sequential(nn.RMSNorm(width, eps=1e-5), linear)
+        nn.init.trunc_normal_(linear.weight, std=0.02)
+        nn.init.zeros_(linear.bias)
 
+    @override
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if stage == "fit":
@@ -102,18 +107,21 @@ class SelfDistillation(VideoClassifier):
             raise ModelError("Self-distillation needs a teacher to train with; set model.teacher to a registered name "
                              "or a model folder, or pass a module.")  # fmt: skip
 
+    @override
     def configure_model(self) -> None:
         super().configure_model()
         if self.device_mesh is not None and self._teacher:
             shard(self.distill_head, self.device_mesh["data_parallel"])
 
-    def on_load_checkpoint(self, checkpoint: dict) -> None:
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if not self._teacher:  # for testing nothing is projected
             state_dict = checkpoint["state_dict"]
             checkpoint["state_dict"] = {k: v for k, v in state_dict.items() if not k.startswith(self.training_weights)}
         super().on_load_checkpoint(checkpoint)
 
-    def parameter_groups(self) -> list[dict]:
+    @override
+    def parameter_groups(self) -> list[dict[str, Any]]:
         lr, decay = self.optim.lr, self.optim.weight_decay
         matrix = [self.distill_head[1].weight]
         others = [self.distill_head[0].weight, self.distill_head[1].bias]
@@ -123,7 +131,8 @@ class SelfDistillation(VideoClassifier):
             {"params": others, "weight_decay": 0.0, "lr": lr, "lr_scale": 1.0, "name": "distill_head_no_decay"},
         ]
 
-    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+    @override
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         args, video = self.training_arguments, batch["video"]
         logits, tokens = self.net.forward_with_tokens(self._network_input(video))
         loss = self.loss_of(logits, batch)

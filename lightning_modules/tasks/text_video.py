@@ -2,14 +2,19 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_modules.base import BaseModule
 from lightning_modules.errors import ModelError
 from lightning_modules.training.graded_retrieval import RetrievalScores
+
+if TYPE_CHECKING:
+    from lightning_modules.nets.clip4clip import TextVideoNet
+    from lightning_modules.nets.dual_encoder import DualEncoderNet
 
 __all__ = ["TextVideoModule"]
 
@@ -29,11 +34,12 @@ class TextVideoModule(BaseModule):
         word_pieces: what the tokenizer needs, for the error without it.
     """
 
+    net: "TextVideoNet | DualEncoderNet"
     scores: RetrievalScores
     word_pieces: ClassVar[str]
 
     @abstractmethod
-    def encode_videos(self, batch: dict) -> Tensor:
+    def encode_videos(self, batch: dict[str, Any]) -> Tensor:
         """Unit vectors (B, D) of the videos of a batch (docs/batches.md)."""
 
     @abstractmethod
@@ -50,7 +56,7 @@ class TextVideoModule(BaseModule):
         """Learns word pieces from the data's captions where there is no pretrained tokenizer."""
         tokenizer = self.net.tokenizer
         if stage == "fit" and tokenizer.is_empty:
-            captions = getattr(self.trainer.datamodule, "captions", None)
+            captions = getattr(self._data, "captions", None)
             if captions is None:
                 raise ModelError("The tokenizer has no word pieces and the data no captions to learn them from; "
                                  f"{self.word_pieces}.")  # fmt: skip
@@ -66,7 +72,8 @@ class TextVideoModule(BaseModule):
         """Cosines (M, B) of texts and videos; videos as in `forward`."""
         return self.encode_text(texts) @ self(video).T
 
-    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+    @override
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         text, video = self.encode_text(batch["text"]), self.encode_videos(batch)
         group = None if self.training_arguments["same_video_negatives"] else self.gather(batch["video_index"])
         # Every process computes the whole loss; averaging the gradients over processes makes up for what gathering
@@ -75,7 +82,7 @@ class TextVideoModule(BaseModule):
         self.log("train/loss", loss, prog_bar=True, batch_size=len(text), sync_dist=True)
         return loss
 
-    def _evaluate(self, batch: dict) -> dict | None:
+    def _evaluate(self, batch: dict[str, Any]) -> dict[str, Any] | None:
         text, video = self.encode_text([text for texts in batch["text"] for text in texts]), self.encode_videos(batch)
         # With the temperature, the products of the two are the logits, which the dual softmax needs.
         scale = self.net.logit_scale.exp()
@@ -90,25 +97,29 @@ class TextVideoModule(BaseModule):
         for name, value in self.scores.compute().items():
             self.log(f"{stage}/{name}", value, prog_bar=name.endswith(("_r1", "map")), sync_dist=True)
 
-    def validation_step(self, batch: dict, batch_idx: int) -> None:
+    @override
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         self._evaluate(batch)
 
+    @override
     def on_validation_epoch_end(self) -> None:
         self._log_scores("val")
 
-    def test_step(self, batch: dict, batch_idx: int) -> dict | None:
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any] | None:
         """What `lightning_modules.callbacks.Report` takes; nothing of data with graded relevance."""
         return self._evaluate(batch)
 
+    @override
     def on_test_epoch_end(self) -> None:
         self._log_scores("test")
 
-    def predict_step(self, batch: dict, batch_idx: int) -> dict:
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Vectors (B', D) on the CPU with the paths they belong to; unreadable videos are left out."""
         kept = [i for i, index in enumerate(batch["video_index"].tolist()) if index >= 0]
         embedding = self.encode_videos(batch).cpu()
         return {"path": [batch["path"][i] for i in kept], "embedding": embedding[kept]}
 
+    @override
     def refuse_sharding(self) -> None:
         raise ModelError(f"{type(self).__name__} keeps its temperature as a number of its own, which fsdp2 cannot "
                          "share out; set trainer.strategy to ddp.")  # fmt: skip

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_modules.base import IMAGENET_MEAN, IMAGENET_STD
 from lightning_modules.errors import ModelError
@@ -86,6 +87,8 @@ class VideoTextPretraining(TaughtByClip):
     init_stages = ("fit", "validate", "test")
     """In which of the command's stages `init_from` is read: a released model is tested by the same recipe."""
 
+    net: VideoTextNet
+
     def __init__(
         self,
         embed_dim: int = 576,
@@ -151,14 +154,15 @@ class VideoTextPretraining(TaughtByClip):
         if self.training_arguments["teacher"] is not None:
             self.teacher  # noqa: B018
         if self.net.words.is_empty:
-            captions = getattr(self.trainer.datamodule, "captions", None)
+            captions = getattr(self._data, "captions", None)
             if captions is None:
                 raise ModelError("The tokenizer has no word pieces and the data no captions to learn them from; name a "
                                  "BERT checkpoint in text_weights.")  # fmt: skip
             self.net.words.learn(captions)
 
     @property
-    def preprocessing(self) -> dict:
+    @override
+    def preprocessing(self) -> dict[str, Any]:
         return {**super().preprocessing, "resize": self.hparams.resize}
 
     # Using it -------------------------------------------------------------------------------------------------------
@@ -222,7 +226,8 @@ class VideoTextPretraining(TaughtByClip):
 
     # Training -------------------------------------------------------------------------------------------------------
 
-    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+    @override
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         losses = self.losses(batch)
         loss = torch.stack(list(losses.values())).sum()
         size = len(batch["text"])
@@ -230,8 +235,8 @@ class VideoTextPretraining(TaughtByClip):
         self.log_dict({f"train/{name}": v for name, v in losses.items()}, batch_size=size, sync_dist=True)
         return loss
 
-    def losses(self, batch: dict) -> dict[str, Tensor]:
-        """ "vtc", "vtm", "mlm" and, with a teacher, "uta" of a training batch (docs/batches.md), scalars."""
+    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Losses of a training batch (docs/batches.md), scalars: "vtc", "vtm", "mlm" and, with a teacher, "uta"."""
         with torch.no_grad():
             self.net.temp.clamp_(*TEMPERATURES)
         x, group = self.normalise(batch["video"]), batch["video_index"]
@@ -247,7 +252,7 @@ class VideoTextPretraining(TaughtByClip):
             contrast = multi_positive_loss(*vectors, self.net.temp, self.gather(group))
         matching = self._matching_loss(video, text, group, seed.to(self.device), chance)
         losses = {"vtc": contrast, "vtm": matching, "mlm": self._word_loss(video, text, chance)}
-        if target is not None:
+        if target is not None and video.aligned is not None:
             losses["uta"] = alignment_loss(video.aligned, target).mean()
         return losses
 
@@ -311,13 +316,14 @@ class VideoTextPretraining(TaughtByClip):
         count = self._share(torch.as_tensor(count, device=self.device, dtype=total.dtype).view(1)).mean()
         return total / count.masked_fill(count == 0, 1)  # there may be no hidden word in a short batch
 
+    @override
     def refuse_sharding(self) -> None:
         raise ModelError("VideoTextPretraining keeps its temperature as a number of its own, which fsdp2 cannot "
                          "share out; set trainer.strategy to ddp.")  # fmt: skip
 
     # Evaluation -----------------------------------------------------------------------------------------------------
 
-    def _evaluate(self, batch: dict, rerank: bool) -> dict | None:
+    def _evaluate(self, batch: dict[str, Any], rerank: bool) -> dict[str, Any] | None:
         """Collect a batch's vectors, and return them as `test_step` does."""
         if "frame_mask" in batch and not batch["frame_mask"].all():
             raise ModelError("This model takes whole clips and the data pads short videos; leave data.fps out.")
@@ -340,13 +346,15 @@ class VideoTextPretraining(TaughtByClip):
         for name, value in shown.items():
             self.log(name, value, prog_bar=name.endswith("_r1"), sync_dist=True)
 
-    def validation_step(self, batch: dict, batch_idx: int) -> None:
+    @override
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         self._evaluate(batch, rerank=False)
 
+    @override
     def on_validation_epoch_end(self) -> None:
         self._log_ranks("val/", self.scores.compute())
 
-    def test_step(self, batch: dict, batch_idx: int) -> dict | None:
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any] | None:
         """What `lightning_modules.callbacks.Report` takes, whose ranks are those of the vectors, before re-ranking."""
         return self._evaluate(batch, rerank=self.training_arguments["rerank"] > 0)
 
@@ -364,7 +372,7 @@ class VideoTextPretraining(TaughtByClip):
     def _match_score(self, hidden: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:
         return self.net.match(hidden, mask, tokens)[:, 1]
 
-    def predict_step(self, batch: dict, batch_idx: int) -> dict:
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Unit vectors (B', dim) on the CPU with the paths they belong to; unreadable videos are left out."""
         kept = [i for i, index in enumerate(batch["video_index"].tolist()) if index >= 0]
         return {"path": [batch["path"][i] for i in kept], "embedding": self(batch["video"]).cpu()[kept]}

@@ -48,6 +48,13 @@ class EpicMetrics(Metric):
     """
 
     full_state_update = False
+    index: list[Tensor]
+    truth: list[Tensor]
+    subsets: list[Tensor]
+    verb: list[Tensor]
+    noun: list[Tensor]
+    action: list[Tensor]
+    pair: list[Tensor]
 
     def __init__(self, task: str = "recognition", as_coded: bool = False) -> None:
         super().__init__()
@@ -163,7 +170,8 @@ def marginal_scores(action: Tensor, pairs: Tensor, num_verbs: int, num_nouns: in
         the probability of action 0.
     """
     sizes = zip(pairs.to(action.device).unbind(1), (num_verbs, num_nouns), strict=True)
-    return tuple(action.new_zeros(len(action), size).index_add_(1, of, action) for of, size in sizes)
+    verb, noun = (action.new_zeros(len(action), size).index_add_(1, of, action) for of, size in sizes)
+    return verb, noun
 
 
 def _top(scores: Tensor) -> Tensor:

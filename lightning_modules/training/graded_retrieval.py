@@ -30,6 +30,8 @@ class GradedRetrieval(Metric):
     """
 
     full_state_update = False
+    video: list[Tensor]
+    text: list[Tensor]
 
     def __init__(self, dual_softmax: bool = False) -> None:
         super().__init__()
@@ -87,8 +89,10 @@ class GradedRetrieval(Metric):
 
 
 class RetrievalScores(nn.Module):
-    """What a retrieval model is evaluated with: `GradedRetrieval` where the batches have classes of verb and nouns
-    (docs/batches.md), `RetrievalRanks` elsewhere.
+    """What a retrieval model is evaluated with.
+
+    It is `GradedRetrieval` where the batches have classes of verb and nouns (docs/batches.md), `RetrievalRanks`
+    elsewhere.
 
     Args:
         dual_softmax: see `training.metrics.retrieval_ranks`.

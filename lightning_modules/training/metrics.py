@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
+from typing_extensions import override
 
 __all__ = ["RetrievalRanks", "SampleAccuracy", "SampleError", "SampleMean", "best_of_sets", "distinct", "log_sum_exp",
            "rank_of", "rank_statistics", "retrieval_ranks", "row_blocks"]  # fmt: skip
@@ -27,6 +28,10 @@ class SampleAccuracy(Metric):
     """
 
     full_state_update = False
+    index: list[Tensor]
+    label: list[Tensor]
+    best: list[Tensor]
+    loss: list[Tensor]
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -64,6 +69,8 @@ class SampleError(Metric):
     """Mean squared and mean absolute error over distinct samples, counted as `SampleAccuracy` counts them."""
 
     full_state_update = False
+    index: list[Tensor]
+    error: list[Tensor]
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,6 +99,8 @@ class SampleMean(Metric):
     """Mean of a number over distinct samples, counted as `SampleAccuracy` counts them; nan of none."""
 
     full_state_update = False
+    index: list[Tensor]
+    value: list[Tensor]
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,6 +112,7 @@ class SampleMean(Metric):
         self.index.append(index)
         self.value.append(value.float())
 
+    @override
     def compute(self) -> Tensor:
         return dim_zero_cat(self.value)[distinct(dim_zero_cat(self.index))].mean()
 
@@ -119,6 +129,10 @@ class RetrievalRanks(Metric):
     """
 
     full_state_update = False
+    video: list[Tensor]
+    index: list[Tensor]
+    text: list[Tensor]
+    count: list[Tensor]
 
     def __init__(self, dual_softmax: bool = False) -> None:
         super().__init__()

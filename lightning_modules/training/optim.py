@@ -120,8 +120,10 @@ class Optim:
             ModelError: layer-wise decay of a network that does not number its layers; a name in ``lr_of`` that no
                 parameter begins with.
         """
-        numbered = hasattr(net, "depth") and hasattr(net, "layer_id")
-        if self.layer_decay != 1.0 and not numbered:
+        # None where its layers have no numbers, which are then all of the same depth.
+        layer_id: Callable[[str], int] | None = getattr(net, "layer_id", None) if hasattr(net, "depth") else None
+        depth: int = getattr(net, "depth", 0)
+        if self.layer_decay != 1.0 and layer_id is None:
             raise ModelError(f"layer_decay is {self.layer_decay} and {type(net).__name__} does not number its layers; "
                              "set layer_decay to 1, or give the network depth and layer_id(name).")  # fmt: skip
         names = [name for name, _ in net.named_parameters()]
@@ -131,13 +133,13 @@ class Optim:
                 raise ModelError(f"optim.lr_of has {part!r:.80} and no weight of {type(net).__name__} begins so; they "
                                  f"begin with {known}.")  # fmt: skip
         groups: dict[tuple[int, str, bool], dict] = {}
-        last = net.depth + 1 if numbered else 0
+        last = 0 if layer_id is None else depth + 1
         for name, parameter in net.named_parameters():
             if not parameter.requires_grad:
                 continue
             decayed = self._decays(name, parameter)
             part = max((part for part in self.lr_of if name.startswith(part)), key=len, default="")
-            layer = net.layer_id(name) if numbered else last
+            layer = last if layer_id is None else layer_id(name)
             if self.layer_decay_scope == "embedding" and (layer > 0 or name.endswith("temporal_pos_embedding")):
                 layer = last
             if self.layer_decay == 1.0:
@@ -149,7 +151,7 @@ class Optim:
                     "weight_decay": self.weight_decay if decayed else 0.0,
                     "lr": self.lr_of.get(part, self.lr),
                     "lr_scale": self.layer_decay ** (last - layer),
-                    "name": f"layer_{layer}_" * numbered
+                    "name": f"layer_{layer}_" * (layer_id is not None)
                     + f"{part.rstrip('.')}_" * bool(part)
                     + ("decay" if decayed else "no_decay"),
                 },
@@ -170,7 +172,7 @@ class Optim:
         lr = self.lr * lr_scale
         if self.name == "sgd":
             return torch.optim.SGD(groups, lr=lr, momentum=self.momentum, nesterov=self.momentum > 0)
-        return torch.optim.AdamW(groups, lr=lr, betas=tuple(self.betas), eps=self.eps)
+        return torch.optim.AdamW(groups, lr=lr, betas=(self.betas[0], self.betas[1]), eps=self.eps)
 
     def factor(self, total_steps: int, max_epochs: int | None, lr_scale: float = 1.0) -> Callable[[int], float]:
         """Step (or epoch, where ``schedule`` is that) -> factor on all peak learning rates.

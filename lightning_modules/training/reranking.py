@@ -27,7 +27,7 @@ class _Video(NamedTuple):
         words: n times (L, width), without padding.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # it hides tuple.index, which nobody needs of a video
     vector: Tensor
     texts: Tensor
     words: list[Tensor]
@@ -52,6 +52,7 @@ class Reranker:
         self.reset()
 
     def reset(self) -> None:
+        """Forget the split."""
         self._videos: list[_Video] = []
         self._tokens: dict[int, Tensor] = {}
 
@@ -121,7 +122,7 @@ class Reranker:
         """The videos of all processes in the order of their index, and the places of those that this one scores."""
         shares = [self._videos]
         if _processes() > 1:
-            shares = [None] * _processes()
+            shares = [[] for _ in range(_processes())]
             dist.all_gather_object(shares, self._videos)
         # A distributed sampler may give a video to two processes; the first one has it.
         first: dict[int, tuple[int, _Video]] = {}

@@ -12,6 +12,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.optim import Optimizer
+from typing_extensions import override
 
 from lightning_modules.errors import ModelError
 from lightning_modules.nets.bimamba import Block
@@ -30,8 +31,12 @@ class FullyShardedStrategy(ModelParallelStrategy):
     def __init__(self) -> None:
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
 
+    @override
     def setup_environment(self) -> None:
-        self.lightning_module.refuse_sharding()
+        module = self.lightning_module
+        assert module is not None
+        refuse: Any = module.refuse_sharding  # of `BaseModule`, which stands above
+        refuse()
         # Known only now; Lightning's "auto" shares out over machines and cuts matrices over the devices of each.
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
@@ -45,9 +50,11 @@ class FullyShardedStrategy(ModelParallelStrategy):
         path = Path(self.broadcast(checkpoint_path))
         checkpoint = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
         options = StateDictOptions(full_state_dict=True)
-        set_model_state_dict(self.model, checkpoint.pop("state_dict"), options=options)
+        model = self.model
+        assert model is not None
+        set_model_state_dict(model, checkpoint.pop("state_dict"), options=options)
         for optimizer, state in zip(self.optimizers, checkpoint.get("optimizer_states", ()), strict=False):
-            set_optimizer_state_dict(self.model, optimizer, _by_name(state, optimizer, self.model), options=options)
+            set_optimizer_state_dict(model, optimizer, _by_name(state, optimizer, model), options=options)
         return checkpoint
 
 
@@ -57,7 +64,8 @@ StrategyRegistry.register("fsdp2", FullyShardedStrategy, override=True)
 def _by_name(state: dict, optimizer: Optimizer, model: nn.Module) -> dict:
     """An optimiser's state with the parameters' names in place of their numbers; groups are matched by their place."""
     names = {parameter: name for name, parameter in model.named_parameters()}
-    groups, name_of = [], {}
+    groups: list[dict[str, Any]] = []
+    name_of: dict[int, str] = {}
     for group, ours in zip(state["param_groups"], optimizer.param_groups, strict=True):
         members = [names[parameter] for parameter in ours["params"]]
         name_of |= zip(group["params"], members, strict=True)

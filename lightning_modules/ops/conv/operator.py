@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_modules.ops.context import Context
+
 __all__ = ["conv_operators"]
 
 _ONE = "Tensor x, Tensor weight, Tensor? bias"
@@ -33,14 +35,20 @@ def conv_operators(
     def run(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> Tensor:
         one, none = (weight, bias), (None, None)
         y, y_b = forward(x, *(none if reverse else one), *(one if reverse else none), silu)
-        return y_b if reverse else y
+        found = y_b if reverse else y
+        assert found is not None  # of the direction that has weights
+        return found
 
-    def run_backward(grad: Tensor | None, grad_b: Tensor | None, x: Tensor, *inputs) -> list[Tensor]:
+    def run_backward(grad: Tensor | None, grad_b: Tensor | None, x: Tensor, *inputs: Any) -> list[Tensor]:
         *tensors, silu = inputs
         of_x, others = backward(grad, grad_b, x, *tensors, silu)
         pairs = zip(tensors, others, strict=True)
         # A copy: the results of an operator may not share memory.
-        own = [g.to(t.dtype).clone(memory_format=torch.contiguous_format) for t, g in pairs if t is not None]
+        own = [
+            g.to(t.dtype).clone(memory_format=torch.contiguous_format)
+            for t, g in pairs
+            if t is not None and g is not None
+        ]
         return [of_x, *own]
 
     schema = f"({_ONE}, bool silu, bool reverse) -> Tensor"
@@ -56,11 +64,11 @@ def conv_operators(
     pair.register_fake(lambda x, *_: (_like(x), _like(x)))
     back.register_fake(lambda grad, grad_b, *inputs: [_like(t) for t in inputs[:-1] if t is not None])
 
-    def remember(ctx, inputs, output) -> None:
+    def remember(ctx: Context, inputs: tuple[Any, ...], output: object) -> None:
         *tensors, ctx.silu, ctx.reverse = inputs
         ctx.save_for_backward(*tensors)
 
-    def differentiate(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def differentiate(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias = ctx.saved_tensors
         one, none = (weight, bias), (None, None)
         if ctx.reverse:
@@ -69,10 +77,10 @@ def conv_operators(
             results = back(grad, None, x, *one, *none, ctx.silu)
         return results[0], results[1], None if bias is None else results[2], None, None
 
-    def remember_pair(ctx, inputs, output) -> None:
+    def remember_pair(ctx: Context, inputs: tuple[Any, ...], output: object) -> None:
         ctx.save_for_backward(*inputs)
 
-    def differentiate_pair(ctx, grad: Tensor, grad_b: Tensor) -> tuple[Tensor | None, ...]:
+    def differentiate_pair(ctx: Context, grad: Tensor, grad_b: Tensor) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors  # read once: recomputation allows no more
         results = iter(back(grad, grad_b, *tensors, True))
         return tuple(None if tensor is None else next(results) for tensor in tensors)

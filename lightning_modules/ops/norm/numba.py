@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from lightning_modules.ops.context import Context
 from lightning_modules.ops.norm import reference
 
 __all__ = ["add_rms_norm"]
@@ -22,14 +23,14 @@ class _Normed(torch.autograd.Function):
     """torch's keeps a second tensor of this size: what is multiplied by the weight."""
 
     @staticmethod
-    def forward(ctx, total: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Context, total: Tensor, weight: Tensor, eps: float) -> Tensor:
         ctx.eps = eps
         ctx.save_for_backward(total, weight)
         return F.rms_norm(total.to(weight.dtype), weight.shape, weight, eps)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         total, weight = ctx.saved_tensors
         channels = total.shape[-1]
         scale = torch.rsqrt(total.square().mean(-1, keepdim=True) + ctx.eps)

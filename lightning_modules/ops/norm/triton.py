@@ -1,8 +1,11 @@
 """Residual sum and RMS norm on NVIDIA GPUs, compiled by triton: one pass over memory, as custom operators of torch."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from lightning_modules.ops.context import Context
 from lightning_modules.ops.launch import launch, multiprocessors
 from lightning_modules.ops.norm.triton_kernels import norm_backward, norm_forward
 
@@ -40,7 +43,9 @@ def _add_rms_norm(
 
 
 @_add_rms_norm.register_fake
-def _add_rms_norm_shapes(hidden, residual, weight, eps, dtype):
+def _add_rms_norm_shapes(
+    hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
     normed = torch.empty(hidden.shape, dtype=dtype, device=hidden.device)
     total = torch.empty(hidden.shape, dtype=torch.float32, device=hidden.device)
     return normed, total, torch.empty(hidden.shape[:-1], dtype=torch.float32, device=hidden.device)
@@ -70,19 +75,22 @@ def _add_rms_norm_backward(
 
 
 @_add_rms_norm_backward.register_fake
-def _add_rms_norm_backward_shapes(grad_normed, grad_total, total, scales, weight, hidden_dtype, with_residual):
+def _add_rms_norm_backward_shapes(
+    grad_normed: Tensor, grad_total: Tensor, total: Tensor, scales: Tensor, weight: Tensor, hidden_dtype: torch.dtype,
+    with_residual: bool,
+) -> list[Tensor]:  # fmt: skip
     grad_hidden = torch.empty(total.shape, dtype=hidden_dtype, device=total.device)
     results = [grad_hidden, torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)]
     return [*results, torch.empty(total.shape, dtype=total.dtype, device=total.device)] if with_residual else results
 
 
-def _remember(ctx, inputs, output) -> None:
+def _remember(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     hidden, residual, weight, _, _ = inputs
     ctx.hidden_dtype, ctx.with_residual = hidden.dtype, residual is not None
     ctx.save_for_backward(output[1], output[2], weight)
 
 
-def _differentiate(ctx, grad_normed: Tensor, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Context, grad_normed: Tensor, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     results = _add_rms_norm_backward(grad_normed, grad_total, *ctx.saved_tensors, ctx.hidden_dtype, ctx.with_residual)
     grad_hidden, grad_weight, *grad_residual = results
     return grad_hidden, grad_residual[0] if grad_residual else None, grad_weight, None, None

@@ -1,6 +1,6 @@
 """The inputs of a selective scan that belong to one direction."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,7 +29,8 @@ def flat(directions: tuple[Direction, ...]) -> list[Tensor | None]:
 def directions_of(*tensors: Tensor | None) -> tuple[Direction, ...]:
     """Return the directions that `flat` was given."""
     count = len(Direction._fields)
-    one, other = tensors[:count], tensors[count:]
+    given: tuple[Any, ...] = tensors  # of a direction that is there only D and delta_bias may be None
+    one, other = given[:count], given[count:]
     return (Direction(*one),) if other[0] is None else (Direction(*one), Direction(*other))
 
 

@@ -33,15 +33,14 @@ def _one_way(direction: Direction, z: Tensor | None, delta_softplus: bool, rever
     u, delta, A, B, C, D, delta_bias = direction
     if u.numel() == 0:
         return torch.zeros_like(u)
-    u, delta, B, C, z = (_channels_first(tensor, u.dtype, reverse) for tensor in (u, delta, B, C, z))
+    z = None if z is None else _channels_first(z, u.dtype, reverse)
+    u, delta, B, C = (_channels_first(tensor, u.dtype, reverse) for tensor in (u, delta, B, C))
     D, delta_bias = (None if tensor is None else tensor.float() for tensor in (D, delta_bias))
     y = selective_scan_fn(u, delta, A.float(), B, C, D, z, delta_bias, delta_softplus)
     return (y.flip(2) if reverse else y).transpose(1, 2)
 
 
-def _channels_first(tensor: Tensor | None, dtype: torch.dtype, reverse: bool) -> Tensor | None:
+def _channels_first(tensor: Tensor, dtype: torch.dtype, reverse: bool) -> Tensor:
     """(batch, length, channels) -> (batch, channels, length), contiguous, flipped if asked for."""
-    if tensor is None:
-        return None
     tensor = tensor.to(dtype).transpose(1, 2)
     return tensor.flip(2).contiguous() if reverse else tensor.contiguous()

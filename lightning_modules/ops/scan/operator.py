@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_modules.ops.context import Context
 from lightning_modules.ops.scan.direction import directions_of
 
 __all__ = ["scan_operators"]
@@ -47,11 +48,11 @@ def scan_operators(
     outputs = ", ".join(["Tensor"] * (1 + len(saved)))
     kept = ", ".join(f"Tensor {name}" for name in saved)
 
-    def run(*inputs) -> tuple[Tensor, ...]:
+    def run(*inputs: Any) -> tuple[Tensor, ...]:
         *tensors, z, delta_softplus, reverse, save = inputs
         return forward(directions_of(*tensors), z, delta_softplus, reverse, save)
 
-    def run_backward(grad: Tensor, *inputs) -> list[Tensor]:
+    def run_backward(grad: Tensor, *inputs: Any) -> list[Tensor]:
         *tensors, z, delta_softplus, reverse = inputs[len(saved) :]
         return backward(grad, inputs[: len(saved)], directions_of(*tensors), z, delta_softplus, reverse)
 
@@ -62,7 +63,7 @@ def scan_operators(
     backward_operator = torch.library.custom_op(f"{name}_backward", run_backward, mutates_args=(), schema=schema)
 
     @operator.register_fake
-    def _(*inputs) -> tuple[Tensor, ...]:
+    def _(*inputs: Any) -> tuple[Tensor, ...]:
         *tensors, z, _, _, save = inputs
         directions = directions_of(*tensors)
         u, A = directions[0].u, directions[0].A
@@ -72,16 +73,16 @@ def scan_operators(
         return torch.empty(u.shape, dtype=u.dtype, device=u.device), *flat
 
     @backward_operator.register_fake
-    def _(grad: Tensor, *inputs) -> list[Tensor]:
+    def _(grad: Tensor, *inputs: Any) -> list[Tensor]:
         tensors = inputs[len(saved) : -2]
         return [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in tensors if t is not None]
 
-    def remember(ctx, inputs, output) -> None:
+    def remember(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *tensors, ctx.delta_softplus, ctx.reverse, _ = inputs
         ctx.save_for_backward(*output[1:], *tensors)
         ctx.set_materialize_grads(False)  # or torch would make zeros of the size of what is saved
 
-    def differentiate(ctx, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    def differentiate(ctx: Context, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * (len(ctx.needs_input_grad))
         tensors = ctx.saved_tensors  # read once: recomputation allows no more

@@ -30,7 +30,17 @@ def scan(directions: tuple[Direction, ...], z: Tensor | None, delta_softplus: bo
     return _gate(y, z).to(directions[0].u.dtype)
 
 
-def _scan(u, delta, A, B, C, D, delta_bias, delta_softplus: bool, reverse: bool) -> Tensor:
+def _scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    reverse: bool,
+) -> Tensor:
     """One direction before the gate: (batch, length, channels) in float32, or in float64 where u is."""
     dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
     u, delta, A, B, C = (tensor.to(dtype) for tensor in (u, delta, A, B, C))

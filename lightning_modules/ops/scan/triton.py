@@ -58,9 +58,9 @@ def scan(directions: tuple[Direction, ...], z: Tensor | None, delta_softplus: bo
 class _Operands:
     """One direction's inputs as the kernels read them."""
 
-    u: tuple[Tensor, int, int]
-    delta: tuple[Tensor, int, int]
-    A: Tensor
+    u: tuple[Tensor | None, int, int]
+    delta: tuple[Tensor | None, int, int]
+    A: Tensor | None
     D: Tensor | None
     bias: Tensor | None
 
