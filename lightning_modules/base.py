@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     class _Arguments(dict[str, Any]):
         """Arguments of a constructor by name, each an attribute too: those that `BaseModule.save_config` recorded."""
 
-        def __getattr__(self, name: str) -> Any: ...
+        def __getattr__(self, name: str) -> Any: ...  # noqa: ANN401
 
 
 class BaseModule(LightningModule, ABC):
@@ -74,7 +74,7 @@ class BaseModule(LightningModule, ABC):
         def hparams(self) -> "_Arguments":
             """Arguments of the constructor that say what the model is."""
 
-        def __getattr__(self, name: str) -> Any:
+        def __getattr__(self, name: str) -> Any:  # noqa: ANN401
             """What a task has of its own, such as ``class_names`` or ``encode_text``: callers ask ``hasattr`` first."""
 
     def __init__(self) -> None:

@@ -24,6 +24,6 @@ class Context(Protocol):
     def set_materialize_grads(self, value: bool) -> None:
         """Whether missing gradients come as zeros, or as None."""
 
-    def __getattr__(self, name: str) -> Any: ...
+    def __getattr__(self, name: str) -> Any: ...  # noqa: ANN401
 
-    def __setattr__(self, name: str, value: Any) -> None: ...
+    def __setattr__(self, name: str, value: Any) -> None: ...  # noqa: ANN401

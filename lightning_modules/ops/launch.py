@@ -24,9 +24,10 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _MOST_PROGRAMS = 65_535  # along the second and the third axis of a grid
 _TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 
-_compiled: ContextVar[tuple[int, list[tuple[str, tuple[int, ...], Any]]] | None] = ContextVar(
-    "compile_only", default=None
-)
+Launches = list[tuple[str, tuple[int, ...], Any]]
+"""Name, grid and compiled kernel of each."""
+
+_compiled: ContextVar[tuple[int, Launches] | None] = ContextVar("compile_only", default=None)
 
 
 def launch(
@@ -67,7 +68,7 @@ def launch(
 
 
 @contextmanager
-def compile_only(capability: int = 90) -> Iterator[list[tuple[str, tuple[int, ...], Any]]]:
+def compile_only(capability: int = 90) -> Iterator[Launches]:
     """Inside the block kernels are compiled for GPUs of a compute capability as they would be, but not run.
 
     No GPU is needed: the tensors may be on the CPU or on meta, and results are left as they were allocated. Triton must
@@ -76,7 +77,7 @@ def compile_only(capability: int = 90) -> Iterator[list[tuple[str, tuple[int, ..
     Yields:
         a list that receives (name, grid, triton's compiled kernel with its assembly in `.asm`) at every launch.
     """
-    results: list[tuple[str, tuple[int, ...], Any]] = []
+    results: Launches = []
     token = _compiled.set((capability, results))
     try:
         yield results
