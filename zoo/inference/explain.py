@@ -17,7 +17,7 @@ difference of log odds between the clip and the baseline over all pixels, and ea
 import itertools
 import os
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ from zoo.build import load
 from zoo.errors import ZooError, hint
 from zoo.inference.predict import check_finite, evaluating, read_views
 from zoo.limits import check_range
+
+if TYPE_CHECKING:
+    from captum.attr import IntegratedGradients
 
 __all__ = ["BASELINES", "METHODS", "STEPS", "Explanation", "cover", "explain", "heat_of"]
 
@@ -147,7 +150,7 @@ def heat_of(
         supports = _occluded(model, clip, covered, index, tubes, report)
     else:
         pixels = _integrated(model, clip, covered, index, steps, report)
-        supports = [pixels[place].sum() for place in tubes]
+        supports = torch.stack([pixels[place].sum() for place in tubes])
     heat, count = torch.zeros(clip.shape[1:]), torch.zeros(clip.shape[1:])
     for place, support in zip(tubes, supports, strict=True):
         heat[place] += support
@@ -161,10 +164,14 @@ def cover(clip: Tensor, baseline: str) -> Tensor:
         return clip.float().mean(dim=(1, 2, 3), keepdim=True).round().to(torch.uint8).expand_as(clip)
     sigma = clip.shape[-1] / 8
     reach = min(int(2 * sigma), clip.shape[-1] - 1)  # padding by reflection is shorter than the picture
-    return F.gaussian_blur(clip.transpose(0, 1), 2 * reach + 1, sigma).transpose(0, 1)
+    return F.gaussian_blur(clip.transpose(0, 1), [2 * reach + 1] * 2, [sigma] * 2).transpose(0, 1)
 
 
-def _tubes(shape: tuple[int, ...], tube: tuple[int, int]) -> Iterator[tuple[slice, slice, slice]]:
+Tube = tuple[slice, slice, slice]
+"""Frames, rows and columns of a clip that are judged together."""
+
+
+def _tubes(shape: tuple[int, ...], tube: tuple[int, int]) -> Iterator[Tube]:
     """Half overlapping tubes that cover a clip (T, H, W); the last ones end with it."""
     sizes = tube[0], tube[1], tube[1]
     starts = []
@@ -172,11 +179,17 @@ def _tubes(shape: tuple[int, ...], tube: tuple[int, int]) -> Iterator[tuple[slic
         last = length - size
         starts.append(sorted({*range(0, last, max(1, size // 2)), last}))
     for corner in itertools.product(*starts):
-        yield tuple(slice(start, start + size) for start, size in zip(corner, sizes, strict=True))
+        frames, rows, columns = (slice(start, start + size) for start, size in zip(corner, sizes, strict=True))
+        yield frames, rows, columns
 
 
 def _occluded(
-    model: BaseModule, clip: Tensor, covered: Tensor, index: int, tubes: list, report: Callable[[int, int], None]
+    model: BaseModule,
+    clip: Tensor,
+    covered: Tensor,
+    index: int,
+    tubes: list[Tube],
+    report: Callable[[int, int], None],
 ) -> Tensor:
     """What the log odds lose without each tube, (tubes,)."""
     found, total = [], len(tubes) + 1
@@ -210,7 +223,7 @@ def _integrated(
     try:
         with torch.enable_grad():
             inputs, baselines = (video[None].to(model.device) / 255 for video in (clip, covered))
-            found = integrated_gradients(score).attribute(
+            found: Tensor = integrated_gradients(score).attribute(
                 inputs, baselines, n_steps=steps, internal_batch_size=_clips_at_once(clip, model.device)
             )
     finally:
@@ -219,7 +232,7 @@ def _integrated(
 
 
 def _log_odds(logits: Tensor, index: int) -> Tensor:
-    """(B, classes) -> (B,)"""
+    """Logits (B, classes) -> log odds of a class against all others (B,)."""
     logits = logits.float()
     others = torch.cat([logits[:, :index], logits[:, index + 1 :]], dim=1)
     return logits[:, index] - (others.logsumexp(1) if others.shape[1] else 0.0)
@@ -229,7 +242,7 @@ def _clips_at_once(clip: Tensor, device: torch.device) -> int:
     return max(1, (_PIXELS_AT_ONCE_CPU if device.type == "cpu" else _PIXELS_AT_ONCE) // clip[0].numel())
 
 
-def _batched(items: list, size: int) -> Iterator[list]:
+def _batched(items: list[Tube], size: int) -> Iterator[list[Tube]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
@@ -259,9 +272,10 @@ def _check_classifier(model: BaseModule) -> None:
         raise ZooError(f"{type(model).__name__} has no classes that places of a video could support; use a classifier.")
 
 
-def _captum() -> type:
+def _captum() -> "type[IntegratedGradients]":
     try:
         from captum.attr import IntegratedGradients
     except ImportError as error:
         raise ZooError(_MISSING) from error
-    return IntegratedGradients
+    found: type[IntegratedGradients] = IntegratedGradients
+    return found

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,14 +33,14 @@ def shade(explanation: Explanation) -> Tensor:
     The colour is full at 99% of the heat's absolute values, and above.
     """
     heat = explanation.heat
-    full = heat.abs().flatten().numpy()
-    full = max(float(np.quantile(full, 0.99)), 1e-12)
+    full = max(float(np.quantile(heat.abs().flatten().numpy(), 0.99)), 1e-12)
     strength = (heat.abs() / full).clamp(max=1)[:, None] * 0.8
     grey = (explanation.frames.float() * torch.tensor(_GREY).view(3, 1, 1)).sum(1, keepdim=True)
     grey = 0.85 * grey + 38  # colours show on black, too
-    colours = [torch.tensor(colour, dtype=torch.float32).view(1, 3, 1, 1) for colour in (_SUPPORTS, _AGAINST)]
-    colour = torch.where(heat[:, None] > 0, *colours)
-    return ((1 - strength) * grey + strength * colour).round().to(torch.uint8)
+    warm, cold = (torch.tensor(colour, dtype=torch.float32).view(1, 3, 1, 1) for colour in (_SUPPORTS, _AGAINST))
+    colour = torch.where(heat[:, None] > 0, warm, cold)
+    shaded: Tensor = (1 - strength) * grey + strength * colour
+    return shaded.round().to(torch.uint8)
 
 
 def plot_heat(explanation: Explanation, out: str | os.PathLike[str], title: str = "") -> Path:
@@ -113,6 +114,6 @@ def save_heat(explanation: Explanation, out: str | os.PathLike[str]) -> Path:
         if out.suffix.lower() == ".npy":
             np.save(file, heat)
         else:
-            rest = {"label": explanation.label, "probability": explanation.probability}
+            rest: dict[str, Any] = {"label": explanation.label, "probability": explanation.probability}
             np.savez_compressed(file, heat=heat, frames=explanation.frames.numpy(), seconds=explanation.seconds, **rest)
     return out

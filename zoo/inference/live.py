@@ -33,7 +33,7 @@ class Moment(NamedTuple):
     end: float
     label: str
     probability: float
-    index: int
+    index: int  # type: ignore[assignment]  # it hides tuple.index, which nobody needs of a moment
     lag: float
     dropped: float
 

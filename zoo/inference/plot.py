@@ -4,8 +4,10 @@ import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
@@ -100,7 +102,7 @@ def plot_masks(views: Views, shown: Tensor, attention: Tensor | None, out: str |
         pictures = {"frame": frames[t], "visible": np.where(mask, frames[t], np.uint8(MASKED))}
         for axis, row in zip(column, rows, strict=True):
             axis.imshow(pictures.get(row, frames[t]))
-            if row == "attention":
+            if row == "attention" and attention is not None:
                 # Stretched over the frame's own range: it is what the frame's patches are drawn by.
                 extent = (-0.5, frames.shape[2] - 0.5, frames.shape[1] - 0.5, -0.5)
                 axis.imshow(attention[t].numpy(), cmap="magma", alpha=0.75, extent=extent, interpolation="nearest")
@@ -113,9 +115,11 @@ def plot_masks(views: Views, shown: Tensor, attention: Tensor | None, out: str |
 
 
 def plot_timelines(rows: Sequence[tuple[str, Timeline]], out: str | os.PathLike[str]) -> Path:
-    """Draw, for each video, pictures of it, a strip with its segments, each with its name in it or below it, and the
-    probability of each class that is the best one at some time, in colour where it is: the 12 longest, in the order in
-    which they come. Where segments are too many for their names, a line says how many have none.
+    """Draw, for each video, pictures of it, a strip with its segments, and curves of its classes.
+
+    Each segment has its name in it or below it; where segments are too many for their names, a line says how many have
+    none. Curves show the probability of each class that is the best one at some time, in colour where it is: the 12
+    longest, in the order in which they come.
 
     Args:
         rows: (title, timeline), one per video.
@@ -167,7 +171,7 @@ class _TimelineDrawing:
         self._draw_segments(self._axis(self.strip + self.lanes * self.lane))
         self._draw_curves(self._axis(len(self.classes) * self.row))
 
-    def _axis(self, height: float):
+    def _axis(self, height: float) -> Axes:
         """An axis over time, below the last one."""
         bottom, whole = self.top - height, self.figure.get_figheight()
         axis = self.figure.add_axes((self.left / WIDE, bottom / whole, self.width / WIDE, height / whole))
@@ -175,7 +179,7 @@ class _TimelineDrawing:
         self.top = bottom - self.between
         return axis
 
-    def _draw_segments(self, axis) -> None:
+    def _draw_segments(self, axis: Axes) -> None:
         """The strip, its top at 0 and its bottom at -1, and lanes of names below it."""
         step = self.lane / self.strip
         for segment, name, lane, middle in self.placed:
@@ -195,7 +199,7 @@ class _TimelineDrawing:
         axis.set_ylim(-1 - step * self.lanes, 0)
         axis.set_axis_off()
 
-    def _draw_curves(self, axis) -> None:
+    def _draw_curves(self, axis: Axes) -> None:
         edges, scores = self.timeline.pieces()
         best = scores.argmax(1).numpy()
         floors = np.arange(len(self.classes))[::-1].astype(float)
@@ -276,7 +280,7 @@ def _longest(timeline: Timeline) -> list[int]:
     return [index for index in lengths if index in kept]
 
 
-def _draw_stills(axis, timeline: Timeline) -> None:
+def _draw_stills(axis: Axes, timeline: Timeline) -> None:
     slots = min(13, len(timeline.stills))
     middles = (np.arange(slots) + 0.5) * timeline.duration / slots
     width = timeline.duration / 13 * 0.94
@@ -300,7 +304,7 @@ def _literal(text: str) -> str:
     return printable(text).replace("$", r"\$")
 
 
-def _bars(axis, predictions: list[Prediction], truth: str | None) -> None:
+def _bars(axis: Axes, predictions: list[Prediction], truth: str | None) -> None:
     """Label, bar, per cent; label above its bar so that long class names fit. A known truth is marked."""
     labels = [prediction.label for prediction in predictions]
     for rank, prediction in enumerate(predictions):
@@ -310,7 +314,12 @@ def _bars(axis, predictions: list[Prediction], truth: str | None) -> None:
         axis.barh(rank, prediction.probability, height=0.36, color=RIGHT if right else colour)
         weight = "bold" if best or right else "normal"
         mark = "" if truth is None else "✓ " if right else "✗ " if best else ""
-        style = {"va": "bottom", "fontsize": 9.5, "color": RIGHT if right else TEXT, "fontweight": weight}
+        style: dict[str, Any] = {
+            "va": "bottom",
+            "fontsize": 9.5,
+            "color": RIGHT if right else TEXT,
+            "fontweight": weight,
+        }
         axis.text(0.0, rank - 0.24, _literal(mark + _cut(printable(prediction.label), 9.5, 3.7, weight)), **style)
         axis.text(1.0, rank - 0.24, f"{prediction.probability:.1%}", ha="right", **style)
     if truth is not None:
