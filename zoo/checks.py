@@ -283,7 +283,7 @@ def explain(error: Exception) -> ZooError:
     return ZooError(f"The config cannot be used ({type(error).__name__}{place}): {reason}")
 
 
-def _mappings(value: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _mappings(value: object, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """All mappings in a config, with the place of each: "trainer.callbacks.0."."""
     parts: Any = ()
     if isinstance(value, dict):

@@ -26,7 +26,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
         self.sizes: dict[int, tuple[int, int]] = {}  # of finished nodes: values and levels, aliases replaced
         self.open: list[tuple[int, int]] = [(0, 0)]
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node:
         mark = self.peek_event().start_mark
         self.open.append((1, 1))
         if len(self.open) > MAX_DEPTH + 1:
@@ -49,7 +49,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
         return node
 
 
-def load_yaml(text: str) -> Any:
+def load_yaml(text: str) -> Any:  # noqa: ANN401  # what the text holds
     """Plain values of a YAML text.
 
     Raises:
@@ -86,7 +86,7 @@ def check_limits(text: str) -> None:
         loader.dispose()
 
 
-def count_values(value: Any, known: dict[int, int] | None = None) -> int:
+def count_values(value: object, known: dict[int, int] | None = None) -> int:
     """Values in nested mappings and lists; a part that is shared counts wherever it stands."""
     known = {} if known is None else known
     if not isinstance(value, dict | list):
@@ -97,7 +97,7 @@ def count_values(value: Any, known: dict[int, int] | None = None) -> int:
     return known[id(value)]
 
 
-def read_yaml(path: Path, quote: bool = True) -> Any:
+def read_yaml(path: Path, quote: bool = True) -> Any:  # noqa: ANN401  # what the file holds
     """Plain values of a YAML file.
 
     Args:

@@ -135,7 +135,7 @@ def _read(path: Path, readers: tuple[Path, ...], known: dict[Path, dict[str, Any
     return known[place]
 
 
-def _layers(include: Any, path: Path, quote: bool) -> Iterator[tuple[str | None, str]]:
+def _layers(include: object, path: Path, quote: bool) -> Iterator[tuple[str | None, str]]:
     """The included files with the key that each goes under, lowest first."""
     for layer in include if isinstance(include, list) else [include]:
         for key, part in layer.items() if isinstance(layer, dict) else [(None, layer)]:

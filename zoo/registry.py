@@ -14,10 +14,10 @@ import fnmatch
 import functools
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -141,7 +141,7 @@ def register(
     aliases: Sequence[str] = (),
     weights: Weights | None = None,
     meta: Mapping[str, Any] | None = None,
-) -> Any:
+) -> Any:  # noqa: ANN401  # the target, or a decorator of it
     """Add a model of your own for this process: by call, or as a decorator of its class.
 
     ``zoo.register("mine", MyModule, init_args={"num_classes": 3})`` or ``@zoo.register("mine")`` above the class. After
@@ -274,8 +274,11 @@ def _model_file(model: str) -> dict[str, Any]:
     return content
 
 
+Number = TypeVar("Number", int, float)
+
+
 def _meta(row: dict[str, str]) -> dict[str, Any]:
-    def number(column: str, kind: type) -> Any:
+    def number(column: str, kind: Callable[[str], Number]) -> Number | None:
         return kind(row[column]) if row[column] else None
 
     gflops = number("gflops", float)

@@ -1,13 +1,22 @@
 """Tensors as compiled kernels take them: float32 on the CPU, by address, the step between rows (tokens) in bytes."""
 
-from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["FLOAT_BYTES", "address", "empty", "readable", "readable_numbers", "rows", "zeros"]
+__all__ = ["FLOAT_BYTES", "Reading", "address", "empty", "readable", "readable_numbers", "rows", "zeros"]
 
 FLOAT_BYTES = 4
+
+Maybe = TypeVar("Maybe", Tensor, Tensor | None)
+
+
+class Reading(Protocol):
+    """What makes a tensor readable, and of None None."""
+
+    def __call__(self, tensor: Maybe) -> Maybe:
+        """Return float32, or bfloat16 where the kernel takes it, with a last stride of one."""
 
 
 # Spelled out, since a default dtype or device that the user has set must not reach memory that the kernels write to.
@@ -21,7 +30,7 @@ def zeros(*shape: int) -> Tensor:
     return torch.zeros(shape, dtype=torch.float32, device="cpu")
 
 
-def readable(tensor: Tensor | None) -> Tensor | None:
+def readable(tensor: Maybe) -> Maybe:
     """float32 with a last stride of one: the tensor itself where that is so already."""
     if tensor is None:
         return None
@@ -29,12 +38,16 @@ def readable(tensor: Tensor | None) -> Tensor | None:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def readable_numbers(*tensors: Tensor | None) -> Callable[[Tensor | None], Tensor | None]:
+def readable_numbers(*tensors: Tensor | None) -> Reading:
     """What makes a tensor readable for kernels that take bfloat16 too: if all of these are, they are read in place."""
     there = [tensor for tensor in tensors if tensor is not None]
     if all(tensor.dtype == torch.bfloat16 and tensor.stride(-1) == 1 for tensor in there):
-        return lambda tensor: tensor
+        return _as_it_is
     return readable
+
+
+def _as_it_is(tensor: Maybe) -> Maybe:
+    return tensor
 
 
 def address(tensor: Tensor | None) -> int:

@@ -332,7 +332,7 @@ def _told(rest: tuple[Any, ...] = ()) -> Callable[[Callable[..., tuple[Any, ...]
 
     def decorated(answer: Callable[..., tuple[Any, ...]]) -> Callable[..., Any]:
         @functools.wraps(answer)
-        def told(*arguments: Any) -> Any:
+        def told(*arguments: Any) -> Any:  # noqa: ANN401  # one output, or a tuple of several
             found: tuple[Any, ...]
             try:
                 found = answer(*arguments)

@@ -7,7 +7,7 @@ import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from contextlib import closing
 
 from gradio.utils import get_upload_folder
 from starlette.datastructures import Headers, MutableHeaders
@@ -16,6 +16,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from datamodules.storage.files import File
 from datamodules.video.opening import DecodeError, length_of, open_file
 
 __all__ = ["Guard", "ShownVideos"]
@@ -163,7 +164,7 @@ class _Refused(Exception):
         self.status, self.sentence = status, sentence
 
 
-def _paths(value: Any) -> Iterator[str]:
+def _paths(value: object) -> Iterator[str]:
     """Every file that a request names, as Gradio writes them: ``{"path": ...}``."""
     if isinstance(value, dict):
         if value.get("path") is not None:
@@ -200,8 +201,8 @@ def _range(header: str | None, size: int) -> tuple[int, int]:
     return (start, stop) if start < stop else (0, size)
 
 
-def _pieces(file: BinaryIO, start: int, stop: int) -> Iterator[bytes]:
-    with file:
+def _pieces(file: File, start: int, stop: int) -> Iterator[bytes]:
+    with closing(file):
         file.seek(start)
         while start < stop and (piece := file.read(min(PIECE_BYTES, stop - start))):
             start += len(piece)

@@ -18,7 +18,7 @@ __all__ = ["add_engine", "add_precision", "check_engine", "show_done"]
 _VARIABLES = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
 
 
-def add_engine(parser: argparse.ArgumentParser) -> None:
+def add_engine(parser: argparse._ActionsContainer) -> None:
     """Declare the options."""
     parser.add_argument("--workers", type=int, metavar="N", help="processes that read videos (default: cores, up to 4)")
     parser.add_argument(

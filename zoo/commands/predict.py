@@ -1,9 +1,10 @@
 """`zoo predict`: label a video, or label a long one over time."""
 
 import argparse
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.commands.console import long_work, print_json, progress_bar, show, titled_table
 from zoo.commands.options import add_engine, add_precision, check_engine, show_done
@@ -23,6 +24,17 @@ from zoo.limits import (
 )
 from zoo.printable import clock
 from zoo.sources import find_videos
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from rich.console import JustifyMethod
+    from rich.progress import Progress, TaskID
+    from rich.table import Table
+    from torch import Tensor
+
+    from lightning_modules.base import BaseModule
+    from zoo.inference.long_videos import Timeline
 
 __all__ = ["add_arguments", "run"]
 
@@ -137,7 +149,8 @@ def run(args: argparse.Namespace) -> None:
         check_precision(args.precision, model.device)
 
     answer = _over_time if sliding else _as_a_whole
-    results, unreadable = [], []
+    results: list[Any] = []
+    unreadable: list[str] = []
     with progress_bar("seconds" if sliding else "views", args.json) as progress:
         for video in videos:
             task = progress.add_task(Path(video).name, total=None)
@@ -207,12 +220,16 @@ def _check_lengths(videos: list[str], step: float | None) -> None:
     from datamodules.video.opening import DecodeError
     from datamodules.video.streaming import FrameStream
 
-    for video in videos if step is not None else ():
+    if step is None:
+        return
+    for video in videos:
         with suppress(DecodeError, OSError), FrameStream(video) as stream:  # named when its turn comes
             check_windows(video, stream.expected_seconds or 0.0, step)
 
 
-def _as_a_whole(args: argparse.Namespace, model, video: str, progress, task) -> "_Answer":
+def _as_a_whole(
+    args: argparse.Namespace, model: "BaseModule", video: str, progress: "Progress", task: "TaskID"
+) -> "_Answer":
     from zoo.inference.predict import rank, read_views, score_views, value_of_views
 
     clips, crops = (args.clips, args.crops) if args.frames is None else (args.clips or 1, args.crops or 1)
@@ -222,6 +239,7 @@ def _as_a_whole(args: argparse.Namespace, model, video: str, progress, task) -> 
     def advance() -> None:
         progress.advance(task)
 
+    answer: Any  # a number, or a ranking
     if hasattr(model, "value_name"):
         answer = value_of_views(model, views, args.precision, advance)
     else:
@@ -233,7 +251,9 @@ def _as_a_whole(args: argparse.Namespace, model, video: str, progress, task) -> 
     return _Answer(video, num_clips, num_crops, views.seconds, shown, answer)
 
 
-def _over_time(args: argparse.Namespace, model, video: str, progress, task) -> tuple:
+def _over_time(
+    args: argparse.Namespace, model: "BaseModule", video: str, progress: "Progress", task: "TaskID"
+) -> "tuple[str, Timeline]":
     from zoo.inference.long_videos import timeline
 
     def report(done: float, expected: float | None) -> None:
@@ -244,13 +264,13 @@ def _over_time(args: argparse.Namespace, model, video: str, progress, task) -> t
     )
 
 
-def _show(args: argparse.Namespace, model, results: "list[_Answer]") -> None:
+def _show(args: argparse.Namespace, model: "BaseModule", results: "list[_Answer]") -> None:
     if args.plot is not None:
         from zoo.inference.plot import plot_predictions
 
         plot_predictions(
             [(_title(r.video, results), r.shown, r.seconds[r.num_clips // 2], r.answer, _true_class(model, r.video))
-             for r in results],
+             for r in results if r.shown is not None],
             args.plot,
         )  # fmt: skip
     if args.json:
@@ -264,7 +284,7 @@ def _show(args: argparse.Namespace, model, results: "list[_Answer]") -> None:
             show(f"Picture: {args.plot}")
 
 
-def _show_timelines(args: argparse.Namespace, model, results: list[tuple]) -> None:
+def _show_timelines(args: argparse.Namespace, model: "BaseModule", results: "list[tuple[str, Timeline]]") -> None:
     if args.timeline is not None:
         from zoo.inference.plot import plot_timelines
 
@@ -296,24 +316,24 @@ class _Answer(NamedTuple):
     video: str
     num_clips: int
     num_crops: int
-    seconds: Any
-    shown: Any
+    seconds: "NDArray[np.float64]"
+    shown: "Tensor | None"
     answer: Any
 
 
-def _title(video: str, results: list) -> str:
+def _title(video: str, results: Sequence[object]) -> str:
     """Return the file's name; among several with its folder, since data sets number the files of each class from 1."""
     path = Path(video)
     return path.name if len(results) == 1 else str(Path(path.parent.name, path.name))
 
 
-def _true_class(model, video: str) -> str | None:
+def _true_class(model: "BaseModule", video: str) -> str | None:
     """Return the right class where the video lies in a folder that is named after one of the model's classes."""
     folder = Path(video).absolute().parent.name
     return folder if folder in (model.class_names or ()) else None
 
 
-def _table(title: str, result: _Answer):
+def _table(title: str, result: _Answer) -> "Table":
     views = result.num_clips * result.num_crops
     unit = "view" if views == 1 else "views"
     table = titled_table(f"{title}  ({views} {unit})", {"": "right", "label": "left", "probability": "right"})
@@ -322,16 +342,16 @@ def _table(title: str, result: _Answer):
     return table
 
 
-def _numbers_table(name: str, results: list):
+def _numbers_table(name: str, results: list[_Answer]) -> "Table":
     table = titled_table(None, {"video": "left", name: "right"})
     for result in results:
         table.add_row(_title(result.video, results), f"{result.answer:.4g}")
     return table
 
 
-def _record(model, name: str, result: _Answer) -> dict[str, Any]:
+def _record(model: "BaseModule", name: str, result: _Answer) -> dict[str, Any]:
     if hasattr(model, "value_name"):
-        answered = {"value_name": model.value_name, "value": result.answer}
+        answered: dict[str, Any] = {"value_name": model.value_name, "value": result.answer}
     else:
         answered = {"predictions": [prediction._asdict() for prediction in result.answer]}
     return {
@@ -344,16 +364,16 @@ def _record(model, name: str, result: _Answer) -> dict[str, Any]:
     }
 
 
-def _timeline_table(title: str, found):
+def _timeline_table(title: str, found: "Timeline") -> "Table":
     unit = "window" if len(found.seconds) == 1 else "windows"
-    columns = {"from": "right", "to": "right", "label": "left", "probability": "right"}
+    columns: dict[str, JustifyMethod] = {"from": "right", "to": "right", "label": "left", "probability": "right"}
     table = titled_table(f"{title}  ({len(found.seconds)} {unit})", columns)
     for start, end, label, probability, _ in found.segments():
         table.add_row(clock(start), clock(end), label, f"{probability:.1%}")
     return table
 
 
-def _timeline_record(model: str, video: str, found, topk: int) -> dict[str, Any]:
+def _timeline_record(model: str, video: str, found: "Timeline", topk: int) -> dict[str, Any]:
     segments = found.segments()
     return {
         "model": model,

@@ -74,7 +74,7 @@ def _as_yaml(config: dict[str, Any]) -> str:
     return text
 
 
-def _in_order(value: Any) -> Any:  # values of YAML
+def _in_order(value: Any) -> Any:  # noqa: ANN401  # values of YAML
     """Layers leave keys in the order in which they were merged; this puts the usual ones first."""
     if not isinstance(value, dict):
         return value

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
+from typing_extensions import override
 
 from datamodules.clips import ClipFormat
 from datamodules.storage.files import is_url
@@ -64,6 +64,7 @@ class StrideReader(Reader):
         super().__init__(batch_size)
         self.clip, self.window, self.stride, self.spans = clip, window, stride, spans
 
+    @override
     def clips(self, path: str, span: Span) -> Iterator[tuple[Tensor, list[Record]]]:
         clip = self.clip
         with open_frames(path) as reader:
@@ -72,8 +73,9 @@ class StrideReader(Reader):
             check_windows(path, end - first, self.stride)
             for start, stop in _windows(end - first, self.window, self.stride):
                 low, high = range_in(shown, (first + start, first + stop), displayed=False) or (0, 0)
-                options = {"sampling": clip.sampling, "frame_stride": clip.frame_stride, "mode": "val"}
-                positions = low + clip_indices(high - low + 1, clip.num_frames, **options)
+                positions = low + clip_indices(
+                    high - low + 1, clip.num_frames, sampling=clip.sampling, mode="val", frame_stride=clip.frame_stride
+                )
                 frames = clip.read(reader, positions)
                 times = shown[positions].reshape(self.spans or 1, -1)
                 records = [Record(path, round(float(some[0]), 6), round(float(some[-1]), 6)) for some in times]
@@ -81,8 +83,9 @@ class StrideReader(Reader):
 
 
 class VideoFeatures(Job):
-    """A callable from a batch of videos to rows with features over time, the rows of the table that `zoo extract`
-    writes. They are raw, as the network's final norm gives them; `zoo.VideoEmbedder` gives one unit vector a stretch.
+    """A callable from a batch of videos to rows with features over time, the rows that `zoo extract` writes.
+
+    They are raw, as the network's final norm gives them; `zoo.VideoEmbedder` gives one unit vector a stretch.
 
     Args:
         model: a model with a VideoMamba for clips, or anything `zoo.load` takes.
@@ -101,7 +104,7 @@ class VideoFeatures(Job):
 
     def __init__(
         self,
-        model: nn.Module | str | os.PathLike[str],
+        model: BaseModule | str | os.PathLike[str],
         *,
         tokens: str = "cls",
         window: float = 2.0,
@@ -123,20 +126,24 @@ class VideoFeatures(Job):
         self.model, self.tokens = to_device(model, device).eval(), tokens
         check_precision(precision, self.model.device)
         clip = ClipFormat(**model.preprocessing)
-        spans = None if tokens == "cls" else clip.num_frames // net.patch_embed.tubelet_size
+        spans = None if tokens == "cls" else clip.num_frames // (net.patch_embed.tubelet_size or 1)
         self.reader = StrideReader(clip, window, stride, spans, batch_size)
         self.settings = {"tokens": tokens, "window": window, "stride": stride, "precision": precision}
 
     @property
     def _net(self) -> VideoMamba:
-        return getattr(self.model.net, "vision", self.model.net)
+        net: Any = self.model.net
+        tower: VideoMamba = getattr(net, "vision", net)
+        return tower
 
+    @override
     def types(self) -> dict[str, Any]:
         import pyarrow as pa
 
         return {"features": pa.list_(pa.float32(), self._net.embed_dim)}
 
-    def answer(self, video: Tensor) -> list[tuple[np.ndarray]]:
+    @override
+    def answer(self, video: Tensor) -> list[tuple[Any, ...]]:
         net = self._net
         with inference(self.settings["precision"], self.model.device):
             hidden = check_finite(net.forward_tokens(self.model.normalise(video.to(self.model.device))))

@@ -28,14 +28,21 @@ _FPS_OF_CLIPS = 4.0  # where nothing else is known
 
 
 class Segment(NamedTuple):
-    """A stretch of time with one label: `start` and `end` in seconds, `probability` its mean over the stretch (0..1),
-    `index` the label's position in the logits."""
+    """A stretch of time with one label.
+
+    Attributes:
+        start: in seconds.
+        end: in seconds.
+        label: the class.
+        probability: its mean over the stretch, in [0, 1].
+        index: the label's position in the logits.
+    """
 
     start: float
     end: float
     label: str
     probability: float
-    index: int
+    index: int  # type: ignore[assignment]  # it hides tuple.index, which nobody needs of a segment
 
 
 @dataclass(frozen=True)
@@ -79,8 +86,8 @@ class Timeline:
         """The most probable label of each piece, equal neighbours joined; together they cover the video."""
         edges, scores = self.pieces()
         best, lengths, found = scores.argmax(1).tolist(), np.diff(edges), []
-        for index, places in groupby(range(len(best)), key=best.__getitem__):
-            places = list(places)
+        for index, neighbours in groupby(range(len(best)), key=best.__getitem__):
+            places = list(neighbours)
             probability = np.average(scores[places, index].numpy(), weights=lengths[places])
             start, end = edges[places[0]], edges[places[-1] + 1]
             found.append(Segment(float(start), float(end), self.labels[index], float(probability), index))
@@ -95,9 +102,10 @@ class Timeline:
 
 def default_window(model: BaseModule, fps: float) -> float:
     """Seconds that a classifier should see at once; see `timeline`. `fps` is that of the video."""
-    frames = model.preprocessing["num_frames"]
+    frames: int = model.preprocessing["num_frames"]
     if model.preprocessing["sampling"] == "dense":
-        return frames * model.preprocessing["frame_stride"] / fps
+        stride: int = model.preprocessing["frame_stride"]
+        return frames * stride / fps
     for name, dataset in datasets().items():
         if dataset.clip_seconds is not None and tuple(model.class_names or ()) == class_labels(name):
             return dataset.clip_seconds

@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from typing_extensions import override
 
 from datamodules.video.views import load_views
+from lightning_modules.base import BaseModule
 from zoo.deploy.onnx_model import open_model
 from zoo.inference.precision import check_precision, inference
 from zoo.inference.predict import check_finite, classifier, rank, regressor, to_device, views_of
@@ -32,10 +34,11 @@ class ViewReader(Reader):
         super().__init__(1)
         self.views = dict(views)
 
+    @override
     def clips(self, path: str, span: Span) -> Iterator[tuple[Tensor, list[Record]]]:
         views = load_views(path, **self.views, spans=(span,))
         stretch = (0.0, views.duration) if span is None else span
-        yield views.video, [Record(path, *(round(seconds, 6) for seconds in stretch))]
+        yield views.video, [Record(path, round(stretch[0], 6), round(stretch[1], 6))]
 
 
 class VideoPredictor(Job):
@@ -61,7 +64,7 @@ class VideoPredictor(Job):
 
     def __init__(
         self,
-        model: nn.Module | str | os.PathLike[str],
+        model: BaseModule | str | os.PathLike[str],
         *,
         topk: int = 5,
         num_clips: int | None = None,
@@ -84,6 +87,7 @@ class VideoPredictor(Job):
         if not self.predicts_number:
             self.settings["topk"] = topk
 
+    @override
     def types(self) -> dict[str, Any]:
         import pyarrow as pa
 
@@ -91,12 +95,13 @@ class VideoPredictor(Job):
             return {"value": pa.float64()}
         return {"labels": pa.list_(pa.string()), "probabilities": pa.list_(pa.float32())}
 
-    def answer(self, video: Tensor) -> list[tuple]:
-        found = []
+    @override
+    def answer(self, video: Tensor) -> list[tuple[Any, ...]]:
+        found: list[tuple[Any, ...]] = []
         with inference(self.settings["precision"], self.model.device):
             for views in video:
-                answers = [self.model(part.to(self.model.device)).float() for part in views.split(self.batch_size)]
-                answers = torch.cat(answers).cpu()
+                parts = [self.model(part.to(self.model.device)).float() for part in views.split(self.batch_size)]
+                answers = torch.cat(parts).cpu()
                 if self.predicts_number:
                     found.append((check_finite(answers.mean(0)).item(),))
                     continue
@@ -106,7 +111,7 @@ class VideoPredictor(Job):
 
 
 def predict_into(
-    make_model: Callable[[], nn.Module],
+    make_model: Callable[[], BaseModule],
     sources: Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
     *,

@@ -145,7 +145,7 @@ def fill(
     return Done(len(mine), read, broken_before + broken, kept, len(gone), rows)
 
 
-def source_of(model: nn.Module | str | os.PathLike[str], place: Place) -> str | None:
+def source_of(model: nn.Module | str | os.PathLike[str] | None, place: Place) -> str | None:
     """A path or name that finds a model again, as a table at some place has it; None for one that was passed."""
     if not isinstance(model, str | os.PathLike):
         return None

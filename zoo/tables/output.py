@@ -70,10 +70,10 @@ class Output:
     Args:
         out: from `check_output`.
         job: whose rows these are.
-        model: the job's model as it was named, or the model itself.
+        model: the job's model as it was named; the model itself or None records no name.
     """
 
-    def __init__(self, out: str, job: Job, model: nn.Module | str | os.PathLike[str]) -> None:
+    def __init__(self, out: str, job: Job, model: nn.Module | str | os.PathLike[str] | None) -> None:
         self.shown, self.job, self.place = out, job, Place(out)
         self.source = source_of(model, self.place)
         self.is_file = out.endswith(".parquet")

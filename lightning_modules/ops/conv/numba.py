@@ -42,7 +42,7 @@ def _backward(
 ) -> tuple[Tensor, list[Tensor | None]]:
     """See `lightning_modules.ops.conv.operator.conv_operators`."""
     batch, length, channels = x.shape
-    width = (weight_b if weight is None else weight).shape[1]
+    width = _width(weight, weight_b)
     x_read = readable(x)
     grads = [readable(g) for g in (grad, grad_b)]
     taps = [_to_taps(weight, bias, False), _to_taps(weight_b, bias_b, True)]
@@ -74,7 +74,7 @@ def _forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, weight_b: Tensor | None, bias_b: Tensor | None, silu: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     batch, length, channels = x.shape
-    width = (weight_b if weight is None else weight).shape[1]
+    width = _width(weight, weight_b)
     read = readable_numbers(x)(x)
     size = read.element_size()
     taps = [_to_taps(weight, bias, False), _to_taps(weight_b, bias_b, True)]
@@ -87,7 +87,15 @@ def _forward(
         )  # fmt: skip
 
     threads.run(work, _tasks(batch, length))
-    return tuple(None if result is None else result.to(x.dtype) for result in (y, y_b))
+    y, y_b = (None if result is None else result.to(x.dtype) for result in (y, y_b))
+    return y, y_b
+
+
+def _width(weight: Tensor | None, weight_b: Tensor | None) -> int:
+    """Taps, of the direction or the directions that there are."""
+    given = weight_b if weight is None else weight
+    assert given is not None
+    return given.shape[1]
 
 
 def _tasks(batch: int, length: int) -> list[tuple[int, int, int, int]]:

@@ -8,7 +8,6 @@ Legend of shapes: (batch, length, channels) for sequences, state for the states 
 `numba_kernels.py`.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -18,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lightning_modules.ops import threads
-from lightning_modules.ops.memory import FLOAT_BYTES, address, empty, readable, readable_numbers, rows, zeros
+from lightning_modules.ops.memory import FLOAT_BYTES, Reading, address, empty, readable, readable_numbers, rows, zeros
 from lightning_modules.ops.scan.direction import Direction, flat, needs_grad
 from lightning_modules.ops.scan.numba_kernels import scan_backward, scan_forward
 from lightning_modules.ops.scan.operator import scan_operators
@@ -26,7 +25,6 @@ from lightning_modules.ops.simd import LANES, LOG2_E
 
 __all__ = ["scan", "why_not"]
 
-_Read = Callable[[Tensor | None], Tensor | None]
 
 # Rows between two checkpoints of the state, from which the backward recomputes the states between them. What it holds
 # for a chunk, 48 vectors a row for 16 states, takes a fifth of a second cache of 1 MiB.
@@ -159,7 +157,7 @@ def _backward(
 
     threads.run(work, tasks)
     results = sums.finish(given)
-    return results if z is None else [*results, grad_z.to(z.dtype)]
+    return results if z is None or grad_z is None else [*results, grad_z.to(z.dtype)]
 
 
 @dataclass(frozen=True)
@@ -176,17 +174,17 @@ class _Rows:
     reverse: bool
 
     @classmethod
-    def of_each(cls, directions: tuple[Direction, ...], reverse: bool, read: _Read = readable) -> list["_Rows"]:
+    def of_each(cls, directions: tuple[Direction, ...], reverse: bool, read: Reading = readable) -> list["_Rows"]:
         return [cls.of(direction, reverse or index > 0, read) for index, direction in enumerate(directions)]
 
     @classmethod
-    def of(cls, direction: Direction, reverse: bool, read: _Read) -> "_Rows":
+    def of(cls, direction: Direction, reverse: bool, read: Reading) -> "_Rows":
         u, delta, A, B, C, D, bias = direction
         missing = _padded(A.shape[1]) - A.shape[1]
         if missing:  # states that stay zero
             A, B, C = (pad(tensor, (0, missing)) for tensor in (A, B, C))
-        B, C, D, bias = (readable(tensor) for tensor in (B, C, D, bias))
-        return cls(read(u), read(delta), _to_lanes(A.float() * float(LOG2_E)), B, C, D, bias, reverse)
+        lanes = _to_lanes(A.float() * float(LOG2_E))
+        return cls(read(u), read(delta), lanes, readable(B), readable(C), readable(D), readable(bias), reverse)
 
     def place(self, tensor: Tensor | None, b: int, channel: int) -> tuple[int, int]:
         """A tensor's address and step between rows as this direction walks it."""
