@@ -85,7 +85,7 @@ class Replayed:
         self.module = state["module"]
         self._forget()
 
-    def __call__(self, *inputs: Tensor) -> Any:
+    def __call__(self, *inputs: Tensor) -> Any:  # noqa: ANN401  # as the module's
         """The module's result, on its GPU; arguments as of its forward pass, on any device.
 
         Raises:
@@ -134,7 +134,7 @@ class Replayed:
         return _Recorded(graph, buffers, result, [(tensor, tensor.data_ptr()) for tensor in tensors])
 
 
-def _copied(result: Any) -> Any:
+def _copied(result: Any) -> Any:  # noqa: ANN401  # tensors, and mappings and sequences of them
     if isinstance(result, Tensor):
         return result.clone()
     if isinstance(result, dict):

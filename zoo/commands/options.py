@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from zoo.commands.console import print_json, show
 from zoo.errors import ZooError
@@ -18,7 +18,14 @@ __all__ = ["add_engine", "add_precision", "check_engine", "show_done"]
 _VARIABLES = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
 
 
-def add_engine(parser: argparse._ActionsContainer) -> None:
+class TakesOptions(Protocol):
+    """A parser, or a group of its options."""
+
+    def add_argument(self, *names: str, **options: Any) -> argparse.Action:
+        """Declare an option, see `argparse`."""
+
+
+def add_engine(parser: TakesOptions) -> None:
     """Declare the options."""
     parser.add_argument("--workers", type=int, metavar="N", help="processes that read videos (default: cores, up to 4)")
     parser.add_argument(

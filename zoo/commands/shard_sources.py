@@ -100,7 +100,7 @@ def _class(name: str) -> type:
     return found
 
 
-def listings(data: ClipDataModule, splits: Sequence[str] | None) -> dict[str, list[Any]]:
+def listings(data: ClipDataModule, splits: Sequence[str] | None) -> dict[str, Sequence[Any]]:
     """Return the entries of the splits asked for; None is all, without a test split that is that of validation."""
     if splits is not None:
         return {split: data.listing(split) for split in ("train", "val", "test") if split in splits}
