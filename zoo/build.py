@@ -118,7 +118,8 @@ def load(
     module.eval()
     if graph:
         module.cuda()
-        module.forward = Replayed(module)  # type: ignore[method-assign]
+        # It takes no inputs by name.
+        module.forward = Replayed(module)  # type: ignore[method-assign, assignment]
     return module
 
 
