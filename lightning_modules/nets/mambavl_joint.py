@@ -252,7 +252,7 @@ class Stream(BiMamba):
             delta = delta + dt_proj.bias  # here and not in the scan, which takes both streams at once
             delta = delta if mask is None else delta.masked_fill(~mask.unsqueeze(-1), _NO_STEP)
             found += [part, delta, b, c]
-        return Selection._make([*found, gate])
+        return Selection(*found, gate)  # type: ignore[call-arg]  # four of each direction
 
     def finish(self, y: Tensor, own: Selection) -> Tensor:
         """Scanned (B, length, E) -> what is added to the tokens (B, length, D)."""
