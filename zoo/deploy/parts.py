@@ -1,5 +1,7 @@
-"""The part of a model that becomes one file: a module from one tensor to one tensor, inputs to try it on, and what
-users of the file have to know."""
+"""The part of a model that becomes one file.
+
+That is a module from one tensor to one tensor, inputs to try it on, and what users of the file have to know.
+"""
 
 import json
 import tempfile

@@ -3,11 +3,14 @@
 import os
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from zoo.errors import ZooError
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 __all__ = ["check_packages", "open_session"]
 
@@ -19,7 +22,7 @@ def check_packages(*names: str) -> None:
         raise ZooError(f"ONNX files need {missing[0]}; install it: pip install 'video-mamba-zoo[onnx]'.")
 
 
-def open_session(file: str | os.PathLike) -> Any:
+def open_session(file: str | os.PathLike[str]) -> "InferenceSession":
     """An `onnxruntime.InferenceSession` on the CPU, with as many threads as torch has.
 
     Raises:
