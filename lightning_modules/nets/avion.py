@@ -81,7 +81,7 @@ class AvionTower(nn.Module):
         self.grid_size = image_size // patch_size
         config = CLIPVisionConfig(
             hidden_size=embed_dim, intermediate_size=4 * embed_dim, num_attention_heads=heads, hidden_act="gelu",
-            layer_norm_eps=1e-6, attn_implementation="sdpa",  # type: ignore[call-arg]  # every config takes it
+            layer_norm_eps=1e-6, attn_implementation="sdpa",
         )  # fmt: skip
         scale = embed_dim**-0.5
         self.conv1 = Linear(3 * patch_size**2, embed_dim, bias=False)

@@ -64,7 +64,7 @@ def build_bert(sizes: dict, fusion_layers: int, context_dim: int) -> BertForMask
     """
     check_sizes("text", sizes, _SIZES)
     with fitting_sizes("text"):
-        config = BertConfig(**sizes, attn_implementation="sdpa")  # type: ignore[call-arg]  # every config takes it
+        config = BertConfig(**sizes, attn_implementation="sdpa")
         bert = BertForMaskedLM(config)
     depth = bert.config.num_hidden_layers
     if not 0 < fusion_layers < depth:
@@ -81,7 +81,7 @@ def build_bert(sizes: dict, fusion_layers: int, context_dim: int) -> BertForMask
         layer.apply(bert._init_weights)
         bert.bert.encoder.layer[i] = layer
     # It would hold the word embedding a second time.
-    bert.cls.predictions.decoder = nn.Identity()  # type: ignore[assignment]  # `predict_words` does without
+    bert.cls.predictions.decoder = nn.Identity()  # `predict_words` does without
     return bert
 
 

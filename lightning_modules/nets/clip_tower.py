@@ -249,7 +249,7 @@ class ClipTokenizer(BytePairTokenizer):
             vocab.setdefault(tokens[-1], len(tokens) - 1)
         vocab |= {"<|startoftext|>": self.vocab_size - 2, "<|endoftext|>": self.vocab_size - 1}
         # Pairs are what the class of tokenizers itself takes.
-        return CLIPTokenizer(vocab=vocab, merges=pairs)  # type: ignore[arg-type]
+        return CLIPTokenizer(vocab=vocab, merges=pairs)
 
 
 def merges_of(tokenizer: CLIPTokenizer, source: str | Path) -> Tensor:

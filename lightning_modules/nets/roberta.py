@@ -193,7 +193,7 @@ class RobertaWords(BytePairTokenizer):
         vocabulary = {token: i for i, token in token_of.items()}
         vocabulary |= {token: i for i, token in enumerate(self.SPECIAL)} | {"<mask>": self.vocab_size - 1}
         # Pairs are what the class of tokenizers itself takes.
-        return RobertaTokenizer(vocab=vocabulary, merges=pairs)  # type: ignore[arg-type]
+        return RobertaTokenizer(vocab=vocabulary, merges=pairs)
 
 
 def read_words(vocabulary: Path, merges: Path) -> tuple[Tensor, Tensor]:

@@ -113,10 +113,10 @@ def _pipeline(job: Job, chunks: Sequence[Sequence[str]]) -> Iterator[dict[str, A
     """Parts of chunks as they come, in any order between chunks."""
     import ray
 
-    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray has no annotation there
+    resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
     # Without GPUs the models take no CPU from the decoders: where one CPU is left of a cluster, both still run.
-    known = ray.nodes()  # type: ignore[no-untyped-call]  # as above
+    known = ray.nodes()
     nodes = sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in known)
     items = [{"chunk": number, "paths": pickle.dumps(list(chunk))} for number, chunk in enumerate(chunks)]
     listed = ray.data.from_items(items, override_num_blocks=min(len(items), MOST_BLOCKS))
