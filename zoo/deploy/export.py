@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from zoo.deploy.program import run_pt2, trace, write_pt2
 from zoo.deploy.session import check_packages
 from zoo.errors import ZooError
 from zoo.files import check_target, staged
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 __all__ = ["FORMATS", "TOLERANCE", "Exported", "export"]
 
@@ -47,8 +50,8 @@ class Exported(NamedTuple):
 
 
 def export(
-    model: BaseModule | str | os.PathLike,
-    out: str | os.PathLike,
+    model: BaseModule | str | os.PathLike[str],
+    out: str | os.PathLike[str],
     *,
     format: str | None = None,
     output: str = "scores",
@@ -90,7 +93,7 @@ def export(
     return Exported(Path(out), format, part.input, part.output, tuple(part.real.shape[1:]), difference, largest)
 
 
-def _format(out: str | os.PathLike, format: str | None) -> str:
+def _format(out: str | os.PathLike[str], format: str | None) -> str:
     if format is None:
         format = Path(out).suffix.lower().removeprefix(".")
         if format not in FORMATS:
@@ -100,7 +103,7 @@ def _format(out: str | os.PathLike, format: str | None) -> str:
     return format
 
 
-def _traced(part: Part, model: BaseModule):
+def _traced(part: Part, model: BaseModule) -> "ExportedProgram":
     try:
         return trace(part)
     except ZooError:

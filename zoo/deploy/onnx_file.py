@@ -29,7 +29,9 @@ def write_onnx(program: ExportedProgram, part: Part, file: Path) -> None:
 
     with torch.no_grad(), warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")
-        model = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False).model
+        exported = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False)
+    assert exported is not None  # without a file to write to
+    model = exported.model
     model.producer_name, model.producer_version = "video-mamba-zoo", _version()
     model.metadata_props.update(part.metadata)
     for value in [value for node in model.graph.all_nodes() for value in node.outputs]:
@@ -37,6 +39,7 @@ def write_onnx(program: ExportedProgram, part: Part, file: Path) -> None:
             value.name += "_inside"
     model.graph.inputs[0].name, model.graph.outputs[0].name = part.input, part.output
     for value in (*model.graph.inputs, *model.graph.outputs):
+        assert value.shape is not None  # torch's exporter knows it
         value.shape = onnx_ir.Shape(["batch", *value.shape[1:]])
     size = sum(tensor.const_value.nbytes for tensor in model.graph.initializers.values() if tensor.const_value)
     beside = f"{file.stem}.{uuid.uuid4().hex[:8]}.data" if size > MOST_INLINE else None

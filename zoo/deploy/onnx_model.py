@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_modules.base import BaseModule
 from zoo.build import load
 from zoo.deploy.session import open_session
 from zoo.errors import ZooError
@@ -37,7 +38,7 @@ class OnnxModel(nn.Module):
     class_names: list[str] | None
     value_name: str | None
 
-    def __init__(self, file: str | os.PathLike) -> None:
+    def __init__(self, file: str | os.PathLike[str]) -> None:
         super().__init__()
         self._session = open_session(file)
         metadata = self._session.get_modelmeta().custom_metadata_map
@@ -71,7 +72,7 @@ class OnnxModel(nn.Module):
         return torch.from_numpy(self._session.run(None, {"video": given})[0])
 
 
-def open_model(source: str | os.PathLike, **arguments: Any) -> nn.Module:
+def open_model(source: str | os.PathLike[str], **arguments: Any) -> BaseModule:
     """What `zoo.load` loads, or an `OnnxModel` where the source is a file that ends in .onnx.
 
     Raises:
@@ -82,4 +83,4 @@ def open_model(source: str | os.PathLike, **arguments: Any) -> nn.Module:
     given = [name for name, value in arguments.items() if value is not None]
     if given:
         raise ZooError(f"{source} is an exported file, in which {given[0]} cannot be changed; export the model so.")
-    return OnnxModel(source)
+    return OnnxModel(source)  # type: ignore[return-value]  # it has what prediction asks of a BaseModule

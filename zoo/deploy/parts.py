@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,9 @@ from datamodules.synthetic.writing import write_video
 from datamodules.video.views import load_views
 from lightning_modules.base import BaseModule
 from zoo.errors import ZooError
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel, CLIPTextModelWithProjection
 
 __all__ = ["INPUTS", "OUTPUTS", "TOWERS", "Part", "part_of"]
 
@@ -116,25 +120,28 @@ class _Features(nn.Module):
         self.model = model
 
     def forward(self, video: Tensor) -> Tensor:
-        return self.model.forward_features(video)
+        features: Tensor = self.model.forward_features(video)
+        return features
 
 
 class _Scores(_Features):
     def forward(self, video: Tensor) -> Tensor:
-        return self.model(video)
+        scores: Tensor = self.model(video)
+        return scores
 
 
 class _Text(nn.Module):
     """CLIP's text tower: ids (M, L) -> unit vectors (M, D)."""
 
-    def __init__(self, tower: nn.Module) -> None:
+    def __init__(self, tower: "CLIPModel | CLIPTextModelWithProjection") -> None:
         super().__init__()
         self.text_model, self.text_projection = tower.text_model, tower.text_projection
 
     def forward(self, ids: Tensor) -> Tensor:
         from lightning_modules.nets.clip_tower import encode_text  # imports transformers
 
-        return F.normalize(encode_text(self, ids).float(), dim=-1)
+        # It has the two parts that this reads.
+        return F.normalize(encode_text(self, ids).float(), dim=-1)  # type: ignore[arg-type]
 
 
 def _video_part(model: BaseModule, output: str, input: str) -> Part:
@@ -174,7 +181,7 @@ def _video_part(model: BaseModule, output: str, input: str) -> Part:
     return Part(module, "video", name, metadata, random, real if input == "uint8" else real / 255)
 
 
-def _generated_clip(prepared: dict) -> Tensor:
+def _generated_clip(prepared: dict[str, Any]) -> Tensor:
     """A clip of a moving shape, written as MP4 and read as a model wants it: uint8 (1, 3, T, H, W)."""
     frames = render(clip_spec(0, "test", 0, "grow", size=(96, 80), num_frames=max(8, min(prepared["num_frames"], 64))))
     with tempfile.TemporaryDirectory() as folder:
@@ -184,10 +191,11 @@ def _generated_clip(prepared: dict) -> Tensor:
 
 
 def _text_part(model: BaseModule, output: str, input: str) -> Part:
-    tokenizer = model.net.tokenizer
+    net: Any = model.net  # with a tokenizer and CLIP's text tower, see `_maker`
+    tokenizer = net.tokenizer
     ids = tokenizer(list(_TEXTS[:1]))
     words, end = tokenizer.max_words, int(ids.max())
-    tower = getattr(model.net, "clip", None) or model.net.text
+    tower = getattr(net, "clip", None) or net.text
     metadata = {
         "model": type(model).__name__,
         "input": "int64",

@@ -26,8 +26,8 @@ def scan(directions: tuple[Direction, ...], z: Tensor | None, delta_softplus: bo
     backwards = (reverse, True)[: len(directions)]
     u, B, C = (_stacked(directions, backwards, name) for name in ("u", "B", "C"))  # (length, batch, direction, ...)
     delta = _stacked(directions, backwards, "delta")
-    bias = [direction.delta_bias for direction in directions]
-    if bias[0] is not None:
+    bias = [direction.delta_bias for direction in directions if direction.delta_bias is not None]
+    if bias:
         delta = delta + torch.stack(bias).float()
     if delta_softplus:
         delta = _softplus(delta)
@@ -37,8 +37,9 @@ def scan(directions: tuple[Direction, ...], z: Tensor | None, delta_softplus: bo
     # The operator itself, whose public wrapper compiles the step again for each block of a model.
     _, y = torch.ops.higher_order.scan(_step, [A.new_zeros(u.shape[1], *A.shape)], inputs, (A,))
     y = y.squeeze(3)  # (length, batch, direction, channels)
-    if directions[0].D is not None:
-        y = y + torch.stack([direction.D for direction in directions]).float() * u
+    skips = [direction.D for direction in directions if direction.D is not None]
+    if skips:
+        y = y + torch.stack(skips).float() * u
     both = [y[:, :, k].flip(0) if backwards[k] else y[:, :, k] for k in range(len(directions))]
     total = sum(both[1:], both[0]).transpose(0, 1)
     return (total if z is None else total * F.silu(z.float())).to(directions[0].u.dtype)
