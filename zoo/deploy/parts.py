@@ -140,8 +140,7 @@ class _Text(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         from lightning_modules.nets.clip_tower import encode_text  # imports transformers
 
-        # It has the two parts that this reads.
-        return F.normalize(encode_text(self, ids).float(), dim=-1)  # type: ignore[arg-type]
+        return F.normalize(encode_text(self, ids).float(), dim=-1)
 
 
 def _video_part(model: BaseModule, output: str, input: str) -> Part:
