@@ -12,7 +12,7 @@ help:
 	@echo "make test-browser  run those that drive Chromium; installs Debian's if there is none"
 	@echo "make test-oldest  run the quick tests on the oldest dependencies that pyproject.toml allows"
 	@echo "make demo       generate videos, train, test, save, load and predict (about 5 minutes on two cores)"
-	@echo "make lint       formatting, mistakes that tools find, spelling"
+	@echo "make lint       formatting, mistakes that tools find, types, spelling"
 	@echo "make docs       build the site in docs/_build/html, run its notebooks, check its links"
 	@echo "make dist       build and check the wheel and the source release in dist/"
 
@@ -44,7 +44,7 @@ test-oldest: .venv-oldest/installed
 	PATH=$(CURDIR)/.venv-oldest/bin:$$PATH .venv-oldest/bin/python -m pytest -q -n 2 --dist loadfile
 
 lint: install
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/codespell
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/codespell
 
 dist: install
 	rm -rf dist build
