@@ -63,7 +63,8 @@ def server(hub_server):
 
 @pytest.fixture
 def folder(tmp_path):
-    recipe = yaml.safe_dump({"model": CONFIG, "data": {"class_path": "datamodules.Kinetics"}})
+    run = {"model": CONFIG, "data": {"class_path": "datamodules.Kinetics"}}
+    recipe = f"# dataset: Kinetics-400\n{yaml.safe_dump(run)}"
     extras = {"metrics.csv": b"epoch,step\n", "curves.png": b"\x89PNG" + os.urandom(200)}
     weights = {"net.a": torch.randn(200, 200), "net.b": torch.tensor(3)}
     return write(Checkpoint(CONFIG, weights, recipe, extras), tmp_path / "model")
