@@ -127,9 +127,9 @@ class FetchingAhead(ListedItems[T_co]):
 
 
 Entry = TypeVar("Entry", bound=Listed, default=Any)
-"""An entry of a listing."""
+"""An entry of a listing; anything where a subclass does not say."""
 Items = TypeVar("Items", bound=ListedItems[Any], default=Any)
-"""The data set that is made of a listing."""
+"""The data set that is made of a listing; anything where a subclass does not say."""
 
 
 class ClipDataModule(L.LightningDataModule, ABC, Generic[Entry, Items]):

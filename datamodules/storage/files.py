@@ -311,8 +311,8 @@ def _http_options() -> dict[str, Any]:
             if packed not in ("", "identity"):
                 self.close()
                 raise OSError(f"the server packs what it sends ({packed}), and was asked not to")
-            # Of a stream, only reading is changed.
-            self.content = _Bounded(self.content, _most_of(self))  # type: ignore[assignment]
+            bounded = _Bounded(self.content, _most_of(self))
+            self.content = bounded  # type: ignore[assignment]  # a stream in all but the reading
             return self
 
     options = dict(fsspec.config.conf.get("http", {}).get("client_kwargs", {}))
