@@ -19,8 +19,8 @@ def run(folder, *options):
 
 @pytest.mark.slow
 def test_training_and_cost(tmp_path):
-    result = run(tmp_path, "--seeds", "1", "--epochs", "4", "--draws", "1", "--videos", "12", "5", "--lengths", "256",
-                 "1024", "--variants", "joint", "no questions", "published", "transformer generic")  # fmt: skip
+    result = run(tmp_path, "--seeds", "1", "--epochs", "3", "--draws", "1", "--videos", "12", "5", "--lengths", "64",
+                 "256", "--variants", "joint", "no questions", "published", "transformer generic")  # fmt: skip
     shared, silent, told, generic = result["runs"]
     assert (shared["variant"], silent["variant"]) == ("joint", "no questions")
     assert told["leaked"]["questions_from_labels"] == 1 and generic["leaked"] is None
@@ -28,6 +28,6 @@ def test_training_and_cost(tmp_path):
     assert shared["scores"]["verb_top5"] > 0.5 and 0 <= shared["scores"]["action_top1"] <= 1
     assert set(shared["answers"]) == {"verb", "noun", "action", "place"} and silent["answers"] is None
     assert [(row["tokens"], row["block"]) for row in result["cost"]] == [
-        (tokens, name) for tokens in (256, 1024) for name in ("published", "joint", "separate", "cross_attention")
+        (tokens, name) for tokens in (64, 256) for name in ("published", "joint", "separate", "cross_attention")
     ]
     assert all(row["ms"] > 0 for row in result["cost"])

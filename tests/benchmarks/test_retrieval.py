@@ -62,12 +62,12 @@ def test_margins_are_taken_seed_by_seed(benchmark):
 @pytest.mark.slow
 def test_heads_learners_and_their_picture(tmp_path):
     heads, steps, picture = tmp_path / "heads.json", tmp_path / "learners.json", tmp_path / "picture.png"
-    run("heads", "--sets", "random", "twins", "--clips", 128, "--videos", 16, "--seeds", 0, 1, "--steps", 3, 2,
+    run("heads", "--sets", "random", "twins", "--clips", 64, "--videos", 16, "--seeds", 0, 1, "--steps", 3, 2,
         "--data", tmp_path / "clips", "--output", heads)  # fmt: skip
     result = json.loads(heads.read_text())
     cases = {(r["set"], r["head"], r["seed"]) for r in result["records"]}
     assert len(cases) == len(result["records"]) == 2 * 3 * 2
-    assert result["sets"]["twins"]["train"] == 128 and result["sets"]["twins"]["test"] == 16
+    assert result["sets"]["twins"]["train"] == 64 and result["sets"]["twins"]["test"] == 16
     assert all(0 <= r["t2v_r1"] <= r["t2v_r5"] <= r["t2v_r10"] <= 1 for r in result["records"])
 
     run("learners", "--device", "cpu", "--learners", "bimamba", "none", "--pyramids", 1, "--seconds", 0.01, "--output",
