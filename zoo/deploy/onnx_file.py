@@ -34,7 +34,8 @@ def write_onnx(program: ExportedProgram, part: Part, file: Path) -> None:
     model = exported.model
     model.producer_name, model.producer_version = "video-mamba-zoo", _version()
     model.metadata_props.update(part.metadata)
-    for value in [value for node in model.graph.all_nodes() for value in node.outputs]:
+    inside = [value for node in model.graph.all_nodes() for value in node.outputs]
+    for value in (*inside, *list(model.graph.initializers.values())):
         if value.name in (part.input, part.output):  # as torch calls some of its own
             value.name += "_inside"
     model.graph.inputs[0].name, model.graph.outputs[0].name = part.input, part.output
