@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from datamodules.errors import DataError
 from datamodules.video.decode import DecodeError
 from hub.errors import HubError
 from lightning_modules.errors import ModelError
-from zoo.commands.main import COMMANDS, report
+from zoo.commands.main import COMMANDS, main, report
 from zoo.errors import UnknownModelError, ZooError
 from zoo.registry import info
 
@@ -34,6 +35,12 @@ def raises(error: BaseException):
         raise error
 
     return command
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["--version"])
+    assert (exit_.value.code, capsys.readouterr().out) == (0, f"zoo {version('video-mamba-zoo')}\n")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
+
+from typing_extensions import override
 
 from zoo.printable import printable, printable_warnings
 
@@ -97,6 +99,20 @@ class _Parser(argparse.ArgumentParser):
         super().error(printable(message))
 
 
+class _Version(argparse.Action):
+    """Reads the version only if it is asked for: metadata of packages take longer to find than `zoo list` has."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **settings: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, **settings)
+
+    @override
+    def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> NoReturn:
+        from zoo import __version__
+
+        print(f"{parser.prog} {__version__}")
+        parser.exit()
+
+
 def _run(argv: list[str]) -> None:
     args = _parser(argv).parse_args(argv)
     try:
@@ -117,6 +133,7 @@ def _parser(argv: Sequence[str]) -> _Parser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action=_Version, help="show the version")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     chosen = next((word for word in argv if not word.startswith("-")), None)
     for name, summary in COMMANDS.items():

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby, islice
 from typing import NamedTuple
 
@@ -61,11 +61,11 @@ class Timeline:
 
     path: str
     duration: float
-    seconds: np.ndarray
-    probabilities: Tensor
-    labels: list[str]
-    stills: Tensor
-    still_seconds: np.ndarray
+    seconds: np.ndarray = field(repr=False)
+    probabilities: Tensor = field(repr=False)
+    labels: list[str] = field(repr=False)
+    stills: Tensor = field(repr=False)
+    still_seconds: np.ndarray = field(repr=False)
 
     def pieces(self) -> tuple[np.ndarray, Tensor]:
         """The video cut wherever a window begins or ends, and the mean over the windows that cover each piece.
