@@ -98,6 +98,7 @@ def test_batches(grey_videos, num_workers):
         assert indices == list(range(15))
 
 
+@pytest.mark.slow
 def test_spawned_workers(grey_videos, tmp_path):
     samples = break_some(grey_videos, [3], tmp_path)
     data = ListData(samples, batch_size=5, num_workers=1, multiprocessing_context="spawn", **FORMAT)

@@ -89,6 +89,7 @@ for mode in ("views", "sampler"):
 """
 
 
+@pytest.mark.slow
 def test_two_processes(class_root, tmp_path):
     """Eight training videos, two processes, two epochs."""
     command = [sys.executable, "-c", SCRIPT, str(class_root), str(tmp_path)]

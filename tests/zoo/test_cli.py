@@ -89,6 +89,7 @@ def test_a_text_that_is_no_yaml_is_a_text():
     assert parser.parse_args(arguments).data.init_args.delimiter == ","
 
 
+@pytest.mark.slow
 def test_predict_writes_a_row_per_video(workspace):
     run("lightning", "predict", "--config", CONF / "tiny.yaml", "--ckpt_path", checkpoint(workspace), cwd=workspace)
     with (workspace / "run" / "predictions.csv").open() as file:

@@ -52,6 +52,7 @@ def workspace(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_of_the_demo(workspace):
     version = workspace / "runs" / "mambavl-joint-demo" / "version_0"
     with (version / "metrics.csv").open() as file:
@@ -163,6 +164,7 @@ def test_extract_and_train_on_features(workspace, monkeypatch, capsys):
 # The published family ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_questions_about_a_published_model_go_to_both_heads(workspace, capsys):
     run("lightning", "fit", "--config", "mambavl-demo", *SMALL, cwd=workspace)
     version = workspace / "runs" / "mambavl-demo" / "version_0"

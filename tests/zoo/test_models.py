@@ -43,6 +43,7 @@ def randomised(module: VideoClassifier) -> VideoClassifier:
     return module.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "nested"), [("videomamba-ti-in1k", True), ("videomamba-ti-k400-f8", False)])
 def test_official_format_at_real_size(name, nested, tmp_path):
     source = randomised(zoo.create(name))

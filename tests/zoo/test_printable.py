@@ -129,6 +129,7 @@ def test_in_a_terminal(folder):
     assert not acting(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|[\r\n]", "", text))
 
 
+@pytest.mark.slow
 def test_what_a_hub_answers(hub_server, tmp_path):
     hub_server.fail("mine/model", 403, times=99, **{"X-Error-Message": f"no{CLEAR}\x9b1m"})
     command = [ZOO, "predict", "hf://mine/model", __file__]
@@ -138,6 +139,7 @@ def test_what_a_hub_answers(hub_server, tmp_path):
     assert not acting(done.stderr) and done.stderr.startswith("zoo: ")
 
 
+@pytest.mark.slow
 def test_an_output_that_cannot_encode(folder):
     """A table in a terminal of another age is whole, and JSON is still JSON."""
     code = f"from zoo.commands.main import main; main(['predict', 'model', {FILE!r}, '--topk', '9'{{}}])"

@@ -66,6 +66,7 @@ def workspace(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_image_weights_and_has_no_teacher_in_its_checkpoint(workspace):
     folder = workspace / "runs" / "student" / "version_0"
     init_args = yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]
@@ -109,6 +110,7 @@ def test_it_goes_on_is_tested_without_the_teacher_and_shared_as_a_classifier(wor
     assert type(zoo.load(workspace / "shared")) is VideoClassifier
 
 
+@pytest.mark.slow
 def test_it_is_pushed_as_any_other_model(workspace, hub_server, tmp_path):
     token = "hf_" + "a" * 30
     hub_server.tokens[token] = {"me"}

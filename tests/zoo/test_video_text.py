@@ -119,6 +119,7 @@ def official_file(path, model, extras):
     torch.save({"model": weights} if extras else weights, path)
 
 
+@pytest.mark.slow
 def test_official_files_load_with_the_words_of_bert(tmp_path, hub_server):
     words = BertWords(60, 32)
     words.learn(CAPTIONS)

@@ -443,6 +443,7 @@ torch.save(found, sys.argv[1])
 """
 
 
+@pytest.mark.slow
 def test_data_sets_on_the_hub(class_root, shards, hub_server, tmp_path):
     """Files and shards by the real client, whose loader processes are forked."""
     for name, folder in (("clips", class_root), ("shards", shards)):

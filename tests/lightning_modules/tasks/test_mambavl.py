@@ -100,6 +100,7 @@ def trained():
 # What it learns ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_learns_actions_and_to_answer_what_is_asked(trained):
     model, trainer = trained
     scores = {name.removeprefix("val/"): value.item() for name, value in trainer.callback_metrics.items()}

@@ -341,6 +341,7 @@ def test_padding_is_zero_behind_the_normalisation_and_is_not_counted():
 ENTRY = "tiny-retrieval"
 
 
+@pytest.mark.slow
 def test_trained_from_a_checkpoint_saved_and_loaded_without_it(tmp_path, checkpoint):
     video, texts, expected = batch_of(2)["video"], ["red then green", "From BLUE"], {}
     for head in HEADS:

@@ -159,6 +159,7 @@ def test_the_teacher_moves_with_the_module_and_is_in_no_checkpoint(tmp_path):
 # Training ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["cosine", "l2"])
 def test_training_pulls_the_tokens_to_the_teachers(tmp_path, loss):
     model = make(distill_loss=loss, optim=dict(lr=1e-2, warmup_epochs=0), distill_weight=10.0)

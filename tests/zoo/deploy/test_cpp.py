@@ -20,6 +20,7 @@ FOLDERS = (os.environ.get("ONNXRUNTIME_INCLUDE", ""), "/usr/include/onnxruntime"
            "/usr/include/onnxruntime/core/session", "/usr/local/include")  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_program_gives_what_the_model_gives(tmp_path):
     compiler = shutil.which("g++") or shutil.which("clang++")
     headers = next((folder for folder in FOLDERS if folder and Path(folder, "onnxruntime_cxx_api.h").is_file()), None)

@@ -215,6 +215,7 @@ torch.save([[model(clip) for clip in clips], extra["metadata.json"]], sys.argv[3
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["videomamba", pytest.param("muse-video", marks=pytest.mark.slow)])
 def test_pt2_runs_without_our_packages(tmp_path, kind):
     _, options, _ = KINDS[kind]

@@ -404,6 +404,7 @@ def test_a_model_that_gives_no_numbers_makes_no_index(workspace, tmp_path):
     assert len(Index.open(tmp_path / "i")) == 0
 
 
+@pytest.mark.slow
 def test_a_video_of_too_many_stretches_is_left_out(model, workspace, tmp_path, monkeypatch):
     monkeypatch.setattr("zoo.limits.WINDOWS", 20)  # the real bound takes a video of days
     with pytest.warns(UserWarning, match=r"film\.mp4 is 5 s long, which makes 50 windows .*left out of the index"):
@@ -590,6 +591,7 @@ def test_the_documented_way_to_read_an_index(made, model, monkeypatch):
     ]
 
 
+@pytest.mark.slow
 def test_the_bar_and_the_warning_on_a_terminal(videos, workspace):
     """In a terminal of 100 columns: a bar that vanishes, and one line per unreadable file above it."""
     (videos / "empty.mp4").touch()

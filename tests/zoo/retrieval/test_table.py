@@ -202,6 +202,7 @@ def add_many(folder, process):
         Index.open(folder).search(unit(1))  # a reader meanwhile
 
 
+@pytest.mark.slow
 def test_processes_that_change_a_table_at_once_lose_nothing(tmp_path):
     Index.create(tmp_path / "i", 16)
     other = multiprocessing.get_context("spawn").Process(target=add_many, args=(tmp_path / "i", 1))

@@ -97,6 +97,7 @@ def test_a_direction_with_and_one_without_skip() -> None:
     _compare(lambda **given: bidirectional_scan(D=None, **given), inputs)
 
 
+@pytest.mark.slow
 def test_a_long_sequence() -> None:
     _compare(selective_scan, _inputs(1, 1569, 20, 16), limit=2e-5, delta_softplus=True)
 
