@@ -37,7 +37,21 @@ NEEDS = ("real data", "released weights", "network", "packages", "a GPU", "sever
 SHOWS = ("output", "files", "a drawing")
 SHIPPED = "videomamba-nano-motion"
 # Other programs of the pages; what they do is theirs.
-FOREIGN = ("cd", "export", "git", "hf", "pip", "pre-commit", "srun", "tensorboard", "source", "sha256sum")
+FOREIGN = (
+    "g++",
+    "trtexec",
+    "ovc",
+    "cd",
+    "export",
+    "git",
+    "hf",
+    "pip",
+    "pre-commit",
+    "srun",
+    "tensorboard",
+    "source",
+    "sha256sum",
+)
 MARK = re.compile(r"<!-- (needs|shows|tested in): (.+) -->")
 DIRECTIVES = ("{toctree}", "{include}", "{code-cell}", "{eval-rst}", "{admonition}")
 

@@ -93,13 +93,12 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print_json({"index": args.out, **summary._asdict()})
         return
-    query = '"a red circle moves left"' if summary.compares_texts else "--like CLIP.mp4"
     share = "" if shard == (1, 1) else " in share {} of {}".format(*shard)
     show(
         f"{args.out}: {summary.videos} videos{share}: {summary.indexed} indexed now, "
         f"{summary.kept} kept, {summary.unreadable} unreadable, {summary.dropped} dropped; "
         f"{summary.vectors} stretches to search.",
-        f"Search them: zoo search {args.out} {query}",
+        f'Search them: zoo search {args.out} "a red circle moves left", or by a clip: --like CLIP.mp4',
     )
 
 

@@ -107,9 +107,9 @@ class _Version(argparse.Action):
 
     @override
     def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> NoReturn:
-        from zoo import __version__
+        from importlib.metadata import version
 
-        print(f"{parser.prog} {__version__}")
+        print(f"{parser.prog} {version('video-mamba-zoo')}")
         parser.exit()
 
 

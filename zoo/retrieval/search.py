@@ -45,7 +45,6 @@ class Summary(NamedTuple):
         kept: were in the index already.
         dropped: removed from the index, since they are gone or have changed.
         vectors: in the whole index now.
-        compares_texts: whether the index answers texts, or clips only.
     """
 
     videos: int
@@ -54,7 +53,6 @@ class Summary(NamedTuple):
     kept: int
     dropped: int
     vectors: int
-    compares_texts: bool
 
 
 def index(
@@ -118,8 +116,7 @@ def index(
     target.source, target.embedder = _embedder(model, out, device, batch_size, precision)
     done = fill(target.embedder, target, listing, roots, num_workers=num_workers, ray=ray, shard=shard,
                 on_files=on_files)  # fmt: skip
-    counts = (done.videos, done.read, done.unreadable, done.kept, done.dropped, target.vectors)
-    return Summary(*counts, target.embedder.compares_texts)
+    return Summary(done.videos, done.read, done.unreadable, done.kept, done.dropped, target.vectors)
 
 
 class _Target:

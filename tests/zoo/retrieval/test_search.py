@@ -493,7 +493,7 @@ def test_search_by_a_clip_with_a_text_model_and_a_classifier(workspace, model, t
     assert text == zoo.search(tmp_path / "i", ["red"], topk=NUM_CLIPS, model=model)[0]
 
     main(["index", "videomamba-nano-motion", str(workspace / "videos"), "-o", str(tmp_path / "looks")])
-    assert f"zoo search {tmp_path / 'looks'} --like CLIP.mp4" in capsys.readouterr().out.replace("\n", " ")
+    assert "--like CLIP.mp4" in capsys.readouterr().out
     main(["search", str(tmp_path / "looks"), "--like", clip, "--topk", "3", "--json", "--exact"])
     (answer,) = json.loads(capsys.readouterr().out)
     assert answer["query"] == clip and answer["results"][0]["path"] == clip
