@@ -162,9 +162,17 @@ MODULES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("mixing", [{}, MIXING], ids=["plain", "mixed"])
-@pytest.mark.parametrize("module", MODULES)
-@pytest.mark.parametrize("datamodule", DATAMODULES)
+COMBINED = [
+    pytest.param(
+        data, module, mixing, id=f"{data}-{module}-{'mixed' if mixing else 'plain'}",
+        # Quick are every data set with the plain classifier, and every module with a folder of videos.
+        marks=() if data == "VideoFolder" or (module == "VideoClassifier" and not mixing) else pytest.mark.slow,
+    )
+    for data in DATAMODULES for module in MODULES for mixing in ({}, MIXING)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("datamodule", "module", "mixing"), COMBINED)
 def test_batches_fit(root, tmp_path, datamodule, module, mixing):
     data = DATAMODULES[datamodule](root, batch_size=2, num_workers=0, num_clips=2, **mixing)
     model = MODULES[module]()
@@ -509,7 +517,9 @@ def _programs() -> dict[str, str]:
     return {program.split()[1].rstrip(","): program for program in programs}
 
 
-@pytest.mark.parametrize("engine", ["zoo", "datasets", "pandas", "daft", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "engine", ["datasets", "pandas", "daft", *(pytest.param(name, marks=pytest.mark.slow) for name in ("zoo", "ray"))]
+)
 def test_the_documented_pipelines_give_labels(root, tmp_path, monkeypatch, engine):
     """Each in a process of its own, since engines start threads and servers."""
     pytest.importorskip({"zoo": "torch", "pandas": "pyspark"}.get(engine, engine))

@@ -491,6 +491,7 @@ def test_through_the_hub_and_then_offline(module, folder, tmp_path, hub_server):
     assert len(hub_server.log) == asked
 
 
+@pytest.mark.slow
 def test_predicting_without_connection_is_one_sentence(tmp_path):
     (tmp_path / "clip.mp4").write_bytes(b"not read before the model is there")
     with socket.socket() as taken:

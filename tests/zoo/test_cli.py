@@ -155,7 +155,8 @@ def official_file(tmp_path_factory):
     return path, model.eval()
 
 
-@pytest.mark.parametrize("clip", [CLIPS[0], *(pytest.param(clip, marks=pytest.mark.slow) for clip in CLIPS[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("clip", CLIPS)
 def test_shipped_model_and_official_file_on_real_clips(shared, official_file, capsys, clip):
     """The command's probabilities are those of the network on views read independently of it."""
     from datamodules.video.views import load_views

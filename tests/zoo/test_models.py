@@ -97,6 +97,7 @@ def backends_agree(name: str, **overrides) -> None:
     assert 0 < difference <= 2e-5 * answers["reference"].abs().max()  # the bound of the project for full-size models
 
 
+@pytest.mark.slow
 def test_backends_agree_at_reduced_size():
     backends_agree("videomamba-ti-k400-f8", depth=2, num_frames=2)
 

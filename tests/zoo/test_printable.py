@@ -108,6 +108,7 @@ def test_warnings():
         warnings.warn("plain")
 
 
+@pytest.mark.slow
 def test_in_a_terminal(folder):
     """The progress bar and the table, as rich draws them there; only rich's own sequences arrive."""
     primary, secondary = os.openpty()

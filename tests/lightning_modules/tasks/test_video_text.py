@@ -425,6 +425,7 @@ def test_two_processes_train_and_test_as_one(tmp_path):
         assert two["scores"] == pytest.approx(one["scores"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_what_is_decayed():
     for official in (False, True):
         model = tiny(teacher=teacher(), optim=dict(decayed="embeddings" if official else "matrices", weight_decay=0.3))
@@ -445,6 +446,7 @@ def test_what_is_decayed():
         assert decayed & only == (only if official else set())
 
 
+@pytest.mark.slow
 def test_saved_without_teacher_and_decoder_and_searched(tmp_path):
     model = tiny(teacher=teacher())
     trainer = Trainer(max_steps=1, limit_val_batches=0, **QUIET)

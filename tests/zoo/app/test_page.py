@@ -144,6 +144,7 @@ def test_a_model_with_nothing_to_show(indices, videos):
         zoo.web_app([videos.parent / "text_model"])
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_the_command(videos, model, mambavl):
     shares = []
     film = classify(model, videos / "film.mp4", Limits(), lambda share, doing: shares.append((share, doing)))

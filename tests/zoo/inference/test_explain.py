@@ -85,6 +85,7 @@ def test_both_methods_have_all_the_log_odds_in_one_tube(model, clips, baseline):
         assert occluded.heat[0, 0, 0].item() == pytest.approx(lost, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_tubes_are_those_of_the_definition(model, clips):
     """One at a time, without batches: half overlapping, the last ones end with the clip."""
     path, _ = clips[2]
