@@ -66,9 +66,13 @@ KINDS = {
     "clip4clip-video": (
         lambda: TextVideoRetrieval(**MUSE | {"head": "sequential"}), {"tower": "video"}, "embedding",
     ),
+    "mean-video": (lambda: TextVideoRetrieval(**MUSE | {"head": "mean"}), {"tower": "video"}, "embedding"),
     "muse-text": (lambda: TextVideoRetrieval(**MUSE), {"tower": "text"}, "embedding"),
     "dual-video": (
         lambda: DualEncoder(TIME, TEXT, 8, num_frames=2, image_size=32, max_words=24), {"tower": "video"}, "embedding",
+    ),
+    "dual-text": (
+        lambda: DualEncoder(TIME, TEXT, 8, num_frames=2, image_size=32, max_words=24), {"tower": "text"}, "embedding",
     ),
 }  # fmt: skip
 
