@@ -1,4 +1,4 @@
-"""MambaVL through the commands, in real processes: generate, train, test, submit, ask, extract, train on features."""
+"""MambaVL through the commands: generate, train, test, submit, ask, extract, train on features."""
 
 import csv
 import json
@@ -20,6 +20,7 @@ from datamodules.synthetic.kitchen import generate_kitchen
 from lightning_modules import ActionRecognition
 from lightning_modules.nets.mambavl import GENERIC_QUESTIONS
 from zoo.checks import check_keys
+from zoo.cli import ZooCLI
 from zoo.commands.main import main as zoo_main
 from zoo.configs import normalise
 from zoo.errors import ZooError
@@ -277,7 +278,7 @@ TRAINED = [name for name in RECIPES if "demo" not in name and "features" not in 
     ("name", "questions"),
     [(name, "generic") for name in TRAINED] + [(name, "as_published") for name in TRAINED if "joint" not in name],
 )
-def test_each_recipe_trains(name, questions, workspace, tmp_path):
+def test_each_recipe_trains(name, questions, workspace, tmp_path, monkeypatch):
     text = "{vocab_size: 514, hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 1}"
     sizes = ["--model.num_classes=null", "--model.vocabulary.num_verbs=8", "--model.vocabulary.num_nouns=14",
              "--model.vision.embed_dim=16", "--model.vision.depth=1", "--model.num_frames=4", "--model.image_size=28",
@@ -288,8 +289,11 @@ def test_each_recipe_trains(name, questions, workspace, tmp_path):
     if questions == "as_published":
         files = [f"EPIC_100_{split}_actions_gpt_questions_clean.pkl" for split in ("train", "validation")]
         sizes += [f"--data.question_files={json.dumps(files)}", f"--data.questions={questions}"]
-    run("lightning", "fit", "--config", name, *SMALL[1:], f"--data.root={workspace / 'kitchen'}", *sizes,
-        "--trainer.accelerator=cpu", "--trainer.precision=32", "--trainer.devices=1", cwd=tmp_path)  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [
+        "lightning", "fit", "--config", name, *SMALL[1:], f"--data.root={workspace / 'kitchen'}", *sizes,
+        "--trainer.accelerator=cpu", "--trainer.precision=32", "--trainer.devices=1"])  # fmt: skip
+    ZooCLI()
     version = tmp_path / "runs" / name / "version_0"
     assert (version / "checkpoints" / "best.ckpt").is_file()
     with (version / "metrics.csv").open() as file:
