@@ -396,7 +396,14 @@ class _SaveConfig(SaveConfigCallback):
             title = data and title_of(data["class_path"], data.get("init_args") or {})
             if title:  # for the card, wherever the file goes
                 self.parser.dump_header = [*(self.parser.dump_header or []), f"{DATASET}{title}"]
+            self.save_to_log_dir = trainer.log_dir is not None  # None: a logger of a server, as MLflow's
             super().setup(trainer, pl_module, stage)
+
+    @override
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not self.save_to_log_dir:
+            path = Path(trainer.default_root_dir) / self.config_filename
+            self.parser.save(self.config, path, skip_none=False, overwrite=True)
 
 
 def quiet() -> None:

@@ -292,6 +292,27 @@ class Full(Callback):
     )
 
 
+def test_the_config_is_kept_where_the_logger_has_no_folder(workspace, tmp_path, monkeypatch):
+    """As MLflow's, which writes to a server."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("data").symlink_to(workspace / "data")
+    Path("remote_logger.py").write_text("""
+from lightning.pytorch.loggers import Logger
+class Remote(Logger):
+    name, version = "remote", 0
+    def log_metrics(self, metrics, step=None):
+        pass
+    def log_hyperparams(self, params, *args, **kwargs):
+        pass
+""")
+    monkeypatch.setattr(sys, "argv", ["lightning", "fit", "--config", str(CONF / "tiny.yaml"),
+                                      "--trainer.logger", "remote_logger.Remote"])  # fmt: skip
+    zoo.cli.main()
+    config = yaml.safe_load(Path("config.yaml").read_text())
+    assert config["trainer"]["logger"]["class_path"] == "remote_logger.Remote"
+
+
 def test_zoo_predict_names_bad_files(workspace, monkeypatch, capsys):
     monkeypatch.chdir(workspace)
     clip = next((workspace / "data" / "val" / "grow").glob("*.mp4"))
