@@ -319,7 +319,7 @@ def test_the_matching_head_learns_to_put_candidates_in_order():
     seed_everything(1, verbose=False)
     model = tiny(optim=dict(lr=2e-3, warmup_epochs=0.5))
     trainer = Trainer(max_epochs=1, limit_val_batches=0, **QUIET)
-    trainer.fit(model, datamodule=Drawn(800))
+    trainer.fit(model, datamodule=Drawn(500))
     (scores,) = trainer.test(model, datamodule=Data(), verbose=False)
     for name in ("t2v_r1", "v2t_r1"):
         assert scores[f"test/reranked_{name}"] > 0.6 and scores[f"test/{name}"] > 0.6  # chance is 1 in 9

@@ -127,17 +127,21 @@ def test_a_node_that_dies_costs_a_retry_and_nothing_else(workspace, tmp_path, pl
 
 @pytest.mark.slow
 def test_labels_and_features_are_those_of_one_process(workspace, tmp_path, cluster):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for name in ("00.mp4", "01.mp4", "02.mp4", "03.mp4", "torn.mp4"):
+        shutil.copy(workspace / "videos" / name, videos)
     options = {"predict": [], "extract": ["--window", "1", "--stride", "1"]}
     for job, more in options.items():
         rows = []
         for name, engine in (("ray", ["--ray", cluster.address]), ("alone", ["--workers", "0"])):
             out = tmp_path / f"{job}-{name}.parquet"
-            done = start(workspace, job, "videomamba-nano-motion", "videos", "-o", out, *more, *engine, "--json")
+            done = start(workspace, job, "videomamba-nano-motion", videos, "-o", out, *more, *engine, "--json")
             said, err = done.communicate(timeout=600)
             assert done.returncode == 0, err
             assert json.loads(said)["unreadable"] == 1
             rows.append(pyarrow.parquet.read_table(out).to_pylist())
-        assert len(rows[0]) == len(rows[1]) >= NUM_CLIPS + 1
+        assert len(rows[0]) == len(rows[1]) >= 5
         for one, other in zip(*rows, strict=True):
             for key in ("probabilities", "features"):
                 if one.get(key) is not None:

@@ -140,7 +140,7 @@ def test_any_shape_and_options(case: tuple, monkeypatch) -> None:
 
 
 @pytest.mark.slow
-@settings(_QUICK, max_examples=60)
+@settings(_QUICK, max_examples=40)
 @given(case=_cases())
 def test_any_shape_and_options_at_length(case: tuple, monkeypatch) -> None:
     _check(case, monkeypatch)
