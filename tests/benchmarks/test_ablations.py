@@ -53,7 +53,7 @@ def test_scan_orders(tmp_path):
 def test_distillation(tmp_path):
     study = run(tmp_path, "distillation", *SMALL)["ablations_distillation"]
     assert list(study["variants"]) == ["alone", "teacher", "teacher, first half", "teacher, L2"]
-    assert study["clips"] == 16 and [run["seed"] for run in study["teacher"]["runs"]] == [100, 101]
+    assert study["clips"] == 4 and [run["seed"] for run in study["teacher"]["runs"]] == [100, 101]
     check(study["variants"])
 
 
