@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from zoo.commands.console import print_json, show
-from zoo.errors import ZooError
+from zoo.deploy.formats import FORMATS, INPUTS, OUTPUTS, TOWERS, check_format
 from zoo.files import check_target
 from zoo.limits import FRAMES, check_range
 
@@ -28,14 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLES
     parser.add_argument("model", help="registered name, model folder, run, Lightning .ckpt, or Hub repository")
     parser.add_argument("out", metavar="OUT", help="file to write; one that is there is replaced")
-    parser.add_argument("--format", choices=("onnx", "pt2"), help="default: by the ending of OUT")
+    parser.add_argument("--format", choices=FORMATS, help="default: by the ending of OUT")
     parser.add_argument(
-        "--output", choices=("scores", "features"), default="scores",
+        "--output", choices=OUTPUTS, default="scores",
         help="scores: logits, a regressor's number, a tower's vectors; features: what the head sees (default scores)",
     )  # fmt: skip
-    parser.add_argument("--tower", choices=("text", "video"), help="which one of a model of texts and videos")
+    parser.add_argument("--tower", choices=TOWERS, help="which one of a model of texts and videos")
     parser.add_argument(
-        "--input", choices=("uint8", "float32"), default="uint8",
+        "--input", choices=INPUTS, default="uint8",
         help="pixels of 0 to 255, or of 0 to 1; the file normalises them (default uint8)",
     )  # fmt: skip
     parser.add_argument("--frames", type=int, metavar="N", help="frames of a clip (default: the model's own number)")
@@ -45,18 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the file, and print what it takes and gives and how near it is to the model."""
-    if args.format is None and not args.out.lower().endswith((".onnx", ".pt2")):
-        raise ZooError(f"{args.out} ends neither in .onnx nor in .pt2; name such a file, or pass --format.")
+    args.format = check_format(args.out, args.format)
     check_target(args.out)
     if args.frames is not None:
         check_range("--frames", args.frames, FRAMES)
 
     from zoo.build import load
     from zoo.deploy.export import export
-    from zoo.deploy.session import check_packages
-
-    if args.format == "onnx" or (args.format is None and args.out.lower().endswith(".onnx")):
-        check_packages("onnx", "onnxscript", "onnxruntime")
 
     frames = {} if args.frames is None else {"num_frames": args.frames}
     model = load(args.model, checkpoint=args.checkpoint, **frames)

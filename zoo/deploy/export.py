@@ -10,19 +10,18 @@ from torch import Tensor
 
 from lightning_modules.base import BaseModule
 from zoo.build import load
+from zoo.deploy.formats import check_format
 from zoo.deploy.onnx_file import remove_old_weights, run_onnx, weights_beside, write_onnx
 from zoo.deploy.parts import Part, part_of
 from zoo.deploy.program import run_pt2, trace, write_pt2
-from zoo.deploy.session import check_packages
 from zoo.errors import ZooError
 from zoo.files import check_target, staged
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-__all__ = ["FORMATS", "TOLERANCE", "Exported", "export"]
+__all__ = ["TOLERANCE", "Exported", "export"]
 
-FORMATS = ("onnx", "pt2")
 TOLERANCE = 1e-4
 """The largest difference from the model that a file may have, as a share of the largest number that the model gives."""
 
@@ -32,7 +31,7 @@ class Exported(NamedTuple):
 
     Attributes:
         path: the file.
-        format: one of `FORMATS`.
+        format: one of `zoo.deploy.formats.FORMATS`.
         input: name of its input.
         output: name of its output.
         shape: of the input without the batch.
@@ -77,10 +76,8 @@ def export(
             or the file differs from the model by more than `TOLERANCE`. Nothing is left behind then.
         HubError: the model cannot be loaded.
     """
-    format = _format(out, format)
+    format = check_format(out, format)
     target = check_target(out)
-    if format == "onnx":
-        check_packages("onnx", "onnxscript", "onnxruntime")
     model = load(model) if isinstance(model, str | os.PathLike) else model
     write, run = {"onnx": (write_onnx, run_onnx), "pt2": (write_pt2, run_pt2)}[format]
     with part_of(model, output=output, tower=tower, input=input) as part:
@@ -91,16 +88,6 @@ def export(
             difference, largest = _compare(part, run(file))
         remove_old_weights(old)
     return Exported(Path(out), format, part.input, part.output, tuple(part.real.shape[1:]), difference, largest)
-
-
-def _format(out: str | os.PathLike[str], format: str | None) -> str:
-    if format is None:
-        format = Path(out).suffix.lower().removeprefix(".")
-        if format not in FORMATS:
-            raise ZooError(f"{out} ends neither in .onnx nor in .pt2; name such a file, or give the format.")
-    if format not in FORMATS:
-        raise ZooError(f"format is {format!r}; choose {' or '.join(FORMATS)}.")
-    return format
 
 
 def _traced(part: Part, model: BaseModule) -> "ExportedProgram":

@@ -19,18 +19,13 @@ from datamodules.synthetic.motion import clip_spec, render
 from datamodules.synthetic.writing import write_video
 from datamodules.video.views import load_views
 from lightning_modules.base import BaseModule
+from zoo.deploy.formats import INPUTS, OUTPUTS, TOWERS
 from zoo.errors import ZooError
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPTextModelWithProjection
 
-__all__ = ["INPUTS", "OUTPUTS", "TOWERS", "Part", "part_of"]
-
-INPUTS = ("uint8", "float32")
-"""Of videos: 0 to 255, or 0 to 1. Both are normalised by the file."""
-OUTPUTS = ("scores", "features")
-"""What the model is about (logits, a number, vectors), or its features."""
-TOWERS = ("text", "video")
+__all__ = ["Part", "part_of"]
 
 _TEXTS = ("a red ball moves to the left", "something grows and turns")
 
@@ -64,9 +59,9 @@ def part_of(
 
     Args:
         model: on the CPU.
-        output: one of `OUTPUTS`.
-        tower: one of `TOWERS` for models of text and video, which have two; None for all others.
-        input: one of `INPUTS`, for videos.
+        output: one of `zoo.deploy.formats.OUTPUTS`.
+        tower: one of its `TOWERS` for models of text and video, which have two; None for all others.
+        input: one of its `INPUTS`, for videos.
 
     Raises:
         ZooError: the model has no such part, or none that is a function of one tensor.

@@ -5,8 +5,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from zoo.errors import ZooError
 
 if TYPE_CHECKING:
@@ -30,9 +28,10 @@ def open_session(file: str | os.PathLike[str]) -> "InferenceSession":
     """
     check_packages("onnxruntime")
     import onnxruntime
+    import torch
 
     if not Path(file).is_file():
-        raise ZooError(f"There is no file {file}; check the path.")
+        raise ZooError(f"{file} does not exist; check the path.")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors; the others are about the file's structure

@@ -77,7 +77,7 @@ def test_tables_and_windows_take_it_too(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("file", "words", "sentence"),
     [
-        ("gone.onnx", [], "There is no file"),
+        ("gone.onnx", [], "gone.onnx does not exist; check the path"),
         ("broken.onnx", [], "cannot be opened by ONNX Runtime"),
         ("other.onnx", [], "was not written by `zoo export`"),
         ("classifier.onnx", ["--frames", "8"], "num_frames cannot be changed"),
