@@ -70,19 +70,15 @@ def written(path: str | os.PathLike[str], endings: Sequence[str] = ()) -> Iterat
         ZooError: the file cannot be written, for example because the disk is full; the old file is unchanged.
     """
     target = check_target(path, endings)
-    # Short, since the name of the target may be as long as names can be.
-    beside = target.with_name(f".{target.name[:40]}.{uuid.uuid4().hex[:8]}{UNFINISHED}")
+    beside = _hidden(target)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside.open("xb").close()
-        mode = (target if target.exists() else beside).stat().st_mode
-        yield beside
-        beside.chmod(mode)  # some writers make files for the owner alone
-        beside.replace(target)
-    except (OSError, SafetensorError) as error:
-        raise ZooError(
-            f"{path} cannot be written ({_reason(error)}); make room on that disk, or write to another place."
-        ) from error
+        with _told(path):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            beside.open("xb").close()
+            mode = (target if target.exists() else beside).stat().st_mode
+            yield beside
+            beside.chmod(mode)  # some writers make files for the owner alone
+            beside.replace(target)
     finally:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
@@ -103,21 +99,34 @@ def staged(path: str | os.PathLike[str], endings: Sequence[str] = ()) -> Iterato
         ZooError: a file cannot be written, for example because the disk is full; the old file is unchanged.
     """
     target = check_target(path, endings)
-    folder = target.with_name(f".{target.name[:40]}.{uuid.uuid4().hex[:8]}{UNFINISHED}")
+    folder = _hidden(target)
     try:
-        folder.mkdir(parents=True)
-        file = folder / target.name
-        yield file
-        if target.exists():
-            file.chmod(target.stat().st_mode)
-        for part in sorted(folder.iterdir(), key=lambda part: part == file):
-            part.replace(target.parent / part.name)
+        with _told(path):
+            folder.mkdir(parents=True)
+            file = folder / target.name
+            yield file
+            if target.exists():
+                file.chmod(target.stat().st_mode)
+            for part in sorted(folder.iterdir(), key=lambda part: part == file):
+                part.replace(target.parent / part.name)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _hidden(target: Path) -> Path:
+    """A new name beside a target; short, since that of the target may be as long as names can be."""
+    return target.with_name(f".{target.name[:40]}.{uuid.uuid4().hex[:8]}{UNFINISHED}")
+
+
+@contextmanager
+def _told(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Raise `ZooError` with one sentence where writing fails."""
+    try:
+        yield
     except (OSError, SafetensorError) as error:
         raise ZooError(
             f"{path} cannot be written ({_reason(error)}); make room on that disk, or write to another place."
         ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _existing_or_new(path: str | os.PathLike[str], is_wanted: Callable[[int], bool], wanted: str) -> Path:
