@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from abc import abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -73,7 +74,27 @@ def _lines(path: str) -> Iterator[Any]:
             yield parse_json(line, path, number, remedy="write an object on each line")
 
 
-class PairList(Sequence[Pair]):
+class _Pairs(Sequence[Pair]):
+    """A sequence of pairs that gives a list for a slice."""
+
+    @overload
+    def __getitem__(self, number: int) -> Pair: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[Pair]: ...
+
+    @override
+    def __getitem__(self, number: int | slice) -> Pair | Sequence[Pair]:
+        if isinstance(number, slice):
+            return [self._pair(place) for place in range(len(self))[number]]
+        return self._pair(number)
+
+    @abstractmethod
+    def _pair(self, number: int) -> Pair:
+        """The pair with a number; negative ones only where a class knows them."""
+
+
+class PairList(_Pairs):
     """Millions of pairs in a few arrays, which loader processes share: about the bytes of their paths and captions.
 
     Args:
@@ -100,16 +121,8 @@ class PairList(Sequence[Pair]):
     def __len__(self) -> int:
         return len(self._keys)
 
-    @overload
-    def __getitem__(self, number: int) -> Pair: ...
-
-    @overload
-    def __getitem__(self, number: slice) -> Sequence[Pair]: ...
-
     @override
-    def __getitem__(self, number: int | slice) -> Pair | Sequence[Pair]:
-        if isinstance(number, slice):
-            return [self[place] for place in range(len(self))[number]]
+    def _pair(self, number: int) -> Pair:
         if not 0 <= number < len(self):
             raise IndexError(number)
         start, middle, end = self._ends[2 * number : 2 * number + 3].tolist()
@@ -123,7 +136,7 @@ def _encoded(text: str) -> bytes:
         raise DataError(f"{text[:80]!r} is not Unicode text (half of a pair of characters); correct it.") from error
 
 
-class _Part(Sequence[Pair]):
+class _Part(_Pairs):
     """Pairs `start` to `end` of a list."""
 
     def __init__(self, pairs: PairList, start: int, end: int) -> None:
@@ -133,16 +146,8 @@ class _Part(Sequence[Pair]):
     def __len__(self) -> int:
         return self.end - self.start
 
-    @overload
-    def __getitem__(self, number: int) -> Pair: ...
-
-    @overload
-    def __getitem__(self, number: slice) -> Sequence[Pair]: ...
-
     @override
-    def __getitem__(self, number: int | slice) -> Pair | Sequence[Pair]:
-        if isinstance(number, slice):
-            return [self[place] for place in range(len(self))[number]]
+    def _pair(self, number: int) -> Pair:
         return self.pairs[self.start + range(len(self))[number]]
 
 

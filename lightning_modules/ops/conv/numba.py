@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_modules.ops import threads
 from lightning_modules.ops.conv.numba_kernels import conv_backward, conv_forward
-from lightning_modules.ops.conv.operator import conv_operators
+from lightning_modules.ops.conv.operator import conv_operators, width_of
 from lightning_modules.ops.memory import address, empty, readable, readable_numbers, rows, zeros
 from lightning_modules.ops.simd import LANES
 
@@ -42,7 +42,7 @@ def _backward(
 ) -> tuple[Tensor, list[Tensor | None]]:
     """See `lightning_modules.ops.conv.operator.conv_operators`."""
     batch, length, channels = x.shape
-    width = _width(weight, weight_b)
+    width = width_of(weight, weight_b)
     x_read = readable(x)
     grads = [readable(g) for g in (grad, grad_b)]
     taps = [_to_taps(weight, bias, False), _to_taps(weight_b, bias_b, True)]
@@ -74,7 +74,7 @@ def _forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, weight_b: Tensor | None, bias_b: Tensor | None, silu: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     batch, length, channels = x.shape
-    width = _width(weight, weight_b)
+    width = width_of(weight, weight_b)
     read = readable_numbers(x)(x)
     size = read.element_size()
     taps = [_to_taps(weight, bias, False), _to_taps(weight_b, bias_b, True)]
@@ -89,13 +89,6 @@ def _forward(
     threads.run(work, _tasks(batch, length))
     y, y_b = (None if result is None else result.to(x.dtype) for result in (y, y_b))
     return y, y_b
-
-
-def _width(weight: Tensor | None, weight_b: Tensor | None) -> int:
-    """Taps, of the direction or the directions that there are."""
-    given = weight_b if weight is None else weight
-    assert given is not None
-    return given.shape[1]
 
 
 def _tasks(batch: int, length: int) -> list[tuple[int, int, int, int]]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_modules.ops.context import Context
 
-__all__ = ["conv_operators"]
+__all__ = ["conv_operators", "width_of"]
 
 _ONE = "Tensor x, Tensor weight, Tensor? bias"
 _MAYBE_BOTH = "Tensor x, Tensor? weight, Tensor? bias, Tensor? weight_b, Tensor? bias_b"
@@ -92,3 +92,10 @@ def conv_operators(
 
 def _like(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+
+
+def width_of(weight: Tensor | None, weight_b: Tensor | None) -> int:
+    """Return the number of taps, of the direction or the directions that there are."""
+    given = weight_b if weight is None else weight
+    assert given is not None
+    return given.shape[1]

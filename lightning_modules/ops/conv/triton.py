@@ -6,7 +6,7 @@ The kernels are in `triton_kernels.py`. x is read where it is, slices of wider t
 import torch
 from torch import Tensor
 
-from lightning_modules.ops.conv.operator import conv_operators
+from lightning_modules.ops.conv.operator import conv_operators, width_of
 from lightning_modules.ops.conv.triton_kernels import conv_backward, conv_forward
 from lightning_modules.ops.launch import launch, strided
 
@@ -41,7 +41,7 @@ def _backward(
 ) -> tuple[Tensor, list[Tensor | None]]:
     """See `lightning_modules.ops.conv.operator.conv_operators`."""
     batch, length, channels = x.shape
-    width = _width(weight, weight_b)
+    width = width_of(weight, weight_b)
     segments = -(-length // _SEGMENT)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     sums = [
@@ -68,16 +68,9 @@ def _forward(
     launch(
         conv_forward, (-(-channels // _BLOCK), -(-length // _ROWS), batch), x,
         *strided(x), *map(_packed, (weight, bias, weight_b, bias_b)), y, y_b, length, channels,
-        SILU=silu, WIDTH=_width(weight, weight_b), ROWS=_ROWS, BLOCK=_BLOCK, num_warps=4,
+        SILU=silu, WIDTH=width_of(weight, weight_b), ROWS=_ROWS, BLOCK=_BLOCK, num_warps=4,
     )  # fmt: skip
     return y, y_b
-
-
-def _width(weight: Tensor | None, weight_b: Tensor | None) -> int:
-    """Taps, of the direction or the directions that there are."""
-    given = weight_b if weight is None else weight
-    assert given is not None
-    return given.shape[1]
 
 
 def _packed(tensor: Tensor | None) -> Tensor | None:
