@@ -139,7 +139,7 @@ WORKING = {
     "export": Command(
         ["model", "model.pt2"],
         [MODELS, ["", "noext", "a.onnxx", ".", "/dev/null", "clip.mp4", "clip.mp4/a.pt2", f"{LONG}.pt2", "/proc/a.pt2",
-                  f"{SURROGATE}.pt2/"]],
+                  "folder.pt2/", f"{SURROGATE}.pt2", f"{SURROGATE}/a.onnx"]],
         {"--format": ["", "x"], "--output": ["", "x"], "--input": ["", "x"], "--tower": ["", "x", "text"],
          "--frames": [*INTEGERS, "0", "3"], "--checkpoint": ["gone.pth", "clip.mp4", "", "/dev/null"]},
     ),

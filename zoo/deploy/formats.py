@@ -24,10 +24,15 @@ def check_format(out: str | os.PathLike[str], format: str | None) -> str:
         format: one of `FORMATS`.
 
     Raises:
-        ZooError: it is none of them, or a package that writes it is not installed.
+        ZooError: it is none of them, a package that writes it is not installed, or the file's name is not UTF-8.
     """
+    name = os.fspath(out)
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise ZooError(f"The name {name!r} is not UTF-8, so runtimes cannot open the file; choose another.") from error
     if format is None:
-        format = Path(out).suffix.lower().removeprefix(".")
+        format = "" if name.endswith("/") else Path(name).suffix.lower().removeprefix(".")
         if format not in FORMATS:
             raise ZooError(f"{out} ends neither in .onnx nor in .pt2; name such a file, or give the format.")
     if format not in FORMATS:
