@@ -1,6 +1,8 @@
 # `make test` and `make demo` need nothing but Python 3.11 or newer: they make the environment in .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
+# Two workers, each with a thread of its own: with more threads than cores, those of one worker wait for the other's.
+PYTEST := OMP_NUM_THREADS=1 python -m pytest -q -n 2 --dist loadfile
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: help install test test-slow test-browser test-oldest lint docs dist demo clean
@@ -24,10 +26,10 @@ install: .venv/installed
 	@touch $@
 
 test: install
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(PYTEST)
 
 test-slow: install
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow
+	$(PYTEST) -m slow
 
 test-browser: install
 	command -v chromium chromium-browser google-chrome || \
@@ -41,7 +43,7 @@ test-browser: install
 	@touch $@
 
 test-oldest: .venv-oldest/installed
-	PATH=$(CURDIR)/.venv-oldest/bin:$$PATH .venv-oldest/bin/python -m pytest -q -n 2 --dist loadfile
+	PATH=$(CURDIR)/.venv-oldest/bin:$$PATH $(PYTEST)
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/codespell

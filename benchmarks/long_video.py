@@ -54,13 +54,13 @@ FLOOR = (
     "passes: infer 1, train 3, checkpointed 4; products of joint attention: layers * (24 N D^2 + 4 N^2 D)"
 )
 LEAST = (
-    "4 bytes * N tokens * blocks * what a block keeps for the backward pass: VideoMamba 2D + 3E + 2(R + 2S) + 2ES/64, "
+    "4 bytes * N tokens * blocks * what a block keeps for the backward pass: VideoMamba D + 2E + 2(R + 2S) + 2ES/128, "
     "joint attention 16D, written out + heads * N; checkpointed: blocks * 2D (joint: D) + one block, of VideoMamba "
-    "2D + 7E + 2(R + 2S) + 2ES/64; "
+    "2D + 7E + 2(R + 2S) + 2ES/128; "
     "inference: one block without what only the backward pass needs: VideoMamba 2D + 7E + 2(R + 2S), "
     "joint attention 6D, written out + 2 * heads * N"
 )
-CHUNK = 64  # tokens between two states that the scan keeps for its backward pass
+CHUNK = 128  # tokens between two states that the scan keeps for its backward pass
 
 
 def main() -> int:
@@ -190,8 +190,9 @@ def limits(model: str, phase: str, frames: int, options: argparse.Namespace, spe
         seconds = floor_seconds(net, 1, True, dtype, speed) + forward * again if train else forward
         width, tokens, blocks = net.embed_dim, 1 + frames * patches, net.depth
         inner, states = net.layers[0].mixer.A_log.shape
-        floats = 2 * width + 7 * inner + 2 * (net.layers[0].mixer.dt_rank + 2 * states)
-        kept = floats + 2 * inner * states / CHUNK - (0 if again else 4 * inner)
+        selected, between = 2 * (net.layers[0].mixer.dt_rank + 2 * states), 2 * inner * states / CHUNK
+        floats = 2 * width + 7 * inner + selected
+        kept = floats + between if again else width + 2 * inner + selected + between
         passed = 2 * width
     else:
         width, tokens, blocks, heads = 192, frames * patches, 12, 3

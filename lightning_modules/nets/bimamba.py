@@ -4,15 +4,30 @@ Legend of shapes: B batch, L tokens, D width, E = expand * D inner channels, N s
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lightning_modules.checks import ACTIVATIONS, check_choice
 from lightning_modules.errors import ModelError
-from lightning_modules.ops import Linear, MixerWeights, add_rms_norm, linear, mix
+from lightning_modules.ops import Linear, MixerWeights, add_rms_norm, linear, mix, normed_product, only_multiplies
 
-__all__ = ["BiMamba", "Block", "set_activations"]
+__all__ = ["BiMamba", "Block", "Norm", "set_activations"]
+
+
+class Norm(NamedTuple):
+    """What a mixer's input was normed from, so that it need not be kept for the backward pass.
+
+    Args:
+        total: the residual stream (B, L, D).
+        weight: (D,).
+        eps: see `lightning_modules.ops.add_rms_norm`.
+    """
+
+    total: Tensor
+    weight: Tensor
+    eps: float
 
 
 class BiMamba(nn.Module):
@@ -102,17 +117,29 @@ class BiMamba(nn.Module):
         dt, b, c = x_proj(x).split([self.dt_rank, self.state_size, self.state_size], dim=-1)
         return linear(dt, dt_proj.weight), b, c
 
-    def forward(self, h: Tensor) -> Tensor:
-        """(B, L, D) -> (B, L, D)."""
-        x, z = self.in_proj(h).chunk(2, dim=-1)
+    def forward(self, h: Tensor, norm: Norm | None = None) -> Tensor:
+        """(B, L, D) -> (B, L, D). With `norm`, whose result `h` is, the gradient goes to what was normed."""
+        x, z = self.project(h, norm).chunk(2, dim=-1)
         if self.halve:
             # Half of the weight is half of the sum, bit for bit, and much smaller.
-            return linear(self.scan(x, z), self.out_proj.weight / 2)
+            return self._mix(x, z, self.out_proj.weight / 2)
+        if self.recompute and only_multiplies(self.out_proj):
+            return self._mix(x, z, self.out_proj.weight)
         return self.out_proj(self.scan(x, z))
+
+    def project(self, h: Tensor, norm: Norm | None = None) -> Tensor:
+        """x and z, side by side: (B, L, D) -> (B, L, 2E). See `forward`."""
+        again = self.recompute and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if norm is None or not again or not only_multiplies(self.in_proj):
+            return self.in_proj(h)
+        return normed_product(h, *norm, self.in_proj.weight)
 
     def scan(self, x: Tensor, z: Tensor | None = None) -> Tensor:
         """Convolutions and scans from both ends, times the gate where there is one: (B, L, E) -> (B, L, E)."""
-        return mix(x, z, self._weights(), self._weights("_b"), recompute=self.recompute)
+        return self._mix(x, z)
+
+    def _mix(self, x: Tensor, z: Tensor | None, out_proj: Tensor | None = None) -> Tensor:
+        return mix(x, z, self._weights(), self._weights("_b"), recompute=self.recompute, out_proj=out_proj)
 
     def _weights(self, suffix: str = "") -> MixerWeights:
         """What one direction learns."""
@@ -139,7 +166,7 @@ class Block(nn.Module):
         `maps` are handed to the mixer, see `lightning_modules.nets.scan_orders.CrossScan`.
         """
         normed, residual = add_rms_norm(hidden, residual, self.norm.weight, self.eps)
-        return self.mixer(normed, *maps), residual
+        return self.mixer(normed, *maps, norm=Norm(residual, self.norm.weight, self.eps)), residual
 
 
 def set_activations(net: nn.Module, activations: str) -> None:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_modules.errors import ModelError
-from lightning_modules.nets.bimamba import BiMamba
+from lightning_modules.nets.bimamba import BiMamba, Norm
 from lightning_modules.ops import mix
 
 __all__ = ["SCAN_ORDERS", "CrossScan", "block_orders", "temporal_first"]
@@ -100,10 +100,10 @@ class CrossScan(BiMamba):
         self.full = full
 
     def forward(  # type: ignore[override]  # blocks hand it the maps, see `bimamba.Block`
-        self, h: Tensor, to_temporal: Tensor, to_spatial: Tensor
+        self, h: Tensor, to_temporal: Tensor, to_spatial: Tensor, norm: Norm | None = None
     ) -> Tensor:
         """(B, L, D) in spatial-first order, and the maps of `temporal_first` -> (B, L, D) in the same order."""
-        x, z = self.in_proj(h).chunk(2, dim=-1)
+        x, z = self.project(h, norm).chunk(2, dim=-1)
         x_t = x.index_select(1, to_temporal)
         if self.full:
             y, y_t = self.scan(x), self.scan(x_t)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
-__all__ = ["Linear", "linear"]
+__all__ = ["Linear", "linear", "only_multiplies"]
 
 
 class Linear(nn.Linear):
@@ -40,6 +40,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if _plain_inference(x, weight, bias) and _onednn_is_faster():
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
+
+
+def only_multiplies(layer: nn.Module) -> bool:
+    """Whether a layer is x weight^T and nothing else, so that whoever has its weight may do without calling it.
+
+    Adapters, quantisation and the like put another class in its place; hooks want the call.
+    """
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return type(layer) is Linear and layer.bias is None and not any(hooks)
 
 
 def _plain_inference(*tensors: Tensor | None) -> bool:

@@ -6,10 +6,8 @@ Legend of shapes: B batch, L tokens, E inner channels, N states per channel, R r
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import nullcontext
 from itertools import chain, islice
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -17,12 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lightning_modules.ops.backend import select, use_backend
+from lightning_modules.ops.call import Call
 from lightning_modules.ops.context import Context
 from lightning_modules.ops.conv.interface import bidirectional_conv1d, causal_conv1d
 from lightning_modules.ops.dense import linear
 from lightning_modules.ops.scan.direction import Direction, flat
 from lightning_modules.ops.scan.interface import bidirectional_scan, check, selective_scan
+from lightning_modules.ops.workspace import Workspace, passing
 
 __all__ = ["MixerWeights", "mix"]
 
@@ -53,7 +52,12 @@ class MixerWeights(NamedTuple):
 
 
 def mix(
-    x: Tensor, z: Tensor | None, *directions: MixerWeights, reverse: bool = False, recompute: bool = True
+    x: Tensor,
+    z: Tensor | None,
+    *directions: MixerWeights,
+    reverse: bool = False,
+    recompute: bool = True,
+    out_proj: Tensor | None = None,
 ) -> Tensor:
     """Convolution with SiLU, selection of delta, B and C, and scan, times the gate silu(z).
 
@@ -63,26 +67,32 @@ def mix(
         directions: one, or two, of which the second runs from the last token; their results are added.
         reverse: a single direction runs from the last token.
         recompute: keep x, z and the states of the scan for the backward pass, and compute convolution and selection
-            again there; False keeps everything. Results and gradients are the same, to the last bit. The backends
-            `reference` and `mamba_ssm` have no states to keep and scan again too. A compiler decides for itself.
+            again there; False keeps everything. Results and gradients are the same, to the last bit where matrices are
+            multiplied by the same library (on the CPU the faster one is taken, see `lightning_modules.ops.linear`). The
+            backends `reference` and `mamba_ssm` have no states to keep and scan again too. A compiler decides for
+            itself.
+        out_proj: the weight (D, E) of a product with the result. Given here, the result itself is not kept either: the
+            scan's backward gives it again. Compiled kernels round it differently, which this weight's gradient shows.
 
     Returns:
-        (B, L, E) in x's dtype.
+        (B, L, E) in x's dtype; with `out_proj` (B, L, D).
 
     Raises:
         ValueError: a shape does not fit the others.
         BackendError: the backend asked for by name cannot run here.
     """
     if recompute and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        tensors = (x, z, *chain(*directions))
+        tensors = (x, z, out_proj, *chain(*directions))
         if any(tensor is not None and tensor.requires_grad for tensor in tensors):
-            return _Recomputed.apply(_Call.of(x, reverse), *tensors)
+            return _Recomputed.apply(Call.of("scan", x), reverse, *tensors)
     # Written out, since torch 2.7 does not compile a slice of a named tuple.
     (u, delta, A, B, C, D, bias), *others = _select(x, directions, reverse, linear, linear)
     if not others:
-        return selective_scan(u, delta, A, B, C, D, z, bias, True, reverse)
-    u_b, delta_b, A_b, B_b, C_b, D_b, bias_b = others[0]
-    return bidirectional_scan(u, delta, A, B, C, D, u_b, delta_b, A_b, B_b, C_b, D_b, z, bias, bias_b)
+        y = selective_scan(u, delta, A, B, C, D, z, bias, True, reverse)
+    else:
+        u_b, delta_b, A_b, B_b, C_b, D_b, bias_b = others[0]
+        y = bidirectional_scan(u, delta, A, B, C, D, u_b, delta_b, A_b, B_b, C_b, D_b, z, bias, bias_b)
+    return y if out_proj is None else linear(y, out_proj)
 
 
 def _select(
@@ -103,68 +113,49 @@ def _select(
     return tuple(found)
 
 
-@dataclass(frozen=True)
-class _Call:
-    """How the forward pass ran, so that the backward pass, which may be in another thread, computes the same."""
-
-    backend: ModuleType
-    reverse: bool
-    device: str
-    autocast: torch.dtype | None
-
-    @classmethod
-    def of(cls, x: Tensor, reverse: bool) -> "_Call":
-        device = x.device.type
-        autocast = torch.get_autocast_dtype(device) if _autocasts(device) else None
-        return cls(select("scan", x), reverse, device, autocast)
-
-    @property
-    def operators(self) -> tuple[Callable, Callable] | None:
-        """Those of the scan and of its backward; None where the backend has no states to keep."""
-        return getattr(self.backend, "operators", None)
-
-    @contextmanager
-    def again(self) -> Iterator[None]:
-        """The same backend and precision. Weights cast here are not cached: a cached one would have no gradient."""
-        with use_backend(self.backend.__name__.rpartition(".")[2]):
-            if self.autocast is None and not _autocasts(self.device):
-                yield
-                return
-            enabled = self.autocast is not None
-            with torch.autocast(self.device, self.autocast, enabled=enabled, cache_enabled=False):
-                yield
-
-
 class _Recomputed(torch.autograd.Function):
     """`mix` that keeps its inputs, the scan's states and what x_proj gives, (R + 2N) numbers a token.
 
-    The matrix products are torch's in both passes: the gradients belong to the very numbers of the forward pass.
+    What is computed again gets the digits that it had: the gradients belong to the very numbers of the forward pass.
     """
 
     @staticmethod
-    def forward(ctx: Context, call: _Call, x: Tensor, z: Tensor | None, *weights: Tensor) -> Tensor:
+    def forward(
+        ctx: Context,
+        call: Call,
+        reverse: bool,
+        x: Tensor,
+        z: Tensor | None,
+        out_proj: Tensor | None,
+        *weights: Tensor,
+    ) -> Tensor:
         projected: list[Tensor] = []
 
         def project(u: Tensor, weight: Tensor) -> Tensor:
-            projected.append(F.linear(u, weight))
+            projected.append(call.product(u, weight))
             return projected[-1]
 
-        with call.again():
-            directions = _select(x, _grouped(weights), call.reverse, project, F.linear)
+        workspace = Workspace.of_thread()
+        with call.again(), nullcontext() if out_proj is None else workspace.lent():  # alone the result stays
+            directions = _select(x, _grouped(weights), reverse, project, _multiply)
             check(directions, z)
             if call.operators:
-                y, *states = call.operators[0](*flat(directions), z, True, call.reverse, True)
+                y, *states = call.operators[0](*flat(directions), z, True, reverse, True)
             else:
-                y, states = call.backend.scan(directions, z, True, call.reverse), ()
-        ctx.call, ctx.splits = call, (2 + len(weights), len(projected))
-        ctx.save_for_backward(x, z, *weights, *projected, *states)
-        return y
+                y, states = call.backend.scan(directions, z, True, reverse), ()
+            result = y if out_proj is None else call.product(y, out_proj)
+        ctx.call, ctx.reverse, ctx.workspace = call, reverse, workspace
+        ctx.splits = (2 + len(weights), len(projected))
+        ctx.save_for_backward(out_proj, x, z, *weights, *projected, *states)
+        return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
-        call, (_, *needed) = ctx.call, ctx.needs_input_grad
+        call, (_, _, *needed) = ctx.call, ctx.needs_input_grad
+        needs_out_proj = needed.pop(2)
         saved: Iterator[Any] = iter(ctx.saved_tensors)  # read once: recomputation of the block around allows no more
+        out_proj = next(saved)
         given: list[Any] = [None if tensor is None else tensor.detach() for tensor in islice(saved, ctx.splits[0])]
         projected = islice(saved, ctx.splits[1])
         wanted = [tensor.requires_grad_() for tensor, need in zip(given, needed, strict=True) if need]
@@ -172,41 +163,72 @@ class _Recomputed(torch.autograd.Function):
 
         def project(u: Tensor, weight: Tensor) -> Tensor:
             known = next(projected)
-            return _Multiplied.apply(u.to(known.dtype), weight.to(known.dtype), known)
+            return _Multiplied.apply(call, u.to(known.dtype), weight.to(known.dtype), known)
 
-        with call.again(), torch.enable_grad():
-            directions = _select(x, _grouped(weights), call.reverse, project, F.linear)
-            if call.operators:
-                y = _Scanned.apply(call, tuple(saved), *flat(directions), z)
+        def dense(dt: Tensor, weight: Tensor) -> Tensor:
+            if call.autocast is not None:
+                return F.linear(dt, weight)
+            return _Multiplied.apply(call, dt, weight, _multiply(dt.detach(), weight.detach()))
+
+        of_y = grad if out_proj is None else call.input_gradient(grad, out_proj)
+        result: list[Tensor] = []
+        with call.again(), torch.enable_grad(), ctx.workspace.lent():
+            directions = _select(x, _grouped(weights), ctx.reverse, project, dense)
+            if call.operators and wanted:
+                y = _Scanned.apply(call, ctx.reverse, tuple(saved), result if needs_out_proj else None,
+                                   *flat(directions), z)  # fmt: skip
             else:
-                y = call.backend.scan(directions, z, True, call.reverse)
-            results = iter(torch.autograd.grad(y, wanted, grad))
-        return None, *(next(results) if need else None for need in needed)
+                y = call.backend.scan(directions, z, True, ctx.reverse)
+                result.append(y.detach())
+            results = iter(torch.autograd.grad(y, wanted, of_y.to(y.dtype)) if wanted else ())
+            of_out_proj = call.weight_gradient(grad, result[0], out_proj) if needs_out_proj else None
+        of_given = [next(results) if need else None for need in needed]
+        return None, None, *of_given[:2], of_out_proj, *of_given[2:]
+
+
+def _multiply(x: Tensor, weight: Tensor) -> Tensor:
+    """x weight^T, as `torch.nn.functional.linear`, in passing memory on the CPU. Without gradients."""
+    if x.device.type != "cpu" or {x.dtype, weight.dtype} != {torch.float32} or torch.is_autocast_enabled("cpu"):
+        return F.linear(x, weight)
+    product = passing(*x.shape[:-1], weight.shape[0])
+    torch.mm(x.flatten(0, 1), weight.t(), out=product.flatten(0, 1))
+    return product
 
 
 class _Multiplied(torch.autograd.Function):
     """x weight^T in the graph of the backward pass, with a result that is known."""
 
     @staticmethod
-    def forward(ctx: Context, x: Tensor, weight: Tensor, known: Tensor) -> Tensor:
+    def forward(ctx: Context, call: Call, x: Tensor, weight: Tensor, known: Tensor) -> Tensor:
+        ctx.call = call
         ctx.save_for_backward(x, weight)
         return known.view_as(known)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        grad = grad.flatten(0, 1)
-        of_x = (grad @ weight).view_as(x) if ctx.needs_input_grad[0] else None
-        return of_x, grad.t() @ x.flatten(0, 1) if ctx.needs_input_grad[1] else None, None
+        _, needs_x, needs_weight, _ = ctx.needs_input_grad
+        of_x = ctx.call.input_gradient(grad, weight) if needs_x else None
+        return None, of_x, ctx.call.weight_gradient(grad, x, weight) if needs_weight else None, None
 
 
 class _Scanned(torch.autograd.Function):
-    """The scan in the graph of the backward pass. Only its gradient is asked for: its result is never computed."""
+    """The scan in the graph of the backward pass.
+
+    Its result is computed with its gradient, and only where a list for it is given, `result`.
+    """
 
     @staticmethod
-    def forward(ctx: Context, call: _Call, states: tuple[Tensor, ...], *scanned: Tensor | None) -> Tensor:
-        ctx.call, ctx.count = call, len(states)
+    def forward(
+        ctx: Context,
+        call: Call,
+        reverse: bool,
+        states: tuple[Tensor, ...],
+        result: list[Tensor] | None,
+        *scanned: Tensor | None,
+    ) -> Tensor:
+        ctx.call, ctx.reverse, ctx.count, ctx.result = call, reverse, len(states), result
         ctx.save_for_backward(*states, *scanned)
         u = scanned[0]
         assert u is not None
@@ -216,14 +238,14 @@ class _Scanned(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors
-        grads = iter(ctx.call.operators[1](grad, *tensors, True, ctx.call.reverse))
-        return None, None, *(None if tensor is None else next(grads) for tensor in tensors[ctx.count :])
+        asked = ctx.result is not None
+        grads = iter(ctx.call.operators[1](grad, *tensors, True, ctx.reverse, asked))
+        of_scanned = [None if tensor is None else next(grads) for tensor in tensors[ctx.count :]]
+        if asked:
+            ctx.result.append(next(grads))
+        return None, None, None, None, *of_scanned
 
 
 def _grouped(weights: tuple[Tensor, ...] | list[Tensor]) -> tuple[MixerWeights, ...]:
     count = len(MixerWeights._fields)
     return tuple(MixerWeights(*weights[start : start + count]) for start in range(0, len(weights), count))
-
-
-def _autocasts(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)

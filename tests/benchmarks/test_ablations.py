@@ -57,6 +57,7 @@ def test_distillation(tmp_path):
     check(study["variants"])
 
 
+@pytest.mark.slow
 def test_a_misspelt_study_is_named():
     done = subprocess.run([sys.executable, SCRIPT, "scans"], capture_output=True, text=True, timeout=600)
     assert done.returncode == 2 and "there is no study 'scans'; choose from scan_orders, distillation" in done.stderr

@@ -159,6 +159,7 @@ def test_converted_folders_are_pushed_with_their_cards(workspace, official, serv
     assert pushed.data.eval_results == ModelCard(card).data.eval_results != []
 
 
+@pytest.mark.slow
 def test_what_a_run_started_from_is_in_its_card(workspace, tmp_path):
     """A registered name stands for its repository and its licence; a path of one's own says nothing to others."""
     folder = tmp_path / "run"

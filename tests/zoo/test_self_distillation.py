@@ -122,6 +122,7 @@ def test_it_is_pushed_as_any_other_model(workspace, hub_server, tmp_path):
     assert yaml.safe_load(files["recipe.yaml"])["model"]["class_path"] == "lightning_modules.SelfDistillation"
 
 
+@pytest.mark.slow
 def test_a_registered_image_model_is_inflated(workspace, tmp_path, monkeypatch):
     """The command in this process, so that the registration holds; every scan order takes the weights."""
     name = "tiny-in1k-for-inflation"

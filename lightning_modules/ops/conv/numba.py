@@ -12,6 +12,7 @@ from lightning_modules.ops.conv.numba_kernels import conv_backward, conv_forward
 from lightning_modules.ops.conv.operator import conv_operators, width_of
 from lightning_modules.ops.memory import address, empty, readable, readable_numbers, rows, zeros
 from lightning_modules.ops.simd import LANES
+from lightning_modules.ops.workspace import passing
 
 __all__ = ["bidirectional_conv1d", "causal_conv1d"]
 
@@ -78,7 +79,7 @@ def _forward(
     read = readable_numbers(x)(x)
     size = read.element_size()
     taps = [_to_taps(weight, bias, False), _to_taps(weight_b, bias_b, True)]
-    y, y_b = (None if t is None else torch.empty(x.shape, dtype=read.dtype, device="cpu") for t in taps)
+    y, y_b = (None if t is None else passing(*x.shape, dtype=read.dtype) for t in taps)
 
     def work(index: int, b: int, start: int, stop: int) -> None:
         conv_forward(

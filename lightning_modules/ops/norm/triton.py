@@ -88,9 +88,18 @@ def _remember(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
     hidden, residual, weight, _, _ = inputs
     ctx.hidden_dtype, ctx.with_residual = hidden.dtype, residual is not None
     ctx.save_for_backward(output[1], output[2], weight)
+    ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Context, grad_normed: Tensor, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(
+    ctx: Context, grad_normed: Tensor | None, grad_total: Tensor | None, _: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    if grad_normed is None:  # see `lightning_modules.ops.norm.product`
+        if grad_total is None:
+            return None, None, None, None, None
+        return grad_total.to(ctx.hidden_dtype), grad_total if ctx.with_residual else None, None, None, None
+    if grad_total is None:
+        grad_total = torch.zeros_like(ctx.saved_tensors[0])
     results = _add_rms_norm_backward(grad_normed, grad_total, *ctx.saved_tensors, ctx.hidden_dtype, ctx.with_residual)
     grad_hidden, grad_weight, *grad_residual = results
     return grad_hidden, grad_residual[0] if grad_residual else None, grad_weight, None, None

@@ -17,18 +17,28 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lightning_modules.ops import threads
-from lightning_modules.ops.memory import FLOAT_BYTES, Reading, address, empty, readable, readable_numbers, rows, zeros
+from lightning_modules.ops.memory import (
+    FLOAT_BYTES,
+    Reading,
+    address,
+    empty,
+    readable,
+    readable_numbers,
+    rows,
+    zeros,
+)
 from lightning_modules.ops.scan.direction import Direction, flat, needs_grad
 from lightning_modules.ops.scan.numba_kernels import scan_backward, scan_forward
 from lightning_modules.ops.scan.operator import scan_operators
 from lightning_modules.ops.simd import LANES, LOG2_E
+from lightning_modules.ops.workspace import passing
 
 __all__ = ["scan", "why_not"]
 
 
 # Rows between two checkpoints of the state, from which the backward recomputes the states between them. What it holds
-# for a chunk, 48 vectors a row for 16 states, takes a fifth of a second cache of 1 MiB.
-_CHUNK = 64
+# for a chunk, 49 vectors a row for 16 states, takes two fifths of a second cache of 1 MiB.
+_CHUNK = 128
 # The kernels take states in fours.
 _STATES = 4
 # Groups of sixteen channels per task: more win nothing in the forward, and leave less to share among threads.
@@ -88,7 +98,7 @@ def _forward(
     groups = _groups(channels)
     gate = read(z)
     number_bytes = directions[0].u.element_size()
-    y = empty(*u.shape)
+    y = passing(*u.shape)
     state = zeros(len(directions), batch, groups, states, LANES)
     chunks = -(-length // _CHUNK)
     checkpoints = empty(*_checkpoint_shape(u, A, len(given))) if save else empty(0)
@@ -120,6 +130,7 @@ def _backward(
     z: Tensor | None,
     delta_softplus: bool,
     reverse: bool,
+    result: bool = False,
 ) -> list[Tensor]:
     u, A = given[0].u, given[0].A
     directions = _Rows.of_each(given, reverse)
@@ -134,8 +145,9 @@ def _backward(
     grad = readable(grad)
     # Holds the ungated result until the last direction turns it, row by row, into the gate's gradient.
     grad_z = None if z is None else empty(*u.shape)
+    y = passing(*u.shape) if result else None
     sums = _Sums(len(directions), batch, length, channels, states, blocks)
-    room = (2 * states + 16) * _CHUNK
+    room = (2 * states + 17) * _CHUNK
     last = len(directions) - 1
 
     def work(b: int, first: int, count: int) -> None:
@@ -146,7 +158,7 @@ def _backward(
             scan_backward(
                 *d.inputs(b, channel), delta_softplus,
                 *d.place(gate, b, channel), *d.place(grad, b, channel), *d.place(grad_z, b, channel), index > 0,
-                d.place(grad_z, b, channel)[0] if index == last else 0,
+                *(d.place(tensor, b, channel)[0] if index == last else 0 for tensor in (y, grad_z)),
                 *d.place(sums.u[index], b, channel)[:1], *d.place(sums.delta[index], b, channel),
                 address(sums.A[index, b, first]), address(sums.D[index, b, first]), address(sums.bias[index, b, first]),
                 *d.place(sums.B[block, index], b, 0)[:1], *d.place(sums.C[block, index], b, 0),
@@ -157,7 +169,9 @@ def _backward(
 
     threads.run(work, tasks)
     results = sums.finish(given)
-    return results if z is None or grad_z is None else [*results, grad_z.to(z.dtype)]
+    if z is not None and grad_z is not None:
+        results.append(grad_z.to(z.dtype))
+    return results if y is None else [*results, y.to(u.dtype)]
 
 
 @dataclass(frozen=True)
@@ -207,8 +221,8 @@ class _Sums:
 
     def __init__(self, directions: int, batch: int, length: int, channels: int, states: int, blocks: int) -> None:
         groups = _groups(channels)
-        self.u = [empty(batch, length, channels) for _ in range(directions)]
-        self.delta = [empty(batch, length, channels) for _ in range(directions)]
+        self.u = [empty(batch, length, channels) for _ in range(directions)]  # torch adds x_proj's to them in place
+        self.delta = [passing(batch, length, channels) for _ in range(directions)]
         self.weights = empty(blocks, directions, batch, length, 2 * states)
         self.B, self.C = self.weights.chunk(2, dim=-1)
         self.A, self.adjoint = zeros(2, directions, batch, groups, states, LANES).unbind()

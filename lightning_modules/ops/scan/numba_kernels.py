@@ -122,17 +122,18 @@ def scan_forward(
 @kernel
 def scan_backward(
     u, u_row, delta, delta_row, A, B, B_row, C, C_row, D, bias, use_softplus, z, z_row, grad, grad_row,
-    y, y_row, add_to_y, grad_z, grad_u, grad_delta, out_row, grad_A, grad_D, grad_bias, grad_B, grad_C, weights_row,
-    adjoint, scratch, checkpoints, checkpoint_step, chunk, length, channels, states,
+    y, y_row, add_to_y, result, grad_z, grad_u, grad_delta, out_row, grad_A, grad_D, grad_bias, grad_B, grad_C,
+    weights_row, adjoint, scratch, checkpoints, checkpoint_step, chunk, length, channels, states,
 ):  # fmt: skip
     """Gradients of `scan_forward`, from the last chunk to the first; states come in fours.
 
     grad is the gradient of the gated result. Where there is a gate, y receives this direction's result before the gate
     (added to what it holds if `add_to_y`), and grad_z, if given, the gate's gradient from the sum; the two may be the
-    same memory. grad_u, grad_delta and grad_z have rows of `out_row` bytes. grad_A (lanes layout; the gradient of A
+    same memory. result, if given beside grad_z, receives the forward's gated result.
+    grad_u, grad_delta, grad_z and result have rows of `out_row` bytes. grad_A (lanes layout; the gradient of A
     itself), grad_D and grad_bias (padded to whole vectors) are added to. grad_B and grad_C (length, states), rows
     `weights_row` apart, receive the sums over this block's channels. adjoint (lanes layout, zeros) carries the state's
-    gradient from chunk to chunk. scratch has room for (2 states + 16) chunk vectors.
+    gradient from chunk to chunk. scratch has room for (2 states + 17) chunk vectors.
 
     Four states at a time walk the chunk up, which recomputes them from the checkpoint, and down again: they, their
     gradients and those of A stay in registers, and what has to lie between the two walks stays in the nearest cache.
@@ -152,6 +153,7 @@ def scan_backward(
     gate_grads = outs + chunk_bytes
     grad_dts = gate_grads + chunk_bytes
     grad_dtxs = grad_dts + chunk_bytes
+    gates = grad_dtxs + chunk_bytes
     ln2 = splat(ONE) / splat(LOG2_E)
     for index in range((length + chunk - 1) // chunk - 1, -1, -1):
         start = index * chunk
@@ -192,7 +194,10 @@ def scan_backward(
                     sigma = sigmoid(gate)
                     if grad_z:
                         store(gate_grads + at, dy * (sigma * fma(gate, splat(ONE) - sigma, splat(ONE))))
-                    dy = dy * (gate * sigma)
+                    gate = gate * sigma
+                    if result:
+                        store(gates + at, gate)
+                    dy = dy * gate
                     store(outs + at, skip * x)
                 store(dys + at, dy)
 
@@ -229,6 +234,8 @@ def scan_backward(
                         if z:
                             prefetch(z + next_here + next_t * z_row)
                             prefetch(y + here + t * y_row)
+                        if result:
+                            prefetch(result + here + t * out_row)
                     store_four(hidden + four, h0, h1, h2, h3)
                     d0 = exp2(dt * a0)
                     d1 = exp2(dt * a1)
@@ -312,6 +319,8 @@ def scan_backward(
                         out = out + load_first(y_here, count)
                     if grad_z:
                         store_first(grad_z + here + t * out_row, out * load(gate_grads + at), count)
+                        if result:
+                            store_first(result + here + t * out_row, out * load(gates + at), count)
                     else:
                         store_first(y_here, out, count)
             store(grad_D + here, sum_D)

@@ -37,8 +37,8 @@ def scan_operators(
         backend: its name.
         forward: (directions, z, delta_softplus, reverse, save) -> y and, flat, what the backward needs; where `save` is
             off, empty tensors.
-        backward: (grad, saved, directions, z, delta_softplus, reverse) -> gradients of the tensors given, in their
-            order, each in its tensor's dtype.
+        backward: (grad, saved, directions, z, delta_softplus, reverse, result) -> gradients of the tensors given, in
+            their order, each in its tensor's dtype; where `result` is on, which wants a z, y again behind them.
         saved: names of what the backward needs.
         shapes_saved: (u, A, number of directions, whether there is a z) -> shape and dtype of each of these.
 
@@ -53,13 +53,13 @@ def scan_operators(
         return forward(directions_of(*tensors), z, delta_softplus, reverse, save)
 
     def run_backward(grad: Tensor, *inputs: Any) -> list[Tensor]:
-        *tensors, z, delta_softplus, reverse = inputs[len(saved) :]
-        return backward(grad, inputs[: len(saved)], directions_of(*tensors), z, delta_softplus, reverse)
+        *tensors, z, delta_softplus, reverse, result = inputs[len(saved) :]
+        return backward(grad, inputs[: len(saved)], directions_of(*tensors), z, delta_softplus, reverse, result)
 
     name = f"lightning_modules::{backend}_scan"
     schema = f"({_TENSORS}, {_FLAGS}, bool save) -> ({outputs})"
     operator = torch.library.custom_op(name, run, mutates_args=(), schema=schema)
-    schema = f"(Tensor grad, {kept}, {_TENSORS}, {_FLAGS}) -> Tensor[]"
+    schema = f"(Tensor grad, {kept}, {_TENSORS}, {_FLAGS}, bool result) -> Tensor[]"
     backward_operator = torch.library.custom_op(f"{name}_backward", run_backward, mutates_args=(), schema=schema)
 
     @operator.register_fake
@@ -74,8 +74,9 @@ def scan_operators(
 
     @backward_operator.register_fake
     def _(grad: Tensor, *inputs: Any) -> list[Tensor]:
-        tensors = inputs[len(saved) : -2]
-        return [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in tensors if t is not None]
+        *tensors, _, _, result = inputs[len(saved) :]
+        like = [*tensors, tensors[0] if result else None]
+        return [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in like if t is not None]
 
     def remember(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *tensors, ctx.delta_softplus, ctx.reverse, _ = inputs
@@ -86,7 +87,7 @@ def scan_operators(
         if grad is None:
             return (None,) * (len(ctx.needs_input_grad))
         tensors = ctx.saved_tensors  # read once: recomputation allows no more
-        results = iter(backward_operator(grad, *tensors, ctx.delta_softplus, ctx.reverse))
+        results = iter(backward_operator(grad, *tensors, ctx.delta_softplus, ctx.reverse, False))
         return *(None if tensor is None else next(results) for tensor in tensors[len(saved) :]), None, None, None
 
     operator.register_autograd(differentiate, setup_context=remember)

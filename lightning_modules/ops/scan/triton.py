@@ -113,6 +113,7 @@ def _backward(
     z: Tensor | None,
     softplus: bool,
     reverse: bool,
+    result: bool = False,
 ) -> list[Tensor]:
     kept, checkpoints = saved
     u, A = directions[0].u, directions[0].A
@@ -123,11 +124,12 @@ def _backward(
     one, other = _Operands.of(directions[0]), _Operands.of(directions[1]) if two else _ABSENT
     BC = _pack(directions)
     dy, grad_z = grad, None
+    y = _like(u) if result else None
     if z is not None:
         dy, grad_z = torch.empty_like(grad, memory_format=torch.contiguous_format), _like(z)
         launch(
             gate_backward, (_pieces(channels, 128), _pieces(length, 16), batch), u,
-            *strided(grad), *strided(z), kept, grad_z, dy, length, channels, ROWS=16, BLOCK=128, num_warps=4,
+            *strided(grad), *strided(z), kept, grad_z, dy, y, length, channels, ROWS=16, BLOCK=128, num_warps=4,
         )  # fmt: skip
 
     tile = max(_BACKWARD_TOKENS * 32 // max(N, 32), 1)
@@ -173,7 +175,7 @@ def _backward(
         of_B, of_C = dBC[index, :, :, 0, :states], dBC[index, :, :, 1, :states]
         sums = ((A, of_A), (B, of_B), (C, of_C), (D, dchannels[index, 0]), (bias, dchannels[index, 1]))
         results += [_own(value, tensor.dtype) for tensor, value in sums if tensor is not None]
-    return results if grad_z is None else [*results, grad_z]
+    return [*results, *(tensor for tensor in (grad_z, y) if tensor is not None)]
 
 
 def _entries(

@@ -470,10 +470,10 @@ def _combine(
 
 @triton.jit(do_not_specialize=["length"])
 def gate_backward(
-    grad, grad_batch, grad_row, z, z_batch, z_row, kept, dz, dy, length, channels,
+    grad, grad_batch, grad_row, z, z_batch, z_row, kept, dz, dy, result, length, channels,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of the gate, and of the result before it (dy)."""
+    """The gradients of the gate, and of the result before it (dy); the gated result again, if there is room for it."""
     t = tl.program_id(1).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     d = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     b = tl.program_id(2).to(tl.int64)
@@ -485,6 +485,8 @@ def gate_backward(
     sigma = _sigmoid(gate)
     tl.store(dz + at, g * y * sigma * (1.0 + gate * (1.0 - sigma)), mask=mask)
     tl.store(dy + at, g * gate * sigma, mask=mask)
+    if result is not None:
+        tl.store(result + at, y * (gate * sigma), mask=mask)  # in the order of `_finish`
 
 
 @triton.jit(do_not_specialize=_ANY, do_not_specialize_on_alignment=_TILED)

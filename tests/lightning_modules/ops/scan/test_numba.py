@@ -193,9 +193,9 @@ def test_training_and_inference_give_the_same() -> None:
 
 
 def test_checkpoints_are_kept_only_for_a_backward() -> None:
-    one = [_inputs(1, 80, 20, 16)[name] for name in _SEQUENCES]
+    one = [_inputs(1, 160, 20, 16)[name] for name in _SEQUENCES]
     kept = [numba_backend._scan(*one, *[None] * 8, True, False, save)[1].shape for save in (False, True)]
-    assert kept == [(0,), (2 * 2 * 16 * 16,)]  # chunks of 64 rows, groups of 16 channels, states, 16 lanes
+    assert kept == [(0,), (2 * 2 * 16 * 16,)]  # chunks of 128 rows, groups of 16 channels, states, 16 lanes
 
 
 @pytest.mark.parametrize("both", [False, True])
@@ -208,7 +208,23 @@ def test_operator_is_registered_soundly(both: bool, reverse: bool) -> None:
     torch.library.opcheck(numba_backend._scan, arguments)
     detached = [a.detach() if isinstance(a, torch.Tensor) else a for a in arguments]
     y, checkpoints = numba_backend._scan(*detached)
-    torch.library.opcheck(numba_backend._scan_backward, (torch.ones_like(y), checkpoints, *detached[:-1]))
+    torch.library.opcheck(numba_backend._scan_backward, (torch.ones_like(y), checkpoints, *detached[:-1], both))
+
+
+@pytest.mark.parametrize("reverse", [None, False, True])
+@pytest.mark.parametrize("length", [1, 50, 300])
+def test_the_backward_gives_the_result_again(reverse: bool | None, length: int) -> None:
+    """None is both directions."""
+    one, two = _inputs(2, length, 20, 16), _inputs(2, length, 20, 16, seed=1)
+    second = [two[name] if reverse is None else None for name in _SEQUENCES]
+    tensors = (*(one[name] for name in _SEQUENCES), *second, one["z"])
+    y, checkpoints = numba_backend._scan(*tensors, True, reverse is True, True)
+    asked, plain = (
+        numba_backend._scan_backward(torch.ones_like(y), checkpoints, *tensors, True, reverse is True, result)
+        for result in (True, False)
+    )
+    torch.testing.assert_close(asked[-1], y, rtol=1e-5, atol=1e-5)
+    assert len(asked) == len(plain) + 1 and all(map(torch.equal, asked, plain))
 
 
 def test_default_dtype_and_device_do_not_reach_the_kernels() -> None:

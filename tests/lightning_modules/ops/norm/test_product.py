@@ -1,0 +1,78 @@
+"""What a norm with a product keeps for its backward pass, and that it changes no digit of a result or of a gradient."""
+
+import pytest
+import torch
+
+from lightning_modules.ops import add_rms_norm, dense, normed_product, use_backend
+
+EPS = 1e-5
+
+
+def _inputs(device: str = "cpu", tokens: int = 70, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    shapes = {"hidden": (2, tokens, 24), "residual": (2, tokens, 24), "norm": (24,), "weight": (40, 24)}
+    dtypes = {"residual": torch.float32}
+    return {name: torch.randn(shape).to(device, dtypes.get(name, dtype)) for name, shape in shapes.items()}
+
+
+def _results(inputs, again, frozen=(), first=False, autocast=False) -> list[torch.Tensor | None]:
+    """The product, the sum, and the gradients of what is not frozen."""
+    given = {name: tensor.detach().requires_grad_(name not in frozen) for name, tensor in inputs.items()}
+    with torch.autocast(given["hidden"].device.type, torch.bfloat16, enabled=autocast):
+        hidden = given["hidden"] * 1
+        normed, total = add_rms_norm(hidden, None if first else given["residual"], given["norm"], EPS)
+        if again:
+            product = normed_product(normed, total, given["norm"], EPS, given["weight"])
+        else:
+            product = torch.nn.functional.linear(normed, given["weight"])
+    if product.requires_grad or total.requires_grad:
+        (product.float().square().sum() + (total * 3).sum()).backward()
+    return [product.detach(), total.detach(), *(tensor.grad for tensor in given.values())]
+
+
+def _equal(got, expected) -> None:
+    for index, (one, other) in enumerate(zip(got, expected, strict=True)):
+        assert (one is None) == (other is None), index
+        if one is not None:
+            assert one.dtype == other.dtype and torch.equal(one, other), (index, (one - other).abs().max())
+
+
+CASES = {
+    "plain": {},
+    "first": {"first": True},
+    "frozen input": {"frozen": ("hidden", "residual")},
+    "frozen norm": {"frozen": ("norm",)},
+    "frozen weight": {"frozen": ("weight",)},
+    "all but the weight": {"frozen": ("hidden", "residual", "norm")},
+    "all": {"frozen": ("hidden", "residual", "norm", "weight")},
+    "autocast": {"autocast": True},
+}
+
+
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+@pytest.mark.parametrize("case", CASES)
+def test_equal_to_the_last_bit(backend, case, monkeypatch) -> None:
+    monkeypatch.setattr(dense, "_onednn_is_faster", lambda: False)  # the same products in both ways
+    with use_backend(backend):
+        _equal(*(_results(_inputs(), again, **CASES[case]) for again in (True, False)))
+
+
+@pytest.mark.parametrize("case", ["plain", "first", "autocast"])
+def test_equal_on_triton(triton_device, case) -> None:
+    pytest.importorskip("triton")
+    with use_backend("triton"):
+        _equal(*(_results(_inputs(triton_device, 5), again, **CASES[case]) for again in (True, False)))
+
+
+def test_other_precisions() -> None:
+    with use_backend("reference"):
+        _equal(*(_results(_inputs(dtype=torch.float64), again) for again in (True, False)))
+
+
+def test_what_is_kept_is_the_sum() -> None:
+    given = {name: tensor.requires_grad_() for name, tensor in _inputs().items()}
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.data_ptr()) or tensor, lambda t: t):
+        normed, total = add_rms_norm(given["hidden"], given["residual"], given["norm"], EPS)
+        product = normed_product(normed, total, given["norm"], EPS, given["weight"])
+    assert product.requires_grad and total.data_ptr() in kept and normed.data_ptr() not in kept
