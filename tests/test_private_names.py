@@ -50,8 +50,9 @@ NAMES = {
 }  # fmt: skip
 PUBLIC = {"_replace", "_asdict", "_fields", "_field_defaults", "_abc_impl"}
 """Documented ones of named tuples, and what Python gives every abstract class."""
-OF_OTHERS = {"_linear_pointwise", "_cache", "_exit"}
-"""An operator of torch and what numba keeps compiled code in, each used in one place; Python's `os._exit`."""
+OF_OTHERS = {"_linear_pointwise", "_cache", "_exit", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks",
+             "_backward_pre_hooks"}  # fmt: skip
+"""Each used in one place: an operator of torch and its modules' hooks, where numba keeps compiled code, `os._exit`."""
 
 
 def find(path: str) -> type | ModuleType:

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from lightning_modules.checks import ACTIVATIONS, check_choice
 from lightning_modules.errors import ModelError
-from lightning_modules.ops import Linear, MixerWeights, add_rms_norm, linear, mix, normed_product, only_multiplies
+from lightning_modules.ops import Linear, MixerWeights, add_rms_norm, linear, mix
+from lightning_modules.ops.dense import only_multiplies
+from lightning_modules.ops.norm.product import normed_product
 
 __all__ = ["BiMamba", "Block", "Norm", "set_activations"]
 

@@ -15,11 +15,9 @@ if TYPE_CHECKING:
     from lightning_modules.ops.conv.interface import causal_conv1d as causal_conv1d
     from lightning_modules.ops.dense import Linear as Linear
     from lightning_modules.ops.dense import linear as linear
-    from lightning_modules.ops.dense import only_multiplies as only_multiplies
     from lightning_modules.ops.mixer import MixerWeights as MixerWeights
     from lightning_modules.ops.mixer import mix as mix
     from lightning_modules.ops.norm.interface import add_rms_norm as add_rms_norm
-    from lightning_modules.ops.norm.product import normed_product as normed_product
     from lightning_modules.ops.scan.interface import bidirectional_scan as bidirectional_scan
     from lightning_modules.ops.scan.interface import selective_scan as selective_scan
 
@@ -33,8 +31,6 @@ _HOME = {
     "causal_conv1d": "conv.interface",
     "linear": "dense",
     "mix": "mixer",
-    "normed_product": "norm.product",
-    "only_multiplies": "dense",
     "selective_scan": "scan.interface",
     "use_backend": "backend",
     "why_not": "backend",

@@ -43,7 +43,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def only_multiplies(layer: nn.Module) -> bool:
-    """Whether a layer is x weight^T and nothing else, so that whoever has its weight may do without calling it.
+    """Whether a layer is x weight^T and nothing else, so that its weight can stand for it.
 
     Adapters, quantisation and the like put another class in its place; hooks want the call.
     """

@@ -35,13 +35,19 @@ def test_lent_to_one_at_a_time() -> None:
 
 
 def test_shared_by_a_thread_while_somebody_keeps_it() -> None:
-    workspace, others = Workspace.of_thread(), []
-    assert Workspace.of_thread() is workspace
-    thread = threading.Thread(target=lambda: others.append(Workspace.of_thread()))
+    found = {}
+
+    def fresh() -> None:
+        workspace = Workspace.of_thread()
+        found["same"] = Workspace.of_thread() is workspace
+        found["here"] = workspace is mine
+        gone = ref(workspace)
+        del workspace
+        gc.collect()
+        found["gone"] = gone() is None
+
+    mine = Workspace.of_thread()
+    thread = threading.Thread(target=fresh)
     thread.start()
     thread.join()
-    assert others[0] is not workspace
-    gone = ref(workspace)
-    del workspace
-    gc.collect()
-    assert gone() is None
+    assert found["same"] and found["gone"] and not found["here"]

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from lightning_modules.ops import add_rms_norm, dense, normed_product, use_backend
+from lightning_modules.ops import add_rms_norm, dense, use_backend
+from lightning_modules.ops.norm.product import normed_product
 
 EPS = 1e-5
 
