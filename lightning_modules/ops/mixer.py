@@ -170,9 +170,9 @@ class _Recomputed(torch.autograd.Function):
                 return F.linear(dt, weight)
             return _Multiplied.apply(call, dt, weight, _multiply(dt.detach(), weight.detach()))
 
-        of_y = grad if out_proj is None else call.input_gradient(grad, out_proj)
         result: list[Tensor] = []
         with call.again(), torch.enable_grad(), ctx.workspace.lent():
+            of_y = grad if out_proj is None else call.input_gradient(grad, out_proj.detach())
             directions = _select(x, _grouped(weights), ctx.reverse, project, dense)
             if call.operators and wanted:
                 y = _Scanned.apply(call, ctx.reverse, tuple(saved), result if needs_out_proj else None,

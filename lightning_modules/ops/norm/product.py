@@ -45,13 +45,13 @@ class _NormedProduct(torch.autograd.Function):
         total, norm_weight, weight = ctx.saved_tensors
         needs, needs_weight = ctx.needs_input_grad[3:5], ctx.needs_input_grad[5]
         given = [tensor.detach().requires_grad_(need) for tensor, need in zip((total, norm_weight), needs, strict=True)]
-        with ctx.call.again(), torch.enable_grad():
-            normed, _ = add_rms_norm(given[0], None, given[1], ctx.eps)
-        of_weight = ctx.call.weight_gradient(grad, normed.detach(), weight) if needs_weight else None
         wanted = [tensor for tensor in given if tensor.requires_grad]
         results: Iterator[Tensor] = iter(())
-        if wanted:
-            of_normed = ctx.call.input_gradient(grad, weight).to(normed.dtype)
-            results = iter(torch.autograd.grad(normed, wanted, of_normed))
+        with ctx.call.again(), torch.enable_grad():
+            normed, _ = add_rms_norm(given[0], None, given[1], ctx.eps)
+            if wanted:
+                of_normed = ctx.call.input_gradient(grad, weight.detach()).to(normed.dtype)
+                results = iter(torch.autograd.grad(normed, wanted, of_normed))
+            of_weight = ctx.call.weight_gradient(grad, normed.detach(), weight) if needs_weight else None
         of_total, of_norm_weight = (next(results) if need else None for need in needs)
         return None, None, None, of_total, of_norm_weight, of_weight

@@ -164,12 +164,14 @@ def test_any_length(batch, length) -> None:
     _equal(*(_gradients(xz, weights, recompute) for recompute in (True, False)))
 
 
-def _backward_later(recompute, before, during) -> list[torch.Tensor]:
+def _backward_later(recompute, before, during, product=False) -> list[torch.Tensor]:
     """Gradients where the forward pass ran in one context and the backward pass in another."""
     xz, weights = _inputs()
     leaves = [xz.requires_grad_(), *(t.requires_grad_() for one in weights for t in one)]
+    out_proj = torch.randn(7, 20).requires_grad_() if product else None
+    leaves += [out_proj] if product else []
     with before:
-        y = mix(*xz.chunk(2, dim=-1), *weights, recompute=recompute)
+        y = mix(*xz.chunk(2, dim=-1), *weights, recompute=recompute, out_proj=out_proj)
     with during:
         y.float().square().sum().backward()
     return [leaf.grad for leaf in leaves]
@@ -184,6 +186,8 @@ def test_the_backward_runs_as_the_forward_did() -> None:
         _equal(_backward_later(True, half, use_backend("numba")), expected)
         plain = _backward_later(False, full, full)
         _equal(_backward_later(True, full, half), plain)
+        _equal(_backward_later(True, half, full, True), _backward_later(False, half, full, True))
+        _equal(_backward_later(True, full, half, True), _backward_later(False, full, full, True))
     assert not torch.allclose(expected[0], plain[0])
     with use_backend("numba"):
         assert not torch.equal(_backward_later(True, full, full)[0], plain[0])

@@ -77,3 +77,26 @@ def test_what_is_kept_is_the_sum() -> None:
         normed, total = add_rms_norm(given["hidden"], given["residual"], given["norm"], EPS)
         product = normed_product(normed, total, given["norm"], EPS, given["weight"])
     assert product.requires_grad and total.data_ptr() in kept and normed.data_ptr() not in kept
+
+
+def test_the_backward_runs_as_the_forward_did(monkeypatch) -> None:
+    monkeypatch.setattr(dense, "_onednn_is_faster", lambda: False)
+    half, full = torch.autocast("cpu", torch.bfloat16), torch.autocast("cpu", enabled=False)
+
+    def gradients(again: bool, before, during) -> list[torch.Tensor]:
+        given = {name: tensor.requires_grad_() for name, tensor in _inputs().items()}
+        with before:
+            normed, total = add_rms_norm(given["hidden"], given["residual"], given["norm"], EPS)
+            if again:
+                product = normed_product(normed, total, given["norm"], EPS, given["weight"])
+            else:
+                product = torch.nn.functional.linear(normed, given["weight"])
+        with during:
+            product.float().square().sum().backward()
+        return [tensor.grad for tensor in given.values()]
+
+    with use_backend("reference"):
+        _equal(gradients(True, half, full), gradients(False, half, full))
+        plain = gradients(False, full, full)
+        _equal(gradients(True, full, half), plain)
+        _equal(gradients(True, full, use_backend("numba")), plain)
