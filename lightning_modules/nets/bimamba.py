@@ -125,16 +125,20 @@ class BiMamba(nn.Module):
         if self.halve:
             # Half of the weight is half of the sum, bit for bit, and much smaller.
             return self._mix(x, z, self.out_proj.weight / 2)
-        if self.recompute and only_multiplies(self.out_proj):
+        if self._includes(self.out_proj):
             return self._mix(x, z, self.out_proj.weight)
         return self.out_proj(self.scan(x, z))
 
     def project(self, h: Tensor, norm: Norm | None = None) -> Tensor:
         """x and z, side by side: (B, L, D) -> (B, L, 2E). See `forward`."""
-        again = self.recompute and torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if norm is None or not again or not only_multiplies(self.in_proj):
+        if norm is None or not self._includes(self.in_proj):
             return self.in_proj(h)
         return normed_product(h, *norm, self.in_proj.weight)
+
+    def _includes(self, layer: nn.Module) -> bool:
+        """Whether what the backward pass computes again includes this layer's product, so that it is not called."""
+        training = self.recompute and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        return training and only_multiplies(layer)
 
     def scan(self, x: Tensor, z: Tensor | None = None) -> Tensor:
         """Convolutions and scans from both ends, times the gate where there is one: (B, L, E) -> (B, L, E)."""
