@@ -42,7 +42,7 @@ def count_flops(module: nn.Module, *inputs: Tensor) -> Counter[str]:
 
         ours = torch.ops.lightning_modules
         formulas = {
-            ours.numba_scan: _numba_scan,
+            ours.numba_selective_scan: _numba_scan,
             ours.numba_conv: _numba_conv,
             ours.numba_conv_pair: _numba_conv_pair,
         }

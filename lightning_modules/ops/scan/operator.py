@@ -29,7 +29,7 @@ def scan_operators(
     saved: Sequence[str],
     shapes_saved: Callable[[Tensor, Tensor, int, bool], Sequence[tuple[tuple[int, ...], torch.dtype]]],
 ) -> tuple[Any, Any]:
-    """Make ``lightning_modules::<backend>_scan`` and its backward.
+    """Make ``lightning_modules::<backend>_selective_scan`` and its backward.
 
     `reverse` belongs to the first direction; the second, if there is one, runs from the last token.
 
@@ -56,7 +56,8 @@ def scan_operators(
         *tensors, z, delta_softplus, reverse, result = inputs[len(saved) :]
         return backward(grad, inputs[: len(saved)], directions_of(*tensors), z, delta_softplus, reverse, result)
 
-    name = f"lightning_modules::{backend}_scan"
+    # Compiled graphs on disk are found by this name: it changes when what is saved gets other shapes.
+    name = f"lightning_modules::{backend}_selective_scan"
     schema = f"({_TENSORS}, {_FLAGS}, bool save) -> ({outputs})"
     operator = torch.library.custom_op(name, run, mutates_args=(), schema=schema)
     schema = f"(Tensor grad, {kept}, {_TENSORS}, {_FLAGS}, bool result) -> Tensor[]"

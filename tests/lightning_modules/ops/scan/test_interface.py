@@ -133,7 +133,7 @@ def test_exports_with_any_batch_and_length(strict: bool) -> None:
         program = torch.export.export(
             _Scan().eval(), tuple(inputs[n] for n in names), dynamic_shapes=(dims,) * 5, strict=strict
         )
-    scans = [node for node in program.graph.nodes if "numba_scan" in str(node.target)]
+    scans = [node for node in program.graph.nodes if "numba_selective_scan" in str(node.target)]
     assert len(scans) == 1
     arguments = tuple(longer[n][:1] for n in names)
     torch.testing.assert_close(program.module()(*arguments), _Scan()(*arguments))
