@@ -124,9 +124,9 @@ class BiMamba(nn.Module):
         x, z = self.project(h, norm).chunk(2, dim=-1)
         if self.halve:
             # Half of the weight is half of the sum, bit for bit, and much smaller.
-            return self._mix(x, z, self.out_proj.weight / 2)
+            return self.scan(x, z, self.out_proj.weight / 2)
         if self._includes(self.out_proj):
-            return self._mix(x, z, self.out_proj.weight)
+            return self.scan(x, z, self.out_proj.weight)
         return self.out_proj(self.scan(x, z))
 
     def project(self, h: Tensor, norm: Norm | None = None) -> Tensor:
@@ -140,11 +140,11 @@ class BiMamba(nn.Module):
         training = self.recompute and torch.is_grad_enabled() and not torch.compiler.is_compiling()
         return training and only_multiplies(layer)
 
-    def scan(self, x: Tensor, z: Tensor | None = None) -> Tensor:
-        """Convolutions and scans from both ends, times the gate where there is one: (B, L, E) -> (B, L, E)."""
-        return self._mix(x, z)
+    def scan(self, x: Tensor, z: Tensor | None = None, out_proj: Tensor | None = None) -> Tensor:
+        """Convolutions and scans from both ends, times the gate where there is one: (B, L, E) -> (B, L, E).
 
-    def _mix(self, x: Tensor, z: Tensor | None, out_proj: Tensor | None = None) -> Tensor:
+        With `out_proj`, times this weight (D, E) too: (B, L, D), see `lightning_modules.ops.mix`.
+        """
         return mix(x, z, self._weights(), self._weights("_b"), recompute=self.recompute, out_proj=out_proj)
 
     def _weights(self, suffix: str = "") -> MixerWeights:

@@ -161,14 +161,14 @@ class _Recomputed(torch.autograd.Function):
         wanted = [tensor.requires_grad_() for tensor, need in zip(given, needed, strict=True) if need]
         x, z, *weights = given
 
+        def multiplied(x: Tensor, weight: Tensor, known: Tensor) -> Tensor:
+            return _Multiplied.apply(call, x.to(known.dtype), weight.to(known.dtype), known)
+
         def project(u: Tensor, weight: Tensor) -> Tensor:
-            known = next(projected)
-            return _Multiplied.apply(call, u.to(known.dtype), weight.to(known.dtype), known)
+            return multiplied(u, weight, next(projected))
 
         def dense(dt: Tensor, weight: Tensor) -> Tensor:
-            if call.autocast is not None:
-                return F.linear(dt, weight)
-            return _Multiplied.apply(call, dt, weight, _multiply(dt.detach(), weight.detach()))
+            return multiplied(dt, weight, _multiply(dt.detach(), weight.detach()))
 
         result: list[Tensor] = []
         with call.again(), torch.enable_grad(), ctx.workspace.lent():

@@ -9,6 +9,8 @@ import os
 import pytest
 import torch
 
+from lightning_modules.ops import dense
+
 
 @pytest.fixture(scope="session")
 def triton_device() -> str:
@@ -17,3 +19,9 @@ def triton_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     pytest.skip("no GPU; test_triton_interpreted.py runs this in triton's interpreter")
+
+
+@pytest.fixture
+def own_products(monkeypatch) -> None:
+    """Matrices are multiplied by torch in all ways, so that digits can be compared."""
+    monkeypatch.setattr(dense, "_onednn_is_faster", lambda: False)

@@ -1,5 +1,7 @@
 """What a mixer keeps for its backward pass, and that it changes no digit of a result or of a gradient."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -7,12 +9,7 @@ from lightning_modules.ops import MixerWeights, dense, mix, use_backend
 from lightning_modules.ops.scan import numba as numba_backend
 
 R, N, WIDTH = 3, 4, 4
-
-
-@pytest.fixture
-def own_products(monkeypatch) -> None:
-    """Matrices are multiplied by torch in all ways, so that digits can be compared."""
-    monkeypatch.setattr(dense, "_onednn_is_faster", lambda: False)
+_equal = partial(torch.testing.assert_close, rtol=0, atol=0)
 
 
 def _inputs(dtype: torch.dtype = torch.float32, batch: int = 2, length: int = 70, channels: int = 20):
@@ -43,13 +40,6 @@ def _gradients(
     (y.float().square() + y.float()).sum().backward()
     inputs = (xz, *weights[0], *(weights[1] if len(weights) == 2 else ()))
     return [y.detach(), *(t.grad for t in inputs), None if out_proj is None else out_proj.grad]
-
-
-def _equal(got, expected) -> None:
-    for index, (one, other) in enumerate(zip(got, expected, strict=True)):
-        assert (one is None) == (other is None), index
-        if one is not None:
-            assert one.dtype == other.dtype and torch.equal(one, other), (index, (one - other).abs().max())
 
 
 CASES = {
