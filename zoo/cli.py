@@ -48,7 +48,7 @@ from zoo.configs import current_arguments, refuse_foreign_classes, resolve
 from zoo.datasets import title_of
 from zoo.errors import ZooError
 from zoo.files import written
-from zoo.plain_yaml import check_limits
+from zoo.plain_yaml import check_limits, read_yaml
 from zoo.printable import printable
 from zoo.runs import Metrics, Runs, discard, is_finished, loggers, new_folder, read_checkpoint, steps_done
 
@@ -391,6 +391,8 @@ class _SaveConfig(SaveConfigCallback):
         if stage == "fit":
             # What made the run, not where it was continued: the file can be run again.
             self.config = self.config.clone()
+            if self.config["ckpt_path"] is not None:
+                self._keep_start(Path(trainer.log_dir or "") / self.config_filename)
             self.config["ckpt_path"] = None
             data = self.config.get("data")
             title = data and title_of(data["class_path"], data.get("init_args") or {})
@@ -398,6 +400,12 @@ class _SaveConfig(SaveConfigCallback):
                 self.parser.dump_header = [*(self.parser.dump_header or []), f"{DATASET}{title}"]
             self.save_to_log_dir = trainer.log_dir is not None  # None: a logger of a server, as MLflow's
             super().setup(trainer, pl_module, stage)
+
+    def _keep_start(self, record: Path) -> None:
+        """A run that is resumed started from the weights that its record names, whatever the recipe would take."""
+        with suppress(ZooError, KeyError, TypeError):  # no record, or one that was edited
+            started_from = read_yaml(record)["model"]["init_args"]["init_from"]
+            self.config["model"]["init_args"]["init_from"] = started_from
 
     @override
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -362,12 +362,10 @@ def test_finetune_takes_the_network_from_the_donor_and_the_classes_from_the_fold
     """A linear probe on the shipped model: the backbone stays the donor's, the head has the data's classes."""
     import zoo as package
 
-    result = run(
-        "lightning", "fit", "--config", "finetune", "--data.root", workspace / "data", "--data.num_workers", "0",
-        "--model.init_from", "videomamba-nano-motion", "--model.freeze_backbone", "true", "--model.num_frames", "4",
-        "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", "--trainer.default_root_dir", tmp_path,
-        cwd=tmp_path,
-    )  # fmt: skip
+    tune = ["lightning", "fit", "--config", "finetune", "--data.root", workspace / "data", "--data.num_workers", "0",
+            "--model.freeze_backbone", "true", "--trainer.accelerator", "cpu"]  # fmt: skip
+    start = ["--model.init_from", "videomamba-nano-motion", "--model.num_frames", "4"]
+    result = run(*tune, *start, "--trainer.max_epochs", "1", cwd=tmp_path)
     assert "a new head" in result.stderr
     donor = package.load("videomamba-nano-motion", num_frames=4)
     tuned = package.load(next(tmp_path.rglob("last.ckpt")))
@@ -377,3 +375,10 @@ def test_finetune_takes_the_network_from_the_donor_and_the_classes_from_the_fold
     ours, theirs = tuned.net.state_dict(), donor.net.state_dict()
     assert ours["head.weight"].shape == (2, 96)
     assert all(ours[key].equal(theirs[key]) for key in ours if not key.startswith("head."))
+
+    # Resumed without repeating the start, which is another one in the recipe: the record keeps what it was.
+    result = run(*tune, "--ckpt_path", "last", "--trainer.max_epochs", "2", cwd=tmp_path)
+    assert "Resuming" in result.stderr
+    record = yaml.safe_load((tmp_path / "runs" / "finetune" / "version_0" / "config.yaml").read_text())
+    assert record["trainer"]["max_epochs"] == 2
+    assert record["model"]["init_args"]["init_from"] == "videomamba-nano-motion"
