@@ -6,6 +6,7 @@ importlib.
 """
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -44,7 +45,7 @@ FLOORS = {
         ("tasks",),
     ),
     "zoo": (
-        ("datasets", "errors", "printable"),
+        ("datasets", "errors", "printable", "shadows", "version"),
         ("files",),
         ("checks", "limits", "plain_yaml", "registry", "runs", "sources"),
         ("recipe", "configs"),
@@ -227,13 +228,19 @@ LAZY = [
 
 
 @pytest.mark.parametrize("package", LAZY)
-def test_type_checkers_find_each_public_name_where_it_is_resolved(package):
-    tree = ast.parse(REPOSITORY.joinpath(*package.split("."), "__init__.py").read_text())
-    homes = next(
-        ast.literal_eval(node.value)
-        for node in tree.body
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_HOME"
-    )
-    block = next(node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
-    told = {alias.asname: node.module for node in block.body for alias in node.names if alias.name == alias.asname}
-    assert told == {name: f"{package}.{home}" for name, home in homes.items()}
+def test_each_public_name_is_found_where_the_stub_says(package):
+    found = importlib.import_module(package)
+    stub = ast.parse(REPOSITORY.joinpath(*package.split("."), "__init__.pyi").read_text())
+    homes = {alias.name: node.module for node in stub.body for alias in node.names}
+    assert {*found.__all__} == {*dir(found)} - {"__version__"} == {*homes} - {"__version__"}
+    for name, home in homes.items():
+        assert getattr(found, name) is getattr(importlib.import_module(f"{package}.{home}"), name)
+    with pytest.raises(AttributeError, match="absent"):
+        _ = found.absent
+
+
+@pytest.mark.parametrize("package", LAZY)
+def test_type_checkers_offer_each_public_name(package):
+    """A stub passes on only what it imports under its own name."""
+    stub = ast.parse(REPOSITORY.joinpath(*package.split("."), "__init__.pyi").read_text())
+    assert [alias.asname for node in stub.body for alias in node.names if alias.asname != alias.name] == []

@@ -140,7 +140,7 @@ def _callback_changes(arguments: list[str]) -> tuple[list[dict[str, Any]], list[
         if flag == "--trainer.callbacks+":
             value = value if joined else next(words, "")
             # Some of ours have the names of Lightning's, which jsonargparse would call ambiguous.
-            ours = value in lightning_modules.callbacks.__all__
+            ours = value in dir(lightning_modules.callbacks)
             rest.append(f"{flag}={'lightning_modules.callbacks.' if ours else ''}{value}")
             continue
         name, _, argument = flag.removeprefix("--trainer.callbacks.").partition(".")

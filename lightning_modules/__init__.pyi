@@ -1,0 +1,11 @@
+from .base import BaseModule as BaseModule
+from .tasks.action_classifier import ActionClassifier as ActionClassifier
+from .tasks.classification import VideoClassifier as VideoClassifier
+from .tasks.dual_encoder import DualEncoder as DualEncoder
+from .tasks.mambavl import ActionRecognition as ActionRecognition
+from .tasks.masked_pretraining import MaskedPretraining as MaskedPretraining
+from .tasks.regression import VideoRegressor as VideoRegressor
+from .tasks.retrieval import TextVideoRetrieval as TextVideoRetrieval
+from .tasks.self_distillation import SelfDistillation as SelfDistillation
+from .tasks.video_text import VideoTextPretraining as VideoTextPretraining
+from .training.optim import Optim as Optim

@@ -1,0 +1,12 @@
+from .best import ModelCheckpoint as ModelCheckpoint
+from .checkpoints import AtomicCheckpointIO as AtomicCheckpointIO
+from .curves import Curves as Curves
+from .ema import EMA as EMA
+from .finite import FiniteLoss as FiniteLoss
+from .interval import LogInterval as LogInterval
+from .last import LastCheckpoint as LastCheckpoint
+from .progress import RichProgressBar as RichProgressBar
+from .report import Report as Report
+from .submission import EpicSubmission as EpicSubmission
+from .summary import Summary as Summary
+from .throughput import Throughput as Throughput

@@ -1,0 +1,11 @@
+from .avion import AvionTower as AvionTower
+from .bimamba import BiMamba as BiMamba
+from .clip_teacher import ClipTeacher as ClipTeacher
+from .mambavl import MambaVL as MambaVL
+from .mambavl_joint import JointMambaVL as JointMambaVL
+from .masked_videomamba import MaskedVideoMamba as MaskedVideoMamba
+from .muse import Muse as Muse
+from .timemamba import TimeMamba as TimeMamba
+from .video_text import VideoTextNet as VideoTextNet
+from .videomamba import VideoMamba as VideoMamba
+from .vivim import ViViM as ViViM

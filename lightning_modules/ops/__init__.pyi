@@ -1,0 +1,12 @@
+from .backend import available_backends as available_backends
+from .backend import use_backend as use_backend
+from .backend import why_not as why_not
+from .conv.interface import bidirectional_conv1d as bidirectional_conv1d
+from .conv.interface import causal_conv1d as causal_conv1d
+from .dense import Linear as Linear
+from .dense import linear as linear
+from .mixer import MixerWeights as MixerWeights
+from .mixer import mix as mix
+from .norm.interface import add_rms_norm as add_rms_norm
+from .scan.interface import bidirectional_scan as bidirectional_scan
+from .scan.interface import selective_scan as selective_scan
