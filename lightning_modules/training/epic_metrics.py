@@ -5,10 +5,9 @@ An action is a verb and a noun; its number is ``verb * 1000 + noun``, as in the 
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
-from lightning_modules.errors import ModelError
+from lightning_modules.checks import check_choice
+from lightning_modules.training.metrics import KeptRows, distinct
 
 __all__ = ["ACTION_BASE", "TASKS", "EpicMetrics", "best_pairs", "marginal_scores"]
 
@@ -21,7 +20,7 @@ _PARTS = ("verb", "noun", "action", "pair")
 _NONE = -1
 
 
-class EpicMetrics(Metric):
+class EpicMetrics(KeptRows):
     """Scores of a split: over all its segments, those of unseen participants, and those of rare classes.
 
     - recognition: top-1 and top-5 of verb, noun and action; the official evaluator gives top-1 on the two subsets.
@@ -32,37 +31,24 @@ class EpicMetrics(Metric):
     the product of the verb's and the noun's probability, which is what the official evaluator does where a submission
     has no action scores. A segment is rare ("tail") as a verb or noun where that is, as an action where either is.
 
-    With `as_coded` there is one more number for the action, that of MambaVL's authors (docs/protocol.md, section 22):
-    it counts where the verb is among the five best verbs and the noun among the five best nouns. These are 25 guesses
-    where the challenge allows 5: the number is never lower than that of `pair`, and does not compare with it.
-
     Every segment is kept with its index and counted once on `compute`; placeholders (-1) and segments without labels
     are left out. Equal scores keep the order of `torch.topk`.
 
     Args:
         task: "recognition" or "anticipation".
-        as_coded: also compute `action_top5_as_coded`, or for anticipation `action_recall5_as_coded`.
+        as_coded: also compute `action_top5_as_coded`, or for anticipation `action_recall5_as_coded`, the number of
+            MambaVL's authors: verb and noun are each among the five best, 25 guesses (docs/protocol.md, section 22).
 
     Raises:
         ModelError: another task.
     """
 
-    full_state_update = False
-    index: list[Tensor]
-    truth: list[Tensor]
-    subsets: list[Tensor]
-    verb: list[Tensor]
-    noun: list[Tensor]
-    action: list[Tensor]
-    pair: list[Tensor]
+    kept = ("index", "truth", "subsets", *_PARTS)
 
     def __init__(self, task: str = "recognition", as_coded: bool = False) -> None:
         super().__init__()
-        if task not in TASKS:
-            raise ModelError(f"task is {task!r}; choose one of {', '.join(TASKS)}.")
+        check_choice("task", task, TASKS)
         self.task, self.as_coded = task, as_coded
-        for name in ("index", "truth", "subsets", *_PARTS):
-            self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(
         self,
@@ -88,15 +74,17 @@ class EpicMetrics(Metric):
             tail: bool (B, 2), rare verb, rare noun.
             index: int64 (B,), position in the data set; -1 is skipped.
         """
-        self.index.append(index)
-        self.truth.append(truth)
-        self.subsets.append(torch.cat([unseen.unsqueeze(1), tail], dim=1))
-        self.verb.append(_top(verb))
-        self.noun.append(_top(noun))
         best = _top(action)
-        self.action.append(torch.where(best == _NONE, _NONE, actions[best.clamp_min(0)]))
         pairs = best_pairs(verb, noun, min(_K, verb.shape[1] * noun.shape[1]))[0]
-        self.pair.append(_filled(pairs))
+        self.keep(
+            index=index,
+            truth=truth,
+            subsets=torch.cat([unseen.unsqueeze(1), tail], dim=1),
+            verb=_top(verb),
+            noun=_top(noun),
+            action=torch.where(best == _NONE, _NONE, actions[best.clamp_min(0)]),
+            pair=_filled(pairs),
+        )
 
     def compute(self) -> dict[str, Tensor]:
         """Values in [0, 1], nan where a subset is empty, and ``samples``, how many segments were counted.
@@ -104,22 +92,17 @@ class EpicMetrics(Metric):
         Names are part_topk (verb_top1, noun_top5, pair_top1, ...) or part_recall5; those of subsets begin with unseen_
         or tail_ (tail_action_top1). The number `as_coded` has no subsets.
         """
-        index = dim_zero_cat(self.index)
-        truth, subsets = dim_zero_cat(self.truth), dim_zero_cat(self.subsets)
-        best = {part: dim_zero_cat(getattr(self, part)) for part in _PARTS}
-        order = torch.argsort(index, stable=True)
-        kept = torch.ones_like(index, dtype=torch.bool)
-        kept[1:] = index[order][1:] != index[order][:-1]
-        rows = order[kept]
-        rows = rows[(index[rows] >= 0) & (truth[rows] >= 0).all(dim=1)]
+        index, truth, subsets, *best = self.all_kept()
+        rows = distinct(index)
+        rows = rows[(truth[rows] >= 0).all(dim=1)]
         truth, subsets = truth[rows], subsets[rows]
         number = truth[:, 0] * ACTION_BASE + truth[:, 1]
         right = {"verb": truth[:, 0], "noun": truth[:, 1], "action": number, "pair": number}
         rare = {"verb": subsets[:, 1], "noun": subsets[:, 2]}
         rare |= dict.fromkeys(("action", "pair"), subsets[:, 1] | subsets[:, 2])
-        result = {}
-        for part in _PARTS:
-            hits = best[part][rows] == right[part].unsqueeze(1)
+        result, hits_of = {}, {}
+        for part, found in zip(_PARTS, best, strict=True):
+            hits = hits_of[part] = found[rows] == right[part].unsqueeze(1)
             everything = torch.ones_like(rows, dtype=torch.bool)
             for title, subset in (("", everything), ("unseen_", subsets[:, 0]), ("tail_", rare[part])):
                 if self.task == "anticipation":
@@ -128,8 +111,7 @@ class EpicMetrics(Metric):
                 for k in (1, _K) if not title else (1,):
                     result[f"{title}{part}_top{k}"] = hits[subset, :k].any(dim=1).float().mean()
         if self.as_coded:
-            found = [(best[part][rows] == right[part].unsqueeze(1)).any(dim=1) for part in ("verb", "noun")]
-            both = found[0] & found[1]
+            both = hits_of["verb"].any(dim=1) & hits_of["noun"].any(dim=1)
             if self.task == "anticipation":
                 result["action_recall5_as_coded"] = _class_mean(both, number)
             else:

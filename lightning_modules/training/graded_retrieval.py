@@ -6,38 +6,30 @@ nouns (docs/protocol.md, section 24).
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
-from lightning_modules.training.metrics import RetrievalRanks, distinct, log_sum_exp, row_blocks
+from lightning_modules.training.metrics import KeptRows, RetrievalRanks, distinct, log_sum_exp, row_blocks
 
 __all__ = ["GradedRetrieval", "RetrievalScores", "graded_ranking", "relevance_of"]
 
 
-class GradedRetrieval(Metric):
+class GradedRetrieval(KeptRows):
     """Mean average precision and nDCG of sentences for videos (v2t), of videos for sentences (t2v), and their means.
 
-    What is near is compared with the relevance that follows from the classes of both sides, see `relevance_of` and
-    `graded_ranking`. An item is a segment with the sentences that were written about it, often none: all sentences of
-    the split are candidates for every video. A segment counts once, also where a distributed sampler repeats it. The
-    video of a placeholder (index -1) is left out, its sentences are not: they can be read.
+    See `relevance_of` and `graded_ranking`. An item is a segment with the sentences that were written about it, often
+    none: all sentences of the split are candidates for every video. A segment counts once, also where a distributed
+    sampler repeats it. The video of a placeholder (index -1) is left out, its sentences are not.
 
-    Kept until `compute` are the vectors, 2 kB each at 512 dimensions, and the classes of the segments; the products are
-    taken in blocks.
+    Vectors are kept until `compute`, 2 kB each at 512 dimensions.
 
     Args:
         dual_softmax: as `training.metrics.retrieval_ranks` has it.
     """
 
-    full_state_update = False
-    video: list[Tensor]
-    text: list[Tensor]
+    kept = ("video", "index", "segment", "verb", "nouns", "text", "count")
 
     def __init__(self, dual_softmax: bool = False) -> None:
         super().__init__()
         self.dual_softmax = dual_softmax
-        for name in ("video", "index", "segment", "verb", "nouns", "text", "count"):
-            self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(
         self,
@@ -61,15 +53,12 @@ class GradedRetrieval(Metric):
             segment: int64 (B,), position in the split, of placeholders too.
             index: int64 (B,), the same, and -1 where the video could not be read.
         """
-        self.video.append(video.float())
-        self.text.append(text.float())
-        for name, value in (("count", count), ("verb", verb), ("nouns", nouns), ("segment", segment), ("index", index)):
-            getattr(self, name).append(value)
+        vectors = {"video": video.float(), "text": text.float()}
+        self.keep(**vectors, count=count, verb=verb, nouns=nouns, segment=segment, index=index)
 
     def compute(self) -> dict[str, Tensor]:
         """v2t_map, t2v_map, map, v2t_ndcg, t2v_ndcg and ndcg in [0, 1], nan without queries; videos and captions."""
-        names = ("video", "index", "segment", "verb", "nouns", "text", "count")
-        video, index, segment, verb, nouns, text, count = (dim_zero_cat(getattr(self, name)) for name in names)
+        video, index, segment, verb, nouns, text, count = self.all_kept()
         rows = distinct(segment)
         # Where each segment's sentences begin, to put them in the order of the segments.
         ends = count.cumsum(0)
@@ -89,10 +78,7 @@ class GradedRetrieval(Metric):
 
 
 class RetrievalScores(nn.Module):
-    """What a retrieval model is evaluated with.
-
-    It is `GradedRetrieval` where the batches have classes of verb and nouns (docs/batches.md), `RetrievalRanks`
-    elsewhere.
+    """`GradedRetrieval` where the batches have classes of verb and nouns (docs/batches.md), else `RetrievalRanks`.
 
     Args:
         dual_softmax: see `training.metrics.retrieval_ranks`.

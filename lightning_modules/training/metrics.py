@@ -1,13 +1,15 @@
 """Metrics that stay exact across processes."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 from typing_extensions import override
 
-__all__ = ["RetrievalRanks", "SampleAccuracy", "SampleError", "SampleMean", "best_of_sets", "distinct", "log_sum_exp",
-           "rank_of", "rank_statistics", "retrieval_ranks", "row_blocks"]  # fmt: skip
+__all__ = ["KeptRows", "RetrievalRanks", "SampleAccuracy", "SampleError", "SampleMean", "best_of_sets", "distinct",
+           "log_sum_exp", "rank_of", "rank_statistics", "retrieval_ranks", "row_blocks"]  # fmt: skip
 
 
 def distinct(index: Tensor) -> Tensor:
@@ -19,7 +21,32 @@ def distinct(index: Tensor) -> Tensor:
     return order[first & (ascending >= 0)]
 
 
-class SampleAccuracy(Metric):
+class KeptRows(Metric):
+    """Abstract base of metrics that keep rows of tensors, here and across processes, until `compute`.
+
+    Attributes:
+        kept: what is kept, by name.
+    """
+
+    full_state_update = False
+    kept: ClassVar[tuple[str, ...]]
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in self.kept:
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def keep(self, **rows: Tensor) -> None:
+        """Add rows under each name of `kept`."""
+        for name, tensor in rows.items():
+            getattr(self, name).append(tensor)
+
+    def all_kept(self) -> list[Tensor]:
+        """All rows, a tensor for each name of `kept`."""
+        return [dim_zero_cat(getattr(self, name)) for name in self.kept]
+
+
+class SampleAccuracy(KeptRows):
     """Top-1 and top-5 accuracy and mean loss over distinct samples; no top-5 of five classes or fewer, which is 1.
 
     Every sample is kept with its index in the data set and counted once on `compute`, so a sampler that repeats
@@ -27,18 +54,11 @@ class SampleAccuracy(Metric):
     (index -1) are left out. Only the five best classes of a sample are stored: about 60 bytes a sample.
     """
 
-    full_state_update = False
-    index: list[Tensor]
-    label: list[Tensor]
-    best: list[Tensor]
-    loss: list[Tensor]
+    kept = ("index", "label", "best", "loss")
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.k = min(5, num_classes)
-        for name in ("index", "label", "best", "loss"):
-            self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(self, scores: Tensor, label: Tensor, index: Tensor, loss: Tensor) -> None:
         """Add a batch.
@@ -49,33 +69,23 @@ class SampleAccuracy(Metric):
             index: int64 (B,), position in the data set; -1 is skipped.
             loss: (B,), averaged by `compute`.
         """
-        self.index.append(index)
-        self.label.append(label)
-        self.best.append(scores.topk(self.k, dim=1).indices)
-        self.loss.append(loss.float())
+        best = scores.topk(min(5, self.num_classes), dim=1).indices
+        self.keep(index=index, label=label, best=best, loss=loss.float())
 
     def compute(self) -> dict[str, Tensor]:
         """top1 and top5 in [0, 1], loss and samples (how many were counted); without top5 for up to five classes."""
-        index, label, best, loss = (dim_zero_cat(getattr(self, name)) for name in ("index", "label", "best", "loss"))
-        kept = distinct(index)
-        label, best, loss = label[kept], best[kept], loss[kept]
+        index, *rows = self.all_kept()
+        label, best, loss = (values[distinct(index)] for values in rows)
         hits = best == label.unsqueeze(1)
         ranks = (1, 5) if self.num_classes > 5 else (1,)
         accuracy = {f"top{k}": hits[:, :k].any(dim=1).float().mean() for k in ranks}
         return {**accuracy, "loss": loss.mean(), "samples": loss.new_tensor(float(len(loss)))}
 
 
-class SampleError(Metric):
+class SampleError(KeptRows):
     """Mean squared and mean absolute error over distinct samples, counted as `SampleAccuracy` counts them."""
 
-    full_state_update = False
-    index: list[Tensor]
-    error: list[Tensor]
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name in ("index", "error"):
-            self.add_state(name, default=[], dist_reduce_fx="cat")
+    kept = ("index", "error")
 
     def update(self, predicted: Tensor, value: Tensor, index: Tensor) -> None:
         """Add a batch.
@@ -85,39 +95,31 @@ class SampleError(Metric):
             value: (B,), what is right.
             index: int64 (B,), position in the data set; -1 is skipped.
         """
-        self.index.append(index)
-        self.error.append((predicted - value).float())
+        self.keep(index=index, error=(predicted - value).float())
 
     def compute(self) -> dict[str, Tensor]:
         """mse, mae and samples (how many were counted); errors of none are nan."""
-        index, error = dim_zero_cat(self.index), dim_zero_cat(self.error)
+        index, error = self.all_kept()
         error = error[distinct(index)]
         return {"mse": error.square().mean(), "mae": error.abs().mean(), "samples": error.new_tensor(len(error))}
 
 
-class SampleMean(Metric):
+class SampleMean(KeptRows):
     """Mean of a number over distinct samples, counted as `SampleAccuracy` counts them; nan of none."""
 
-    full_state_update = False
-    index: list[Tensor]
-    value: list[Tensor]
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name in ("index", "value"):
-            self.add_state(name, default=[], dist_reduce_fx="cat")
+    kept = ("index", "value")
 
     def update(self, value: Tensor, index: Tensor) -> None:
         """Add a batch: numbers (B,), and positions in the data set, int64 (B,), of which -1 is skipped."""
-        self.index.append(index)
-        self.value.append(value.float())
+        self.keep(index=index, value=value.float())
 
     @override
     def compute(self) -> Tensor:
-        return dim_zero_cat(self.value)[distinct(dim_zero_cat(self.index))].mean()
+        index, value = self.all_kept()
+        return value[distinct(index)].mean()
 
 
-class RetrievalRanks(Metric):
+class RetrievalRanks(KeptRows):
     """Recall at 1, 5 and 10 and the median and mean rank, of videos for captions (t2v) and the other way round (v2t).
 
     Embeddings of the whole split are kept and compared on `compute`: 2 kB a video and a caption at 512 dimensions. A
@@ -128,17 +130,11 @@ class RetrievalRanks(Metric):
         dual_softmax: see `retrieval_ranks`.
     """
 
-    full_state_update = False
-    video: list[Tensor]
-    index: list[Tensor]
-    text: list[Tensor]
-    count: list[Tensor]
+    kept = ("video", "index", "text", "count")
 
     def __init__(self, dual_softmax: bool = False) -> None:
         super().__init__()
         self.dual_softmax = dual_softmax
-        for name in ("video", "index", "text", "count"):
-            self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(self, video: Tensor, index: Tensor, text: Tensor, count: Tensor) -> None:
         """Add a batch of B videos and their M captions.
@@ -149,14 +145,11 @@ class RetrievalRanks(Metric):
             text: (M, D), the captions of the first video first.
             count: int64 (B,), captions of each video, summing up to M.
         """
-        self.video.append(video.float())
-        self.index.append(index)
-        self.text.append(text.float())
-        self.count.append(count)
+        self.keep(video=video.float(), index=index, text=text.float(), count=count)
 
     def compute(self) -> dict[str, Tensor]:
         """t2v_r1, t2v_r5, t2v_r10 in [0, 1], t2v_mdr, t2v_mnr (ranks from 1), the same for v2t, videos and captions."""
-        video, index, text, count = (dim_zero_cat(getattr(self, name)) for name in ("video", "index", "text", "count"))
+        video, index, text, count = self.all_kept()
         kept = torch.zeros_like(index, dtype=torch.bool)
         kept[distinct(index)] = True
         kept &= count > 0

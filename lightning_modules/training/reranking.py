@@ -18,19 +18,12 @@ PAIRS_AT_ONCE = 64
 
 
 class _Video(NamedTuple):
-    """A video of the split with its captions, on the CPU: what every process has to know of it.
-
-    Attributes:
-        index: unique in the split.
-        vector: (E,).
-        texts: vectors of its captions (n, E).
-        words: n times (L, width), without padding.
-    """
+    """A video of the split with its captions, on the CPU: what every process has to know of it."""
 
     index: int  # type: ignore[assignment]  # it hides tuple.index, which nobody needs of a video
-    vector: Tensor
-    texts: Tensor
-    words: list[Tensor]
+    vector: Tensor  # (E,)
+    texts: Tensor  # vectors of its captions (n, E)
+    words: list[Tensor]  # n times (L, width), without padding
 
 
 class Reranker:
