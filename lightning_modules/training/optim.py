@@ -222,50 +222,44 @@ def warmup_cosine(
         Step -> factor on `peak`, for `torch.optim.lr_scheduler.LambdaLR`.
     """
 
-    def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (start + (peak - start) * step / warmup_steps) / peak
-        progress = min((step - warmup_steps) / max(total_steps - warmup_steps, 1), 1.0)
-        return (end + (peak - end) * 0.5 * (1 + math.cos(math.pi * progress))) / peak
+    def angle(step: int) -> float:
+        return math.pi * min((step - warmup_steps) / max(total_steps - warmup_steps, 1), 1.0)
 
-    return factor
+    return lambda step: _factor(step, warmup_steps, angle, peak, start, end)
 
 
 def official_image_schedule(
     total_epochs: int, warmup_epochs: int, peak: float, start: float = 0.0, end: float = 0.0
 ) -> Callable[[int], float]:
-    """The schedule of the official image training, per epoch (docs/protocol.md, section 5).
+    """The schedule of the official image training, per epoch (docs/protocol.md, section 5); see `warmup_cosine`.
 
     The learning rate of an epoch is that of the epoch before, since the scheduler is stepped with the finished epoch's
     number: the first two epochs both run at `start`. The cosine spans all epochs, those of the warm-up included.
-
-    Returns:
-        Epoch -> factor on `peak`, for `torch.optim.lr_scheduler.LambdaLR`.
     """
 
-    def factor(epoch: int) -> float:
-        t = max(epoch - 1, 0)
-        if t < warmup_epochs:
-            return (start + (peak - start) * t / warmup_epochs) / peak
-        return (end + (peak - end) * 0.5 * (1 + math.cos(math.pi * t / total_epochs))) / peak
+    def angle(epoch: int) -> float:
+        return math.pi * epoch / total_epochs
 
-    return factor
+    return lambda epoch: _factor(max(epoch - 1, 0), warmup_epochs, angle, peak, start, end)
 
 
 def one_cosine(
     total_steps: int, warmup_steps: float, peak: float, start: float = 0.0, end: float = 0.0
 ) -> Callable[[int], float]:
-    """Linear from `start` to `peak` over the warm-up, then what is left of a half cosine over all steps (MUSE's).
+    """As `warmup_cosine`, but after the warm-up with what is left of a half cosine over all steps (MUSE's).
 
     The cosine counts from the first step, so the factor drops from 1 to 0.976 where a warm-up of a tenth ends.
-
-    Returns:
-        Step -> factor on `peak`, for `torch.optim.lr_scheduler.LambdaLR`.
     """
 
-    def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (start + (peak - start) * step / warmup_steps) / peak
-        return (end + (peak - end) * 0.5 * (1 + math.cos(math.pi * min(step / total_steps, 1.0)))) / peak
+    def angle(step: int) -> float:
+        return math.pi * min(step / total_steps, 1.0)
 
-    return factor
+    return lambda step: _factor(step, warmup_steps, angle, peak, start, end)
+
+
+def _factor(
+    step: int, warmup_steps: float, angle: Callable[[int], float], peak: float, start: float, end: float
+) -> float:
+    if step < warmup_steps:
+        return (start + (peak - start) * step / warmup_steps) / peak
+    return (end + (peak - end) * 0.5 * (1 + math.cos(angle(step)))) / peak
