@@ -100,7 +100,7 @@ class Report(Callback):
     def _write(self, trainer: Trainer, pl_module: LightningModule, found: "Answers | Matches", folder: Path) -> None:
         # Heavy, and of no use to a training.
         from lightning_modules.report.clips import clip_of
-        from lightning_modules.report.page import Page, render
+        from lightning_modules.report.page import render
 
         loader: Any = trainer.test_dataloaders
         clip = partial(clip_of, loader[0] if isinstance(loader, list | tuple) else loader)
@@ -110,13 +110,13 @@ class Report(Callback):
                  *([type(data).__name__] if data is not None else []), f"{found.samples:,} samples"]  # fmt: skip
         if found.unreadable:
             facts.append(f"left out, since they could not be read: {found.unreadable:,}")
-        page = Page(f"Test of {folder.absolute().parent.name}", facts, list(found.sections(clip, self.worst)))
+        page = render(f"Test of {folder.absolute().parent.name}", facts, list(found.sections(clip, self.worst)))
         logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
         record = {"checkpoint": tested, "samples": found.samples, "unreadable": found.unreadable,
                   "scores": found.scores, "logged": logged}  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
         files = {**dict(found.files()), FACTS: (json.dumps(record, indent=1) + "\n").encode(),
-                 PAGE: render(page).encode("utf-8", "replace")}  # fmt: skip
+                 PAGE: page.encode("utf-8", "replace")}  # fmt: skip
         for name, content in files.items():
             with written(folder / name) as beside:
                 beside.write_bytes(content)

@@ -4,6 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -40,8 +41,7 @@ class AnswerRows:
         self.room = MOST_SCORES // processes
         self.samples: dict[str, list] = {"index": [], "path": [], "segment": []}
         self.unreadable: set[str] = set()
-        self.kinds: dict[str, dict[str, list[Tensor]]] = {}
-        self.dropped: set[str] = set()  # kinds of which not all probabilities are kept
+        self.kinds: dict[str, dict[str, list[Tensor]]] = {}  # without "scores" where they are too many
         self.names: dict[str, Sequence[str]] = {}
 
     def add(self, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> None:
@@ -71,21 +71,13 @@ class AnswerRows:
             for name, values in found.items():
                 rows[name].append(values.cpu()[kept])
             if len(self.samples["index"]) * scores.shape[1] > self.room:
-                self.dropped.add(kind)
-            if kind in self.dropped:
-                rows["scores"] = []
-            else:
+                rows.pop("scores", None)
+            if "scores" in rows:
                 rows["scores"].append(scores.float().cpu()[kept])
 
     def part(self) -> dict:
         """What this process has, as plain values to send to the first one."""
-        kinds = {
-            kind: {
-                name: None if name == "scores" and kind in self.dropped else torch.cat(values)
-                for name, values in rows.items()
-            }
-            for kind, rows in self.kinds.items()
-        }
+        kinds = {kind: {name: torch.cat(values) for name, values in rows.items()} for kind, rows in self.kinds.items()}
         return {"samples": self.samples, "unreadable": self.unreadable, "kinds": kinds, "names": self.names}
 
     def join(self, parts: Sequence[dict]) -> "Answers | None":
@@ -94,60 +86,53 @@ class AnswerRows:
         if not parts:
             return None
         index = torch.tensor([i for part in parts for i in part["samples"]["index"]])
+        path, segment = ([value for part in parts for value in part["samples"][name]] for name in ("path", "segment"))
         kept = distinct(index)
-        samples: dict[str, Any] = {}
-        for name in ("path", "segment"):
-            values = [value for part in parts for value in part["samples"][name]]
-            samples[name] = [values[i] for i in kept.tolist()]
         kinds = []
         for kind, names in parts[0]["names"].items():
-            found = [part["kinds"].get(kind) for part in parts]
-            if any(rows is None for rows in found):
-                continue
-            rows: dict[str, Any] = {
-                name: None if any(r[name] is None for r in found) else torch.cat([r[name] for r in found])[kept]
-                for name in found[0]
-            }
-            kinds.append(Kind(kind, names, index=index[kept], **samples, **rows))
+            found = [part["kinds"][kind] for part in parts]
+            common = set(found[0]).intersection(*found)  # some may have dropped the scores
+            rows = {name: torch.cat([rows[name] for rows in found]) for name in common}
+            labelled = kept[rows["truth"][kept] >= 0]
+            kinds.append(
+                Kind(
+                    kind,
+                    names,
+                    index[labelled],
+                    [path[i] for i in labelled.tolist()],
+                    [segment[i] for i in labelled.tolist()],
+                    **{name: values[labelled] for name, values in rows.items()},
+                )
+            )
         unreadable = set().union(*(part["unreadable"] for part in parts))
         return Answers(kinds, len(kept), len(unreadable)) if kinds else None
 
 
+@dataclass(frozen=True, eq=False)
 class Kind:
     """All answers of one kind: N samples with labels, K classes.
 
-    Args:
+    Attributes:
         kind: what is answered: "class", "verb".
         names: of the classes.
         index: int64 (N,), positions in the data set, ascending.
         path: N files.
         segment: N names of annotations, or empty.
-        truth: int64 (N,), 0 .. K; -1 is left out.
+        truth: int64 (N,), 0 .. K.
         best: int64 (N, k), the best answers.
         probability: (N, k), theirs.
         scores: (N, K), all probabilities; None where they were too many.
     """
 
-    def __init__(
-        self,
-        kind: str,
-        names: Sequence[str],
-        *,
-        index: Tensor,
-        path: Sequence[str],
-        segment: Sequence[str],
-        truth: Tensor,
-        best: Tensor,
-        probability: Tensor,
-        scores: Tensor | None,
-    ) -> None:
-        rows = (truth >= 0).nonzero().flatten()
-        self.kind = kind
-        self.index, self.truth, self.best, self.probability = index[rows], truth[rows], best[rows], probability[rows]
-        self.scores = None if scores is None else scores[rows]
-        self.path, self.segment = ([values[i] for i in rows.tolist()] for values in (path, segment))
-        self.names = list(names)
-        self.right = self.best[:, 0] == self.truth
+    kind: str
+    names: Sequence[str]
+    index: Tensor
+    path: Sequence[str]
+    segment: Sequence[str]
+    truth: Tensor
+    best: Tensor
+    probability: Tensor
+    scores: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.truth)
@@ -156,6 +141,11 @@ class Kind:
     def num_classes(self) -> int:
         """K, how many classes the model has."""
         return len(self.names)
+
+    @cached_property
+    def right(self) -> Tensor:
+        """Whether the best answer is right, bool (N,)."""
+        return self.best[:, 0] == self.truth
 
     @cached_property
     def per_class(self) -> numbers.PerClass:
@@ -224,12 +214,7 @@ class Answers:
             yield f"confusion_{kind.kind}.png" if number else "confusion.png", figures.on_white(*_confusion(kind))
 
     def sections(self, clip_of: Callable[[int], bytes | None], worst: int) -> Iterator[Section]:
-        """The parts of the page.
-
-        Args:
-            clip_of: the clip at a position of the data set, see `lightning_modules.report.clips`.
-            worst: how many clips to show.
-        """
+        """The parts of the page, with the `worst` clips, which `clip_of` gives by their positions in the data set."""
         for number, kind in enumerate(self.kinds):
             title = f"{kind.kind.capitalize()}: " if len(self.kinds) > 1 else ""
             yield Section(f"{title}Scores", tiles=_tiles(kind))
@@ -267,11 +252,8 @@ def _cell(value: object) -> object:
 def _scores(kind: Kind) -> dict[str, Any]:
     found: dict[str, Any] = {"samples": len(kind), **kind.shares}
     found |= {f"{name}_interval": numbers.interval(share, len(kind)) for name, share in kind.shares.items()}
-    return {**found, "mean_recall": _mean(kind.per_class.recall), "calibration_error": kind.calibration.error}
-
-
-def _mean(values: Tensor) -> float:
-    return float(values.nanmean())
+    recall = float(kind.per_class.recall.nanmean())
+    return {**found, "mean_recall": recall, "calibration_error": kind.calibration.error}
 
 
 def _class_rows(kind: Kind) -> Iterator[Sequence]:
@@ -298,14 +280,13 @@ def _tiles(kind: Kind) -> list[Tile]:
     classes = int((kind.per_class.count > 0).sum())
     return [
         *tiles,
-        Tile("Mean recall of classes", f"{_mean(kind.per_class.recall):.1%}", f"{classes:,} classes with samples"),
+        Tile("Mean recall of classes", f"{kind.per_class.recall.nanmean():.1%}", f"{classes:,} classes with samples"),
         Tile("Calibration error", f"{kind.calibration.error:.1%}", "expected"),
         Tile("Samples", f"{len(kind):,}", f"{len(kind.mistakes):,} wrong"),
     ]
 
 
 def _confusion(kind: Kind) -> tuple:
-    """The arguments of a confusion matrix's figure."""
     chosen = numbers.most_confused(kind.matrix, MATRIX)
     shown = kind.matrix[chosen][:, chosen]
     elsewhere = None if len(chosen) == kind.num_classes else kind.matrix[chosen].sum(dim=1) - shown.sum(dim=1)

@@ -18,13 +18,9 @@ FRAMES, HEIGHT_PX, FRAME_MS = 8, 144, 250
 
 
 def clip_of(loader: "DataLoader[Any]", index: int) -> bytes | None:
-    """An item of a loader's data set as an animated WebP; None where it cannot be read.
+    """The item at a position of a loader's data set (docs/batches.md) as an animated WebP.
 
-    Whatever the data set raises is swallowed: a report is not worth a failed test.
-
-    Args:
-        loader: has a `dataset` whose items are those of docs/batches.md.
-        index: position of the item.
+    None where it cannot be read, whatever the data set raises: a report is not worth a failed test.
     """
     try:
         item = loader.dataset[index]

@@ -10,13 +10,7 @@ from torch import Tensor
 from lightning_modules.report import figures
 from lightning_modules.report.answers import table
 from lightning_modules.report.page import Picture, Section, Shown, Tile
-from lightning_modules.training.metrics import (
-    distinct,
-    log_sum_exp,
-    rank_statistics,
-    retrieval_ranks,
-    row_blocks,
-)
+from lightning_modules.training.metrics import distinct, log_sum_exp, rank_statistics, retrieval_ranks, row_blocks
 
 __all__ = ["MatchRows", "Matches"]
 
@@ -34,8 +28,7 @@ class MatchRows:
     """
 
     def __init__(self) -> None:
-        self.lists: dict[str, list] = {"index": [], "path": [], "text": []}
-        self.vectors: dict[str, list[Tensor]] = {"video": [], "text": []}
+        self.rows: dict[str, list] = {name: [] for name in ("index", "path", "texts", "video", "text")}
         self.unreadable: set[str] = set()
         self.scoring: dict[str, Any] = {}
 
@@ -50,35 +43,27 @@ class MatchRows:
         index = batch["video_index"].tolist()
         kept = [i for i, number in enumerate(index) if number >= 0 and batch["text"][i]]
         self.unreadable |= {path for path, number in zip(batch["path"], index, strict=True) if number < 0}
-        self.lists["index"] += [index[i] for i in kept]
-        self.lists["path"] += [batch["path"][i] for i in kept]
-        self.lists["text"] += [list(batch["text"][i]) for i in kept]
-        texts = outputs["text_vectors"].float().cpu().split([len(texts) for texts in batch["text"]])
-        videos = outputs["video_vectors"].float().cpu()
-        self.vectors["video"] += [videos[i] for i in kept]
-        self.vectors["text"] += [texts[i] for i in kept]
+        text = outputs["text_vectors"].float().cpu().split([len(texts) for texts in batch["text"]])
+        video = outputs["video_vectors"].float().cpu()
+        found = {"index": index, "path": batch["path"], "texts": batch["text"], "video": video, "text": text}
+        for name, values in found.items():
+            self.rows[name] += [values[i] for i in kept]
         self.scoring = {name: outputs[name] for name in ("scale", "dual_softmax")}
 
     def part(self) -> dict:
         """What this process has, as plain values to send to the first one."""
-        return {"lists": self.lists, "vectors": self.vectors, "unreadable": self.unreadable, "scoring": self.scoring}
+        return {"rows": self.rows, "unreadable": self.unreadable, "scoring": self.scoring}
 
     def join(self, parts: Sequence[dict]) -> "Matches | None":
         """The report of what all processes have; each video once, by its index. None without any."""
-        parts = [part for part in parts if part["lists"]["index"]]
+        parts = [part for part in parts if part["rows"]["index"]]
         if not parts:
             return None
-        kept = distinct(torch.tensor([i for part in parts for i in part["lists"]["index"]])).tolist()
-
-        def joined(group: str, name: str) -> list:
-            values = [value for part in parts for value in part[group][name]]
-            return [values[i] for i in kept]
-
+        rows = {name: [value for part in parts for value in part["rows"][name]] for name in self.rows}
+        kept = distinct(torch.tensor(rows["index"])).tolist()
+        found: dict[str, Any] = {name: [values[i] for i in kept] for name, values in rows.items()}
         unreadable = set().union(*(part["unreadable"] for part in parts))
-        return Matches(
-            joined("lists", "index"), joined("lists", "path"), joined("lists", "text"),
-            torch.stack(joined("vectors", "video")), joined("vectors", "text"), len(unreadable), **parts[0]["scoring"],
-        )  # fmt: skip
+        return Matches(**found, unreadable=len(unreadable), **parts[0]["scoring"])
 
 
 class Matches:
@@ -88,7 +73,7 @@ class Matches:
         index: N positions in the data set.
         path: N files.
         texts: captions of each video.
-        video: (N, D).
+        video: N vectors (D,).
         text: N times (captions, D).
         unreadable: how many videos could not be read.
         scale: what the products of the vectors are multiplied with.
@@ -100,7 +85,7 @@ class Matches:
         index: list[int],
         path: list[str],
         texts: list[list[str]],
-        video: Tensor,
+        video: list[Tensor],
         text: list[Tensor],
         unreadable: int,
         scale: float,
@@ -109,7 +94,7 @@ class Matches:
         self.index, self.path, self.unreadable = index, path, unreadable
         self.captions = [caption for captions in texts for caption in captions]
         self.owner = torch.arange(len(index)).repeat_interleave(torch.tensor([len(captions) for captions in texts]))
-        self.video, self.text = video, torch.cat(text)
+        self.video, self.text = torch.stack(video), torch.cat(text)
         self.scale, self.dual_softmax = float(scale), dual_softmax
         self.samples = len(index)
 

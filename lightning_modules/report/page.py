@@ -2,7 +2,6 @@
 
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import NamedTuple
@@ -11,7 +10,7 @@ from jinja2 import Environment, StrictUndefined, Template
 
 from lightning_modules.report.figures import Both
 
-__all__ = ["Bar", "Page", "Picture", "Section", "Shown", "Table", "Tile", "render"]
+__all__ = ["Bar", "Picture", "Section", "Shown", "Table", "Tile", "render"]
 
 
 class Tile(NamedTuple):
@@ -52,8 +51,7 @@ class Shown(NamedTuple):
     lines: Sequence[tuple[str, str]]
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     """A part of the page.
 
     Attributes:
@@ -73,18 +71,9 @@ class Section:
     clips: Sequence[Shown] = ()
 
 
-@dataclass(frozen=True)
-class Page:
-    """A page: a title, facts below it, and sections."""
-
-    title: str
-    facts: Sequence[str]
-    sections: Sequence[Section] = field(default_factory=list)
-
-
-def render(page: Page) -> str:
-    """The HTML of a page. Whatever texts hold is shown as text."""
-    return _template().render(page=page)
+def render(title: str, facts: Sequence[str], sections: Sequence[Section]) -> str:
+    """The HTML of a page: a title, facts below it, and sections. Whatever texts hold is shown as text."""
+    return _template().render(title=title, facts=facts, sections=sections)
 
 
 @cache
