@@ -50,8 +50,6 @@ _Stream: TypeAlias = Any
 
 @dataclass
 class _Task:
-    """A request, and what has arrived so far."""
-
     what: str
     most: int
     folder: Path
@@ -110,8 +108,6 @@ def _watch() -> None:
 
 
 class _WatchedClients:
-    """A factory of clients whose answers are looked at."""
-
     def __init__(self, factory: Callable[[], _Client]) -> None:
         self._factory = factory
 
@@ -224,7 +220,9 @@ def _note_size(response: _Response, task: _Task) -> None:
         size = _number(response.headers.get("Content-Length"))
     if size is None:
         return
-    _refuse_size(size, task)
+    if size > task.most:
+        raise HubError(f"{task.what} has {size:,} bytes, and a file of its kind has {task.most:,} at most; it was not "
+                       "fetched: do not use this repository.")  # fmt: skip
     task.announced[str(response.request.url)] = size
     if target is not None:
         task.announced[str(response.request.url.join(target))] = size
@@ -262,25 +260,15 @@ def _number(text: str | None) -> int | None:
     return int(text) if text is not None and re.fullmatch(r"[0-9]{1,18}", text.strip()) else None
 
 
-def _refuse_size(size: int, task: _Task) -> None:
-    if size > task.most:
-        raise HubError(f"{task.what} has {size:,} bytes, and a file of its kind has {task.most:,} at most; it was not "
-                       "fetched: do not use this repository.")  # fmt: skip
-
-
 def _too_much(task: _Task, most: int) -> HubError:
     return HubError(f"More than the {most:,} bytes announced or usual arrive for {task.what}; nothing of it was kept: "
                     "try again later, or use another Hub (HF_ENDPOINT).")  # fmt: skip
 
 
 def _bound(response: _Response, task: _Task, most: int, cut: bool = False) -> None:
-    bounded = _bounded(_stream_type(response.stream))  # type: ignore[arg-type]  # a class is Hashable
-    response.stream = bounded(response.stream, task, most, cut)
-
-
-def _stream_type(stream: _Stream) -> type[_Stream]:
-    """The HTTP library's class of streams, of which those of an answer have to be."""
-    return next(kind for kind in type(stream).__mro__ if kind.__name__ == "SyncByteStream")
+    # The HTTP library's class of streams, of which those of an answer have to be.
+    kind = next(kind for kind in type(response.stream).__mro__ if kind.__name__ == "SyncByteStream")
+    response.stream = _bounded(kind)(response.stream, task, most, cut)
 
 
 @cache

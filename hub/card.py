@@ -115,7 +115,6 @@ def started_from(checkpoint: Checkpoint) -> str | None:
 
 
 def _model_named(checkpoint: Checkpoint, argument: str) -> str | None:
-    """The model that an argument of the run's module names, if it does."""
     model = _recipe(checkpoint).get("model")
     arguments = model.get("init_args") if isinstance(model, dict) else None
     source = arguments.get(argument) if isinstance(arguments, dict) else None
@@ -260,7 +259,6 @@ def _metadata(checkpoint: Checkpoint, about: About, place: str) -> "ModelCardDat
 
 
 def _name(score: Score) -> str:
-    """The metric's name with how it was measured."""
     name = _METRICS.get(score.metric, ("", score.metric))[1]
     return f"{name} ({score.note})" if score.note else name
 

@@ -47,7 +47,6 @@ __all__ = [
     "load_safetensors",
     "read",
     "read_config",
-    "read_recorded_hash",
     "read_text",
     "save",
     "with_hash",
@@ -212,7 +211,7 @@ def read(folder: str | os.PathLike[str]) -> Checkpoint:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise HubError(f"{folder} has no {name}; a model folder holds {CONFIG} and {WEIGHTS} (see hub.save).")
-    config, sha256 = _read_config_file(folder / CONFIG)
+    config, sha256 = read_config(folder / CONFIG)
     _check_header(folder / WEIGHTS)
     if sha256 is not None:
         check_sha256(folder / WEIGHTS, sha256, f"save or fetch {folder} again")
@@ -222,21 +221,12 @@ def read(folder: str | os.PathLike[str]) -> Checkpoint:
     return Checkpoint(config, load_safetensors(folder / WEIGHTS), text, extras)
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Read class_path and init_args of a config.json; the class is not imported here.
+def read_config(path: Path) -> tuple[dict[str, Any], str | None]:
+    """Read class_path and init_args of a config.json, and the SHA-256 of the weights where it records one.
 
     Raises:
-        HubError: the file is missing, is not JSON, or has other keys.
+        HubError: the file is missing, is not JSON, or has other keys. The class is not imported here.
     """
-    return _read_config_file(path)[0]
-
-
-def read_recorded_hash(path: Path) -> str | None:
-    """The SHA-256 of the weights that a config.json records; None where it records none."""
-    return _read_config_file(path)[1]
-
-
-def _read_config_file(path: Path) -> tuple[dict[str, Any], str | None]:
     if not path.is_file():
         raise HubError(f"{path} does not exist; check the path.")
     try:

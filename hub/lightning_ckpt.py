@@ -46,12 +46,10 @@ def find_checkpoint(run: Path) -> Path | None:
 def read_lightning(path: str | os.PathLike[str]) -> Checkpoint:
     """Read config and weights of a ``.ckpt`` written while training a module of the zoo.
 
-    The run's full configuration is taken along as the recipe where the ``lightning`` command left it in its folder,
-    and with it the log of the metrics, the picture of the curves, and scores and picture of the newest test of this
-    very file (report.json). A checkpoint of a run with averaged weights (EMA) holds the averages as its weights; the
-    others, kept for resuming, are left out. So are weights
-    that the module names as of no use after training; it may also name another class as what the trained model is
-    (``shared_as``).
+    From the run's folder, if the ``lightning`` command made it, come the configuration as the recipe, the log of the
+    metrics, the picture of the curves, and scores and picture of the newest test of this very file (report.json).
+    Of a run with averaged weights (EMA) the averages are the weights. Weights that the module names as of no use after
+    training are left out; it may also name another class as what the trained model is (``shared_as``).
 
     Raises:
         HubError: not a checkpoint of a module of the zoo.
@@ -91,18 +89,14 @@ def read_lightning(path: str | os.PathLike[str]) -> Checkpoint:
 
 def _shared_as(content: dict[str, Any], trained: str, path: Path) -> tuple[str, tuple[str, ...]]:
     """Return the class of the trained model, and prefixes of the weights that it does not have."""
-    if "shared_as" not in content:
-        return trained, ()
-    shared = content["shared_as"]
-    class_path = shared.get("class_path") if isinstance(shared, dict) else None
-    without = shared.get("without") if isinstance(shared, dict) else None
-    if not isinstance(class_path, str) or not isinstance(without, list | tuple):
-        raise HubError(f"shared_as in {path} is not a class_path and a list of names, so nobody can tell what the "
-                       "model is without; take a checkpoint as the training wrote it.")  # fmt: skip
-    if not all(isinstance(name, str) and name for name in without):
-        raise HubError(f"shared_as in {path} leaves out something else than names of weights; take a checkpoint as "
-                       "the training wrote it.")  # fmt: skip
-    return class_path, tuple(without)
+    shared = content.get("shared_as", {"class_path": trained, "without": ()})
+    known: dict[str, Any] = shared if isinstance(shared, dict) else {}
+    class_path, without = known.get("class_path"), known.get("without")
+    are_names = isinstance(without, list | tuple) and all(isinstance(name, str) and name for name in without)
+    if not isinstance(class_path, str) or not are_names:
+        raise HubError(f"shared_as in {path} is not a class_path and a list of names of weights, so nobody can tell "
+                       "what the model is without; take a checkpoint as the training wrote it.")  # fmt: skip
+    return class_path, tuple(without or ())
 
 
 def _find_run(path: Path, config: dict[str, Any]) -> Path | None:

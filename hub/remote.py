@@ -48,7 +48,7 @@ def pull(repo_id: str, filename: str, revision: str | None = None, *, sha256: st
         HubError: unknown repository, file or revision; no access; no connection and nothing cached; no room on the
             disk; a file that is damaged, or does not have `sha256`; or an answer that breaks a limit.
     """
-    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
     where = f"{repo_id} at {revision}" if revision else repo_id
     what = f"{filename} of {where}"
@@ -56,7 +56,8 @@ def pull(repo_id: str, filename: str, revision: str | None = None, *, sha256: st
     most = None if filename.endswith(WEIGHTS) else SHORT
     no_entry = f"{where} has no file {filename}; check its file list."
     with _explained(repo_id, revision, what, no_entry), limited(what, constants.HF_HUB_CACHE, most):
-        told = None if _cached(repo_id, filename, revision) else _look_once(repo_id, filename, revision)
+        is_cached = isinstance(try_to_load_from_cache(repo_id, filename, revision=revision), str)
+        told = None if is_cached else _look_once(repo_id, filename, revision)
         path = Path(hf_hub_download(repo_id, filename, revision=revision))
         _refuse_outside(path, filename)
         if not _is_sound(path, told):
@@ -172,7 +173,6 @@ def push(
 
 
 def _written(checkpoint: "Checkpoint", scratch: Path) -> Path:
-    """A folder of the checkpoint to push."""
     from safetensors import SafetensorError
 
     from hub.checkpoint import write
@@ -297,17 +297,8 @@ def _fetch_again(repo_id: str, filename: str, path: Path, told: str | None) -> N
                        f"again later, and tell the owners of {repo_id} if it stays so.")  # fmt: skip
 
 
-def _cached(repo_id: str, filename: str, revision: str | None) -> bool:
-    from huggingface_hub import try_to_load_from_cache
-
-    return isinstance(try_to_load_from_cache(repo_id, filename, revision=revision), str)
-
-
 def _look_once(repo_id: str, filename: str, revision: str | None) -> str | None:
-    """Ask for the file's etag, to report a missing connection at once: hf_hub_download retries for 25 seconds.
-
-    What the Hub answers is left to hf_hub_download to judge.
-    """
+    """Ask for the file's etag, to report a missing connection at once: hf_hub_download retries for 25 seconds."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
@@ -330,7 +321,6 @@ def _look_once(repo_id: str, filename: str, revision: str | None) -> str | None:
 def _explained(
     repo_id: str, revision: str | None, what: str, no_entry: str = "", pushing: bool = False
 ) -> Iterator[None]:
-    """Turn the errors of huggingface_hub and of the connection into a sentence each."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -386,7 +376,6 @@ def _explained(
 
 
 def _answer_behind(error: BaseException) -> "HfHubHTTPError | None":
-    """The Hub's answer that caused an error, where there was one."""
     from huggingface_hub.errors import HfHubHTTPError
 
     cause = error.__cause__

@@ -69,14 +69,15 @@ def fetch_folder(
         HubError: the files cannot be fetched.
         ModelError: the repository holds something else than a model of the zoo.
     """
-    from hub.checkpoint import CONFIG, FILES, WEIGHTS, read_config, read_recorded_hash
+    from hub.checkpoint import CONFIG, FILES, WEIGHTS, read_config
     from hub.remote import commit_of, list_files
     from zoo.configs import normalise_of  # torch takes a second
 
     config_file = hub.pull(repo_id, CONFIG, revision)
-    config = normalise_of(f"{CONFIG} of {repo_id}", read_config(config_file))
+    found, recorded = read_config(config_file)
+    config = normalise_of(f"{CONFIG} of {repo_id}", found)
     commit = commit_of(config_file, CONFIG)
-    files = [hub.pull(repo_id, WEIGHTS, commit, sha256=sha256 or read_recorded_hash(config_file)), config_file]
+    files = [hub.pull(repo_id, WEIGHTS, commit, sha256=sha256 or recorded), config_file]
     if complete:
         there = set(list_files(repo_id, commit)) - {CONFIG, WEIGHTS}
         files += [hub.pull(repo_id, name, commit) for name in FILES if name in there]

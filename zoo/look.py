@@ -6,7 +6,7 @@ from pathlib import Path
 
 import hub
 from hub.card import about_run, started_from
-from hub.checkpoint import CONFIG, WEIGHTS, Checkpoint, read_config, read_recorded_hash
+from hub.checkpoint import CONFIG, WEIGHTS, Checkpoint, read_config
 from hub.lightning_ckpt import find_checkpoint
 from hub.remote import commit_of
 from zoo.build import read_config_of, read_local
@@ -43,9 +43,9 @@ def look(source: str) -> Entry:
         read_config_of(source)  # raises the error that names the reason
         raise UnknownModelError(f"{source} does not exist; pass a model folder, a .ckpt file or a repository.")
     file = hub.pull(repository["repo"], CONFIG, repository["revision"])
-    config = Checkpoint(normalise(read_config(file)), {})
-    commit = commit_of(file, CONFIG)
-    return _entry(source, config, Weights(repository["repo"], WEIGHTS, commit, read_recorded_hash(file)))
+    config, sha256 = read_config(file)
+    weights = Weights(repository["repo"], WEIGHTS, commit_of(file, CONFIG), sha256)
+    return _entry(source, Checkpoint(normalise(config), {}), weights)
 
 
 def _entry(source: str, found: Checkpoint, weights: Weights) -> Entry:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from hub.convert.attention import split_attention
+from hub.convert.clip_blocks import rename_in_block
 from hub.errors import HubError
 
 __all__ = ["Converted", "to_zoo", "tower_to_zoo"]
@@ -24,14 +24,6 @@ _UNUSED = {
     ),
     # The official option Mamba_disjoint makes it and never reads it.
     "B_log, which the official code never uses": re.compile(r"B_log$"),
-}
-_BLOCK = re.compile(r"orvit\.transformer\.resblocks\.(\d+)\.(.*)\.(weight|bias)")
-_LAYERS = {
-    "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
-    "attn.out_proj": "self_attn.out_proj",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
 }
 
 
@@ -110,11 +102,5 @@ def tower_to_zoo(official: Mapping[str, Tensor], source: object) -> dict[str, Te
 def _renamed(name: str, tensor: Tensor, source: object) -> list[tuple[str, Tensor]]:
     if not name.startswith(TOWER):
         return [(f"net.{name}", tensor)]
-    found = _BLOCK.fullmatch(name)
-    if found is None:
-        return [(f"net.vision.{name.removeprefix(TOWER)}", tensor)]
-    number, layer, kind = found.groups()
-    own = f"net.vision.layers.{number}"
-    if layer == "attn.Wqkv":
-        return [(f"{own}.self_attn.{part}.{kind}", value) for part, value in split_attention(name, tensor, source)]
-    return [(f"{own}.{_LAYERS.get(layer, layer)}.{kind}", tensor)]
+    in_block = rename_in_block(name, tensor, "net.vision.layers", source)
+    return in_block or [(f"net.vision.{name.removeprefix(TOWER)}", tensor)]

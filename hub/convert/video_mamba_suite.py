@@ -1,11 +1,10 @@
 """Official files of Video Mamba Suite: ViViM, TimeMamba, both with CLIP's text tower (docs/video_mamba_suite.md)."""
 
-import re
 from collections.abc import Mapping
 
 from torch import Tensor
 
-from hub.convert.attention import split_attention
+from hub.convert.clip_blocks import rename_in_block
 from hub.errors import HubError
 
 __all__ = ["to_zoo"]
@@ -15,14 +14,6 @@ _TEXT = {
     "positional_embedding": "text_model.embeddings.position_embedding.weight",
     "ln_final.weight": "text_model.final_layer_norm.weight",
     "ln_final.bias": "text_model.final_layer_norm.bias",
-}
-_TEXT_BLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.(.+?)[._](weight|bias)")
-_TEXT_LAYERS = {
-    "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
-    "attn.out_proj": "self_attn.out_proj",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
 }
 
 
@@ -83,14 +74,8 @@ def _of_text(name: str, tensor: Tensor, source: object) -> list[tuple[str, Tenso
     below = name.removeprefix("textual.")
     if below == "text_projection":
         return [("net.text.text_projection.weight", _with_dims(name, tensor, 2, source).T)]
-    found = _TEXT_BLOCK.fullmatch(below)
-    if found is None:
-        return [(f"net.text.{_TEXT.get(below, below)}", tensor)]
-    number, layer, kind = found.groups()
-    own = f"net.text.text_model.encoder.layers.{number}"
-    if layer == "attn.in_proj":
-        return [(f"{own}.self_attn.{part}.{kind}", value) for part, value in split_attention(name, tensor, source)]
-    return [(f"{own}.{_TEXT_LAYERS.get(layer, layer)}.{kind}", tensor)]
+    in_block = rename_in_block(name, tensor, "net.text.text_model.encoder.layers", source)
+    return in_block or [(f"net.text.{_TEXT.get(below, below)}", tensor)]
 
 
 def _with_dims(name: str, tensor: Tensor, dims: int, source: object) -> Tensor:
