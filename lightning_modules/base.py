@@ -35,13 +35,6 @@ PREPROCESSING_DEFAULTS: dict[str, Any] = {
 }
 """How input is prepared where a module's constructor does not declare the argument."""
 
-if TYPE_CHECKING:
-
-    class _Arguments(dict[str, Any]):
-        """Arguments of a constructor by name, each an attribute too: those that `BaseModule.save_config` recorded."""
-
-        def __getattr__(self, name: str) -> Any: ...  # noqa: ANN401
-
 
 class BaseModule(LightningModule, ABC):
     """Base of the zoo's modules. docs/extend.md has a whole example.
@@ -71,8 +64,8 @@ class BaseModule(LightningModule, ABC):
     if TYPE_CHECKING:  # torch and Lightning declare less than they give
 
         @property
-        def hparams(self) -> "_Arguments":
-            """Arguments of the constructor that say what the model is."""
+        def hparams(self) -> Any:  # noqa: ANN401
+            """Arguments of the constructor that say what the model is, as a dict whose items are attributes too."""
 
         def __getattr__(self, name: str) -> Any:  # noqa: ANN401
             """What a task has of its own, such as ``class_names`` or ``encode_text``: callers ask ``hasattr`` first."""
@@ -104,7 +97,7 @@ class BaseModule(LightningModule, ABC):
         # `super().__init__()` puts __class__ among the locals: the class whose constructor this is.
         cls: type = given.get("__class__", type(self))
         constructor = cls.__init__  # type: ignore[misc]  # a class
-        names = [name for name in _declared(constructor) if name != "self"]
+        names = _declared(constructor)
         absent = [name for name in names if name not in given]
         if absent:
             raise ModelError(f"save_config of {type(self).__name__} does not get the argument {absent[0]!r}; "
@@ -129,8 +122,6 @@ class BaseModule(LightningModule, ABC):
         """
         training_only = self.training_only()
         for name in _declared(type(self).__init__):
-            if name == "self":
-                continue
             if name not in self.hparams and name not in training_only:
                 raise ModelError(f"{type(self).__name__} has not recorded its argument {name!r}; its "
                                  "constructor has to call self.save_config(locals()).")  # fmt: skip
@@ -151,14 +142,9 @@ class BaseModule(LightningModule, ABC):
         """How input is prepared: the keyword arguments that `datamodules.load_views` takes (docs/batches.md)."""
         declared = {name: self.hparams[name] for name in PREPROCESSING_DEFAULTS if name in self.hparams}
         prepared = PREPROCESSING_DEFAULTS | declared
-        return {
-            "num_frames": prepared["num_frames"] or 1,
-            "image_size": self.image_size,
-            "short_side": self.hparams.get("short_side") or self.image_size,
-            "sampling": prepared["sampling"],
-            "frame_stride": prepared["frame_stride"],
-            "interpolation": prepared["interpolation"],
-        }
+        size = self.image_size
+        sizes = {"image_size": size, "short_side": self.hparams.get("short_side") or size}
+        return {**prepared, **sizes, "num_frames": prepared["num_frames"] or 1}
 
     def set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Set what `normalise` subtracts and divides by: mean and deviation per channel, of inputs in [0, 1]."""
@@ -200,6 +186,17 @@ class BaseModule(LightningModule, ABC):
             place = [int(seed), self.current_epoch, batch_idx, self.global_rank]
             torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
 
+    def log_results(self, stage: str) -> None:
+        """Log what a validation ("val") or a test ("test") has shown; nothing here."""
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        self.log_results("val")
+
+    @override
+    def on_test_epoch_end(self) -> None:
+        self.log_results("test")
+
     def configure_model(self) -> None:
         """Compiles the network's blocks, and shares the network out under the strategy ``fsdp2``.
 
@@ -218,6 +215,10 @@ class BaseModule(LightningModule, ABC):
         Raises:
             ModelError: something about this training needs all weights in every process.
         """
+        name = next((name for name, parameter in self.named_parameters() if parameter.ndim == 0), None)
+        if name is not None:
+            raise ModelError(f"{name} of {type(self).__name__} is a single number, which fsdp2 cannot share out; set "
+                             "trainer.strategy to ddp.")  # fmt: skip
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]  # its connector sets it
         if any(isinstance(callback, WeightAveraging) for callback in callbacks):
             raise ModelError(
@@ -315,7 +316,7 @@ class BaseModule(LightningModule, ABC):
 
 def _declared(constructor: Callable[..., None]) -> list[str]:
     """Names of the arguments that a constructor declares; those of ``*args`` and ``**kwargs`` have none."""
-    parameters = inspect.signature(constructor).parameters.values()
+    _, *parameters = inspect.signature(constructor).parameters.values()
     return [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name[0] != "_"]
 
 

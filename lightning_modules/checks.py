@@ -184,9 +184,7 @@ def check_arguments(arguments: Mapping[str, object], optional: Collection[str] =
         ModelError: see `check_range`.
     """
     for name, value in arguments.items():
-        if value is None and name in optional:
-            continue
-        if name in _RANGES:
+        if name in _RANGES and (value is not None or name not in optional):
             check_range(name, value, _RANGES[name])
 
 

@@ -37,10 +37,8 @@ class ActionClassifier(ActionModule):
             ``noun_names`` and ``actions`` (verb and noun of each). The last three come from the data at the start of a
             fit. ``order`` "as_text" takes only actions that are sorted as the texts "verb:noun" (0:1, 0:10, 0:2), as
             released weights have them (``data.actions`` as_text); "any" (the default) takes every order.
-        preprocessing: ``mean`` and ``std`` per channel of inputs in [0, 1] (ImageNet's), ``short_side`` (pixels of the
-            short side before cropping at test time; None is ``image_size``), ``sampling`` (how frames are picked, see
-            `datamodules.video.sampling`), ``frame_stride`` (frames between two picked ones where that is "dense") and
-            ``interpolation`` ("bilinear" or "bicubic").
+        preprocessing: ``mean``, ``std``, ``short_side``, ``sampling``, ``frame_stride`` and ``interpolation``, as
+            arguments of `lightning_modules.VideoClassifier`.
         vision_weights: CLIP checkpoint for a TimeMamba to start from (``openai/clip-vit-base-patch16``).
         drop: dropout before the head.
         drop_path: stochastic depth of the video network's last block, growing linearly from 0; TimeMamba has none.
@@ -58,6 +56,7 @@ class ActionClassifier(ActionModule):
         ModelError: sizes, names or options that do not exist or do not fit.
     """
 
+    heads = ("action",)
     vocabulary_defaults = {**VOCABULARY, "order": ORDERS[0]}
     init_stages = ("fit", "validate", "test", "predict")
     """Stages that ``init_from`` counts for: a released model is tested by the same recipe."""
@@ -111,20 +110,12 @@ class ActionClassifier(ActionModule):
             self._check_order(actions)
         super().adopt_vocabulary(data)
 
-    @property
-    @override
-    def heads(self) -> tuple[str, ...]:
-        return ("action",)
-
     def forward(self, video: Tensor) -> Tensor:
         """Clips (B, 3, T, H, W), uint8 0..255 or float 0..1 (not clipped) -> logits (B, num_classes)."""
         return self.net(self.normalise(video))
 
     def forward_features(self, video: Tensor, pool: str | None = "cls") -> Tensor:
-        """Clips as in `forward` -> features after the final norm.
-
-        They are the class token (B, width), or with ``pool=None`` all tokens (B, 1 + tokens, width).
-        """
+        """Clips as in `forward` -> class token after the final norm (B, width), without `pool` all (B, N, width)."""
         x, tower = self.normalise(video), self.net.vision
         return tower.forward_tokens(x) if pool is None else tower.forward_features(x)
 

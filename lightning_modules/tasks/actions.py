@@ -13,7 +13,7 @@ from typing_extensions import override
 from lightning_modules.base import IMAGENET_MEAN, IMAGENET_STD, PREPROCESSING_DEFAULTS, BaseModule
 from lightning_modules.checks import check_group
 from lightning_modules.errors import ModelError
-from lightning_modules.training.epic_metrics import ACTION_BASE, TASKS, EpicMetrics, best_pairs
+from lightning_modules.training.epic_metrics import ACTION_BASE, EpicMetrics, best_pairs
 from lightning_modules.training.metrics import SampleMean
 
 __all__ = ["PREPROCESSING", "VOCABULARY", "ActionModule"]
@@ -42,12 +42,14 @@ class ActionModule(BaseModule):
     constructor, and says in `predict_scores` how probable each verb, noun and action is.
 
     Attributes:
+        heads: of "verb", "noun" and "action" what the network has outputs for: their cross-entropies are the loss.
         num_classes: of actions.
         vocabulary_defaults: what the group ``vocabulary`` may hold.
         metrics: those of the challenges, see `lightning_modules.training.epic_metrics.EpicMetrics`.
         mean_loss: of the evaluation.
     """
 
+    heads: tuple[str, ...]
     num_classes: int
     vocabulary_defaults: ClassVar[Mapping[str, Any]] = VOCABULARY
 
@@ -61,21 +63,14 @@ class ActionModule(BaseModule):
             ModelError: a number, a task or a vocabulary that does not fit.
         """
         h = self.hparams
-        if h.num_classes is None or h.num_classes < 1:
-            raise ModelError(f"num_classes is {h.num_classes}; there has to be at least 1 action.")
-        if h.task not in TASKS:
-            raise ModelError(f"task is {h.task!r}; choose one of {', '.join(TASKS)}.")
+        if h.num_classes is None:
+            raise ModelError("num_classes is None; there has to be at least 1 action.")
         self.num_classes = h.num_classes
         self._check_vocabulary()
         prepared = check_group("preprocessing", h.preprocessing, PREPROCESSING)
         self.set_normalisation(prepared["mean"], prepared["std"])
         self.metrics = EpicMetrics(h.task, as_coded)
         self.mean_loss = SampleMean()
-
-    @property
-    @abstractmethod
-    def heads(self) -> tuple[str, ...]:
-        """Of "verb", "noun" and "action" what the network has outputs for: their cross-entropies are the loss."""
 
     @abstractmethod
     def predict_scores(self, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -120,11 +115,7 @@ class ActionModule(BaseModule):
         return [f"{verbs[verb]} {nouns[noun]}" for verb, noun in actions]
 
     def adopt_classes(self, names: Sequence[str]) -> None:
-        """Compare the number of actions with the data's.
-
-        Raises:
-            ModelError: it differs.
-        """
+        """Raise `ModelError` if the data has another number of actions."""
         if len(names) != self.num_classes:
             raise ModelError(f"The data has {len(names)} actions and the model {self.num_classes}; "
                              f"set model.num_classes to {len(names)}.")  # fmt: skip
@@ -157,8 +148,8 @@ class ActionModule(BaseModule):
                                  "null.")  # fmt: skip
             self.hparams["vocabulary"] = {**(self.hparams.vocabulary or {}), name: plain}
 
+    @override
     def setup(self, stage: str) -> None:
-        """Takes the data's vocabulary, see `adopt_vocabulary`."""
         self.adopt_vocabulary(self._data)
 
     def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -202,16 +193,12 @@ class ActionModule(BaseModule):
         )
         return scores
 
-    def remarks(self, loss: Tensor) -> dict[str, Tensor]:
-        """Further numbers to log with the metrics, on the device of `loss`; there are none here."""
-        return {}
-
-    def _log_metrics(self, stage: str) -> None:
+    @override
+    def log_results(self, stage: str) -> None:
         result = {**self.metrics.compute(), "loss": self.mean_loss.compute()}
         self.metrics.reset()
         self.mean_loss.reset()
         result.pop("samples")
-        result |= self.remarks(result["loss"])
         # One name for both tasks, by which recipes choose the best checkpoint: the challenges' main number.
         recognition = self.hparams.task == "recognition"
         result["score"] = result["action_top1" if recognition else "action_recall5"]
@@ -225,10 +212,6 @@ class ActionModule(BaseModule):
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         self._evaluate(batch)
 
-    @override
-    def on_validation_epoch_end(self) -> None:
-        self._log_metrics("val")
-
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """What `lightning_modules.callbacks.Report` takes. An action that is none of the model's counts as wrong."""
         scores = self._evaluate(batch)
@@ -241,10 +224,6 @@ class ActionModule(BaseModule):
             "truth": {kind: torch.where(labelled, classes, -1) for kind, classes in truth.items()},
             "names": {"action": self.class_names, "verb": known["verb_names"], "noun": known["noun_names"]},
         }
-
-    @override
-    def on_test_epoch_end(self) -> None:
-        self._log_metrics("test")
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Probabilities on the CPU with the segments they belong to; unreadable ones are left out.

@@ -73,8 +73,8 @@ class VideoClassifier(ClipModule):
     ) -> None:
         super().__init__(**training)
         self.save_config(locals())
-        if num_classes is None or num_classes < 1:
-            raise ModelError(f"num_classes is {num_classes}; a classifier needs at least 1.")
+        if num_classes is None:
+            raise ModelError("num_classes is None; a classifier needs at least 1.")
         if class_names is not None and len(class_names) != num_classes:
             raise ModelError(
                 f"class_names lists {len(class_names)} names for num_classes {num_classes}; make them agree."
@@ -129,10 +129,7 @@ class VideoClassifier(ClipModule):
         return output.float().softmax(dim=1)
 
     @override
-    def evaluate(self, scores: Tensor, batch: dict[str, Any]) -> None:
+    def evaluate(self, scores: Tensor, batch: dict[str, Any]) -> dict[str, Any]:
         loss = F.nll_loss(scores.clamp_min(1e-12).log(), batch["label"], reduction="none")
         self.metric.update(scores, batch["label"], batch["index"], loss)
-
-    @override
-    def judged(self, scores: Tensor, batch: dict[str, Any]) -> dict[str, Any]:
         return {"scores": {"class": scores}, "truth": {"class": batch["label"]}, "names": {"class": self.class_names}}

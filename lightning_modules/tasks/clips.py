@@ -23,8 +23,7 @@ _NETWORKS = {"videomamba": VideoMamba, "vivim": ViViM}
 class ClipModule(BaseModule):
     """Abstract base of modules that see a clip through a VideoMamba, or a network of its form, with a linear head.
 
-    Validation and testing average over all views of a video and count every video once, also across processes. A
-    subclass passes the arguments below on, as ``**training``, calls `build` in its constructor, and says what the
+    A subclass passes the arguments below on, as ``**training``, calls `build` in its constructor, and says what the
     head's outputs mean: `loss_of`, `scores_of`, `evaluate`.
 
     Args:
@@ -93,11 +92,11 @@ class ClipModule(BaseModule):
 
     @abstractmethod
     def scores_of(self, output: Tensor) -> Tensor:
-        """What `forward` gives for one view of each video -> what is averaged over the views, float32 (B, ...)."""
+        """Output of `forward` for one view of each video -> what is averaged over the views, float32 (B, ...)."""
 
     @abstractmethod
-    def evaluate(self, scores: Tensor, batch: dict[str, Any]) -> None:
-        """Adds a batch's scores, averaged over the views, to `metric`."""
+    def evaluate(self, scores: Tensor, batch: dict[str, Any]) -> dict | None:
+        """Add a batch's scores, averaged over the views, to `metric`; return what a test step gives the report."""
 
     def forward_features(self, video: Tensor, pool: str | None = "cls") -> Tensor:
         """Clips as in `forward` -> features after the final norm.
@@ -136,7 +135,8 @@ class ClipModule(BaseModule):
         views = video.unbind(1) if video.ndim == 6 else [video]
         return torch.stack([self.scores_of(self(view)) for view in views]).mean(dim=0)
 
-    def _log_metric(self, stage: str) -> None:
+    @override
+    def log_results(self, stage: str) -> None:
         result = self.metric.compute()
         self.metric.reset()
         result.pop("samples")
@@ -148,22 +148,8 @@ class ClipModule(BaseModule):
         self.evaluate(self.predict_scores(batch["video"]), batch)
 
     @override
-    def on_validation_epoch_end(self) -> None:
-        self._log_metric("val")
-
-    @override
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict | None:
-        scores = self.predict_scores(batch["video"])
-        self.evaluate(scores, batch)
-        return self.judged(scores, batch)
-
-    def judged(self, scores: Tensor, batch: dict[str, Any]) -> dict | None:
-        """What a test step gives `lightning_modules.callbacks.Report`: nothing here."""
-        return None
-
-    @override
-    def on_test_epoch_end(self) -> None:
-        self._log_metric("test")
+        return self.evaluate(self.predict_scores(batch["video"]), batch)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict:
         """Scores (B', ...) on the CPU with the paths they belong to; unreadable videos are left out.

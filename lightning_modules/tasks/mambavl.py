@@ -18,6 +18,7 @@ from lightning_modules.nets.mambavl_joint import JointMambaVL, build_text_tower,
 from lightning_modules.nets.roberta import RobertaWords, build_roberta, load_roberta, pretrained_sizes
 from lightning_modules.nets.videomamba import VideoMamba, adapt_state_dict
 from lightning_modules.tasks.actions import PREPROCESSING, VOCABULARY, ActionModule
+from lightning_modules.tasks.text_video import learn_words
 from lightning_modules.training.optim import Optim
 
 if TYPE_CHECKING:
@@ -75,10 +76,9 @@ class ActionRecognition(ActionModule):
       training the fused representation has to give verb, noun and action whatever the question, and its answer.
       Validation, testing and prediction use the neutral question.
 
-    Input is a clip, for a VideoMamba or AVION's tower, or features extracted before. The text model has random weights
-    and the sizes in ``text``, or those of a checkpoint (``text_weights``). The sizes become part of the config, so a
-    trained model loads without the checkpoint. The tokenizer's word pieces are saved with the weights; without a
-    checkpoint they are learned from the DataModule's ``captions``.
+    Input is a clip, for a VideoMamba or AVION's tower, or features extracted before. The sizes of a text model from
+    ``text_weights`` become part of the config, so a trained model loads without that checkpoint. The tokenizer's word
+    pieces are saved with the weights; without a checkpoint they are learned from the DataModule's ``captions``.
 
     Args:
         num_classes: number of actions (pairs of verb and noun that are known). None is filled in from the data by the
@@ -101,10 +101,8 @@ class ActionRecognition(ActionModule):
         vocabulary: ``num_verbs`` (97), ``num_nouns`` (300), and in the order of their logits ``verb_names``,
             ``noun_names`` and ``actions`` (verb and noun of each). The last three come from the data at the start of a
             fit.
-        preprocessing: ``mean`` and ``std`` per channel of inputs in [0, 1] (ImageNet's), ``short_side`` (pixels of the
-            short side before cropping at test time; None is ``image_size``), ``sampling`` (how frames are picked, see
-            `datamodules.video.sampling`), ``frame_stride`` (frames between two picked ones where that is "dense") and
-            ``interpolation`` ("bilinear" or "bicubic").
+        preprocessing: ``mean``, ``std``, ``short_side``, ``sampling``, ``frame_stride`` and ``interpolation``, as
+            arguments of `lightning_modules.VideoClassifier`.
         text_weights: checkpoint to start from, a name or a folder: a RoBERTa (``FacebookAI/roberta-base``), or for the
             joint family a CLIP (``openai/clip-vit-base-patch32``).
         vision_weights: CLIP checkpoint for AVION's tower to start from (``openai/clip-vit-base-patch16``).
@@ -172,22 +170,15 @@ class ActionRecognition(ActionModule):
         self.prepare(as_coded)
         check_choice("fusion", fusion, (*mambavl.FUSIONS, *mambavl_joint.FUSIONS))
         self.is_published = fusion in mambavl.FUSIONS
+        self.heads = ("verb", "noun") if self.is_published else ("verb", "noun", "action")
         fuser = check_group("fuser", fuser, _FUSERS[fusion])
         self.net = self._published_net(fuser) if self.is_published else self._joint_net(fuser)
         if freeze_backbone and self.net.vision is not None:
             self.net.vision.requires_grad_(False)
 
-    @property
-    @override
-    def heads(self) -> tuple[str, ...]:
-        return ("verb", "noun") if self.is_published else ("verb", "noun", "action")
-
     @classmethod
     def current_arguments(cls, init_args: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments as they are now, from a config of any release: what was an argument of its own is in a group.
-
-        Earlier configs know one family, this zoo's own, whose fusion was called "shared".
-        """
+        """Arguments of a config of any release as they are now: in groups, and with the fusion "shared" as "joint"."""
         arguments = dict(init_args)
         moved = {name: arguments.pop(name) for name in _MOVED if name in arguments}
         if arguments.get("fusion") == "shared" or (moved and "fusion" not in arguments):
@@ -204,7 +195,7 @@ class ActionRecognition(ActionModule):
         return arguments
 
     def _vision_tower(self) -> tuple[VideoMamba | AvionTower | None, int]:
-        """Build the tower (None for features); return it with the width of its tokens."""
+        """The tower (None for features) and the width of its tokens."""
         given = dict(check_mapping("vision", self.hparams.vision))
         name = given.pop("tower", "videomamba")
         check_choice("vision.tower", name, _TOWERS)
@@ -308,21 +299,13 @@ class ActionRecognition(ActionModule):
         return [(name, kind) for kind, n in sizes.items() for name in names[kind] or [f"{kind} {i}" for i in range(n)]]
 
     def setup(self, stage: str) -> None:
-        """Take the data's vocabulary, and learn word pieces from its captions where there is no tokenizer.
-
-        Raises:
-            ModelError: the data has another vocabulary than the model, or nothing to learn word pieces from.
-        """
+        """Take the data's vocabulary, and learn word pieces from its captions where there is no tokenizer."""
         super().setup(stage)
-        tokenizer = self.net.tokenizer
-        if stage == "fit" and tokenizer.is_empty:
-            captions = getattr(self._data, "captions", None)
-            if captions is None:
-                raise ModelError(
-                    "The tokenizer has no word pieces and the data no captions to learn them from; name a checkpoint "
-                    f"in text_weights, or set text.vocab_size to {261 if self.is_published else 514} (bytes)."
-                )
-            tokenizer.learn([*captions, *GENERIC_QUESTIONS.values(), self._asked["neutral"]])
+        if stage == "fit":
+            size = 261 if self.is_published else 514
+            remedy = f"name a checkpoint in text_weights, or set text.vocab_size to {size} (bytes)"
+            questions = [*GENERIC_QUESTIONS.values(), self._asked["neutral"]]
+            learn_words(self.net.tokenizer, self._data, remedy, questions)
 
     @property
     def default_question(self) -> str:
@@ -451,7 +434,6 @@ class ActionRecognition(ActionModule):
         return loss
 
     def _questions(self, batch: dict[str, Any]) -> Questions:
-        """Return the questions of a batch."""
         if not self.is_published:
             return batch.get("question")
         return {kind: batch.get(f"{kind}_question") for kind in GENERIC_QUESTIONS}
@@ -495,16 +477,15 @@ class ActionRecognition(ActionModule):
         return self.is_published and getattr(self._data, "questions", None) == "as_published"
 
     @override
-    def remarks(self, loss: Tensor) -> dict[str, Tensor]:
-        return {"questions_from_labels": torch.ones_like(loss)} if self._reads_labels() else {}
-
-    def _warn_of_labels(self) -> None:
-        if self._reads_labels() and self.trainer.is_global_zero:
-            warnings.warn("data.questions is as_published: questions made from the labels leak the answer, so these "
-                          "scores are too high; set data.questions to generic to compare models.")  # fmt: skip
+    def log_results(self, stage: str) -> None:
+        super().log_results(stage)
+        if self._reads_labels():
+            self.log(f"{stage}/questions_from_labels", 1.0, sync_dist=True)
 
     @override
     def on_validation_start(self) -> None:
-        self._warn_of_labels()
+        if self._reads_labels() and self.trainer.is_global_zero:
+            warnings.warn("data.questions is as_published: questions made from the labels leak the answer, so these "
+                          "scores are too high; set data.questions to generic to compare models.")  # fmt: skip
 
     on_test_start = on_validation_start

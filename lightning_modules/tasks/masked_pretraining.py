@@ -143,10 +143,7 @@ class MaskedPretraining(TaughtByClip):
         return tokens if pool is None else tokens[:, 0]
 
     def adapt_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of this model at other frames or another resolution, with position embeddings interpolated to fit.
-
-        Of a classifier the head is left, while the decoder keeps its values.
-        """
+        """Weights of this model, or of a classifier without its head, at other frames or another resolution."""
         net = {key.removeprefix("net."): tensor for key, tensor in state_dict.items() if key[:9] != "net.head."}
         adapted = {f"net.{key}": tensor for key, tensor in adapt_state_dict(net, self.net).items()}
         decoder = {key: tensor for key, tensor in self.state_dict().items() if key.startswith("net.clip_decoder.")}
@@ -187,9 +184,7 @@ class MaskedPretraining(TaughtByClip):
         """Normalised clips (B, 3, T, H, W) -> the frames the teacher sees, normalised for it (B, 3, T', H, W)."""
         size = self.hparams.tubelet_size
         frames = x[:, :, size // 2 :: size]
-        if self.hparams.variant == "official":
-            return frames
-        return self.clip_pixels(frames)
+        return frames if self.hparams.variant == "official" else self.clip_pixels(frames)
 
     @override
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
@@ -205,9 +200,9 @@ class MaskedPretraining(TaughtByClip):
         self.mean_loss.update(self.clip_losses(batch["video"], _generators(index)), index)
 
     @override
-    def on_validation_epoch_end(self) -> None:
+    def log_results(self, stage: str) -> None:
         # compute() has already joined the processes, so the mean over them changes nothing.
-        self.log("val/loss", self.mean_loss.compute(), prog_bar=True, sync_dist=True)
+        self.log(f"{stage}/loss", self.mean_loss.compute(), prog_bar=True, sync_dist=True)
         self.mean_loss.reset()
 
 

@@ -34,12 +34,10 @@ class VideoRegressor(ClipModule):
         mean: per channel, of inputs in [0, 1].
         std: per channel, of inputs in [0, 1].
         short_side: pixels of the short side before cropping at test time; None means ``image_size``.
-        sampling: how frames are picked: "sparse" (spread over the video), "ssv2" (the same, as Something-Something V2
-            models were tested) or "dense" (consecutive with a stride); see `datamodules.video.sampling`.
+        sampling: how frames are picked, see `datamodules.video.sampling`.
         frame_stride: frames between two picked ones where ``sampling`` is "dense".
         interpolation: "bilinear", or "bicubic" (with antialiasing, as the image models were trained).
-        scan_order: order in which the blocks scan a clip's tokens: "spatial_first" or another one of
-            `lightning_modules.nets.scan_orders`. Weights fit all of them, but were trained for one.
+        scan_order: order in which the blocks scan a clip's tokens, see `lightning_modules.nets.scan_orders`.
         training: optimiser, start and regularisation, see `lightning_modules.tasks.clips.ClipModule`.
 
     Raises:
@@ -83,7 +81,7 @@ class VideoRegressor(ClipModule):
             raise ModelError("The data has classes and no number for each video; train a VideoClassifier.")
 
     def adopt_value(self, name: str, mean: float) -> None:
-        """Takes what the data's number is called, and its mean, where the model does not know them.
+        """Take the name and the mean of the data's number where the model does not know them.
 
         Raises:
             ModelError: the model predicts another number.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_modules.checks import check_choice
 from lightning_modules.errors import ModelError
 from lightning_modules.nets.clip4clip import FirstTokens, FrameTransformer, TextVideoNet
 from lightning_modules.nets.clip_teacher import CLIP_MEAN, CLIP_STD
@@ -44,9 +45,9 @@ class TextVideoRetrieval(TextVideoModule):
     Validation and testing rank all videos of the split for each caption and the other way round. What is logged are
     recalls and ranks, or the mean average precision and nDCG of data with graded relevance, `EpicKitchensRetrieval`.
 
-    The towers are told by their sizes (``clip``, random weights) or by a checkpoint (``clip_weights``), whose sizes
-    then become part of the config: what was trained is loaded again without the checkpoint. The tokenizer's word pieces
-    are saved with the weights; without a checkpoint they are learned from the DataModule's ``captions``.
+    The sizes of towers from ``clip_weights`` become part of the config, so a trained model loads without that
+    checkpoint. The tokenizer's word pieces are saved with the weights; without a checkpoint they are learned from the
+    DataModule's ``captions``.
 
     Args:
         clip: sizes of the towers, see `nets.clip_tower.build_clip`; None takes those of ``clip_weights``.
@@ -108,8 +109,7 @@ class TextVideoRetrieval(TextVideoModule):
     ) -> None:
         super().__init__()
         self.save_config(locals())
-        if head not in HEADS:
-            raise ModelError(f"head is {head!r}; choose one of {', '.join(HEADS)}.")
+        check_choice("head", head, HEADS)
         merges = None
         if clip_weights is not None:
             towers, merges = load_clip(clip_weights)

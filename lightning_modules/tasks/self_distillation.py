@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_modules.base import BaseModule
-from lightning_modules.checks import check_arguments, check_choice
+from lightning_modules.checks import check_choice
 from lightning_modules.errors import ModelError
 from lightning_modules.tasks.classification import VideoClassifier
 from lightning_modules.training.losses import alignment_loss
@@ -60,14 +60,8 @@ class SelfDistillation(VideoClassifier):
         **classifier: Any,
     ) -> None:
         super().__init__(**classifier)
+        self.save_config(locals())
         check_choice("distill_loss", distill_loss, _LOSSES)
-        check_arguments({"distill_weight": distill_weight, "teacher_epochs": teacher_epochs}, ["teacher_epochs"])
-        self.training_arguments |= {
-            "teacher": teacher,
-            "distill_weight": distill_weight,
-            "distill_loss": distill_loss,
-            "teacher_epochs": teacher_epochs,
-        }
         # In a list, and so neither among the parameters nor in the checkpoints.
         self._teacher: list[BaseModule] = []
         if isinstance(teacher, BaseModule):
@@ -79,11 +73,7 @@ class SelfDistillation(VideoClassifier):
         return {"class_path": "lightning_modules.VideoClassifier", "init_args": dict(self.hparams)}
 
     def adopt_teacher(self, teacher: BaseModule) -> None:
-        """Takes a trained classifier as the teacher, freezes it, and makes the projection onto its width.
-
-        Raises:
-            ModelError: its tokens are not the student's.
-        """
+        """Freeze a trained classifier and project onto its width; `ModelError` if its tokens are not the student's."""
         ours, theirs = _grid(self), _grid(teacher)
         if ours != theirs:
             raise ModelError(f"The teacher divides its input into {theirs} patches and the student into {ours}; "

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -13,10 +14,13 @@ from lightning_modules.errors import ModelError
 from lightning_modules.training.graded_retrieval import RetrievalScores
 
 if TYPE_CHECKING:
+    from lightning_modules.nets.bert import BertWords
     from lightning_modules.nets.clip4clip import TextVideoNet
+    from lightning_modules.nets.clip_tower import ClipTokenizer
     from lightning_modules.nets.dual_encoder import DualEncoderNet
+    from lightning_modules.nets.roberta import RobertaWords
 
-__all__ = ["TextVideoModule"]
+__all__ = ["TextVideoModule", "learn_words"]
 
 TEXTS_AT_ONCE = 256
 
@@ -25,9 +29,7 @@ class TextVideoModule(BaseModule):
     """Abstract base of modules that make unit vectors of videos and texts in one space.
 
     A subclass builds ``self.net``, which has a ``tokenizer``, a ``logit_scale``, a ``dim`` and ``encode_text``, makes
-    the vectors of a batch's videos in `encode_videos`, and says in `loss_of` what a batch of pairs costs. Validation
-    and testing rank all videos of the split for each caption and the other way round. What is logged are recalls and
-    ranks, or the mean average precision and nDCG of data with graded relevance, `EpicKitchensRetrieval`.
+    the vectors of a batch's videos in `encode_videos`, and says in `loss_of` what a batch of pairs costs.
 
     Attributes:
         scores: what a split's vectors are collected in.
@@ -54,13 +56,8 @@ class TextVideoModule(BaseModule):
 
     def setup(self, stage: str) -> None:
         """Learns word pieces from the data's captions where there is no pretrained tokenizer."""
-        tokenizer = self.net.tokenizer
-        if stage == "fit" and tokenizer.is_empty:
-            captions = getattr(self._data, "captions", None)
-            if captions is None:
-                raise ModelError("The tokenizer has no word pieces and the data no captions to learn them from; "
-                                 f"{self.word_pieces}.")  # fmt: skip
-            tokenizer.learn(captions)
+        if stage == "fit":
+            learn_words(self.net.tokenizer, self._data, self.word_pieces)
 
     def encode_text(self, texts: str | Sequence[str]) -> Tensor:
         """Texts -> unit vectors (M, D), float32; one text gives (1, D)."""
@@ -82,7 +79,8 @@ class TextVideoModule(BaseModule):
         self.log("train/loss", loss, prog_bar=True, batch_size=len(text), sync_dist=True)
         return loss
 
-    def _evaluate(self, batch: dict[str, Any]) -> dict[str, Any] | None:
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any] | None:
+        """What `lightning_modules.callbacks.Report` takes; nothing of data with graded relevance."""
         text, video = self.encode_text([text for texts in batch["text"] for text in texts]), self.encode_videos(batch)
         # With the temperature, the products of the two are the logits, which the dual softmax needs.
         scale = self.net.logit_scale.exp()
@@ -92,26 +90,15 @@ class TextVideoModule(BaseModule):
         dual_softmax = self.scores.ranks.dual_softmax
         return {"video_vectors": video, "text_vectors": text, "scale": scale.item(), "dual_softmax": dual_softmax}
 
-    def _log_scores(self, stage: str) -> None:
+    @override
+    def log_results(self, stage: str) -> None:
         # compute() has already joined the processes, so the mean over them changes nothing.
         for name, value in self.scores.compute().items():
             self.log(f"{stage}/{name}", value, prog_bar=name.endswith(("_r1", "map")), sync_dist=True)
 
     @override
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self._evaluate(batch)
-
-    @override
-    def on_validation_epoch_end(self) -> None:
-        self._log_scores("val")
-
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any] | None:
-        """What `lightning_modules.callbacks.Report` takes; nothing of data with graded relevance."""
-        return self._evaluate(batch)
-
-    @override
-    def on_test_epoch_end(self) -> None:
-        self._log_scores("test")
+        self.test_step(batch, batch_idx)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Vectors (B', D) on the CPU with the paths they belong to; unreadable videos are left out."""
@@ -119,7 +106,17 @@ class TextVideoModule(BaseModule):
         embedding = self.encode_videos(batch).cpu()
         return {"path": [batch["path"][i] for i in kept], "embedding": embedding[kept]}
 
-    @override
-    def refuse_sharding(self) -> None:
-        raise ModelError(f"{type(self).__name__} keeps its temperature as a number of its own, which fsdp2 cannot "
-                         "share out; set trainer.strategy to ddp.")  # fmt: skip
+
+def learn_words(
+    tokenizer: "BertWords | ClipTokenizer | RobertaWords", data: object, remedy: str, more: Sequence[str] = ()
+) -> None:
+    """Let a tokenizer without word pieces learn them from a DataModule's ``captions`` and from `more` texts.
+
+    Raises:
+        ModelError: the data has no captions; the sentence ends with the remedy.
+    """
+    if tokenizer.is_empty:
+        captions = getattr(data, "captions", None)
+        if captions is None:
+            raise ModelError(f"The tokenizer has no word pieces and the data no captions to learn them from; {remedy}.")
+        tokenizer.learn(chain(captions, more))

@@ -17,6 +17,7 @@ from lightning_modules.nets.masking import draw_visible, num_visible
 from lightning_modules.nets.video_text import TextOutput, VideoOutput, VideoTextNet, VideoTower
 from lightning_modules.nets.videomamba import adapt_state_dict
 from lightning_modules.tasks.taught_by_clip import TaughtByClip
+from lightning_modules.tasks.text_video import TEXTS_AT_ONCE, learn_words
 from lightning_modules.training.graded_retrieval import RetrievalScores
 from lightning_modules.training.losses import alignment_loss
 from lightning_modules.training.optim import Optim
@@ -25,7 +26,6 @@ from lightning_modules.training.reranking import Reranker
 __all__ = ["VideoTextPretraining", "draw_negatives", "hide_words", "multi_positive_loss"]
 
 TEMPERATURES = (0.001, 0.5)
-TEXTS_AT_ONCE = 256
 IGNORED = -100
 """Target of words that are not to be guessed; what `torch.nn.functional.cross_entropy` leaves out."""
 
@@ -70,9 +70,8 @@ class VideoTextPretraining(TaughtByClip):
         variant: "all_blocks" or "official", as `lightning_modules.MaskedPretraining` has them.
         image_mask_ratio: the same of images.
         word_ratio: share of words that are to be guessed.
-        global_batch: False is published: matching draws wrong answers from the batch of its process, and words are
-            averaged there. True does both over all processes, so that a step is that of one process with all pairs;
-            every process then holds the tokens of all videos (docs/video_text.md).
+        global_batch: draw the wrong answers of matching from all processes and average words over them, so that a step
+            is that of one process with all pairs (docs/video_text.md). False, as published, stays in each process.
         rerank: candidates that the matching head puts in order in a test; 0 tests the vectors alone.
         checkpoint_text: recompute BERT's layers too.
         optim: optimiser and schedule, see `lightning_modules.Optim`.
@@ -153,12 +152,7 @@ class VideoTextPretraining(TaughtByClip):
             return
         if self.training_arguments["teacher"] is not None:
             self.teacher  # noqa: B018
-        if self.net.words.is_empty:
-            captions = getattr(self._data, "captions", None)
-            if captions is None:
-                raise ModelError("The tokenizer has no word pieces and the data no captions to learn them from; name a "
-                                 "BERT checkpoint in text_weights.")  # fmt: skip
-            self.net.words.learn(captions)
+        learn_words(self.net.words, self._data, "name a BERT checkpoint in text_weights")
 
     @property
     @override
@@ -178,9 +172,8 @@ class VideoTextPretraining(TaughtByClip):
     def encode_text(self, texts: str | Sequence[str]) -> Tensor:
         """Texts -> unit vectors (M, dim), float32; one text gives (1, dim)."""
         parts = self._read([texts] if isinstance(texts, str) else list(texts))
-        return (
-            torch.cat([part.vectors for part in parts]) if parts else torch.empty(0, self.net.dim, device=self.device)
-        )
+        empty = torch.empty(0, self.net.dim, device=self.device)
+        return torch.cat([empty, *(part.vectors for part in parts)])
 
     def similarity(self, texts: Sequence[str], video: Tensor) -> Tensor:
         """Means of the frames' cosines (M, B) with texts; videos as in `forward`."""
@@ -296,7 +289,6 @@ class VideoTextPretraining(TaughtByClip):
         return self._mean(F.cross_entropy(found.float(), belong, reduction="sum"), len(words))
 
     def _word_loss(self, video: VideoOutput, text: TextOutput, chance: list[torch.Generator]) -> Tensor:
-        """MLM."""
         words = self.net.words
         noise = torch.stack([torch.rand(words.max_words, 3, generator=own) for own in chance]).to(self.device)
         ratio = self.training_arguments["word_ratio"]
@@ -316,15 +308,9 @@ class VideoTextPretraining(TaughtByClip):
         count = self._share(torch.as_tensor(count, device=self.device, dtype=total.dtype).view(1)).mean()
         return total / count.masked_fill(count == 0, 1)  # there may be no hidden word in a short batch
 
-    @override
-    def refuse_sharding(self) -> None:
-        raise ModelError("VideoTextPretraining keeps its temperature as a number of its own, which fsdp2 cannot "
-                         "share out; set trainer.strategy to ddp.")  # fmt: skip
-
     # Evaluation -----------------------------------------------------------------------------------------------------
 
     def _evaluate(self, batch: dict[str, Any], rerank: bool) -> dict[str, Any] | None:
-        """Collect a batch's vectors, and return them as `test_step` does."""
         if "frame_mask" in batch and not batch["frame_mask"].all():
             raise ModelError("This model takes whole clips and the data pads short videos; leave data.fps out.")
         counts = [len(texts) for texts in batch["text"]]
@@ -340,37 +326,28 @@ class VideoTextPretraining(TaughtByClip):
             return None
         return {"video_vectors": video.mean, "text_vectors": vectors, "scale": 1.0, "dual_softmax": False}
 
-    def _log_ranks(self, prefix: str, result: dict[str, Tensor]) -> None:
-        shown = {f"{prefix}{k}": v.to(self.device) for k, v in result.items() if k not in ("videos", "captions")}
-        # The processes were joined already, so the mean over them changes nothing.
-        for name, value in shown.items():
-            self.log(name, value, prog_bar=name.endswith("_r1"), sync_dist=True)
-
     @override
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         self._evaluate(batch, rerank=False)
-
-    @override
-    def on_validation_epoch_end(self) -> None:
-        self._log_ranks("val/", self.scores.compute())
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any] | None:
         """What `lightning_modules.callbacks.Report` takes, whose ranks are those of the vectors, before re-ranking."""
         return self._evaluate(batch, rerank=self.training_arguments["rerank"] > 0)
 
-    def on_test_epoch_end(self) -> None:
+    def log_results(self, stage: str) -> None:
         """Logs the ranks of the vectors (test/t2v_r1, ...) and those after re-ranking (test/reranked_t2v_r1, ...).
 
-        Data with graded relevance is not ranked again.
+        Only a test is ranked again, and no data with graded relevance.
         """
-        rerank = self.training_arguments["rerank"] and not self.scores.is_graded
-        self._log_ranks("test/", self.scores.compute())
+        rerank = stage == "test" and self.training_arguments["rerank"] and not self.scores.is_graded
+        result = self.scores.compute()
         if rerank:
-            self._log_ranks("test/reranked_", self.reranker.compute(self._match_score, self.device))
+            again = self.reranker.compute(lambda *pair: self.net.match(*pair)[:, 1], self.device)
+            result |= {f"reranked_{name}": value.to(self.device) for name, value in again.items()}
             self.reranker.reset()
-
-    def _match_score(self, hidden: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:
-        return self.net.match(hidden, mask, tokens)[:, 1]
+        # The processes were joined already, so the mean over them changes nothing.
+        for name, value in result.items():
+            self.log(f"{stage}/{name}", value, prog_bar=name.endswith("_r1"), sync_dist=True)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Unit vectors (B', dim) on the CPU with the paths they belong to; unreadable videos are left out."""
