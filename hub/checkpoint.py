@@ -290,21 +290,20 @@ def check_state_dict(state_dict: Mapping[str, Tensor], expected: Mapping[str, Te
     Raises:
         HubError: one sentence with the keys missing and left over and the shapes that differ.
     """
-    missing = [k for k in expected if k not in state_dict]
-    unexpected = [k for k in state_dict if k not in expected]
-    shapes = [
-        f"{k} {tuple(state_dict[k].shape)} instead of {tuple(v.shape)}"
-        for k, v in expected.items()
-        if k in state_dict and state_dict[k].shape != v.shape
-    ]
-    kinds = [
-        f"{k} {state_dict[k].dtype} instead of {v.dtype}"
-        for k, v in expected.items()
-        if k in state_dict and state_dict[k].is_floating_point() != v.is_floating_point()
-    ]
+    wrong: dict[str, list[str]] = {
+        "missing": [name for name in expected if name not in state_dict],
+        "not in the model": [name for name in state_dict if name not in expected],
+        "of another shape": [],
+        "of another type": [],
+    }
+    for name, ours in expected.items():
+        theirs = state_dict.get(name, ours)
+        if theirs.shape != ours.shape:
+            wrong["of another shape"].append(f"{name} {tuple(theirs.shape)} instead of {tuple(ours.shape)}")
+        if theirs.is_floating_point() != ours.is_floating_point():
+            wrong["of another type"].append(f"{name} {theirs.dtype} instead of {ours.dtype}")
     parts = []
-    titles = ("missing", "not in the model", "of another shape", "of another type")
-    for title, items in zip(titles, (missing, unexpected, shapes, kinds), strict=True):
+    for title, items in wrong.items():
         if items:
             more = f" and {len(items) - 5} more" if len(items) > 5 else ""
             parts.append(f"{len(items)} {title}: {', '.join(items[:5])}{more}")

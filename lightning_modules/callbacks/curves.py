@@ -66,8 +66,9 @@ def draw_curves(metrics: Path) -> "Figure | None":
 
     curves, epochs = read_curves(metrics)
     for name in curves:
-        if _share(name):
-            curves[name] = _scaled(curves[name], 100)
+        if _share(name) or name == "train/data_wait":
+            steps, values = curves[name]
+            curves[name] = steps, 100 * values  # per cent
     losses = [name for name in curves if name.split("/")[-1].startswith("loss")]
     ranks = [name for name in curves if name.startswith("val/") and name.endswith(("_mdr", "_mnr"))]
     groups = {
@@ -100,7 +101,7 @@ def draw_curves(metrics: Path) -> "Figure | None":
             panel.set_yscale("log")
         if title == "clips per second" and "train/data_wait" in curves:
             beside = panel.twinx()
-            _draw_curve(beside, "train/data_wait", *_scaled(curves["train/data_wait"], 100), color="C1")
+            _draw_curve(beside, "train/data_wait", *curves["train/data_wait"], color="C1")
             beside.set_ylim(0, 100)
             beside.set_ylabel("waiting for data (% of the time)", color="C1")
             panel.yaxis.label.set_color("C0")
@@ -166,7 +167,3 @@ def _highest_rate(curves: dict[str, Curve]) -> list[str]:
     """The group of parameters with the highest learning rate stands for all."""
     rates = [name for name in curves if name.startswith("lr-") and not name.endswith(("-momentum", "-weight_decay"))]
     return [max(rates, key=lambda name: curves[name][1].max())] if rates else []
-
-
-def _scaled(curve: Curve, factor: float) -> Curve:
-    return curve[0], curve[1] * factor

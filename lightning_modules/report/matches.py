@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_modules.report import figures
 from lightning_modules.report.answers import table
 from lightning_modules.report.page import Picture, Section, Shown, Tile
-from lightning_modules.training.metrics import distinct, log_sum_exp, rank_statistics, retrieval_ranks, row_blocks
+from lightning_modules.training.metrics import distinct, rank_statistics, retrieval_ranks, similarities
 
 __all__ = ["MatchRows", "Matches"]
 
@@ -160,12 +160,10 @@ class Matches:
     def _best(self) -> tuple[Tensor, Tensor]:
         """The best videos of each caption, int64 (M, k), and their cosines."""
         text, k = self.scale * self.text, min(BEST, self.samples)
-        prior = log_sum_exp(self.video, text, BLOCK) if self.dual_softmax else None
         best, cosines = [], []
-        for rows in row_blocks(len(text), len(self.video), BLOCK):
-            scores = text[rows] @ self.video.T
-            best.append((scores if prior is None else 2 * scores - prior).topk(k, dim=1).indices)
-            cosines.append(scores.gather(1, best[-1]) / self.scale)
+        for _, products, scores in similarities(text, self.video, self.dual_softmax, BLOCK):
+            best.append(scores.topk(k, dim=1).indices)
+            cosines.append(products.gather(1, best[-1]) / self.scale)
         return torch.cat(best), torch.cat(cosines)
 
     def _mistake(self, query: int) -> Sequence:

@@ -7,7 +7,7 @@ nouns (docs/protocol.md, section 24).
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.training.metrics import KeptRows, RetrievalRanks, distinct, log_sum_exp, row_blocks
+from lightning_modules.training.metrics import KeptRows, RetrievalRanks, distinct, similarities
 
 __all__ = ["GradedRetrieval", "RetrievalScores", "graded_ranking", "relevance_of"]
 
@@ -164,15 +164,11 @@ def graded_ranking(
     Returns:
         float64 (Q,) and (Q,); nan where no candidate has relevance 1, or none above 0.
     """
-    prior = log_sum_exp(candidate[0], query[0], block_elements) if dual_softmax else None
     rank = torch.arange(1, len(candidate[0]) + 1, dtype=torch.float64, device=query[0].device)
     discount = 1 / torch.log2(rank + 1)
     precision, gain = (torch.empty(len(query[0]), dtype=torch.float64, device=rank.device) for _ in range(2))
-    for rows in row_blocks(len(query[0]), len(candidate[0]), block_elements):
+    for rows, _, scores in similarities(query[0], candidate[0], dual_softmax, block_elements):
         relevance = relevance_of(query[1][rows], query[2][rows], *candidate[1:])
-        scores = query[0][rows] @ candidate[0].T
-        if prior is not None:
-            scores = 2 * scores - prior
         rising = relevance.sort(dim=1)
         # Least relevant first, and from there by similarity: the sort keeps the order of equal ones.
         order = scores.gather(1, rising.indices).argsort(dim=1, descending=True, stable=True)

@@ -1,5 +1,6 @@
 """Metrics that stay exact across processes."""
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
@@ -9,7 +10,7 @@ from torchmetrics.utilities import dim_zero_cat
 from typing_extensions import override
 
 __all__ = ["KeptRows", "RetrievalRanks", "SampleAccuracy", "SampleError", "SampleMean", "best_of_sets", "distinct",
-           "log_sum_exp", "rank_of", "rank_statistics", "retrieval_ranks", "row_blocks"]  # fmt: skip
+           "rank_of", "rank_statistics", "retrieval_ranks", "similarities"]  # fmt: skip
 
 
 def distinct(index: Tensor) -> Tensor:
@@ -205,27 +206,35 @@ def retrieval_ranks(
     Returns:
         int64 (M,) for the captions and (N,) for the videos.
     """
-    video_prior = text_prior = None
+
+    def ranks(query: Tensor, candidate: Tensor, right: Tensor) -> Tensor:
+        found = torch.empty(len(query), dtype=torch.int64, device=query.device)
+        for rows, _, scores in similarities(query, candidate, dual_softmax, block_elements):
+            if len(candidate) > len(video):  # captions, of which a video has several
+                scores = best_of_sets(scores, owner, len(video))
+            found[rows] = rank_of(scores, right[rows])
+        return found
+
+    return ranks(text, video, owner), ranks(video, text, torch.arange(len(video), device=video.device))
+
+
+def similarities(
+    query: Tensor, candidate: Tensor, dual_softmax: bool, block_elements: int
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Compare queries (Q, D) with candidates (C, D), block by block of queries.
+
+    Yields:
+        Rows of the queries, the products of these with the candidates (R, C), and the scores (R, C) to rank by, which
+        are the products, or with `dual_softmax` as in `retrieval_ranks`.
+    """
+    prior: Tensor | float = 0.0
     if dual_softmax:
         # Log of the product, up to what is constant for a query: twice the logit minus the candidate's log-sum-exp.
-        video_prior = log_sum_exp(video, text, block_elements)
-        text_prior = log_sum_exp(text, video, block_elements)
-    t2v = torch.empty(len(text), dtype=torch.int64, device=text.device)
-    for rows in row_blocks(len(text), len(video), block_elements):
-        scores = text[rows] @ video.T
-        if video_prior is not None:
-            scores = 2 * scores - video_prior
-        t2v[rows] = rank_of(scores, owner[rows])
-    single = len(text) == len(video)
-    v2t = torch.empty(len(video), dtype=torch.int64, device=text.device)
-    for rows in row_blocks(len(video), len(text), block_elements):
-        scores = video[rows] @ text.T
-        if text_prior is not None:
-            scores = 2 * scores - text_prior
-        if not single:
-            scores = best_of_sets(scores, owner, len(video))
-        v2t[rows] = rank_of(scores, torch.arange(len(video), device=text.device)[rows])
-    return t2v, v2t
+        blocks = _blocks(len(candidate), len(query), block_elements)
+        prior = torch.cat([query.new_empty(0), *((candidate[rows] @ query.T).logsumexp(dim=1) for rows in blocks)])
+    for rows in _blocks(len(query), len(candidate), block_elements):
+        products = query[rows] @ candidate.T
+        yield rows, products, 2 * products - prior if dual_softmax else products
 
 
 def best_of_sets(scores: Tensor, owner: Tensor, sets: int) -> Tensor:
@@ -239,15 +248,7 @@ def rank_of(scores: Tensor, right: Tensor) -> Tensor:
     return (scores >= scores.gather(1, right[:, None])).sum(dim=1)
 
 
-def log_sum_exp(rows: Tensor, columns: Tensor, block_elements: int) -> Tensor:
-    """Of each row of ``rows @ columns.T``, (R,)."""
-    parts = [
-        (rows[block] @ columns.T).logsumexp(dim=1) for block in row_blocks(len(rows), len(columns), block_elements)
-    ]
-    return torch.cat(parts) if parts else rows.new_empty(0)
-
-
-def row_blocks(rows: int, columns: int, block_elements: int) -> list[slice]:
+def _blocks(rows: int, columns: int, block_elements: int) -> list[slice]:
     """Blocks of whole rows of a table, of so many entries at most or of one row."""
     step = max(1, block_elements // max(columns, 1))
     return [slice(start, start + step) for start in range(0, rows, step)]
