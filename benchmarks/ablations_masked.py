@@ -54,7 +54,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from datamodules.synthetic.motion import CLASSES, MOTIONS, SHAPES, ClipSpec, clip_spec, render_clip, trajectory
+from datamodules.synthetic.motion import CLASSES, MOTIONS, SHAPES, ClipSpec, clip_spec, render, trajectory
 from lightning_modules import MaskedPretraining, VideoClassifier
 from lightning_modules.nets import ClipTeacher
 from lightning_modules.training.losses import contrastive_loss
@@ -176,7 +176,7 @@ def scenes(split: str, count: int) -> Scenes:
         length = spec.num_frames // CLIP["num_frames"]
         within = random.integers(length, size=CLIP["num_frames"]) if split == "train" else length // 2
         seen = length * np.arange(CLIP["num_frames"]) + within
-        videos.append(frames(render_clip(spec)[0][seen]).transpose(0, 1))
+        videos.append(frames(render(spec)[seen]).transpose(0, 1))
         # As the teacher, at the middle frame of each tubelet.
         states.append(trajectory(spec)[seen][SIZE["tubelet_size"] // 2 :: SIZE["tubelet_size"]])
     angle = 2 * torch.pi * torch.from_numpy(np.stack(states)).float()
@@ -203,7 +203,7 @@ def train_clip(steps: int, count: int = 2048, batch: int = 128, peak: float = 2e
     """A CLIP of single frames and what is said of them: an image tower, and words whose vectors are added up."""
     random, each = np.random.default_rng(0), 4
     specs = [clip_spec(CLIP_CLIPS, "train", i, CLASSES[i % 8], num_frames=each) for i in range(count)]
-    pixels = torch.cat([frames(render_clip(spec)[0]) for spec in specs])
+    pixels = torch.cat([frames(render(spec)) for spec in specs])
     number: dict[str, int] = {}
     teacher, text = ClipTeacher(sizes=TEACHER).requires_grad_(True), nn.EmbeddingBag(64, WIDTH)
     scale = nn.Parameter(torch.tensor(2.0))

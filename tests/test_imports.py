@@ -217,7 +217,6 @@ def test_importing_a_package_stays_light(package, absent):
 
 LAZY = [
     "datamodules",
-    "datamodules.synthetic",
     "hub",
     "zoo",
     "lightning_modules",

@@ -53,12 +53,9 @@ __all__ = [
     "clip_spec",
     "object_mask",
     "render",
-    "render_clip",
     "sample_spec",
     "trajectory",
 ]
-
-AXES = ("x", "y", "size", "angle")
 
 
 @dataclass(frozen=True)
@@ -144,11 +141,6 @@ class ClipSpec:
     captions: tuple[str, ...] = ()
 
     @property
-    def speed(self) -> float:
-        """Of the drifting attribute: circles (picture widths, heights, size ranges, turns) per second."""
-        return self.travels[MOTIONS[self.motion].axis] * self.fps / self.num_frames
-
-    @property
     def pace(self) -> str:
         """The word for how far the drifting attribute goes in the clip."""
         low, high = TRAVEL
@@ -159,16 +151,6 @@ class ClipSpec:
     def duration_seconds(self) -> float:
         """Time from the first frame to the end of the last one."""
         return self.num_frames / self.fps
-
-    @property
-    def verb(self) -> str:
-        """The class of the motion, one of `CLASSES`."""
-        return self.motion
-
-    @property
-    def noun(self) -> str:
-        """The moving shape, one of `SHAPES`."""
-        return self.shape
 
 
 # ---- drawing a scene -----------------------------------------------------------------------------------------------
@@ -453,17 +435,6 @@ def object_mask(spec: ClipSpec) -> NDArray[np.bool_]:
     """
     rim, _, _ = _shape_layers(spec, trajectory(spec))
     return rim >= 0.5
-
-
-def render_clip(spec: ClipSpec | str, rng: np.random.Generator | None = None) -> tuple[NDArray[np.uint8], ClipSpec]:
-    """Frames and their description, from a description or from a class name and a random generator.
-
-    Returns:
-        uint8 (num_frames, height, width, 3) RGB, and the `ClipSpec`.
-    """
-    if isinstance(spec, str):
-        spec = sample_spec(rng or np.random.default_rng(), spec)
-    return render(spec), spec
 
 
 def check_clip_arguments(

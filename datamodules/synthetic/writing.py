@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -88,8 +89,8 @@ def _write_annotations(folder: Path, clips: Sequence[tuple[str, str, ClipSpec]],
         # goes round all classes, so that nobody has a favourite.
         person = f"P{number // len(classes) % (6 if split == 'train' else 8) + 1:02d}"
         times = (_timestamp(0.0), _timestamp(spec.duration_seconds))
-        narration = f"{spec.verb.replace('_', ' ')} {spec.noun}"
-        labels = (spec.verb, verbs[spec.verb], spec.noun, nouns[spec.noun])
+        narration = f"{spec.motion.replace('_', ' ')} {spec.shape}"
+        labels = (spec.motion, verbs[spec.motion], spec.shape, nouns[spec.shape])
         rows.append((f"{person}_{number}", person, path, *times, narration, *labels))
     header = ("narration_id", "participant_id", "video", "start_timestamp", "stop_timestamp", "narration", "verb",
               "verb_class", "noun", "noun_class")  # fmt: skip
@@ -260,7 +261,7 @@ def plot_sheet(path: str | Path, specs: Sequence[ClipSpec], num_columns: int = 8
         y = top + row * (cell_height + gap)
         middle = y + cell_height / 2
         figure.text(*place(0.15, middle - 0.24), spec.motion.replace("_", " "), size=11, weight="bold", va="center")
-        words = _wrap(min(spec.captions, key=len), 34)
+        words = textwrap.fill(min(spec.captions, key=len), 34)
         figure.text(*place(0.15, middle + 0.16), words, size=8, color="0.35", va="center", linespacing=1.3)
         frames = render(spec)
         for column, t in enumerate(np.linspace(0, spec.num_frames - 1, num_columns).round().astype(int)):
@@ -273,12 +274,6 @@ def plot_sheet(path: str | Path, specs: Sequence[ClipSpec], num_columns: int = 8
     note = "Only the named motion drifts; position, size, angle and background wander without telling the class."
     figure.text(*place(left, total_height - 0.2), note, size=9, color="0.35", va="center")
     figure.savefig(path)
-
-
-def _wrap(text: str, width: int) -> str:
-    import textwrap
-
-    return "\n".join(textwrap.wrap(text, width))
 
 
 def _size(text: str) -> tuple[int, int]:

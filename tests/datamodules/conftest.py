@@ -131,8 +131,8 @@ def captioned_clips(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path
     """Eight generated videos of 2 to 4 seconds at 4 frames a second, each with three captions."""
     folder, clips = tmp_path_factory.mktemp("captioned"), []
     for number, motion in enumerate(synthetic.CLASSES):
-        frames, spec = synthetic.render_clip(motion, np.random.default_rng(number))
+        spec = synthetic.sample_spec(np.random.default_rng(number), motion)
         path = folder / f"{number}.mp4"
-        writing.write_video(path, frames[: 8 + number], 4)
+        writing.write_video(path, synthetic.render(spec)[: 8 + number], 4)
         clips.append((path, spec.captions))
     return clips

@@ -8,7 +8,7 @@ import torch
 
 from datamodules.base import DataError
 from datamodules.breakfast import Breakfast
-from datamodules.synthetic.motion import render_clip
+from datamodules.synthetic.motion import render, sample_spec
 from datamodules.synthetic.writing import write_video
 from datamodules.video.views import load_views
 
@@ -24,7 +24,7 @@ OTHERS = ["P03/stereo/P03_cereals_ch1.avi", "P47/stereo/P47_tea_ch1.avi", "P54/c
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     path = tmp_path_factory.mktemp("breakfast") / "clip.mp4"
-    write_video(path, render_clip("grow", np.random.default_rng(0))[0][:12], 15)
+    write_video(path, render(sample_spec(np.random.default_rng(0), "grow"))[:12], 15)
     return path
 
 

@@ -8,7 +8,7 @@ import torch
 
 from datamodules.base import DataError
 from datamodules.coin import COIN
-from datamodules.synthetic.motion import render_clip
+from datamodules.synthetic.motion import render, sample_spec
 from datamodules.synthetic.writing import write_video
 from datamodules.video.views import load_views
 
@@ -24,7 +24,7 @@ VIDEOS = {  # id -> task, number, subset; ids may begin with a hyphen
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     path = tmp_path_factory.mktemp("coin") / "clip.mp4"
-    write_video(path, render_clip("shrink", np.random.default_rng(0))[0][:12], 15)
+    write_video(path, render(sample_spec(np.random.default_rng(0), "shrink"))[:12], 15)
     return path
 
 

@@ -9,7 +9,7 @@ from torchvision.transforms.v2 import functional as F
 from datamodules.base import DataError
 from datamodules.imagenet import ImageNet
 from datamodules.loading import TrainSampler
-from datamodules.synthetic.motion import render_clip
+from datamodules.synthetic.motion import render, sample_spec
 
 FORMAT = {
     "num_frames": 1,
@@ -24,7 +24,7 @@ WNIDS = ["n01440764", "n01443537", "n15075141"]
 
 def picture(number, size=(96, 80)):
     """uint8 (3, H, W) from the generator."""
-    frames, _ = render_clip("grow", np.random.default_rng(number))
+    frames = render(sample_spec(np.random.default_rng(number), "grow"))
     return F.resize(torch.from_numpy(frames[0]).permute(2, 0, 1), size[::-1]).contiguous()
 
 

@@ -8,7 +8,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from datamodules.base import DataError
 from datamodules.kinetics import Kinetics
-from datamodules.synthetic.motion import render_clip
+from datamodules.synthetic.motion import render, sample_spec
 from datamodules.synthetic.writing import write_video
 from datamodules.video.views import load_views
 
@@ -38,7 +38,7 @@ def clips(tmp_path_factory):
     """One generated video per class, under its official name."""
     folder = tmp_path_factory.mktemp("clips")
     for number, (name, motion) in enumerate(zip(FILES, ("grow", "move_left", "shrink"), strict=True)):
-        frames, _ = render_clip(motion, np.random.default_rng(number))
+        frames = render(sample_spec(np.random.default_rng(number), motion))
         write_video(folder / name, frames[: 8 + number], 12)
     return folder
 

@@ -8,7 +8,7 @@ import torch
 
 from datamodules.base import DataError
 from datamodules.lvu import CLASSES, LVU, VALUES, windows_of
-from datamodules.synthetic.motion import render_clip
+from datamodules.synthetic.motion import render, sample_spec
 from datamodules.synthetic.writing import write_video
 from datamodules.video.views import load_views
 
@@ -35,7 +35,7 @@ def films(tmp_path_factory):
     """Three generated videos of 1 to 2 seconds under their ids."""
     folder = tmp_path_factory.mktemp("films")
     for number, name in enumerate(IDS):
-        frames, _ = render_clip(("grow", "move_left", "shrink")[number], np.random.default_rng(number))
+        frames = render(sample_spec(np.random.default_rng(number), ("grow", "move_left", "shrink")[number]))
         write_video(folder / f"{name}.mp4", frames[: 8 + 4 * number], 8)
     return folder
 

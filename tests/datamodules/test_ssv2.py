@@ -8,7 +8,7 @@ from torchvision.io import write_jpeg
 
 from datamodules.base import DataError
 from datamodules.ssv2 import SomethingSomethingV2
-from datamodules.synthetic.motion import render_clip
+from datamodules.synthetic.motion import render, sample_spec
 from datamodules.video.views import load_views
 
 FORMAT = {"num_frames": 4, "image_size": 32, "short_side": 32, "frame_stride": 2, "interpolation": "bilinear"}
@@ -32,7 +32,7 @@ NUMBERS = [1, 2, 0]
 @pytest.fixture(scope="module")
 def frames():
     """Generated clips of 10, 11 and 12 frames, uint8 (T, 64, 64, 3)."""
-    return [render_clip("grow", np.random.default_rng(number))[0][: 10 + number] for number in range(3)]
+    return [render(sample_spec(np.random.default_rng(number), "grow"))[: 10 + number] for number in range(3)]
 
 
 @pytest.fixture
