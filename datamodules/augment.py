@@ -6,11 +6,13 @@ Randomness comes from torch's generator only, which DataLoader workers seed per 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torchvision.transforms.v2.functional as F
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import RandomResizedCrop
 
 from datamodules.video.resize import resize_options
 
@@ -50,24 +52,8 @@ def random_resized_crop(
     Returns:
         uint8 (T, 3, size, size).
     """
-    frame_height, frame_width = video.shape[-2:]
-    top, left, height, width = _random_box(frame_height, frame_width, area, ratio)
-    return F.resized_crop(video, top, left, height, width, [size, size], **resize_options(interpolation))
-
-
-def _random_box(
-    height: int, width: int, area: tuple[float, float], ratio: tuple[float, float]
-) -> tuple[int, int, int, int]:
-    """top, left, height, width; after ten boxes that do not fit, the largest middle one of an allowed ratio."""
-    for _ in range(10):
-        box_area = height * width * _uniform(*area)
-        box_ratio = math.exp(_uniform(math.log(ratio[0]), math.log(ratio[1])))
-        box_width, box_height = round(math.sqrt(box_area * box_ratio)), round(math.sqrt(box_area / box_ratio))
-        if 0 < box_width <= width and 0 < box_height <= height:
-            return _integer(height - box_height + 1), _integer(width - box_width + 1), box_height, box_width
-    box_width = min(width, max(round(height * ratio[1]), 1))
-    box_height = min(height, max(round(width / ratio[0]), 1))
-    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+    crop = RandomResizedCrop(size, scale=area, ratio=ratio, **resize_options(interpolation))
+    return cast(Tensor, crop(video))
 
 
 _SIDES = (1.0, 0.875, 0.75, 0.66)
@@ -291,8 +277,8 @@ AUTO_AUGMENT_POLICIES: dict[str, tuple[tuple[tuple[str, float, int], ...], ...]]
 """Policy -> pairs of (operation, probability, magnitude 0 .. 10)."""
 
 
-def _uniform(low: float = 0.0, high: float = 1.0) -> float:
-    return low + (high - low) * torch.rand(()).item()
+def _uniform() -> float:
+    return torch.rand(()).item()
 
 
 def _integer(bound: int) -> int:

@@ -26,14 +26,12 @@ class BatchMixer:
 
     Args:
         mixup: alpha of the Beta distribution of lambda for mixup; 0 switches mixup off.
-        cutmix: the same for cutmix.
-        cutmix_share: probability of cutmix where both are on.
+        cutmix: the same for cutmix; where both are on, each has half of the batches.
         erasing: probability of random erasing per video, before mixing.
     """
 
     mixup: float = 0.0
     cutmix: float = 0.0
-    cutmix_share: float = 0.5
     erasing: float = 0.0
 
     @property
@@ -61,7 +59,7 @@ class BatchMixer:
             video = random_erasing(video, self.erasing)
         batch = {**batch, "video": video}
         if self.mixup > 0 or self.cutmix > 0:
-            use_cutmix = self.cutmix > 0 and (self.mixup == 0 or torch.rand(()).item() < self.cutmix_share)
+            use_cutmix = self.cutmix > 0 and (self.mixup == 0 or torch.rand(()).item() < 0.5)
             share = _beta(self.cutmix if use_cutmix else self.mixup)
             batch["video"], share = _cutmix(video, share) if use_cutmix else (_mixup(video, share), share)
             several = isinstance(num_classes, Mapping)
@@ -92,36 +90,27 @@ def _cutmix(video: Tensor, share: float) -> tuple[Tensor, float]:
     return video, 1 - (bottom - top) * (right - left) / (height * width)
 
 
-def random_erasing(
-    video: Tensor,
-    probability: float = 0.25,
-    *,
-    area: tuple[float, float] = (0.02, 1 / 3),
-    ratio: tuple[float, float] = (0.3, 3.3),
-    mean: tuple[float, ...] = MEAN,
-    std: tuple[float, ...] = STD,
-) -> Tensor:
-    """Fills one box per video, the same in all frames, with mean + std * N(0, 1), drawn per pixel and frame.
+def random_erasing(video: Tensor, probability: float) -> Tensor:
+    """Fills one box per video, the same in all frames, with MEAN + STD * N(0, 1), drawn per pixel and frame.
+
+    Its share of the frame is uniform in 0.02 .. 1/3, its height / width log-uniform in 0.3 .. 3.3. Boxes that do not
+    fit are drawn again, at most ten times.
 
     Args:
         video: float 0..1 (B, 3, T, H, W), changed in place; the noise may leave this range.
         probability: of a box, per video.
-        area: range of the box's share of the frame, uniform.
-        ratio: range of the box's height / width, log-uniform; boxes that do not fit are drawn again, at most ten times.
-        mean: of the noise, for each channel; ImageNet's by default.
-        std: deviation of the noise, for each channel.
 
     Returns:
         `video`.
     """
     height, width = video.shape[-2:]
-    offset, scale = (torch.tensor(v, dtype=video.dtype, device=video.device).view(-1, 1, 1, 1) for v in (mean, std))
+    offset, scale = (torch.tensor(v, dtype=video.dtype, device=video.device).view(-1, 1, 1, 1) for v in (MEAN, STD))
     for clip in video:
         if torch.rand(()).item() >= probability:
             continue
         for _ in range(10):
-            box_area = _uniform(*area) * height * width
-            box_ratio = math.exp(_uniform(math.log(ratio[0]), math.log(ratio[1])))
+            box_area = _uniform(0.02, 1 / 3) * height * width
+            box_ratio = math.exp(_uniform(math.log(0.3), math.log(3.3)))
             box_height, box_width = round(math.sqrt(box_area * box_ratio)), round(math.sqrt(box_area / box_ratio))
             if box_height < height and box_width < width:
                 top, left = (int(torch.randint(n + 1, ())) for n in (height - box_height, width - box_width))
