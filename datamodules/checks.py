@@ -46,17 +46,12 @@ class Number(Rule):
 
 
 @dataclass(frozen=True)
-class Count(Rule):
+class Count(Number):
     """A whole number from `low` to `high`, both included."""
-
-    low: int
-    high: int
 
     @override
     def allows(self, value: object) -> bool:
-        if not isinstance(value, Integral) or isinstance(value, bool):
-            return False
-        return self.low <= cast(int, value) <= self.high
+        return isinstance(value, Integral) and super().allows(value)
 
     def __str__(self) -> str:
         return f"a whole number, at least {self.low} and at most {self.high}"

@@ -94,7 +94,7 @@ class ImageNet(VideoDataModule):
             source = first_file(self.folders, self.root, (f"{split}.txt", f"meta/{split}.txt"))
             self.origins[split] = source or folder
             if source is not None:
-                return self._from_list(source, folder)
+                return [Sample(*row) for row in read_numbered(source, " ", folder)]
             if self.folders.subfolders(folder):
                 return self._from_folders(folder)
             flat = self.folders.files(folder, IMAGE_SUFFIXES)
@@ -108,9 +108,6 @@ class ImageNet(VideoDataModule):
             f"{self.root} has no ImageNet {split} split: there is neither a folder {folder} with a folder per class "
             f"nor a list {split}.txt or meta/{split}.txt; check data.root, or get the data from {_SOURCE}."
         )
-
-    def _from_list(self, source: str, folder: str) -> list[Sample]:
-        return [Sample(*row) for row in read_numbered(source, " ", folder)]
 
     def _from_folders(self, folder: str) -> list[Sample]:
         number_of = {wnid: label for label, wnid in enumerate(self._wnids)}

@@ -5,7 +5,7 @@ from abc import ABC
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, Protocol
+from typing import Any, Generic
 
 from datamodules.annotations.epic_kitchens import SOURCE, number_of, read_table
 from datamodules.annotations.locate import find_videos
@@ -18,17 +18,6 @@ __all__ = ["KitchenDataModule"]
 _FOLDERS = ("", "annotations", "epic-kitchens-100-annotations")
 # Not EPIC_100_noun_classes_v2.csv, which has 305 nouns: the challenge and the lists have the 300 of this one.
 _NAMES = {"verb": "EPIC_100_verb_classes.csv", "noun": "EPIC_100_noun_classes.csv"}
-
-
-class _Action(Protocol):
-    @property
-    def narration_id(self) -> str: ...
-
-    @property
-    def verb(self) -> int: ...
-
-    @property
-    def nouns(self) -> tuple[int, ...]: ...
 
 
 class KitchenDataModule(ClipDataModule[Entry, Items], ABC, Generic[Entry, Items]):
@@ -59,8 +48,8 @@ class KitchenDataModule(ClipDataModule[Entry, Items], ABC, Generic[Entry, Items]
         """In the order of the classes."""
         return self._class_keys("noun")
 
-    def refuse_strays(self, split: str, segments: Sequence[_Action]) -> None:
-        """Raises `DataError` for classes that the tables do not have; -1 is one that is not known."""
+    def refuse_strays(self, split: str, segments: Sequence[Any]) -> None:
+        """Raise `DataError` for a `verb` or `nouns` that the tables do not have; -1 is one that is not known."""
         verbs, nouns = len(self.verb_names), len(self.noun_names)
         strays = [
             f"{s.narration_id} (verb {s.verb}, noun {s.nouns[0] if s.nouns else -1})"

@@ -7,6 +7,7 @@ from typing import Any
 from typing_extensions import override
 
 from datamodules.annotations.captions import Captions, captions_of, read_json, read_table, values_of
+from datamodules.checks import OneOf, check
 from datamodules.errors import DataError
 from datamodules.retrieval import RetrievalDataModule
 
@@ -55,8 +56,7 @@ class MSRVTT(RetrievalDataModule):
 
     def __init__(self, root: str | Path, *, subset: str = "9k", annotations: str | None = None, **common: Any) -> None:
         super().__init__(root, **common)
-        if subset not in _SUBSETS:
-            raise DataError(f"subset is {subset!r}; it has to be one of {', '.join(_SUBSETS)}.")
+        check(subset=(subset, OneOf(*_SUBSETS)))
         self.subset = subset
         if annotations is not None:
             self.annotation_folders = (annotations,)

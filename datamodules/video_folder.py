@@ -90,8 +90,10 @@ class VideoFolder(VideoDataModule):
 
     def _samples(self, folder: str, split: str) -> list[Sample]:
         """All videos of the class folders."""
-        files = [self._videos(join(folder, name)) for name in self.class_names or ()]
-        samples = [Sample(path, label) for label, paths in enumerate(files) for path in paths]
+        samples = []
+        for label, name in enumerate(self.class_names or ()):
+            files = self.folders.files(join(folder, name), VIDEO_SUFFIXES)
+            samples += [Sample(join(folder, name, file), label) for file in files]
         if not samples:
             raise DataError(
                 f"{folder} has no videos for {split}: its class folders hold no file ending in "
@@ -135,6 +137,3 @@ class VideoFolder(VideoDataModule):
                 "rename, remove or add (empty) folders until they agree."
             )
         return folder
-
-    def _videos(self, folder: str) -> list[str]:
-        return [join(folder, name) for name in self.folders.files(folder, VIDEO_SUFFIXES)]

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeGuard, TypeVar, overload
+from typing import Any, NamedTuple, TypeGuard
 
 from datamodules.annotations.lists import parse_json, read_csv
 from datamodules.errors import DataError, some
@@ -10,9 +10,6 @@ from datamodules.storage.files import read_text
 
 __all__ = ["Captions", "are_texts", "captions_in", "captions_of", "read_captions", "read_json", "read_lines",
            "read_table", "values_of"]  # fmt: skip
-
-
-T = TypeVar("T")
 
 
 class Captions(NamedTuple):
@@ -137,15 +134,7 @@ def read_lines(path: str) -> list[str]:
     return lines
 
 
-@overload
-def read_json(path: str, kind: type[T], keys: Iterable[str] = ()) -> T: ...
-
-
-@overload
-def read_json(path: str, kind: tuple[type[list[Any]], type[dict[str, Any]]]) -> list[Any] | dict[str, Any]: ...
-
-
-def read_json(path: str, kind: type[Any] | tuple[type[Any], ...], keys: Iterable[str] = ()) -> object:
+def read_json(path: str, kind: type | tuple[type, ...], keys: Iterable[str] = ()) -> Any:  # noqa: ANN401 - as json
     """The list or object of a JSON file.
 
     Raises:

@@ -122,16 +122,13 @@ def read_names(path: str) -> list[str]:
         DataError: the file is missing or empty, or has a name twice.
     """
     names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    if not names:
+        raise DataError(f"{path} names no class; write each class name on a line of its own.")
     seen: set[str] = set()
-    twice = None
     for name in names:
         if name in seen:
-            twice = name
-            break
+            raise DataError(f"{path} names {name!r} twice; write each class name on a line of its own.")
         seen.add(name)
-    if not names or twice:
-        fault = f"names {twice!r} twice" if twice else "names no class"
-        raise DataError(f"{path} {fault}; write each class name on a line of its own.")
     return names
 
 

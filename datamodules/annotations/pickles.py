@@ -36,9 +36,12 @@ def read_pickle(path: str) -> object:
         DataError: the file is missing, damaged, or holds anything else.
     """
     content = _load(path, _PlainUnpickler)
-    strange = _first_strange(content)
-    if strange is not None:
-        raise _PlainUnpickler.refusal(path, strange)
+    try:
+        _count([content], {})
+    except _Foreign as error:
+        raise _PlainUnpickler.refusal(path, str(error)) from None
+    except RecursionError:
+        raise _PlainUnpickler.refusal(path, "data nested too deeply") from None
     return content
 
 
@@ -212,30 +215,23 @@ def _check_lengths(data: bytes) -> None:
                 raise ValueError(f"{operation.name} {value} is beyond the end of the file, at byte {start - 1}")
 
 
-def _first_strange(content: object) -> str | None:
-    """What is not plain data, or None.
+def _count(value: list[Any] | dict[Any, Any], counts: dict[int, int | None]) -> int:
+    """Values in a container, its parts' included; raise `_Foreign` for what is not plain data.
 
-    It is the name of a type that is not allowed, or data that holds itself, or the same so many times over that walking
-    through it does not end.
+    Args:
+        value: the container.
+        counts: of the containers seen before, by `id`; None while what one holds is counted.
     """
-    counts: dict[int, int | None] = {}  # values in each container; None while what it holds is looked at
-    waiting: list[list[Any] | dict[Any, Any]] = [[content]]
-    while waiting:
-        value = waiting[-1]
+    if id(value) not in counts:
+        counts[id(value)] = None
         parts = value if isinstance(value, list) else [*value, *value.values()]
-        inner = [part for part in parts if isinstance(part, list | dict)]
-        if id(value) not in counts:
-            counts[id(value)] = None
-            strange = [part for part in parts if type(part) not in _ALLOWED]
-            if strange:
-                return f"a {type(strange[0]).__name__}"
-            if any(id(part) in counts and counts[id(part)] is None for part in inner):
-                return "data that holds itself"
-            waiting += [part for part in inner if id(part) not in counts]
-            continue
-        waiting.pop()
-        if counts[id(value)] is None:
-            count = counts[id(value)] = len(parts) + sum(counts[id(part)] or 0 for part in inner)
-            if count > _MOST_VALUES:
-                return f"more than {_MOST_VALUES} values"
-    return None
+        strange = [part for part in parts if type(part) not in _ALLOWED]
+        if strange:
+            raise _Foreign(f"a {type(strange[0]).__name__}")
+        counts[id(value)] = len(parts) + sum(_count(part, counts) for part in parts if isinstance(part, list | dict))
+    found = counts[id(value)]
+    if found is None:
+        raise _Foreign("data that holds itself")
+    if found > _MOST_VALUES:
+        raise _Foreign(f"more than {_MOST_VALUES} values")
+    return found

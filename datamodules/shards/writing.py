@@ -135,10 +135,7 @@ def write_shards(
         report = on_files or (lambda done, total: None)
         report(done, len(sources))
         wanted = (sources[number] for number in order[done:])
-        with contextlib.ExitStack() as stack:
-            pool = None
-            if num_workers:
-                pool = stack.enter_context(ProcessPool(num_workers))
+        with ProcessPool(num_workers) if num_workers else contextlib.nullcontext() as pool:
             files = _files(wanted, short_side, crf, pool, num_workers)
             while done < len(sources):
                 name = f"{split}-{journal.shards:06d}.tar"
