@@ -58,7 +58,7 @@ class ActivityNet(RetrievalDataModule):
             if not are_texts(sentences) or not 0 < seconds < _MAX_SECONDS:
                 raise DataError(f"{where}: the sentences or the duration of {name} are none; download it again.")
             captions[name], ends[name] = sentences, float(math.ceil(seconds))  # rounded up as published
-        source = self.annotation(ids, needed=False)
+        source = self.find(ids)
         names = list(captions) if source is None else read_json(source, list)
         if not are_texts(names):
             raise DataError(f"{source} is not a list of ids; download it again.")

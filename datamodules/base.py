@@ -8,26 +8,23 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Generic, NamedTuple, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 from typing_extensions import TypeVar, override
 
 from datamodules.augment import AUTO_AUGMENT_POLICIES, CROPS, TrainTransform
 from datamodules.checks import SHARE, Count, Number, OneOf, OrNone, Range, check
-from datamodules.clips import ClipDataModule, ClipFormat, FetchingAhead
+from datamodules.clips import ClipDataModule, ClipFormat
 from datamodules.errors import DataError, some
-from datamodules.loading import Batch, Draw, Item, number_of, seeded
+from datamodules.loading import Batch, Draw, Item, seeded
 from datamodules.mixing import BatchMixer
-from datamodules.unreadable import Listed, UnreadableTally
-from datamodules.video.opening import DecodeError
+from datamodules.unreadable import Listed, ListedItems, UnreadableTally
 from datamodules.video.resize import to_clip
-from datamodules.video.sampling import MAX_FRAMES, clip_indices
+from datamodules.video.sampling import MAX_FRAMES, frames_of
 from datamodules.video.views import load_views
 
 __all__ = ["REPEAT_MODES", "ClipDataset", "Sample", "VideoDataModule", "collate_clips"]
@@ -47,12 +44,11 @@ S = TypeVar("S", bound=Listed, default=Sample)
 """An entry of the listing; classes with another one than `Sample` override what reads its label."""
 
 
-class ClipDataset(FetchingAhead[Item | list[Item]], Generic[S]):
+class ClipDataset(ListedItems, Generic[S]):
     """One item per video: random clip and augmentation with `transform`, fixed views without.
 
-    An unreadable video is replaced by another one, drawn at random, where there is a `transform`; elsewhere by zeros
-    with index -1. Items have `video` uint8 (3, T, H, W), or (V, 3, T, H, W) for V > 1 views, `label`, `index`, `path`,
-    and, where there is a `transform`, `seed`: indexing with a `Draw` of index and seed gives the same item again.
+    Items have `video` uint8 (3, T, H, W), or (V, 3, T, H, W) for V > 1 views, `label`, `index`, `path`, and in training
+    `seed`. An unreadable video becomes zeros with index -1 where no other one takes its place.
 
     Args:
         samples: the listing.
@@ -78,67 +74,48 @@ class ClipDataset(FetchingAhead[Item | list[Item]], Generic[S]):
     ) -> None:
         self.samples = samples
         self.clip = clip
-        self.transform = transform
+        self.transform, self.training = transform, transform is not None
         self.num_clips = num_clips
         self.num_crops = num_crops
         self.repeats = repeats
-        self.tally: UnreadableTally = UnreadableTally(samples, max_unreadable)
+        self.views = repeats if self.training else num_clips * num_crops
+        self.tally = UnreadableTally(samples, max_unreadable)
 
     @override
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    @override
-    def __getitem__(self, item: int | Draw) -> Item | list[Item]:
-        if self.transform is None:
-            return self._fixed(number_of(item))
+    def __getitem__(self, item: int | Draw) -> Item | list[Item]:  # type: ignore[override]  # a list of the repeats
+        if not self.training:
+            return super().__getitem__(item)
         draw = Draw.of(item)
-        clips = [{**clip, "seed": draw.seed} for clip in self._random(draw)]
+        number, part = self.place_of(draw.index)
+        clips = self.tally.read_or_replace(Draw(number, draw.seed), partial(self._augmented, part=part))
+        clips = [{**clip, "seed": draw.seed} for clip in clips or [self._placeholder(number)] * self.repeats]
         return clips if self.repeats > 1 else clips[0]
 
     @override
-    def path_of(self, index: int) -> str:
-        return self.samples[index].path
+    def _read(self, number: int) -> Item:
+        options = {field.name: getattr(self.clip, field.name) for field in fields(self.clip)}
+        options |= {"num_clips": self.num_clips, "num_crops": self.num_crops, "spans": self.spans_of(number)}
+        video = load_views(self.samples[number].path, **options).video
+        return self._item(video if len(video) > 1 else video[0], self.samples[number], number)
 
-    def _fixed(self, index: int) -> Item:
-        sample = self.samples[index]
-        options: dict[str, Any] = {field.name: getattr(self.clip, field.name) for field in fields(self.clip)}
-        try:
-            options |= {"num_clips": self.num_clips, "num_crops": self.num_crops, "spans": self.spans_of(index)}
-            video = load_views(sample.path, **options).video
-        except DecodeError as error:
-            self.tally.report(index, error, "left out of the evaluation")
-            return self._placeholder(sample)
-        return self._item(video if len(video) > 1 else video[0], sample, index)
-
-    def _random(self, draw: Draw) -> list[Item]:
-        clips = self.tally.read_or_replace(draw, self._augmented)
-        return clips or [self._placeholder(self.samples[draw.index])] * self.repeats
-
-    def _augmented(self, index: int) -> list[Item]:
+    def _augmented(self, number: int, part: int) -> list[Item]:
         assert self.transform is not None
-        sample = self.samples[index]
+        sample, spans = self.samples[number], self.spans_of(number)
         with self.clip.open(sample.path) as reader:
-            frames = reader.read(self._random_indices(reader.num_frames))
-        return [self._item(to_clip(self.transform(frames)), sample, index) for _ in range(self.repeats)]
+            # A video that replaces an unreadable one may have fewer parts.
+            seen = frames_of(spans[part % len(spans)], reader.num_frames, reader.fps)
+            frames = reader.read(seen.start + self.clip.indices(len(seen), "train"))
+        return [self._item(to_clip(self.transform(frames)), sample, number) for _ in range(self.repeats)]
 
-    def _random_indices(self, num_video_frames: int) -> NDArray[np.int64]:
-        clip = self.clip
-        return clip_indices(
-            num_video_frames, clip.num_frames, sampling=clip.sampling, mode="train", frame_stride=clip.frame_stride
-        )
-
-    def _placeholder(self, sample: S) -> Item:
-        views = self.num_clips * self.num_crops if self.transform is None else 1
-        shape = (3, self.clip.num_frames, self.clip.image_size, self.clip.image_size)
-        video = torch.zeros((views, *shape) if views > 1 else shape, dtype=torch.uint8)
-        return self._item(video, sample, -1)
+    @override
+    def _placeholder(self, number: int) -> Item:
+        return self._item(self.clip.zeros(1 if self.training else self.views), self.samples[number], -1)
 
     def _item(self, video: Tensor, sample: S, index: int) -> Item:
         label = cast(Sample, sample).label
         return {"video": video.contiguous(), "label": label, "index": index, "path": sample.path}
 
-    def spans_of(self, index: int) -> Sequence[tuple[float, float] | None]:
+    def spans_of(self, number: int) -> Sequence[tuple[float, float] | None]:
         """Stretches of a video, in seconds, each of which has the fixed views; None is the whole."""
         return (None,)
 
@@ -278,10 +255,6 @@ class VideoDataModule(ClipDataModule[S, ClipDataset[S]], Generic[S]):
         return len({sample.label for sample in cast(Sequence[Sample], dataset.samples)})
 
     @override
-    def clips_in(self, split: str, dataset: ClipDataset[S]) -> int:
-        return len(dataset) * (dataset.repeats if split == "train" else dataset.num_clips * dataset.num_crops)
-
-    @override
     def check_listings(self, listings: Mapping[str, Sequence[S]]) -> None:
         """Raise `DataError` for labels outside the classes; warn of videos listed twice."""
         num_classes = self.num_classes
@@ -341,8 +314,7 @@ class VideoDataModule(ClipDataModule[S, ClipDataset[S]], Generic[S]):
     @override
     def test_dataloader(self) -> DataLoader[Batch]:
         """num_clips x num_crops views of each video."""
-        views = self.datasets["test"].num_clips * self.num_crops
-        return self._loader("test", self.eval_batch_size or max(1, self.batch_size // views))
+        return self._loader("test", self.eval_batch_size or max(1, self.batch_size // self.datasets["test"].views))
 
     @override
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:

@@ -9,9 +9,9 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from multiprocessing import get_all_start_methods
-from typing import Any, Generic, NamedTuple, cast
+from typing import Any, Generic, Literal, NamedTuple, cast
 
 import lightning as L
 import numpy as np
@@ -26,25 +26,22 @@ from datamodules.errors import DataError, some
 from datamodules.loading import (
     Batch,
     ClipLoader,
-    Draw,
     EvaluationLoader,
     TrainSampler,
     ignore_interrupts,
-    number_of,
     suitable_workers,
     worker_context,
 )
 from datamodules.overview import SplitOverview, print_overview
-from datamodules.shards.reading import ShardListings, ShardSampler, has_index
+from datamodules.shards.reading import ShardListings, has_index, shard_order
 from datamodules.storage.files import Folders, join
-from datamodules.storage.members import fetched_ahead
 from datamodules.unreadable import Listed, ListedItems
 from datamodules.video.frames import DECODERS, check_decoder, open_video
 from datamodules.video.reader import Reader
 from datamodules.video.resize import INTERPOLATIONS, MAX_SIDE, RESIZES, read_resized
-from datamodules.video.sampling import MAX_FRAMES, SAMPLINGS
+from datamodules.video.sampling import MAX_FRAMES, SAMPLINGS, clip_indices
 
-__all__ = ["CLIP_RULES", "ClipDataModule", "ClipFormat", "FetchingAhead", "warn_of_leaks"]
+__all__ = ["CLIP_RULES", "ClipDataModule", "ClipFormat", "warn_of_leaks"]
 
 CLIP_RULES = {
     "num_frames": Count(1, MAX_FRAMES),
@@ -88,6 +85,25 @@ class ClipFormat:
         """The reader of a file or folder, with the decoder chosen."""
         return open_video(path, decoder=self.decoder)
 
+    def indices(
+        self, length: int, mode: Literal["train", "test"], clip: int = 0, num_clips: int = 1
+    ) -> NDArray[np.int64]:
+        """Positions of a clip's frames in so many frames, see `datamodules.video.sampling.clip_indices`."""
+        return clip_indices(
+            length,
+            self.num_frames,
+            sampling=self.sampling,
+            mode=mode,
+            clip=clip,
+            num_clips=num_clips,
+            frame_stride=self.frame_stride,
+        )
+
+    def zeros(self, views: int = 1) -> Tensor:
+        """What takes the place of clips that cannot be read: uint8 (3, T, H, W), or (V, 3, T, H, W) for V > 1 views."""
+        shape = (3, self.num_frames, self.image_size, self.image_size)
+        return torch.zeros((views, *shape) if views > 1 else shape, dtype=torch.uint8)
+
     def read(self, reader: Reader, indices: NDArray[np.int64]) -> Tensor:
         """Frames for evaluation, to be cropped, see `datamodules.video.resize.read_resized`."""
         return read_resized(
@@ -109,26 +125,9 @@ def warn_of_leaks(listings: Mapping[str, Sequence[Listed]]) -> None:
             warnings.warn(f"{len(leaks)} of the {len(samples)} {split} videos are trained on too: {some(leaks)}.")
 
 
-T_co = TypeVar("T_co", covariant=True)
-
-
-class FetchingAhead(ListedItems[T_co]):
-    """A data set whose loader processes fetch remote samples of a batch while they decode others of it."""
-
-    @abstractmethod
-    def path_of(self, index: int) -> str:
-        """Return the path that reading an item opens."""
-
-    @abstractmethod
-    def __getitem__(self, item: int | Draw) -> T_co: ...
-
-    def __getitems__(self, items: list[int | Draw]) -> list[T_co]:
-        return [self[item] for item in fetched_ahead(items, [self.path_of(number_of(item)) for item in items])]
-
-
 Entry = TypeVar("Entry", bound=Listed, default=Any)
 """An entry of a listing; anything where a subclass does not say."""
-Items = TypeVar("Items", bound=ListedItems[Any], default=Any)
+Items = TypeVar("Items", bound=ListedItems, default=Any)
 """The data set that is made of a listing; anything where a subclass does not say."""
 
 
@@ -341,15 +340,14 @@ class ClipDataModule(L.LightningDataModule, ABC, Generic[Entry, Items]):
 
     def describe(self) -> list[SplitOverview]:
         """Describe each split that was set up, in the order of `setup`; a fit prints this before its first step."""
-        return [self._describe(split, dataset) for split, dataset in self.datasets.items()]
-
-    def _describe(self, split: str, dataset: Items) -> SplitOverview:
-        classes = self.classes_in(dataset)
-        left_out = [*self.skipped.get(split, ()), *self._missing_paths.get(split, ())]
-        return SplitOverview(
-            split, self.videos_in(dataset), self.clips_in(split, dataset), classes,
-            None if classes is None else getattr(self, "num_classes", None), self.origins.get(split, ""), left_out,
-        )  # fmt: skip
+        found = []
+        for split, dataset in self.datasets.items():
+            classes = self.classes_in(dataset)
+            num_classes = None if classes is None else getattr(self, "num_classes", None)
+            left_out = [*self.skipped.get(split, ()), *self._missing_paths.get(split, ())]
+            sizes = (self.videos_in(dataset), self.clips_in(dataset), classes, num_classes)
+            found.append(SplitOverview(split, *sizes, self.origins.get(split, ""), left_out))
+        return found
 
     def videos_in(self, dataset: Items) -> int:
         """Different files of a split."""
@@ -359,9 +357,9 @@ class ClipDataModule(L.LightningDataModule, ABC, Generic[Entry, Items]):
         """Count the classes that have a video in a split; None without classes."""
         return None
 
-    def clips_in(self, split: str, dataset: Items) -> int:
+    def clips_in(self, dataset: Items) -> int:
         """Clips of an epoch of a split, with all views or repeats."""
-        return len(dataset)
+        return len(dataset) * dataset.views
 
     def _missing(self, split: str, samples: Sequence[Entry]) -> list[int]:
         """Numbers of the entries whose files are not there."""
@@ -424,23 +422,22 @@ class ClipDataModule(L.LightningDataModule, ABC, Generic[Entry, Items]):
         trainer = self.trainer
         world_size, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
         accumulated = trainer.accumulate_grad_batches if trainer and self.drop_incomplete_step else 1
-        options: dict[str, int] = {
-            "num_replicas": world_size,
-            "rank": rank,
+        dataset, order = self.datasets["train"], None
+        if self.shard_listings is not None:
+            sizes = self.shard_listings.split("train").sizes
+            if dataset.first_items is not None:
+                sizes = np.diff(dataset.first_items[np.cumsum([0, *sizes])]).tolist()
+            order = partial(shard_order, sizes, self.shuffle_buffer)
+        return TrainSampler(
+            dataset,
+            self.repeats_in_sampler,
+            num_replicas=world_size,
+            rank=rank,
             # Set by Lightning's seed_everything; without it several processes still have to agree.
-            "seed": int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed() % 2**32 if world_size == 1 else 0)),
-            "multiple": self.batch_size * accumulated if accumulated > 1 else 1,
-        }
-        dataset = self.datasets["train"]
-        if self.shard_listings is None:
-            return TrainSampler(dataset, self.repeats_in_sampler, **options)
-        sizes = self.items_of_shards(self.shard_listings.split("train").sizes)
-        return ShardSampler(dataset, self.repeats_in_sampler, sizes=sizes, buffer=self.shuffle_buffer, **options)
-
-    def items_of_shards(self, sizes: list[int]) -> list[int]:
-        """Return the training items of each shard, given its samples; a sample may make several items."""
-        first = getattr(self.datasets["train"], "first_items", None)
-        return sizes if first is None else np.diff(first[np.cumsum([0, *sizes])]).tolist()
+            seed=int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed() % 2**32 if world_size == 1 else 0)),
+            order=order,
+            multiple=self.batch_size * accumulated if accumulated > 1 else 1,
+        )
 
     @override
     def train_dataloader(self) -> DataLoader[Batch]:

@@ -131,7 +131,7 @@ class COIN(VideoDataModule):
                     f"{' or '.join(name for name in _SUBSETS if _SUBSETS[name] == kept)}; download it again."
                 )
             paths = locate_videos(
-                self.folders, self.root, list(labels), [(video,) for video in labels], videos=self.videos,
-                search=self.check_files, what=f"{split} videos of COIN", source=_SOURCE,
+                self.folders, self.root, list(labels), videos=self.videos, search=self.check_files,
+                what=f"{split} videos of COIN", source=_SOURCE,
             )  # fmt: skip
         return [Sample(path, label) for path, label in zip(paths, labels.values(), strict=True)]

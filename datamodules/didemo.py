@@ -59,7 +59,7 @@ class DiDeMo(RetrievalDataModule):
             video, text = values_of(moment, {"video": str, "description": str}, where)
             names.setdefault(plain_name(video), video)
             captions.setdefault(plain_name(video), []).append(text)
-        source = self.annotation(f"{split}_list.txt", needed=False)
+        source = self.find(f"{split}_list.txt")
         self.origins[split] = source or where
         wanted = list(names) if source is None else [plain_name(line) for line in read_lines(source)]
         entries = captions_of(wanted, captions, source or where, where)

@@ -280,10 +280,6 @@ class EpicKitchens100(KitchenDataModule[Segment, SegmentDataset]):
         return len({segment.action for segment in dataset.samples} - {-1})
 
     @override
-    def clips_in(self, split: str, dataset: SegmentDataset) -> int:
-        return len(dataset) * (1 if split == "train" else dataset.num_clips * dataset.num_crops)
-
-    @override
     def check_listings(self, listings: Mapping[str, Sequence[Segment]]) -> None:
         """Raises `DataError` for classes that there are not, and a training list without labels."""
         for split, segments in listings.items():

@@ -17,12 +17,11 @@ from datamodules.checks import Range, check
 from datamodules.clips import ClipFormat
 from datamodules.errors import DataError, some
 from datamodules.kitchens import KitchenDataModule
-from datamodules.loading import Draw, Item, number_of
+from datamodules.loading import Item
 from datamodules.retrieval import collate_captions
 from datamodules.segments import read_segment
 from datamodules.storage.files import join
 from datamodules.unreadable import ListedItems, UnreadableTally
-from datamodules.video.opening import DecodeError
 
 __all__ = ["EpicKitchensRetrieval", "NarratedDataset", "NarratedSegment", "Sentences"]
 
@@ -87,12 +86,11 @@ class Sentences:
         return self.texts[found[torch.randint(len(found), ())]]
 
 
-class NarratedDataset(ListedItems[Item]):
+class NarratedDataset(ListedItems):
     """A segment with a sentence that fits it for training, with all of its own sentences for evaluation.
 
     Training items have `video` uint8 (3, T, H, W), `text`, `index` and `video_index` (both the number of the segment),
-    `path`, `narration_id` and `seed`: indexing with a `Draw` of index and seed gives the same item again. An unreadable
-    video is replaced, together with its text, by another one drawn at random.
+    `path`, `narration_id` and `seed`. An unreadable video is replaced together with its text.
     Evaluation items have `text`, a list, `verb`, `nouns` bool (N,) and `segment`, the number of the segment, in
     addition. An unreadable video is replaced by zeros with index -1, and keeps the rest.
 
@@ -116,56 +114,32 @@ class NarratedDataset(ListedItems[Item]):
         self.segments = segments
         self.clip = clip
         self.num_nouns = num_nouns
-        self.transform = transform
+        self.transform, self.training = transform, transform is not None
         self.sentences = None if transform is None else Sentences(segments, num_nouns)
-        self.tally: UnreadableTally = UnreadableTally(segments, max_unreadable)
+        self.tally = UnreadableTally(segments, max_unreadable)
 
     @override
-    def __len__(self) -> int:
-        return len(self.segments)
-
-    @override
-    def __getitem__(self, item: int | Draw) -> Item:
-        if self.transform is None:
-            return self._evaluated(number_of(item))
-        draw = Draw.of(item)
-        found = self.tally.read_or_replace(draw, self._trained)
-        return {**(found or self._item(draw.index, None, "")), "seed": draw.seed}
-
-    def _trained(self, number: int) -> Item:
-        assert self.sentences is not None
-        # First of all, so that the random numbers of a text do not depend on the video.
-        text = self.sentences.draw(self.segments[number])
-        return self._item(number, self._video(number), text)
-
-    def _evaluated(self, number: int) -> Item:
+    def _read(self, number: int) -> Item:
         segment = self.segments[number]
-        video: torch.Tensor | None = None
-        try:
-            video = self._video(number)
-        except DecodeError as error:
-            self.tally.report(number, error, "left out of the evaluation")
+        # First of all, so that the random numbers of a text do not depend on the video.
+        text = list(segment.texts) if self.sentences is None else self.sentences.draw(segment)
+        found = read_segment(segment.path, segment.span, self.clip, transform=self.transform)
+        return self._item(number, self.clip.zeros() if found is None else found, text, number)
+
+    @override
+    def _placeholder(self, number: int) -> Item:
+        text = "" if self.training else list(self.segments[number].texts)
+        return self._item(number, self.clip.zeros(), text, -1)
+
+    def _item(self, number: int, video: torch.Tensor, text: str | list[str], index: int) -> Item:
+        segment = self.segments[number]
+        item = {"video": video, "text": text, "index": index, "video_index": index, "path": segment.path,
+                "narration_id": segment.narration_id}  # fmt: skip
+        if self.training:
+            return item
         nouns = torch.zeros(self.num_nouns, dtype=torch.bool)
         nouns[list(segment.nouns)] = True
-        item = self._item(number, video, list(segment.texts))
         return {**item, "verb": segment.verb, "nouns": nouns, "segment": number}
-
-    def _video(self, number: int) -> torch.Tensor:
-        segment = self.segments[number]
-        found = read_segment(segment.path, segment.span, self.clip, transform=self.transform)
-        return self._zeros() if found is None else found
-
-    def _zeros(self) -> torch.Tensor:
-        clip = self.clip
-        return torch.zeros((3, clip.num_frames, clip.image_size, clip.image_size), dtype=torch.uint8)
-
-    def _item(self, number: int, video: torch.Tensor | None, text: str | list[str]) -> Item:
-        """The item of a segment; without a video it is a placeholder."""
-        index = number if video is not None else -1
-        video = self._zeros() if video is None else video
-        segment = self.segments[number]
-        return {"video": video, "text": text, "index": index, "video_index": index, "path": segment.path,
-                "narration_id": segment.narration_id}  # fmt: skip
 
 
 class EpicKitchensRetrieval(KitchenDataModule[NarratedSegment, NarratedDataset]):

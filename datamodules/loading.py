@@ -11,37 +11,28 @@ import re
 import signal
 import time
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.context import BaseContext
-from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 from typing_extensions import override
 
 from datamodules.errors import DataError
 from datamodules.storage.processes import usable_cores
 
-__all__ = ["Batch", "ClipLoader", "Draw", "EvaluationLoader", "Item", "SizedDataset", "TrainSampler",
+__all__ = ["Batch", "ClipLoader", "Draw", "EvaluationLoader", "Item", "TrainSampler",
            "ignore_interrupts", "number_of", "seeded", "worker_context", "worker_death"]  # fmt: skip
 
 Item: TypeAlias = dict[str, Any]
 """An item of a data set: tensors, numbers and texts by name. Which they are, its class says."""
 Batch: TypeAlias = dict[str, Any]
 """What the items of a batch have, by name (docs/batches.md): tensors (B, ...), or lists of B texts."""
-
-T_co = TypeVar("T_co", covariant=True)
-
-
-class SizedDataset(Dataset[T_co], ABC):
-    """A data set that knows its length."""
-
-    @abstractmethod
-    def __len__(self) -> int: ...
 
 
 class Draw(NamedTuple):
@@ -81,22 +72,24 @@ class TrainSampler(DistributedSampler[Draw]):
         num_replicas: number of processes.
         rank: this process, from 0.
         seed: an epoch depends on seed + epoch (`set_epoch`) and nothing else.
+        order: makes the order of an epoch, int64 (N,), from a `generator`; None shuffles.
         multiple: leave out the last draws of each process that do not fill so many; an epoch shorter than that is kept.
     """
 
     def __init__(
         self,
-        dataset: SizedDataset[object],
+        dataset: Sized,
         repeats: int = 1,
         *,
         num_replicas: int = 1,
         rank: int = 0,
         seed: int = 0,
+        order: Callable[..., Tensor] | None = None,
         multiple: int = 1,
     ) -> None:
-        super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed)
+        super().__init__(cast(Any, dataset), num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed)
         self.repeats = repeats
-        self._num_items = len(dataset)
+        self.order = order or partial(torch.randperm, len(dataset))
         if repeats > 1:
             self.num_samples = (len(dataset) // 256 * 256 or len(dataset)) // num_replicas
         self.num_samples = self.num_samples // multiple * multiple or self.num_samples
@@ -105,17 +98,13 @@ class TrainSampler(DistributedSampler[Draw]):
     @override
     def __iter__(self) -> Iterator[Draw]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        order = self._order(generator)
+        order = self.order(generator=generator)
         if self.repeats > 1:
             # No more items than needed; the last one possibly cut.
             order = order[: -(-self.total_size // self.repeats)].repeat_interleave(self.repeats)
         places = torch.arange(self.rank, self.total_size, self.num_replicas)
         seeds = torch.randint(2**32, (self.total_size,), generator=generator)
         return map(Draw, order[places % len(order)].tolist(), seeds[places].tolist())
-
-    def _order(self, generator: torch.Generator) -> Tensor:
-        """All items of the data set, int64 (N,)."""
-        return torch.randperm(self._num_items, generator=generator)
 
 
 class ClipLoader(StatefulDataLoader[Batch]):

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast, overload
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from torch import Tensor
@@ -17,10 +17,8 @@ from datamodules.base import ClipDataset, Sample, VideoDataModule
 from datamodules.checks import Number, OrNone, check
 from datamodules.clips import ClipFormat
 from datamodules.errors import DataError, some
-from datamodules.loading import Batch, Draw, Item
+from datamodules.loading import Batch, Item
 from datamodules.storage.files import first_file, join, resolve
-from datamodules.video.resize import to_clip
-from datamodules.video.sampling import frames_of
 
 __all__ = ["CLASSES", "LVU", "VALUES", "Film", "FilmDataset", "windows_of"]
 
@@ -101,41 +99,8 @@ class FilmDataset(ClipDataset[Film]):
         self.first_items = np.cumsum([0, *map(len, windows)])
 
     @override
-    def __len__(self) -> int:
-        return len(self.samples) if self.transform is None else int(self.first_items[-1])
-
-    @override
-    def spans_of(self, index: int) -> Sequence[Span]:
-        return self.windows[index]
-
-    @override
-    def path_of(self, index: int) -> str:
-        return self.samples[index if self.transform is None else self._film_of(index)].path
-
-    def _film_of(self, item: int) -> int:
-        return int(np.searchsorted(self.first_items, item, side="right")) - 1
-
-    @override
-    def _random(self, draw: Draw) -> list[Item]:
-        film = self._film_of(draw.index)
-        window = draw.index - int(self.first_items[film])
-
-        def read(number: int) -> list[Item]:
-            # A film that replaces an unreadable one has other windows.
-            spans = self.windows[number]
-            return self._augmented(number, spans[window if number == film else window % len(spans)])
-
-        clips = self.tally.read_or_replace(Draw(film, draw.seed), read)
-        return clips or [self._placeholder(self.samples[film])] * self.repeats
-
-    @override
-    def _augmented(self, index: int, span: Span = None) -> list[Item]:
-        assert self.transform is not None
-        film = self.samples[index]
-        with self.clip.open(film.path) as reader:
-            part = frames_of(span, reader.num_frames, reader.fps)
-            frames = reader.read(part.start + self._random_indices(len(part)))
-        return [self._item(to_clip(self.transform(frames)), film, index) for _ in range(self.repeats)]
+    def spans_of(self, number: int) -> Sequence[Span]:
+        return self.windows[number]
 
     @override
     def _item(self, video: Tensor, sample: Film, index: int) -> Item:
@@ -237,7 +202,7 @@ class LVU(VideoDataModule[Film]):
         names: dict[int, str] = {}
         with self.folders.kept():
             for split in self.lists:
-                source = self._source(split, needed=split == "train")
+                source = self._source(split) if split == "train" else self._list(split)
                 for line, fields in [] if source is None else _official_rows(source, _HEADERS[self.task]) or ():
                     number, name = int(fields[0]), " ".join(fields[1:-2])
                     if names.setdefault(number, name) != name:
@@ -254,20 +219,19 @@ class LVU(VideoDataModule[Film]):
             rows = _official_rows(source, _HEADERS[self.task])
             return self._from_paths(source) if rows is None else self._from_official(source, rows, split)
 
-    @overload
-    def _source(self, split: str) -> str: ...
+    def _list(self, split: str) -> str | None:
+        return first_file(self.folders, self.root, self._places(split))
 
-    @overload
-    def _source(self, split: str, needed: bool) -> str | None: ...
+    def _places(self, split: str) -> list[str]:
+        return [join(folder, self.task, self.lists[split]) for folder in _FOLDERS]
 
-    def _source(self, split: str, needed: bool = True) -> str | None:
-        places = [join(folder, self.task, self.lists[split]) for folder in _FOLDERS]
-        found = first_file(self.folders, self.root, places)
-        if found is None and needed:
+    def _source(self, split: str) -> str:
+        found = self._list(split)
+        if found is None:
             raise DataError(
                 f"{self.root} has no {split} list of LVU's task {self.task}: there is no "
-                f"{' and no '.join(join(self.root, place) for place in places)}; check data.root, or get the lists "
-                f"from {_SOURCE}."
+                f"{' and no '.join(join(self.root, place) for place in self._places(split))}; check data.root, or get "
+                f"the lists from {_SOURCE}."
             )
         return found
 
@@ -278,7 +242,7 @@ class LVU(VideoDataModule[Film]):
         if self.window_seconds is not None:
             seconds = self._seconds(source, names)
         paths = locate_videos(
-            self.folders, self.root, names, [(name,) for name in names], videos=self.videos, search=self.check_files,
+            self.folders, self.root, names, videos=self.videos, search=self.check_files,
             what=f"{split} videos of LVU's task {self.task}", source=_SOURCE,
         )  # fmt: skip
         return [Film(*film) for film in zip(paths, answers, seconds, strict=True)]
@@ -343,10 +307,9 @@ class LVU(VideoDataModule[Film]):
         return len({film.answer for film in dataset.samples}) if self.task in CLASSES else None
 
     @override
-    def clips_in(self, split: str, dataset: ClipDataset[Film]) -> int:
+    def clips_in(self, dataset: ClipDataset[Film]) -> int:
         assert isinstance(dataset, FilmDataset)
-        windows = int(dataset.first_items[-1])
-        return windows * (dataset.repeats if split == "train" else dataset.num_clips * dataset.num_crops)
+        return sum(map(len, dataset.windows)) * dataset.views
 
     def windows(self, film: Film) -> list[Span]:
         """Return the windows of a film; [None] for whole films."""

@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-from abc import abstractmethod
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -21,13 +20,13 @@ from datamodules.annotations.captions import Captions, are_texts, captions_in, r
 from datamodules.annotations.lists import parse_json
 from datamodules.augment import TrainTransform
 from datamodules.checks import SHARE, Number, check
-from datamodules.clips import ClipFormat, FetchingAhead
+from datamodules.clips import ClipFormat
 from datamodules.errors import DataError
-from datamodules.loading import Draw, Item, SizedDataset
+from datamodules.loading import Draw, Item
 from datamodules.retrieval import CaptionDataset, CaptionedVideo, RetrievalDataModule, frame_positions
 from datamodules.shards.reading import open_shards, shard_order
 from datamodules.storage.files import join, read_text
-from datamodules.unreadable import Tally, UnreadableTally
+from datamodules.unreadable import ListedItems, UnreadableTally
 from datamodules.video.resize import to_clip
 
 __all__ = ["Pair", "PairCorpora", "PairDataset", "PairList", "PairSampler", "read_pairs"]
@@ -74,27 +73,7 @@ def _lines(path: str) -> Iterator[Any]:
             yield parse_json(line, path, number, remedy="write an object on each line")
 
 
-class _Pairs(Sequence[Pair]):
-    """A sequence of pairs that gives a list for a slice."""
-
-    @overload
-    def __getitem__(self, number: int) -> Pair: ...
-
-    @overload
-    def __getitem__(self, number: slice) -> Sequence[Pair]: ...
-
-    @override
-    def __getitem__(self, number: int | slice) -> Pair | Sequence[Pair]:
-        if isinstance(number, slice):
-            return [self._pair(place) for place in range(len(self))[number]]
-        return self._pair(number)
-
-    @abstractmethod
-    def _pair(self, number: int) -> Pair:
-        """The pair with a number; negative ones only where a class knows them."""
-
-
-class PairList(_Pairs):
+class PairList(Sequence[Pair]):
     """Millions of pairs in a few arrays, which loader processes share: about the bytes of their paths and captions.
 
     Args:
@@ -122,7 +101,7 @@ class PairList(_Pairs):
         return len(self._keys)
 
     @override
-    def _pair(self, number: int) -> Pair:
+    def __getitem__(self, number: int) -> Pair:  # type: ignore[override]  # no slices, and no numbers from the end
         if not 0 <= number < len(self):
             raise IndexError(number)
         start, middle, end = self._ends[2 * number : 2 * number + 3].tolist()
@@ -136,50 +115,7 @@ def _encoded(text: str) -> bytes:
         raise DataError(f"{text[:80]!r} is not Unicode text (half of a pair of characters); correct it.") from error
 
 
-class _Part(_Pairs):
-    """Pairs `start` to `end` of a list."""
-
-    def __init__(self, pairs: PairList, start: int, end: int) -> None:
-        self.pairs, self.start, self.end = pairs, start, end
-
-    @override
-    def __len__(self) -> int:
-        return self.end - self.start
-
-    @override
-    def _pair(self, number: int) -> Pair:
-        return self.pairs[self.start + range(len(self))[number]]
-
-
-class _Tallies(Tally):
-    """Unreadable pictures and unreadable videos, counted apart: each is replaced by its like."""
-
-    def __init__(self, pairs: PairList, num_images: int, max_share: float) -> None:
-        self.pairs = pairs
-        ranges = [(0, num_images), (num_images, len(pairs))]
-        self.parts = [(a, b, UnreadableTally(_Part(pairs, a, b), max_share)) for a, b in ranges if a < b]
-
-    @property
-    @override
-    def samples(self) -> Sequence[Pair]:
-        return self.pairs
-
-    def of(self, index: int) -> tuple[int, UnreadableTally]:
-        """The first pair of its kind, and their tally."""
-        return next((start, tally) for start, end, tally in self.parts if index < end)
-
-    @override
-    def report_missing(self, indices: Sequence[int], split: str) -> None:
-        for start, end, tally in self.parts:
-            tally.report_missing([i - start for i in indices if start <= i < end], split)
-
-    @override
-    def check(self, *, at_start: bool = False) -> None:
-        for _, _, tally in self.parts:
-            tally.check(at_start=at_start)
-
-
-class PairDataset(FetchingAhead[Item]):
+class PairDataset(ListedItems):
     """Items for training: a picture or video and its caption.
 
     They have `video` uint8 (3, T, H, W), of a picture (3, 1, H, W), `text`, `index`, `video_index`, `path` and `seed`,
@@ -194,6 +130,8 @@ class PairDataset(FetchingAhead[Item]):
         max_unreadable: see `datamodules.unreadable.UnreadableTally`.
     """
 
+    training = True
+
     def __init__(
         self,
         pairs: PairList,
@@ -206,41 +144,28 @@ class PairDataset(FetchingAhead[Item]):
     ) -> None:
         self.pairs, self.num_images, self.clip, self.transform = pairs, num_images, clip, transform
         self.mode: Literal["train", "test"] = "train" if random_frames else "test"
-        self.tally: _Tallies = _Tallies(pairs, num_images, max_unreadable)
+        kinds = [range(num_images), range(num_images, len(pairs))]
+        self.tally = UnreadableTally(pairs, max_unreadable, [kind for kind in kinds if kind])
         self.media = pairs.media  # counted once, before loader processes are forked
 
     @override
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    @override
-    def __getitem__(self, item: int | Draw) -> Item:
-        draw = Draw.of(item)
-        start, tally = self.tally.of(draw.index)
-        found = tally.read_or_replace(Draw(draw.index - start, draw.seed), lambda number: self._read(start + number))
-        return {**(found or self._placeholder(draw.index)), "seed": draw.seed}
-
-    @override
-    def path_of(self, index: int) -> str:
-        return self.pairs[index].path
-
     def _read(self, number: int) -> Item:
-        pair = self.pairs[number]
-        with self.clip.open(pair.path) as reader:
+        with self.clip.open(self.pairs[number].path) as reader:
             is_image = number < self.num_images
             positions = np.zeros(1, int) if is_image else frame_positions(reader.pts_seconds, self.clip, mode=self.mode)
             frames = self.transform(reader.read(positions))
         return self._item(number, to_clip(frames))
 
+    @override
+    def _placeholder(self, number: int) -> Item:
+        zeros = self.clip.zeros()
+        zeros = zeros[:, :1] if number < self.num_images else zeros
+        return {**self._item(number, zeros), "index": -1, "video_index": -1}
+
     def _item(self, number: int, video: Tensor) -> Item:
         path, caption = self.pairs[number]
         media = int(self.media[number])
         return {"video": video, "text": caption, "index": number, "video_index": media, "path": path}
-
-    def _placeholder(self, number: int) -> Item:
-        frames = 1 if number < self.num_images else self.clip.num_frames
-        zeros = torch.zeros((3, frames, self.clip.image_size, self.clip.image_size), dtype=torch.uint8)
-        return {**self._item(number, zeros), "index": -1, "video_index": -1}
 
 
 class PairSampler(DistributedSampler[Draw]):
@@ -272,7 +197,7 @@ class PairSampler(DistributedSampler[Draw]):
 
     def __init__(
         self,
-        dataset: SizedDataset[object],
+        dataset: Sized,
         num_images: int,
         corpora: Sequence[tuple[int, int, float]],
         batch_size: int,
@@ -283,7 +208,7 @@ class PairSampler(DistributedSampler[Draw]):
         shards: Sequence[Sequence[int] | None] | None = None,
         buffer: int = 0,
     ) -> None:
-        super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed)
+        super().__init__(cast(Any, dataset), num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed)
         self.corpora, self.batch_size, self.buffer = corpora, batch_size, buffer
         sharded = list(zip(corpora, shards or [None] * len(corpora), strict=True))
         kinds = [[c for c in sharded if (c[0][0] < num_images) == is_image] for is_image in (True, False)]
@@ -303,10 +228,12 @@ class PairSampler(DistributedSampler[Draw]):
         for kind, count in zip(self.kinds, self.num_batches, strict=True):
             drawn = [_drawn(*corpus, generator, shards, self.buffer) for corpus, shards in kind]
             lengths = [len(part) for part in drawn]
-            order = _merged(lengths, generator) if _in_shards(kind) else _shuffled(sum(lengths), generator)
+            order = (
+                _merged(lengths, generator) if _in_shards(kind) else torch.randperm(sum(lengths), generator=generator)
+            )
             order = order[: count * self.batch_size * self.num_replicas]
             batches.append(torch.cat(drawn)[order].view(count, self.batch_size, self.num_replicas))
-        turns = _shuffled(sum(self.num_batches), generator)
+        turns = torch.randperm(sum(self.num_batches), generator=generator)
         for start, end, kind in zip(*_ranges(self.num_batches), self.kinds, strict=True):
             if _in_shards(kind):
                 own = (turns >= start) & (turns < end)
@@ -327,14 +254,10 @@ def _drawn(
     """Pairs of a corpus in an epoch: all of them as often as the ratio says, the rest of it at random."""
     size, count = end - start, _count(start, end, ratio)
     rounds = [
-        _shuffled(size, generator) if shards is None else shard_order(shards, buffer, generator)
+        torch.randperm(size, generator=generator) if shards is None else shard_order(shards, buffer, generator)
         for _ in range(-(-count // size))
     ]
     return start + torch.cat([*rounds, torch.empty(0, dtype=torch.int64)])[:count]
-
-
-def _shuffled(count: int, generator: torch.Generator) -> Tensor:
-    return torch.randperm(count, generator=generator)
 
 
 def _in_shards(kind: Sequence[tuple[tuple[int, int, float], Sequence[int] | None]]) -> bool:
@@ -494,7 +417,7 @@ class PairCorpora(RetrievalDataModule):
 
         found = PairList(pairs())
         missing = np.repeat([is_missing for folder in folders for is_missing in folder.missing], counts)
-        self._digests += [digest for folder in folders for digest in folder.header["sha256"]]
+        self._digests += [digest for folder in folders for digest in folder.digests]
         return header["media"], found, counts, missing.nonzero()[0].tolist()
 
     @property

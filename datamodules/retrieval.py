@@ -8,7 +8,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,11 +21,11 @@ from datamodules.annotations.captions import Captions, read_captions
 from datamodules.annotations.locate import locate_videos, plain_name
 from datamodules.augment import TrainTransform
 from datamodules.checks import Number, OrNone, Range, check
-from datamodules.clips import ClipDataModule, ClipFormat, FetchingAhead
+from datamodules.clips import ClipDataModule, ClipFormat
 from datamodules.errors import DataError, some
-from datamodules.loading import Batch, Draw, Item, number_of
+from datamodules.loading import Batch, Draw, Item
 from datamodules.storage.files import first_file, join, resolve
-from datamodules.unreadable import UnreadableTally
+from datamodules.unreadable import ListedItems, UnreadableTally
 from datamodules.video.opening import DecodeError
 from datamodules.video.resize import center_crop, to_clip
 from datamodules.video.sampling import clip_indices
@@ -87,9 +87,7 @@ def frame_positions(
         first = min(int(np.searchsorted(seconds, span[0] - _SLACK_SECONDS)), last)
         last = max(first, int(np.searchsorted(seconds, span[1] + _SLACK_SECONDS)) - 1)
     if fps is None:
-        return first + clip_indices(
-            last - first + 1, clip.num_frames, mode=mode, sampling=clip.sampling, frame_stride=clip.frame_stride
-        )
+        return first + clip.indices(last - first + 1, mode)
     if not (seconds[last] - seconds[first]) * fps <= _MOST_TIMES:
         raise DecodeError(f"{path} claims to last {seconds[last] - seconds[first]:g} seconds; its times are damaged, "
                           "copy or download it again.")  # fmt: skip
@@ -102,14 +100,14 @@ def frame_positions(
     return kept[np.linspace(0, len(kept) - 1, clip.num_frames).astype(np.int64)]
 
 
-class CaptionDataset(FetchingAhead[Item]):
+class CaptionDataset(ListedItems):
     """Pairs of a video and a caption for training, videos with all their captions for evaluation.
 
     Items have `video` uint8 (3, T, H, W), `text`, `index`, `video_index`, `path`, `frame_mask` bool (T,) where `fps` is
-    given, and in training `seed`: indexing with a `Draw` of index and seed gives the same item again.
+    given, and in training `seed`.
 
     Training: `text` is a caption and `index` the number of the pair, counting the captions of the first video first. An
-    unreadable video is replaced, together with its caption, by another one drawn at random.
+    unreadable video is replaced together with its caption.
     Evaluation: `text` is a list and `index` is `video_index`. An unreadable video is replaced by zeros with index -1.
 
     Args:
@@ -138,61 +136,36 @@ class CaptionDataset(FetchingAhead[Item]):
         self.videos = videos
         self.clip = clip
         self.training = training
-        self.every_caption = every_caption
         self.mode: Literal["train", "test"] = "train" if training and random_frames else "test"
         self.transform = transform
         self.fps = fps
-        self.tally: UnreadableTally = UnreadableTally(videos, max_unreadable)
+        self.tally = UnreadableTally(videos, max_unreadable)
         self.first_pairs = np.cumsum([0, *(len(video.captions) for video in videos)])
-
-    @property
-    def first_items(self) -> NDArray[np.int64] | None:
-        """The first item of each video and the number of all; None where an item is a video."""
-        return self.first_pairs if self.every_caption else None
+        self.first_items = self.first_pairs if every_caption else None
 
     @override
-    def __len__(self) -> int:
-        return int(self.first_pairs[-1]) if self.training and self.every_caption else len(self.videos)
-
-    @override
-    def __getitem__(self, item: int | Draw) -> Item:
-        if not self.training:
-            return self._evaluated(number_of(item))
-        draw = Draw.of(item)
-        return {**self._trained(draw), "seed": draw.seed}
-
-    @override
-    def path_of(self, index: int) -> str:
-        if self.training and self.every_caption:
-            index = int(np.searchsorted(self.first_pairs, index, side="right")) - 1
-        return self.videos[index].path
-
-    def _evaluated(self, number: int) -> Item:
-        video = self.videos[number]
-        try:
-            return self._item(video, list(video.captions), number, number)
-        except DecodeError as error:
-            self.tally.report(number, error, "left out of the evaluation")
-            return self._placeholder(video, list(video.captions))
-
-    def _trained(self, draw: Draw) -> Item:
-        drawn, caption = draw.index, None
-        if self.every_caption:
-            drawn = int(np.searchsorted(self.first_pairs, draw.index, side="right")) - 1
-            caption = draw.index - int(self.first_pairs[drawn])
+    def _drawn(self, draw: Draw) -> Item:
+        drawn, part = self.place_of(draw.index)
 
         def read(number: int) -> Item:
-            video = self.videos[number]
-            chosen = caption
-            if chosen is None or number != drawn:
-                chosen = int(torch.randint(len(video.captions), ()))
-            return self._item(video, video.captions[chosen], int(self.first_pairs[number]) + chosen, number)
+            captions = self.videos[number].captions
+            is_random = number != drawn or self.first_items is None
+            chosen = int(torch.randint(len(captions), ())) if is_random else part
+            return self._item(number, captions[chosen], int(self.first_pairs[number]) + chosen)
 
         item = self.tally.read_or_replace(Draw(drawn, draw.seed), read)
-        return item or self._placeholder(self.videos[drawn], self.videos[drawn].captions[caption or 0])
+        return item or self._zeros(drawn, self.videos[drawn].captions[part])
 
-    def _item(self, video: CaptionedVideo, text: str | list[str], index: int, number: int) -> Item:
-        clip = self.clip
+    @override
+    def _read(self, number: int) -> Item:
+        return self._item(number, list(self.videos[number].captions), number)
+
+    @override
+    def _placeholder(self, number: int) -> Item:
+        return self._zeros(number, list(self.videos[number].captions))
+
+    def _item(self, number: int, text: str | list[str], index: int) -> Item:
+        clip, video = self.clip, self.videos[number]
         with clip.open(video.path) as reader:
             positions = frame_positions(
                 reader.pts_seconds, clip, mode=self.mode, span=video.span, fps=self.fps, path=video.path
@@ -208,12 +181,11 @@ class CaptionDataset(FetchingAhead[Item]):
                 "path": video.path}  # fmt: skip
         return item if self.fps is None else {**item, "frame_mask": torch.arange(clip.num_frames) < len(positions)}
 
-    def _placeholder(self, video: CaptionedVideo, text: str | list[str]) -> Item:
-        clip = self.clip
-        zeros = torch.zeros((3, clip.num_frames, clip.image_size, clip.image_size), dtype=torch.uint8)
-        item = {"video": zeros, "text": text, "index": -1, "video_index": -1, "path": video.path}
+    def _zeros(self, number: int, text: str | list[str]) -> Item:
+        path = self.videos[number].path
+        item = {"video": self.clip.zeros(), "text": text, "index": -1, "video_index": -1, "path": path}
         # All frames count: a mean over none of them would not be a number.
-        return item if self.fps is None else {**item, "frame_mask": torch.ones(clip.num_frames, dtype=torch.bool)}
+        return item if self.fps is None else {**item, "frame_mask": torch.ones(self.clip.num_frames, dtype=torch.bool)}
 
 
 def collate_captions(items: Sequence[Item]) -> Batch:
@@ -304,25 +276,22 @@ class RetrievalDataModule(ClipDataModule[CaptionedVideo, CaptionDataset]):
             found = zip(paths, entries, strict=True)
             return [CaptionedVideo(path, entry.captions, entry.span or self.span) for path, entry in found]
 
-    @overload
-    def annotation(self, *names: str) -> str: ...
+    def find(self, name: str) -> str | None:
+        """Path of an annotation file, in the first of `annotation_folders` that has it; None without one."""
+        return first_file(self.folders, self.root, [join(folder, name) for folder in self.annotation_folders])
 
-    @overload
-    def annotation(self, *names: str, needed: bool) -> str | None: ...
-
-    def annotation(self, *names: str, needed: bool = True) -> str | None:
-        """The first of these files that is in one of `annotation_folders`.
+    def annotation(self, name: str) -> str:
+        """Path of an annotation file that is needed.
 
         Raises:
-            DataError: it is needed and not there.
+            DataError: it is not there.
         """
-        places = [join(folder, name) for folder in self.annotation_folders for name in names]
-        found = first_file(self.folders, self.root, places)
-        if found is None and needed:
+        found = self.find(name)
+        if found is None:
             folders = " or ".join(dict.fromkeys(join(self.root, folder) for folder in self.annotation_folders))
             raise DataError(
-                f"There is no {' or '.join(names)}, annotations of {self.title}, in {folders}; check data.root, or get "
-                f"the file from {self.source}."
+                f"There is no {name}, annotations of {self.title}, in {folders}; check data.root, or get the file from "
+                f"{self.source}."
             )
         return found
 
@@ -338,7 +307,7 @@ class RetrievalDataModule(ClipDataModule[CaptionedVideo, CaptionDataset]):
         """
         names = [entry.name for entry in entries]
         return locate_videos(
-            self.folders, self.root, names, [self.names_of(name) for name in names], videos=self.videos,
+            self.folders, self.root, names, candidates=[self.names_of(name) for name in names], videos=self.videos,
             suffix=self.suffix, search=self.check_files, what=f"{split} videos of {self.title}", source=self.source,
         )  # fmt: skip
 

@@ -1,6 +1,7 @@
 """Short actions in long videos: what an item of a listed segment is, as a clip or as extracted features."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,21 +13,20 @@ from datamodules.annotations.features import FeatureTable, features_between, wid
 from datamodules.annotations.questions import KINDS, Question, answer_number, draw_question
 from datamodules.augment import TrainTransform
 from datamodules.clips import ClipFormat
-from datamodules.loading import Draw, Item, number_of
+from datamodules.loading import Item
 from datamodules.unreadable import ListedItems, UnreadableTally
 from datamodules.video.frame_tar import open_frames
-from datamodules.video.opening import DecodeError
 from datamodules.video.resize import crop_views, to_clip
-from datamodules.video.sampling import clip_indices, range_in
+from datamodules.video.sampling import range_in
 
 __all__ = ["SegmentDataset", "read_segment"]
 
 
-class SegmentDataset(ListedItems[Item]):
+class SegmentDataset(ListedItems):
     """One item per action: `video` or `features`, labels, what is asked for verb and noun, and in training a question.
 
-    An unreadable one is replaced in training by another one, drawn at random; elsewhere by zeros with index -1. Of an
-    action that begins so early that there is nothing to see before it, zeros are seen.
+    An unreadable one is replaced in evaluation by zeros with index -1. Of an action that begins so early that there is
+    nothing to see before it, zeros are seen.
 
     Args:
         samples: the listing.
@@ -72,32 +72,17 @@ class SegmentDataset(ListedItems[Item]):
         self.kinds, self.neutral = tuple(kinds), neutral
         self.num_verbs, self.num_nouns = num_verbs, num_nouns
         self.num_clips, self.num_crops = num_clips, num_crops
-        self.tally: UnreadableTally = UnreadableTally(samples, max_unreadable)
+        self.views = 1 if training else num_clips * num_crops
+        self.tally = UnreadableTally(samples, max_unreadable)
         self._width: int | None = None
 
     @override
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    @override
-    def __getitem__(self, item: int | Draw) -> Item:
-        if not self.training:
-            number = number_of(item)
-            try:
-                return self._item(number)
-            except DecodeError as error:
-                self.tally.report(number, error, "left out of the evaluation")
-                return self._placeholder(number)
-        draw = Draw.of(item)
-        found = self.tally.read_or_replace(draw, self._item)
-        return {**(found or self._placeholder(draw.index)), "seed": draw.seed}
-
-    def _item(self, index: int) -> Item:
-        sample = self.samples[index]
+    def _read(self, number: int) -> Item:
+        sample = self.samples[number]
         # First of all, so that the random numbers of a question do not depend on what it is about.
         question = draw_question(self.kinds, self.neutral) if self.training else None
         seen = {"video": self._clips(sample)} if self.features is None else {"features": self._features(sample)}
-        return self._labelled(seen, sample, index, question)
+        return self._labelled(seen, sample, number, question)
 
     def _labelled(self, seen: Item, sample: Segment, index: int, question: Question | None) -> Item:
         item = {
@@ -121,12 +106,8 @@ class SegmentDataset(ListedItems[Item]):
     def _clips(self, sample: Segment) -> Tensor:
         """uint8 (3, T, H, W), or (V, 3, T, H, W) for several views."""
         assert self.clip is not None
-        if self.training:
-            found = read_segment(sample.path, sample.span, self.clip, transform=self.transform)
-        else:
-            found = read_segment(
-                sample.path, sample.span, self.clip, num_clips=self.num_clips, num_crops=self.num_crops
-            )
+        views = {} if self.training else {"num_clips": self.num_clips, "num_crops": self.num_crops}
+        found = read_segment(sample.path, sample.span, self.clip, transform=self.transform, **views)
         return self._zeros() if found is None else found
 
     def _features(self, sample: Segment) -> Tensor:
@@ -144,9 +125,7 @@ class SegmentDataset(ListedItems[Item]):
         if self.features is not None:
             return torch.zeros(self.features, self._feature_width())
         assert self.clip is not None
-        views = 1 if self.training else self.num_clips * self.num_crops
-        shape = (3, self.clip.num_frames, self.clip.image_size, self.clip.image_size)
-        return torch.zeros((views, *shape) if views > 1 else shape, dtype=torch.uint8)
+        return self.clip.zeros(self.views)
 
     def _feature_width(self) -> int:
         """Of the first file that can be read, where no other was read before."""
@@ -158,10 +137,11 @@ class SegmentDataset(ListedItems[Item]):
             self._width = width_of(path)
         return self._width or 1
 
-    def _placeholder(self, index: int) -> Item:
+    @override
+    def _placeholder(self, number: int) -> Item:
         kind = "video" if self.features is None else "features"
         question = Question("", "") if self.training else None
-        return self._labelled({kind: self._zeros()}, self.samples[index], -1, question)
+        return self._labelled({kind: self._zeros()}, self.samples[number], -1, question)
 
 
 def read_segment(
@@ -189,29 +169,18 @@ def read_segment(
     Raises:
         DecodeError: the video cannot be read.
     """
-    count = 1 if transform is not None else num_clips
     with open_frames(path, decoder=clip.decoder) as reader:
         seen = range_in(reader.pts_seconds, span)
         if seen is None:
             return None
-        found = [
-            seen[0]
-            + clip_indices(
-                seen[1] - seen[0] + 1,
-                clip.num_frames,
-                sampling=clip.sampling,
-                mode="test" if transform is None else "train",
-                clip=number,
-                num_clips=count,
-                frame_stride=clip.frame_stride,
-            )
-            for number in range(count)
-        ]
+        mode: Literal["train", "test"] = "test" if transform is None else "train"
+        length = seen[1] - seen[0] + 1
+        found = [seen[0] + clip.indices(length, mode, clip=number, num_clips=num_clips) for number in range(num_clips)]
         positions = np.concatenate(found)
         frames = clip.read(reader, positions) if transform is None else reader.read(positions)
     if transform is not None:
         return to_clip(transform(frames))
     # (crops, clips, T, 3, H, W)
-    crops = crop_views(frames.unflatten(0, (count, clip.num_frames)), clip.image_size, num_crops)
+    crops = crop_views(frames.unflatten(0, (num_clips, clip.num_frames)), clip.image_size, num_crops)
     views = crops.permute(1, 0, 3, 2, 4, 5).flatten(0, 1)
     return views if len(views) > 1 else views[0]

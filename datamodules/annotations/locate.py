@@ -47,8 +47,8 @@ def locate_videos(
     folders: Folders,
     root: str,
     names: Sequence[str],
-    candidates: Sequence[Sequence[str]],
     *,
+    candidates: Sequence[Sequence[str]] | None = None,
     videos: str | None = None,
     suffix: str = ".mp4",
     search: bool = True,
@@ -61,7 +61,7 @@ def locate_videos(
         folders: the file system.
         root: folder of the data set.
         names: one for each video, with or without suffix.
-        candidates: possible names of each video's file, with or without suffix, most likely first.
+        candidates: possible names of each video's file, with or without suffix, most likely first; None is `names`.
         videos: folder that is searched, see `find_videos`; None is root/videos, or root without such a folder.
         suffix: of files that are not there.
         search: False takes the files to be right in that folder, None being root.
@@ -77,6 +77,7 @@ def locate_videos(
     expected = [join(top, name if plain_name(name) != name else f"{name}{suffix}") for name in names]
     if not search:
         return expected
+    candidates = [(name,) for name in names] if candidates is None else candidates
     found = find_videos(folders, top, {name for group in candidates for name in group})
     places = [next((found[name] for name in group if name in found), []) for group in candidates]
     for number, path in enumerate(expected):

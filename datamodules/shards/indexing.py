@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import json
 import os
 import tarfile
 from collections.abc import Callable, Sequence
@@ -126,7 +125,7 @@ def _said(path: Path, tar: tarfile.TarFile, parts: dict[str, tarfile.TarInfo]) -
     return {"captions": captions} if are_texts(captions) else {}
 
 
-def check_shards(folder: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
+def check_shards(root: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
     """Read all shards of a folder, and compare them with the digests in its indices.
 
     Returns:
@@ -135,19 +134,16 @@ def check_shards(folder: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
     Raises:
         DataError: there is no index.
     """
-    indices = sorted(Path(folder).glob(f"*{INDEX_SUFFIX}"))
+    indices = sorted(Path(root).glob(f"*{INDEX_SUFFIX}"))
     if not indices:
-        raise DataError(f"{folder} has no index of shards; is it the folder that zoo shard wrote?")
+        raise DataError(f"{root} has no index of shards; is it the folder that zoo shard wrote?")
     good: list[str] = []
     bad: list[str] = []
     for index in indices:
-        read_index(str(index))  # raises if it is damaged
-        for line in index.read_text(encoding="utf-8-sig").split("\n")[1:]:
-            if not line.strip():
-                continue
-            shard = json.loads(line)
-            path = index.parent / shard["shard"]
-            (good if path.is_file() and _sha256(path) == shard["sha256"] else bad).append(path.name)
+        folder = read_index(str(index))
+        for name, digest in zip(folder.names, folder.digests, strict=True):
+            path = index.parent / name
+            (good if path.is_file() and _sha256(path) == digest else bad).append(path.name)
     return good, bad
 
 

@@ -7,11 +7,8 @@ A folder of shards has an index for each split, `train.index.jsonl`, a JSON obje
      "name": [...], "label": [...]}                                  a line for each shard, lists with a value for each
     ...                                                              sample, in the order of the shard
 
-The index says where each video lies, so that any of them is read by itself (`datamodules.storage.members`). That is
-what makes epochs exact: which sample is drawn at which place is settled before anything is read, as for files.
-Processes get equal numbers of batches, an interrupted epoch resumes at any place without reading what came before, and
-a sample that cannot be read is replaced without moving others. Pipelines that read shards from start to end have none
-of the three.
+The index says where each video lies, so that any of them is read by itself (`datamodules.storage.members`), and the
+order of an epoch is settled before anything is read, as for files (docs/shards.md).
 """
 
 import fnmatch
@@ -27,17 +24,15 @@ from urllib.parse import unquote
 import numpy as np
 import torch
 from torch import Tensor
-from typing_extensions import override
 
 from datamodules.annotations.lists import parse_json
 from datamodules.checks import fits
 from datamodules.errors import DataError
-from datamodules.loading import SizedDataset, TrainSampler
 from datamodules.storage.files import RemoteFile, expand_braces, is_url, join, read_text, resolve, split
 from datamodules.storage.members import Member
 
-__all__ = ["FORMAT", "INDEX_SUFFIX", "ShardFolder", "ShardListing", "ShardListings", "ShardSampler", "has_index",
-           "open_shards", "read_index", "shard_order"]  # fmt: skip
+__all__ = ["FORMAT", "INDEX_SUFFIX", "ShardFolder", "ShardListing", "ShardListings", "has_index", "open_shards",
+           "read_index", "shard_order"]  # fmt: skip
 
 INDEX_SUFFIX = ".index.jsonl"
 FORMAT = {"format": "zoo-shards", "version": 1}
@@ -54,6 +49,8 @@ class ShardFolder(NamedTuple):
     Attributes:
         index: path of the index.
         header: its first line.
+        names: of the shards.
+        digests: SHA-256 of each.
         sizes: samples of each shard.
         samples: (path, {field: value}) of each sample, in order; iterate once.
         missing: of each shard, whether it is not there or has another length than the index says; False of remote ones.
@@ -61,6 +58,8 @@ class ShardFolder(NamedTuple):
 
     index: str  # type: ignore[assignment]  # a field, and no longer the method of tuples
     header: dict[str, Any]
+    names: list[str]
+    digests: list[str]
     sizes: list[int]
     samples: Iterator[tuple[str, dict[str, Any]]]
     missing: list[bool]
@@ -153,10 +152,12 @@ def read_index(path: str, patterns: Sequence[str] | None = None) -> ShardFolder:
         plain, wild = set(patterns), [pattern for pattern in patterns if set("*?[") & set(pattern)]
         shards = [s for s in shards if s["shard"] in plain or any(fnmatch.fnmatchcase(s["shard"], p) for p in wild)]
     folder, _ = split(path)
-    missing = [not is_url(folder) and not _is_there(join(folder, shard["shard"]), shard) for shard in shards]
-    header = {**header, "sha256": [shard["sha256"] for shard in shards]}
-    return ShardFolder(path, header, [len(shard["offset"]) for shard in shards],
-                       _samples(folder, header["fields"], shards), missing)  # fmt: skip
+    places = [join(folder, shard["shard"]) for shard in shards]
+    missing = [not is_url(place) and (not os.path.isfile(place) or os.path.getsize(place) != shard["bytes"])
+               for place, shard in zip(places, shards, strict=True)]  # fmt: skip
+    names, digests = ([shard[key] for shard in shards] for key in ("shard", "sha256"))
+    sizes = [len(shard["offset"]) for shard in shards]
+    return ShardFolder(path, header, names, digests, sizes, _samples(folder, header["fields"], shards), missing)
 
 
 def _check_header(path: str, header: dict[str, Any]) -> None:
@@ -190,10 +191,6 @@ def _lies_below(name: str) -> bool:
     """Whether a name from an index leads into its own folder or one inside."""
     plain = unquote(name).replace("\\", "/")  # as servers may read it
     return name.endswith(".tar") and not set("!?#:\0") & set(plain) and not {"", ".", ".."} & set(plain.split("/"))
-
-
-def _is_there(path: str, shard: dict[str, Any]) -> bool:
-    return os.path.isfile(path) and os.path.getsize(path) == shard["bytes"]
 
 
 def _samples(folder: str, fields: list[str], shards: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -266,8 +263,10 @@ class ShardListings:
                 if strange is not None:
                     raise DataError(f"{folder.index}: {path.rpartition('!')[2]} has {str(values[strange])[:80]!r} as "
                                     f"{strange}, which is of another kind; write the index again.")  # fmt: skip
-                entries.append(entry(path=path, **_hashable(values)))
-        digests = [digest for folder in found for digest in folder.header["sha256"]]
+                # Lists were tuples before they became JSON.
+                fields = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+                entries.append(entry(path=path, **fields))
+        digests = [digest for folder in found for digest in folder.digests]
         sizes = [size for folder in found for size in folder.sizes]
         missing = np.repeat([is_missing for folder in found for is_missing in folder.missing], sizes)
         digest = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
@@ -276,11 +275,6 @@ class ShardListings:
 
 def _listed(names: set[str]) -> str:
     return " and ".join(sorted(names)) or "nothing"
-
-
-def _hashable(values: dict[str, Any]) -> dict[str, Any]:
-    """Turn lists back into the tuples that they were before JSON."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
 def shard_order(sizes: Sequence[int], buffer: int, generator: torch.Generator) -> Tensor:
@@ -305,24 +299,3 @@ def shard_order(sizes: Sequence[int], buffer: int, generator: torch.Generator) -
     stream = torch.cat([torch.arange(int(starts[shard]), int(ends[shard])) for shard in shards])
     moved = torch.arange(len(stream)) + buffer * torch.rand(len(stream), generator=generator, dtype=torch.float64)
     return stream[moved.argsort(stable=True)]
-
-
-class ShardSampler(TrainSampler):
-    """A `TrainSampler` with the order of `shard_order`.
-
-    Args:
-        dataset: anything with a length.
-        sizes: items of each shard, which together are the data set's.
-        buffer: see `shard_order`.
-        repeats, options: as in `TrainSampler`.
-    """
-
-    def __init__(
-        self, dataset: SizedDataset[object], repeats: int = 1, *, sizes: Sequence[int], buffer: int, **options: int
-    ) -> None:
-        super().__init__(dataset, repeats, **options)
-        self.sizes, self.buffer = sizes, buffer
-
-    @override
-    def _order(self, generator: torch.Generator) -> Tensor:
-        return shard_order(self.sizes, self.buffer, generator)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tarfile
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ import torch
 
 from datamodules import LVU, CaptionCSV, Kinetics, VideoCSV, VideoFolder
 from datamodules.errors import DataError
-from datamodules.loading import Draw
-from datamodules.shards.reading import ShardSampler, open_shards, shard_order
+from datamodules.loading import Draw, TrainSampler
+from datamodules.shards.reading import open_shards, shard_order
 from datamodules.shards.writing import Source, write_shards
 from datamodules.storage.members import as_member
 
@@ -46,8 +47,9 @@ def test_shards_in_random_order_their_samples_near_each_other(buffer):
 @pytest.mark.parametrize("processes", [2, 3, 8])
 def test_processes_share_an_epoch_equally(processes):
     sizes, options = [7, 1, 12, 30, 3], {"num_replicas": processes, "seed": 4}
-    ranks = [ShardSampler(range(53), sizes=sizes, buffer=5, rank=rank, **options) for rank in range(processes)]
-    alone = ShardSampler(range(53), sizes=sizes, buffer=5, seed=4)
+    order = partial(shard_order, sizes, 5)
+    ranks = [TrainSampler(range(53), order=order, rank=rank, **options) for rank in range(processes)]
+    alone = TrainSampler(range(53), order=order, seed=4)
     for epoch in (0, 1):
         for sampler in (*ranks, alone):
             sampler.set_epoch(epoch)
@@ -129,7 +131,7 @@ def test_captions_too(captioned_clips, tmp_path):
     out = sharded(plain, tmp_path / "out", max_bytes=20_000)
     tarred = module(out, cls=CaptionCSV, **lists)
     assert len(tarred.datasets["train"]) == len(plain.datasets["train"]) == 24
-    assert sum(tarred.train_dataloader().sampler.sizes) == 24
+    assert sum(tarred.train_dataloader().sampler.order.args[0]) == 24
     for number in (0, 5, 23):
         a, b = (data.datasets["train"][Draw(number, 3)] for data in (plain, tarred))
         assert torch.equal(a["video"], b["video"]) and a["text"] == b["text"] and a["video_index"] == b["video_index"]
@@ -149,7 +151,7 @@ def test_numbers_and_windows_too(captioned_clips, tmp_path):
     options = {"cls": LVU, "task": "like_ratio", "window_seconds": 1.0, "window_stride": 0.5}
     plain = module(tmp_path, **options)
     tarred = module(sharded(plain, tmp_path / "out", max_bytes=20_000), **options)
-    items, sizes = len(plain.datasets["train"]), tarred.train_dataloader().sampler.sizes
+    items, sizes = len(plain.datasets["train"]), tarred.train_dataloader().sampler.order.args[0]
     assert len(tarred.datasets["train"]) == items == sum(sizes) > 8 and len(sizes) > 2
     for number in range(items):
         a, b = (data.datasets["train"][Draw(number, 3)] for data in (plain, tarred))
