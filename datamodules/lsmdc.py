@@ -34,10 +34,6 @@ class LSMDC(RetrievalDataModule):
     may have several rows, which are its captions. The clips are files of their own and count as a whole: the times are
     those in the film.
 
-    Args:
-        root: folder of annotations and videos, a path or a URL.
-        common: see `datamodules.retrieval.RetrievalDataModule`.
-
     Raises:
         DataError: from `setup`: a file is missing or has another form, or none of the videos is found.
     """

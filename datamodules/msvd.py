@@ -24,10 +24,6 @@ class MSVD(RetrievalDataModule):
     The words of a caption are joined by blanks. In the evaluation every caption is a query, and a video has many right
     ones.
 
-    Args:
-        root: folder of annotations and videos, a path or a URL.
-        common: see `datamodules.retrieval.RetrievalDataModule`.
-
     Raises:
         DataError: from `setup`: a file is missing, has another form or is an unsafe pickle, or all videos are
             missing.
