@@ -8,5 +8,12 @@ import lazy_loader
 from zoo.shadows import refuse_shadows
 
 refuse_shadows()
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
-__all__.remove("__version__")  # for `import *`, which takes no other name with underscores either
+_public, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("video-mamba-zoo")
+    return _public(name)

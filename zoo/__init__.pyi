@@ -29,4 +29,5 @@ from .retrieval.search import search as search
 from .retrieval.table import Index as Index
 from .share import convert as convert
 from .share import push as push
-from .version import __version__ as __version__
+
+__version__: str
