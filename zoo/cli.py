@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import functools
 import logging
 import os
 import re
@@ -10,7 +11,7 @@ import sys
 import tempfile
 import warnings
 from argparse import ArgumentError
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -349,25 +350,18 @@ def _predictions(model: BaseModule, batches: list[dict[str, Any]]) -> Iterator[l
             yield [path, names[index], f"{probability:.6f}", *truth]
 
 
-class _Limited:
-    """A loader of jsonargparse that refuses texts beyond the limits of `zoo.plain_yaml`."""
-
-    def __init__(self, load: Callable[[str], Any]) -> None:
-        self.load = load
-
-    def __call__(self, text: str) -> Any:  # noqa: ANN401  # what YAML holds
-        check_limits(text)
-        return self.load(text)
-
-
+@functools.cache  # once: a loader that is wrapped again would check each text again
 def limit_jsonargparse() -> None:
     """Keeps what jsonargparse reads by itself from a value of the command line small and on this machine."""
     load = jsonargparse.get_loader("yaml")
-    if not isinstance(load, _Limited):
-        jsonargparse.set_loader("yaml", _Limited(load), (yaml.YAMLError,))  # a text that is no YAML is a text
-    with suppress(TypeError, ImportError):  # releases before 4.41 and 4.50 lack these settings
-        jsonargparse.set_parsing_settings(config_read_mode_fsspec_enabled=False)
-        jsonargparse.set_parsing_settings(import_path_denylist=[])  # switches its own list on: os, subprocess, ...
+
+    def limited(text: str) -> Any:  # noqa: ANN401  # what YAML holds
+        check_limits(text)
+        return load(text)
+
+    jsonargparse.set_loader("yaml", limited, (yaml.YAMLError,))  # a text that is no YAML is a text
+    # The empty list of what may not be imported switches jsonargparse's own on: os, subprocess, ...
+    jsonargparse.set_parsing_settings(config_read_mode_fsspec_enabled=False, import_path_denylist=[])
 
 
 class _Running(Callback):

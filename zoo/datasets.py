@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-__all__ = ["Dataset", "datasets", "title_of"]
+__all__ = ["Dataset", "datasets", "title_of", "typed"]
 
 
 class Dataset(NamedTuple):
@@ -41,7 +41,10 @@ class Dataset(NamedTuple):
 def datasets() -> Mapping[str, Dataset]:
     """The data sets by the names that ``weights.csv`` and the models' names use: ``k400``."""
     with Path(__file__).with_name("datasets.csv").open(encoding="utf-8", newline="") as file:
-        return MappingProxyType({row.pop("name"): _dataset(row) for row in csv.DictReader(file)})
+        rows = [
+            typed(row, {"default_frames": int, "clip_seconds": float, "max_words": int}) for row in csv.DictReader(file)
+        ]
+    return MappingProxyType({row.pop("name"): Dataset(**row) for row in rows})
 
 
 def title_of(datamodule: str, arguments: Mapping[str, Any]) -> str | None:
@@ -63,7 +66,6 @@ def title_of(datamodule: str, arguments: Mapping[str, Any]) -> str | None:
     return f"{titles[name]}, {arguments['task']}" if name == "LVU" else titles[name]
 
 
-def _dataset(row: dict[str, str]) -> Dataset:
-    kinds = {"default_frames": int, "clip_seconds": float, "max_words": int}
-    values: dict[str, Any] = {key: kinds.get(key, str)(value) if value else None for key, value in row.items()}
-    return Dataset(**values)
+def typed(row: Mapping[str, str], kinds: Mapping[str, type]) -> dict[str, Any]:
+    """The cells of a row as values: numbers where `kinds` says so, None where a cell is empty."""
+    return {key: kinds.get(key, str)(cell) if cell else None for key, cell in row.items()}

@@ -14,19 +14,26 @@ import fnmatch
 import functools
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 
-from zoo.datasets import Dataset, datasets
+from zoo.datasets import Dataset, datasets, typed
 from zoo.errors import UnknownModelError, ZooError
 
 __all__ = ["Entry", "Weights", "class_labels", "entries", "info", "list_models", "register", "registered_class_paths"]
 
 _HERE = Path(__file__).parent
+# Columns of weights.csv with numbers, and those that are facts about a checkpoint (`Entry.meta`).
+_KINDS = {
+    **dict.fromkeys(("frames", "resolution", "stored_frames", "num_clips", "num_crops", "params"), int),
+    **dict.fromkeys(("top1", "top5", "gflops"), float),
+}
+_FACTS = ("model", "dataset", "frames", "resolution", "stored_frames", "top1", "top5", "num_clips", "num_crops",
+          "params", "init_from", "weights_page", "license", "paper", "note")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -274,33 +281,13 @@ def _model_file(model: str) -> dict[str, Any]:
     return content
 
 
-Number = TypeVar("Number", int, float)
-
-
 def _meta(row: dict[str, str]) -> dict[str, Any]:
-    def number(column: str, kind: Callable[[str], Number]) -> Number | None:
-        return kind(row[column]) if row[column] else None
-
-    gflops = number("gflops", float)
-    return {
-        "model": row["model"],
-        "dataset": row["dataset"],
-        "frames": number("frames", int),
-        "resolution": number("resolution", int),
-        "stored_frames": number("stored_frames", int),
-        "top1": number("top1", float),
-        "top5": number("top5", float),
-        "num_clips": number("num_clips", int),
-        "num_crops": number("num_crops", int),
-        "params": number("params", int),
-        "flops": None if gflops is None else round(gflops * 1e9),
-        "init_from": row["init_from"] or None,
+    facts = typed(row, _KINDS)
+    flops = None if facts["gflops"] is None else round(facts["gflops"] * 1e9)
+    return {key: facts[key] for key in _FACTS} | {
+        "flops": flops,
         "distilled": row["distilled"] == "1",
         "masked": row["masked"] == "1",
-        "weights_page": row["weights_page"] or None,
-        "license": row["license"] or None,
-        "paper": row["paper"] or None,
-        "note": row["note"] or None,
     }
 
 
