@@ -66,15 +66,12 @@ _lock = threading.Lock()
 
 @contextmanager
 def limited(what: str, folder: str | Path, most: int | None = None) -> Iterator[None]:
-    """Inside of it, the answers to requests of this thread through huggingface_hub are limited.
+    """Inside of it, requests of this thread through huggingface_hub raise `HubError` where an answer breaks a limit.
 
     Args:
         what: is asked for, for the messages.
         folder: that files are written to.
         most: bytes of a body; None: what the server announced before.
-
-    Raises:
-        HubError: from the request: the answer breaks a limit.
     """
     _watch()
     token = _task.set(_Task(what, 2**62 if most is None else most, Path(folder)))
@@ -242,7 +239,8 @@ def _bound_answer(response: _Response, task: _Task) -> None:
         if response.status_code == 206:
             start = re.match(r"bytes=([0-9]{1,18})-", request.headers.get("Range", ""))
             left -= int(start[1]) if start else 0
-        free = shutil.disk_usage(_existing(task.folder)).free
+        folder = task.folder.absolute()
+        free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
         if left > free:
             raise HubError(f"{task.what} has {left:,} bytes and {task.folder} has room for {free:,}; make room, or set "
                            "HF_HOME to a folder on another disk.")  # fmt: skip
@@ -250,10 +248,6 @@ def _bound_answer(response: _Response, task: _Task) -> None:
     if length is not None and length > left:
         raise _too_much(task, left)
     _bound(response, task, min(left, task.most))
-
-
-def _existing(folder: Path) -> Path:
-    return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
 
 
 def _number(text: str | None) -> int | None:

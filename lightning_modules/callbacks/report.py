@@ -83,8 +83,11 @@ class Report(Callback):
         if self.folder is None:
             return
         rows, self._rows = self._rows, None
-        # Every process takes part, whatever happened in it.
-        parts = _gathered(trainer, self._failure or (None if rows is None else rows.part()))
+        part = self._failure or (None if rows is None else rows.part())
+        parts: list[Any] = [part]
+        if trainer.world_size > 1:  # every process takes part, whatever happened in it
+            parts *= trainer.world_size
+            torch.distributed.gather_object(part, parts if trainer.is_global_zero else None)
         if not trainer.is_global_zero or rows is None:
             return
         try:
@@ -133,15 +136,6 @@ def _rows_for(outputs: object, processes: int) -> "AnswerRows | MatchRows | None
     if {"scores", "truth", "names"} <= outputs.keys():
         return AnswerRows(processes)
     return MatchRows() if {"video_vectors", "text_vectors"} <= outputs.keys() else None
-
-
-def _gathered(trainer: Trainer, part: str | dict[str, Any] | None) -> list[Any]:
-    """The parts of all processes, in the first one; nothing elsewhere."""
-    if trainer.world_size == 1:
-        return [part]
-    parts: list[Any] | None = [None] * trainer.world_size if trainer.is_global_zero else None
-    torch.distributed.gather_object(part, parts)
-    return parts or []
 
 
 def _reason(error: Exception) -> str:

@@ -69,12 +69,10 @@ class ActionRecognition(ActionModule):
 
     - **the published model** (``fusion`` "published", or its alternatives "disjoint", "mlp", "transformer"; see
       `lightning_modules.nets.mambavl`). It reads a question for the verb and one for the noun with each clip, through
-      RoBERTa's embedding layer, which is frozen. The probability of an action is the product of those of its verb and
-      its noun.
+      RoBERTa's frozen embedding layer. The probability of an action is the product of its verb's and its noun's.
     - **this zoo's own** (``fusion`` "joint", or to compare with "separate", "concat", "cross_attention", "late"; see
-      `lightning_modules.nets.mambavl_joint`). It reads one question with each clip, through CLIP's text tower. In
-      training the fused representation has to give verb, noun and action whatever the question, and its answer.
-      Validation, testing and prediction use the neutral question.
+      `lightning_modules.nets.mambavl_joint`). It reads one question with each clip, through CLIP's text tower, and
+      learns verb, noun and action whatever the question, and its answer. It is tested with the neutral question.
 
     Input is a clip, for a VideoMamba or AVION's tower, or features extracted before. The sizes of a text model from
     ``text_weights`` become part of the config, so a trained model loads without that checkpoint. The tokenizer's word
@@ -324,7 +322,12 @@ class ActionRecognition(ActionModule):
         Raises:
             ModelError: the published family does not know yet which actions there are.
         """
-        return self._action_logits(self.forward_heads(video, questions))
+        logits = self.forward_heads(video, questions)
+        if not self.is_published:
+            return logits["action"]
+        pairs = self._actions()
+        verb, noun = (logits[name].float().log_softmax(dim=1) for name in ("verb", "noun"))
+        return verb[:, pairs[:, 0]] + noun[:, pairs[:, 1]]
 
     def forward_heads(self, video: Tensor, questions: Questions = None) -> dict[str, Tensor]:
         """Logits of the heads; arguments as in `forward`.
@@ -339,19 +342,10 @@ class ActionRecognition(ActionModule):
         texts = ([q or generic for q in asked.get(kind) or nothing] for kind, generic in GENERIC_QUESTIONS.items())
         return net(seen, *texts)
 
-    def _action_logits(self, logits: dict[str, Tensor]) -> Tensor:
-        """Of the head for actions, or of the products of verb and noun (B, num_classes)."""
-        if "action" in logits:
-            return logits["action"]
-        pairs = self._actions()
-        verb, noun = (logits[name].float().log_softmax(dim=1) for name in ("verb", "noun"))
-        return verb[:, pairs[:, 0]] + noun[:, pairs[:, 1]]
-
     def forward_features(self, video: Tensor, pool: str | None = "cls") -> Tensor:
         """Vectors of the clips (B, D), or with ``pool=None`` the vision tokens (B, N, D).
 
-        A vector is the joint one under the neutral question; of the published family the clip's, before that of the
-        question is added to it.
+        Of the joint family they are fused with the neutral question, of the published one before any question.
         """
         net = self.net
         tokens = net.encode_vision(self._network_input(video))
@@ -456,8 +450,7 @@ class ActionRecognition(ActionModule):
     def predict_scores(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Probabilities of verb, noun and action (B, ...), averaged over the views.
 
-        The joint family is asked the neutral question. The published one is asked what the batch asks, else the generic
-        questions, and an action's score is the product of its verb's and its noun's probability.
+        The joint family is asked the neutral question, the published one what the batch asks, else the generic ones.
         """
         seen = self._seen(batch)
         views = seen.unbind(1) if seen.ndim == 6 else [seen]
