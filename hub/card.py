@@ -88,8 +88,7 @@ class About:
 def about_run(checkpoint: Checkpoint) -> About:
     """Collect facts from a training run's files: the data, the scores, and a repository that it started from.
 
-    The recipe's comment ``# dataset: Kinetics-400`` names the data. Without it, the folder of the data or the
-    DataModule does.
+    The recipe's comment ``# dataset: Kinetics-400`` names the data, else the data's folder, else the DataModule.
     """
     recipe = _recipe(checkpoint)
     scores = []
@@ -376,7 +375,6 @@ def _recipe(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _dataset(data: object) -> str | None:
-    """Return the name of a run's data: that of its folder, else of its DataModule."""
     if not isinstance(data, dict) or not isinstance(data.get("class_path"), str):
         return None
     args = data.get("init_args")

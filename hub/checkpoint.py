@@ -109,10 +109,7 @@ def checkpoint_of(model: Saveable) -> Checkpoint:
 
 
 def fingerprint(state_dict: Mapping[str, Tensor]) -> str:
-    """The SHA-256 of weights, wherever they come from.
-
-    It is taken over the line ``name dtype shape`` and the bytes of each tensor, sorted by name.
-    """
+    """The SHA-256 of weights: of the line ``name dtype shape`` and the bytes of each tensor, sorted by name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(state_dict.items()):
         digest.update(f"{name} {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}\n".encode())
@@ -285,11 +282,7 @@ def read_text(path: Path) -> str:
 
 
 def check_state_dict(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> None:
-    """Compare keys, shapes and kinds with what the model has; `expected` may be on the meta device.
-
-    Raises:
-        HubError: one sentence with the keys missing and left over and the shapes that differ.
-    """
+    """Raise `HubError` where names, shapes or kinds are not the model's; `expected` may be on the meta device."""
     wrong: dict[str, list[str]] = {
         "missing": [name for name in expected if name not in state_dict],
         "not in the model": [name for name in state_dict if name not in expected],
@@ -313,11 +306,7 @@ def check_state_dict(state_dict: Mapping[str, Tensor], expected: Mapping[str, Te
 
 
 def check_finite(state_dict: Mapping[str, Tensor], source: str) -> None:
-    """Refuse weights with NaN or infinity: every answer of such a model would be NaN.
-
-    Raises:
-        HubError: the first tensor that has one.
-    """
+    """Raise `HubError` for weights with NaN or infinity: every answer of such a model would be NaN."""
     for name, tensor in state_dict.items():
         if not tensor.is_floating_point() or not tensor.numel():
             continue
@@ -329,12 +318,9 @@ def check_finite(state_dict: Mapping[str, Tensor], source: str) -> None:
 
 
 def check_tensors(state_dict: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
-    """Compare the sizes that the tensors of a file claim with the file.
+    """Raise `HubError` where tensors are not stored number by number, or claim much more than their file has.
 
     A tensor that `torch.Tensor.expand` made takes four bytes in a file and may ask for any memory where it is copied.
-
-    Raises:
-        HubError: a tensor is not stored number by number, or all together are much larger than the file.
     """
     total = 0
     for name, tensor in state_dict.items():
@@ -450,11 +436,7 @@ def _check_archive(path: Path) -> None:
 
 
 def check_file(path: str | os.PathLike[str]) -> Path:
-    """Accept a regular file that is not empty; a device or a pipe may never end.
-
-    Raises:
-        HubError: it is something else, or is not there.
-    """
+    """Raise `HubError` unless it is a regular file that is not empty; a device or a pipe may never end."""
     path = Path(path)
     if path.is_dir():
         raise HubError(f"{path} is a folder; name the file of weights in it.")

@@ -15,11 +15,7 @@ def sha256_of(path: Path) -> str:
 
 
 def check_sha256(path: Path, expected: str, remedy: str = "delete it and fetch it again") -> None:
-    """Compare a file with its recorded hash.
-
-    Raises:
-        HubError: they differ.
-    """
+    """Raise `HubError` where a file is not the one of a recorded hash."""
     found = sha256_of(path)
     if found != expected.lower():
         raise HubError(f"{path} is not the recorded file, so it is not loaded (its SHA-256 is {found[:12]}..., not "

@@ -102,12 +102,7 @@ def _shared_as(content: dict[str, Any], trained: str, path: Path) -> tuple[str, 
 def _find_run(path: Path, config: dict[str, Any]) -> Path | None:
     """The folder of the run that wrote a checkpoint, or None.
 
-    LightningCLI writes ``config.yaml`` to it, and checkpoints go to ``checkpoints/`` in there unless told otherwise::
-
-        <save_dir>/<name>/<version>/config.yaml
-        <save_dir>/<name>/<version>/checkpoints/epoch=9-step=100.ckpt
-
-    A file at these places that describes another model is somebody else's.
+    It has a ``config.yaml``, which describes this model; the checkpoint is there or in its folder ``checkpoints``.
     """
     folder = path.resolve().parent
     for run in (folder, folder.parent) if folder.name == "checkpoints" else (folder,):
@@ -152,7 +147,7 @@ def _find_test(path: Path, run: Path) -> tuple[Path, dict[str, Any]] | None:
 def _scores_of_test(record: dict[str, Any]) -> dict[str, float]:
     """What a report.json says: what was logged, and the report's own numbers about the main answers.
 
-    Such a number is ``test/calibration_error``; the ends of an interval are ``test/top1_low`` and ``test/top1_high``.
+    They are called ``test/calibration_error``, and ``test/top1_low`` and ``test/top1_high`` for an interval.
     """
     scores = dict(record["logged"]) if isinstance(record.get("logged"), dict) else {}
     kinds = record.get("scores")

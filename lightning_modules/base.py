@@ -39,12 +39,10 @@ PREPROCESSING_DEFAULTS: dict[str, Any] = {
 class BaseModule(LightningModule, ABC):
     """Base of the zoo's modules. docs/extend.md has a whole example.
 
-    A subclass sets ``self.net`` in its constructor and has a ``training_step`` that returns the loss. What the network
-    *is* are plain positional-or-keyword arguments of the constructor, and what matters only while training stands after
-    ``*``. The first group is the model's config: it is saved in checkpoints, on the hub and in the registry. The second
-    group is left out of all three. A constructor with arguments calls ``self.save_config(locals())`` right after
-    ``super().__init__()``. Numbers under the names that `lightning_modules.checks` knows, the optimiser's among them,
-    are compared with their ranges there.
+    A subclass sets ``self.net`` in its constructor and has a ``training_step`` that returns the loss. Arguments of the
+    constructor before ``*`` say what the network *is*, in plain values: they are the model's config, saved in
+    checkpoints, on the hub and in the registry. Those after ``*`` matter only while training and are not saved. A
+    constructor with arguments calls ``self.save_config(locals())`` right after ``super().__init__()``.
 
     The optimiser is an argument ``optim: Optim = Optim(...)`` after ``*``; without it a module trains with the
     defaults of `Optim`. Of the input, `PREPROCESSING_DEFAULTS` stand for what is not declared (the data can override
@@ -177,10 +175,7 @@ class BaseModule(LightningModule, ABC):
         return [FiniteLoss()]
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Make the random numbers of a step (dropout, stochastic depth) the same in a run that was interrupted.
-
-        They depend on the seed, the epoch, the batch and the process alone.
-        """
+        """Seed a step's dropout and stochastic depth by its place, so that an interrupted run draws the same."""
         seed = os.environ.get("PL_GLOBAL_SEED")
         if seed is not None:
             place = [int(seed), self.current_epoch, batch_idx, self.global_rank]
@@ -198,12 +193,9 @@ class BaseModule(LightningModule, ABC):
         self.log_results("test")
 
     def configure_model(self) -> None:
-        """Compiles the network's blocks, and shares the network out under the strategy ``fsdp2``.
-
-        The blocks are compiled in place, so that names in checkpoints stay as they are, and one by one, since they are
-        all alike and the first one's code serves the others.
-        """
+        """Compile the network's blocks, and share the network out under the strategy ``fsdp2``."""
         if self.training_arguments.get("compile"):
+            # In place, so that names in checkpoints stay, and one by one: the first one's code serves the others.
             for block in blocks(self.net):
                 block.compile()
         if self.device_mesh is not None:

@@ -152,11 +152,7 @@ MASK_TYPES = ("random", "tube", "clip-row", "frame-row", "attention")
 
 
 def check_range(name: str, value: object, allowed: Range) -> None:
-    """Compare one number, or one sequence of them, with what is allowed.
-
-    Raises:
-        ModelError: the sentence names the argument, its value and the range.
-    """
+    """Raise `ModelError` where one number, or one sequence of them, is out of its range."""
     values = [value] if allowed.count is None else value
     if (
         not isinstance(values, Sequence)
@@ -244,12 +240,12 @@ def constructors(cls: type) -> Iterator[type]:
 
 
 def check_sizes(where: str, sizes: object, known: Collection[str]) -> None:
-    """Compare the sizes of a tower of transformers with what is allowed.
+    """Compare the sizes of a tower, such as ``{"hidden_size": 512}``, with what is allowed; transformers checks words.
 
     Args:
         where: what the sizes are called.
-        sizes: a mapping, for example ``{"hidden_size": 512}``.
-        known: the names that it may have. Words, such as ``hidden_act``, are left to transformers.
+        sizes: the mapping.
+        known: the names that it may have.
 
     Raises:
         ModelError: no mapping, an unknown name, or a number out of its range.

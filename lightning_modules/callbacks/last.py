@@ -76,10 +76,9 @@ class LastCheckpoint(ModelCheckpoint):
             self._save(trainer)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Tell the callbacks that keep checkpoints where these are now.
+        """Tell the callbacks that keep checkpoints where these are now, if the run's folder has another path.
 
-        If the run's folder was moved or is named by another path, they would forget the best score, and the best
-        checkpoint would be overwritten.
+        They would forget the best score otherwise, and the best checkpoint would be overwritten.
         """
         folder = self.dirpath
         assert folder is not None  # since `setup`

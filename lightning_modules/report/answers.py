@@ -27,11 +27,10 @@ MOST_SCORES = 2**26
 
 
 class AnswerRows:
-    """Collects one process's answers.
+    """Collects one process's answers: of a sample the path, and by kind the true class and the five best ones.
 
-    Of a sample it keeps the path, and for each kind of answer the true class and the five best ones with their
-    probabilities, about 100 bytes. All K probabilities are kept too, 4 K bytes, as average precision needs them; where
-    that would take more than 256 MiB for all processes, they are dropped, and average precision is left out.
+    That is about 100 bytes. Average precision needs all K probabilities, 4 K bytes a sample; where they would take more
+    than 256 MiB for all processes, they are dropped, and average precision is left out.
 
     Args:
         processes: how many collect together.

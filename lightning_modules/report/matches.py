@@ -22,10 +22,7 @@ DIRECTIONS = {"t2v": "captions find videos", "v2t": "videos find captions"}
 
 
 class MatchRows:
-    """Collects one process's videos and captions.
-
-    Of a video and of each caption it keeps the vector, 2 kB at 512 dimensions, the path or the text.
-    """
+    """Collects one process's videos and captions: vectors, 2 kB each at 512 dimensions, paths and texts."""
 
     def __init__(self) -> None:
         self.rows: dict[str, list] = {name: [] for name in ("index", "path", "texts", "video", "text")}

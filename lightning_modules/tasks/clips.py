@@ -65,14 +65,7 @@ class ClipModule(BaseModule):
         self.save_config(locals())
 
     def build(self, outputs: int) -> None:
-        """Makes ``self.net`` from the arguments that `save_config` recorded.
-
-        Args:
-            outputs: of the head.
-
-        Raises:
-            ModelError: sizes that do not fit.
-        """
+        """Make ``self.net``, with so many outputs of its head, from the arguments that `save_config` recorded."""
         h, args = self.hparams, self.training_arguments
         network = h.get("network", "videomamba")
         check_choice("network", network, _NETWORKS)
@@ -101,9 +94,7 @@ class ClipModule(BaseModule):
     def forward_features(self, video: Tensor, pool: str | None = "cls") -> Tensor:
         """Clips as in `forward` -> features after the final norm.
 
-        Args:
-            video: (B, 3, T, H, W).
-            pool: "cls" gives the class token (B, embed_dim), None all tokens (B, 1 + tokens, embed_dim).
+        They are the class token (B, embed_dim), or with ``pool=None`` all tokens (B, 1 + tokens, embed_dim).
         """
         x = self._network_input(video)
         return self.net.forward_tokens(x) if pool is None else self.net.forward_features(x)

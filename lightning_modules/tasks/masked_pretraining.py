@@ -135,9 +135,7 @@ class MaskedPretraining(TaughtByClip):
     def forward_features(self, video: Tensor, pool: str | None = "cls") -> Tensor:
         """Clips as in `forward`, unmasked -> the last aligned features, before the decoder.
 
-        Args:
-            video: (B, 3, T, H, W).
-            pool: "cls" gives the class token (B, embed_dim), None all tokens (B, 1 + tokens, embed_dim).
+        They are the class token (B, embed_dim), or with ``pool=None`` all tokens (B, 1 + tokens, embed_dim).
         """
         tokens = self.net.aligned_features(self.normalise(video))[-1]
         return tokens if pool is None else tokens[:, 0]
@@ -162,12 +160,7 @@ class MaskedPretraining(TaughtByClip):
         return weights
 
     def clip_losses(self, video: Tensor, generator: Generators = None) -> Tensor:
-        """Clips as in `forward` -> the loss of each, mean over tokens and layers, (B,).
-
-        Args:
-            video: (B, 3, T, H, W).
-            generator: of the masks, see `draw_visible`.
-        """
+        """Clips as in `forward` -> the loss of each, mean over tokens and layers, (B,); `generator` draws the masks."""
         args, official = self.training_arguments, self.hparams.variant == "official"
         x = self.normalise(video)
         seen = self._teacher_pixels(x)

@@ -137,12 +137,7 @@ class SelfDistillation(VideoClassifier):
         return loss
 
     def distillation_loss(self, tokens: Tensor, video: Tensor) -> Tensor:
-        """Distance of the projected tokens to the teacher's, averaged over tokens and clips.
-
-        Args:
-            tokens: the student's, after its final norm, class token first (B, 1 + patches, embed_dim).
-            video: what they were made of, as `forward` takes it.
-        """
+        """Mean distance of the student's tokens (B, 1 + patches, embed_dim), projected, to the teacher's of a video."""
         (teacher,) = self._teacher
         teacher.to(self.device)
         with torch.no_grad():

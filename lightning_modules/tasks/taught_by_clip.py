@@ -47,11 +47,7 @@ class TaughtByClip(BaseModule):
         self.save_config(locals())
 
     def adopt_teacher(self, target_dim: int) -> None:
-        """Remembers the teacher; one given by its name is fetched on first use.
-
-        Args:
-            target_dim: width that its features have to have.
-        """
+        """Remember the teacher, whose features are `target_dim` wide; one given by its name is fetched on first use."""
         teacher = self.training_arguments["teacher"]
         # In a list, and so neither among the parameters nor in the checkpoints.
         self._teacher = [teacher] if isinstance(teacher, ClipTeacher) else []

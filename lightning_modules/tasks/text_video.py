@@ -46,13 +46,7 @@ class TextVideoModule(BaseModule):
 
     @abstractmethod
     def loss_of(self, text: Tensor, video: Tensor, group: Tensor | None) -> Tensor:
-        """Loss of the pairs of all processes.
-
-        Args:
-            text: unit vectors (N, D).
-            video: unit vectors (N, D).
-            group: int64 (N,); pairs of the same one are not pushed apart. None pushes all apart.
-        """
+        """Loss of all processes' N pairs: unit vectors (N, D), and groups int64 (N,), which are not pushed apart."""
 
     def setup(self, stage: str) -> None:
         """Learns word pieces from the data's captions where there is no pretrained tokenizer."""

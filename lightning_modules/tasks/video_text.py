@@ -164,8 +164,7 @@ class VideoTextPretraining(TaughtByClip):
     def forward(self, video: Tensor) -> Tensor:
         """Videos -> unit vectors (B, dim), float32: the directions of the means of the frames' vectors.
 
-        Args:
-            video: (B, 3, T, H, W) of ``num_frames`` frames or of one, uint8 0..255 or float 0..1 (not clipped).
+        Videos are (B, 3, T, H, W) of ``num_frames`` frames or of one, uint8 0..255 or float 0..1 (not clipped).
         """
         return F.normalize(self.net.encode_video(self.normalise(video)).mean, dim=-1)
 
@@ -180,12 +179,7 @@ class VideoTextPretraining(TaughtByClip):
         return self.encode_text(texts) @ self.net.encode_video(self.normalise(video)).mean.T
 
     def match(self, texts: Sequence[str], video: Tensor) -> Tensor:
-        """Probabilities (M, B) that a text and a video belong together, by the fusion encoder; slow.
-
-        Args:
-            texts: M texts.
-            video: as in `forward`.
-        """
+        """Probabilities (M, B) that texts and videos as in `forward` belong together, by the fusion encoder; slow."""
         tokens = self.net.encode_video(self.normalise(video)).tokens
         rows = []
         for text in self._read(list(texts)):

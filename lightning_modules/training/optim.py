@@ -53,9 +53,8 @@ class Optim:
         schedule: "step" (a half cosine after the warm-up, per optimiser step), "epoch" as the official image training
             (see `official_image_schedule`), or "one_cosine" as CLIP4Clip and MUSE (see `one_cosine`).
         layer_decay: factor on the learning rate per layer of depth; 1 is off. The network has to number its layers.
-        layer_decay_scope: "all" scales every depth; "embedding" only the patch and spatial position embeddings and the
-            class token, which is what the official training code does (its branch for the blocks is commented out, and
-            the temporal embedding, which starts at 0, is not in its list).
+        layer_decay_scope: "all" scales every depth; "embedding", as the official training code does, only the patch and
+            spatial position embeddings and the class token.
 
     Raises:
         ModelError: a number out of its range, or a word that is not known.
@@ -92,11 +91,7 @@ class Optim:
             check_range(f"optim.lr_of.{name}", lr, Range(0))
 
     def changed(self, values: Mapping[str, Any]) -> "Optim":
-        """A copy with other values.
-
-        Raises:
-            ModelError: a name that is not there.
-        """
+        """A copy with other values; `ModelError` for a name that is not there."""
         known = [field.name for field in dataclasses.fields(self)]
         for name in values:
             if name not in known:
@@ -160,11 +155,7 @@ class Optim:
         return [groups[key] for key in sorted(groups)]
 
     def optimizer(self, groups: list[dict], lr_scale: float = 1.0) -> torch.optim.Optimizer:
-        """The optimiser of `groups`, whose learning rates are multiplied by `lr_scale`.
-
-        Raises:
-            ModelError: all weights are frozen.
-        """
+        """The optimiser of `groups`, with learning rates times `lr_scale`; `ModelError` if all weights are frozen."""
         if not groups:
             raise ModelError("All weights are frozen, so there is nothing to train; leave some of them trainable.")
         for group in groups:
