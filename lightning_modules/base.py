@@ -138,10 +138,11 @@ class BaseModule(LightningModule, ABC):
     @property
     def preprocessing(self) -> dict[str, Any]:
         """How input is prepared: the keyword arguments that `datamodules.load_views` takes (docs/batches.md)."""
-        declared = {name: self.hparams[name] for name in PREPROCESSING_DEFAULTS if name in self.hparams}
-        prepared = PREPROCESSING_DEFAULTS | declared
+        group = self.hparams.get("preprocessing")  # some modules declare all of it as one argument
+        declared = {**self.hparams, **group} if isinstance(group, Mapping) else self.hparams
+        prepared = PREPROCESSING_DEFAULTS | {k: v for k, v in declared.items() if k in PREPROCESSING_DEFAULTS}
         size = self.image_size
-        sizes = {"image_size": size, "short_side": self.hparams.get("short_side") or size}
+        sizes = {"image_size": size, "short_side": declared.get("short_side") or size}
         return {**prepared, **sizes, "num_frames": prepared["num_frames"] or 1}
 
     def set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:

@@ -99,14 +99,6 @@ class ActionModule(BaseModule):
         return check_group("vocabulary", self.hparams.vocabulary, self.vocabulary_defaults)
 
     @property
-    @override
-    def preprocessing(self) -> dict[str, Any]:
-        h, prepared = self.hparams, check_group("preprocessing", self.hparams.preprocessing, PREPROCESSING)
-        chosen = {name: prepared[name] for name in ("sampling", "frame_stride", "interpolation")}
-        short_side = prepared["short_side"] or h.image_size
-        return {"num_frames": h.num_frames, "image_size": h.image_size, "short_side": short_side, **chosen}
-
-    @property
     def class_names(self) -> list[str] | None:
         """Names of the actions; None before the vocabulary is known."""
         verbs, nouns, actions = (self.vocabulary[name] for name in ("verb_names", "noun_names", "actions"))
