@@ -84,25 +84,17 @@ class AnswerRows:
         parts = [part for part in parts if part["samples"]["index"]]
         if not parts:
             return None
-        index = torch.tensor([i for part in parts for i in part["samples"]["index"]])
-        path, segment = ([value for part in parts for value in part["samples"][name]] for name in ("path", "segment"))
-        kept = distinct(index)
+        samples = {name: [value for part in parts for value in part["samples"][name]] for name in self.samples}
+        kept = distinct(torch.tensor(samples["index"]))
         kinds = []
         for kind, names in parts[0]["names"].items():
             found = [part["kinds"][kind] for part in parts]
             common = set(found[0]).intersection(*found)  # some may have dropped the scores
             rows = {name: torch.cat([rows[name] for rows in found]) for name in common}
             labelled = kept[rows["truth"][kept] >= 0]
-            kinds.append(
-                Kind(
-                    kind,
-                    names,
-                    index[labelled],
-                    [path[i] for i in labelled.tolist()],
-                    [segment[i] for i in labelled.tolist()],
-                    **{name: values[labelled] for name, values in rows.items()},
-                )
-            )
+            chosen: dict[str, Any] = {name: values[labelled] for name, values in rows.items()}
+            chosen |= {name: [values[i] for i in labelled.tolist()] for name, values in samples.items()}
+            kinds.append(Kind(kind, names, **chosen))
         unreadable = set().union(*(part["unreadable"] for part in parts))
         return Answers(kinds, len(kept), len(unreadable)) if kinds else None
 
@@ -114,7 +106,7 @@ class Kind:
     Attributes:
         kind: what is answered: "class", "verb".
         names: of the classes.
-        index: int64 (N,), positions in the data set, ascending.
+        index: N positions in the data set, ascending.
         path: N files.
         segment: N names of annotations, or empty.
         truth: int64 (N,), 0 .. K.
@@ -125,7 +117,7 @@ class Kind:
 
     kind: str
     names: Sequence[str]
-    index: Tensor
+    index: Sequence[int]
     path: Sequence[str]
     segment: Sequence[str]
     truth: Tensor
@@ -267,7 +259,7 @@ def _mistake_rows(kind: Kind) -> Iterator[Sequence]:
         answers = [value for number, probability in pairs for value in (kind.name(number), probability)]
         answers += [""] * (2 * BEST - len(answers))
         truth = kind.name(int(kind.truth[row]))
-        yield kind.path[row], kind.segment[row], int(kind.index[row]), truth, *answers
+        yield kind.path[row], kind.segment[row], kind.index[row], truth, *answers
 
 
 def _tiles(kind: Kind) -> list[Tile]:
@@ -340,6 +332,6 @@ def _worst(kind: Kind, clip_of: Callable[[int], bytes | None], worst: int) -> Se
             ("truth", f"{kind.name(truth)}{chance}"),
         ]
         name = kind.path[row] + (f", {kind.segment[row]}" if kind.segment[row] else "")
-        clips.append(Shown(clip_of(int(kind.index[row])), name, lines))
+        clips.append(Shown(clip_of(kind.index[row]), name, lines))
     return Section("Worst clips", "The wrong answers with the highest probabilities, as the model saw the clips.",
                    clips=clips)  # fmt: skip
