@@ -12,10 +12,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from typing_extensions import override
 
 from lightning_modules.files import written
+from lightning_modules.training.epic_metrics import ACTION_BASE
 
 __all__ = ["EpicSubmission"]
 
-_BASE = 1000
 _LOWEST = 1e-30  # of a probability, whose logarithm is a number then
 
 
@@ -54,7 +54,7 @@ class EpicSubmission(Callback):
         for row, name in enumerate(outputs["narration_id"]):
             result = {part: _numbered(outputs[part][row].tolist()) for part in ("verb", "noun")}
             pairs = zip(outputs["best"][row].tolist(), outputs["best_scores"][row].tolist(), strict=True)
-            result["action"] = {f"{number // _BASE},{number % _BASE}": _log(value) for number, value in pairs}
+            result["action"] = {"{},{}".format(*divmod(number, ACTION_BASE)): _log(value) for number, value in pairs}
             self.results[name] = result
 
     @override
