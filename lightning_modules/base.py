@@ -132,8 +132,7 @@ class BaseModule(LightningModule, ABC):
     @property
     def image_size(self) -> int:
         """Side of the square input in pixels."""
-        size: int = self.hparams.get("image_size") or PREPROCESSING_DEFAULTS["image_size"]
-        return size
+        return self.hparams.get("image_size") or PREPROCESSING_DEFAULTS["image_size"]
 
     @property
     def preprocessing(self) -> dict[str, Any]:

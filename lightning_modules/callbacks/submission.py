@@ -52,7 +52,9 @@ class EpicSubmission(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         for row, name in enumerate(outputs["narration_id"]):
-            result = {part: _numbered(outputs[part][row].tolist()) for part in ("verb", "noun")}
+            result = {}
+            for part in ("verb", "noun"):
+                result[part] = {str(number): _log(value) for number, value in enumerate(outputs[part][row].tolist())}
             pairs = zip(outputs["best"][row].tolist(), outputs["best_scores"][row].tolist(), strict=True)
             result["action"] = {"{},{}".format(*divmod(number, ACTION_BASE)): _log(value) for number, value in pairs}
             self.results[name] = result
@@ -79,10 +81,6 @@ class EpicSubmission(Callback):
         ):
             archive.writestr("test.json", text)
         rank_zero_info(f"Submission of {len(results)} segments: {out} and {out.with_suffix('.zip').name}")
-
-
-def _numbered(values: list[float]) -> dict[str, float]:
-    return {str(number): _log(value) for number, value in enumerate(values)}
 
 
 def _log(probability: float) -> float:

@@ -88,10 +88,10 @@ class ActionModule(BaseModule):
                 count = len(entries) if isinstance(entries, list | tuple) else "no list of"
                 raise ModelError(f"{name} has {count} entries for {size} outputs; make them agree.")
             limits = (known["num_verbs"], known["num_nouns"]) if name == "actions" else None
-            wrong = next((i for i, entry in enumerate(entries) if not _is_named(entry, limits)), None)
-            if wrong is not None:
-                what = "a verb and a noun by their numbers" if name == "actions" else "a text"
-                raise ModelError(f"Number {wrong} of {name} is not {what}; take the list that the data has.")
+            for number, entry in enumerate(entries):
+                if not _is_named(entry, limits):
+                    what = "a text" if limits is None else "a verb and a noun by their numbers"
+                    raise ModelError(f"Number {number} of {name} is not {what}; take the list that the data has.")
 
     @property
     def vocabulary(self) -> dict[str, Any]:

@@ -146,8 +146,7 @@ class TextVideoRetrieval(TextVideoModule):
     @property
     @override
     def image_size(self) -> int:
-        size: int = self.net.clip.vision_model.config.image_size
-        return size
+        return self.net.clip.vision_model.config.image_size
 
     def forward(self, video: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """Videos -> unit vectors (B, D), float32.

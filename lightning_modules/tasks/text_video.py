@@ -46,7 +46,7 @@ class TextVideoModule(BaseModule):
 
     @abstractmethod
     def loss_of(self, text: Tensor, video: Tensor, group: Tensor | None) -> Tensor:
-        """Loss of all processes' N pairs: unit vectors (N, D), and groups int64 (N,), or None, not to push apart."""
+        """Loss of all processes' pairs of unit vectors (N, D); those of a `group`, int64 (N,), are not pushed apart."""
 
     def setup(self, stage: str) -> None:
         """Learns word pieces from the data's captions where there is no pretrained tokenizer."""
