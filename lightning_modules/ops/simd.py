@@ -9,6 +9,7 @@ byte offset) because numba's arrays add a sign test to every index and compile a
 import operator
 from collections.abc import Callable
 from contextlib import suppress
+from functools import wraps
 from hashlib import sha256
 from pathlib import Path
 
@@ -56,7 +57,6 @@ _FLOAT = ir.FloatType()
 _INT = ir.IntType(32)
 _VECTOR = ir.VectorType(_FLOAT, LANES)
 _INTS = ir.VectorType(_INT, LANES)
-_MASK = ir.VectorType(ir.IntType(1), LANES)
 _HALVES = ir.VectorType(ir.IntType(16), LANES)
 # No "nnan"/"ninf": a NaN in the input has to come out as a NaN.
 _FLAGS = ("contract", "reassoc", "nsz", "arcp")
@@ -124,220 +124,151 @@ def _call(builder, name: str, result, *arguments):
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
 
 
-@intrinsic
-def load(typing, address):
+def _instructions(result, *kinds) -> Callable:
+    """Make a function of numba of one that is given LLVM's builder and values, and returns a value unless void."""
+
+    def decorate(generate: Callable) -> Callable:
+        @wraps(generate)  # numba reads the signature, and leaves out its first argument
+        def typed(typing, *given):
+            def lower(context, builder, signature, arguments):
+                value = generate(builder, *arguments)
+                return context.get_dummy_value() if result == types.void else value
+
+            return result(*kinds), lower
+
+        return intrinsic(typed)
+
+    return decorate
+
+
+@_instructions(lanes, types.int64)
+def load(builder, address):
     """Sixteen floats from a byte address."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.load(_pointer(builder, arguments[0], _VECTOR), align=4)
-
-    return lanes(types.int64), generate
+    return builder.load(_pointer(builder, address, _VECTOR), align=4)
 
 
-@intrinsic
-def store(typing, address, value):
+@_instructions(types.void, types.int64, lanes)
+def store(builder, address, value):
     """Sixteen floats to a byte address."""
-
-    def generate(context, builder, signature, arguments):
-        builder.store(arguments[1], _pointer(builder, arguments[0], _VECTOR), align=4)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, lanes), generate
+    builder.store(value, _pointer(builder, address, _VECTOR), align=4)
 
 
-@intrinsic
-def load_first(typing, address, count):
+@_instructions(lanes, types.int64, types.int64)
+def load_first(builder, address, count):
     """The first `count` floats from a byte address, zeros in the other lanes; what lies behind them is not touched."""
-
-    def generate(context, builder, signature, arguments):
-        pointer = _pointer(builder, arguments[0], _VECTOR)
-        mask = _first(builder, arguments[1])
-        return _call(
-            builder, "llvm.masked.load.v16f32.p0", _VECTOR, pointer, ir.Constant(_INT, 4), mask, _constant(0.0)
-        )
-
-    return lanes(types.int64, types.int64), generate
+    pointer, mask = _pointer(builder, address, _VECTOR), _first(builder, count)
+    name = "llvm.masked.load.v16f32.p0"
+    return _call(builder, name, _VECTOR, pointer, ir.Constant(_INT, 4), mask, _constant(0.0))
 
 
-@intrinsic
-def store_first(typing, address, value, count):
+@_instructions(types.void, types.int64, lanes, types.int64)
+def store_first(builder, address, value, count):
     """The first `count` lanes to a byte address; what lies behind them is not touched."""
-
-    def generate(context, builder, signature, arguments):
-        pointer = _pointer(builder, arguments[0], _VECTOR)
-        mask = _first(builder, arguments[2])
-        _call(builder, "llvm.masked.store.v16f32.p0", ir.VoidType(), arguments[1], pointer, ir.Constant(_INT, 4), mask)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, lanes, types.int64), generate
+    pointer, mask = _pointer(builder, address, _VECTOR), _first(builder, count)
+    _call(builder, "llvm.masked.store.v16f32.p0", ir.VoidType(), value, pointer, ir.Constant(_INT, 4), mask)
 
 
-@intrinsic
-def _load_bfloat16(typing, address, count):
+@_instructions(lanes, types.int64, types.int64)
+def _load_bfloat16(builder, address, count):
     """As `load_first`, of numbers in bfloat16: the upper halves of float32."""
-
-    def generate(context, builder, signature, arguments):
-        pointer, mask = _pointer(builder, arguments[0], _HALVES), _first(builder, arguments[1])
-        zeros = ir.Constant(_HALVES, [0] * LANES)
-        halves = _call(builder, "llvm.masked.load.v16i16.p0", _HALVES, pointer, ir.Constant(_INT, 2), mask, zeros)
-        return builder.bitcast(builder.shl(builder.zext(halves, _INTS), ir.Constant(_INTS, [16] * LANES)), _VECTOR)
-
-    return lanes(types.int64, types.int64), generate
+    pointer, mask = _pointer(builder, address, _HALVES), _first(builder, count)
+    zeros = ir.Constant(_HALVES, [0] * LANES)
+    halves = _call(builder, "llvm.masked.load.v16i16.p0", _HALVES, pointer, ir.Constant(_INT, 2), mask, zeros)
+    return builder.bitcast(builder.shl(builder.zext(halves, _INTS), ir.Constant(_INTS, [16] * LANES)), _VECTOR)
 
 
-@intrinsic
-def _store_bfloat16(typing, address, value, count):
+@_instructions(types.void, types.int64, lanes, types.int64)
+def _store_bfloat16(builder, address, value, count):
     """As `store_first`, in bfloat16: rounded to the nearest, ties to even; a NaN stays one."""
-
-    def generate(context, builder, signature, arguments):
-        address, value, count = arguments
-        every = [ir.Constant(_INTS, [number] * LANES) for number in (16, 1, 0x7FFF, 0x7FC0)]
-        half, one, below, nan = every
-        bits = builder.bitcast(value, _INTS)
-        odd = builder.and_(builder.lshr(bits, half), one)
-        rounded = builder.lshr(builder.add(bits, builder.add(below, odd)), half)
-        rounded = builder.select(builder.fcmp_unordered("uno", value, value), nan, rounded)
-        pointer, mask = _pointer(builder, address, _HALVES), _first(builder, count)
-        rounded = builder.trunc(rounded, _HALVES)
-        _call(builder, "llvm.masked.store.v16i16.p0", ir.VoidType(), rounded, pointer, ir.Constant(_INT, 2), mask)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, lanes, types.int64), generate
+    half, one, below, nan = (ir.Constant(_INTS, [number] * LANES) for number in (16, 1, 0x7FFF, 0x7FC0))
+    bits = builder.bitcast(value, _INTS)
+    odd = builder.and_(builder.lshr(bits, half), one)
+    rounded = builder.lshr(builder.add(bits, builder.add(below, odd)), half)
+    rounded = builder.select(builder.fcmp_unordered("uno", value, value), nan, rounded)
+    pointer, mask = _pointer(builder, address, _HALVES), _first(builder, count)
+    rounded = builder.trunc(rounded, _HALVES)
+    _call(builder, "llvm.masked.store.v16i16.p0", ir.VoidType(), rounded, pointer, ir.Constant(_INT, 2), mask)
 
 
-@intrinsic
-def prefetch(typing, address):
+@_instructions(types.void, types.int64)
+def prefetch(builder, address):
     """Ask for the cache line at a byte address, which may lie outside of all memory: nothing happens then."""
-
-    def generate(context, builder, signature, arguments):
-        pointer = _pointer(builder, arguments[0], _FLOAT)
-        read, keep_near, data = (ir.Constant(_INT, value) for value in (0, 3, 1))
-        _call(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, read, keep_near, data)
-        return context.get_dummy_value()
-
-    return types.void(types.int64), generate
+    pointer = _pointer(builder, address, _FLOAT)
+    read, keep_near, data = (ir.Constant(_INT, value) for value in (0, 3, 1))
+    _call(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, read, keep_near, data)
 
 
-@intrinsic
-def splat(typing, value):
+@_instructions(lanes, types.float32)
+def splat(builder, value):
     """One float in every lane."""
-
-    def generate(context, builder, signature, arguments):
-        return _splat(builder, arguments[0])
-
-    return lanes(types.float32), generate
+    return _splat(builder, value)
 
 
-@intrinsic
-def splat_at(typing, address):
+@_instructions(lanes, types.int64)
+def splat_at(builder, address):
     """The float at a byte address in every lane."""
-
-    def generate(context, builder, signature, arguments):
-        return _splat(builder, builder.load(_pointer(builder, arguments[0], _FLOAT), align=4))
-
-    return lanes(types.int64), generate
+    return _splat(builder, builder.load(_pointer(builder, address, _FLOAT), align=4))
 
 
-@intrinsic
-def fma(typing, a, b, c):
+@_instructions(lanes, lanes, lanes, lanes)
+def fma(builder, a, b, c):
     """a * b + c, rounded once where the CPU can."""
-
-    def generate(context, builder, signature, arguments):
-        return _call(builder, "llvm.fmuladd.v16f32", _VECTOR, *arguments)
-
-    return lanes(lanes, lanes, lanes), generate
+    return _call(builder, "llvm.fmuladd.v16f32", _VECTOR, a, b, c)
 
 
-@intrinsic
-def store_totals(typing, address, a, b, c, d):
+@_instructions(types.void, types.int64, lanes, lanes, lanes, lanes)
+def store_totals(builder, address, a, b, c, d):
     """The sums over the lanes of four vectors, as four floats to a byte address."""
 
-    def generate(context, builder, signature, arguments):
-        def add(one, other, low, offset):
-            """Lanes `low` of the two vectors side by side, plus those `offset` further on."""
-            kind = ir.VectorType(_INT, len(low))
-            halves = [ir.Constant(kind, [lane + step for lane in low]) for step in (0, offset)]
-            return builder.fadd(*(builder.shuffle_vector(one, other, indices) for indices in halves))
+    def add(one, other, low, offset):
+        """Lanes `low` of the two vectors side by side, plus those `offset` further on."""
+        kind = ir.VectorType(_INT, len(low))
+        halves = [ir.Constant(kind, [lane + step for lane in low]) for step in (0, offset)]
+        return builder.fadd(*(builder.shuffle_vector(one, other, indices) for indices in halves))
 
-        address, *four = arguments
-        halves = [lane for vector in (0, LANES) for lane in range(vector, vector + 8)]
-        quarters = [lane for half in (0, 8, LANES, LANES + 8) for lane in range(half, half + 4)]
-        sums = add(add(*four[:2], halves, 8), add(*four[2:], halves, 8), quarters, 4)
-        sums = add(sums, sums, [0, 1, 4, 5, 8, 9, 12, 13], 2)
-        sums = add(sums, sums, [0, 2, 4, 6], 1)
-        builder.store(sums, _pointer(builder, address, sums.type), align=4)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, lanes, lanes, lanes, lanes), generate
+    halves = [lane for vector in (0, LANES) for lane in range(vector, vector + 8)]
+    quarters = [lane for half in (0, 8, LANES, LANES + 8) for lane in range(half, half + 4)]
+    sums = add(add(a, b, halves, 8), add(c, d, halves, 8), quarters, 4)
+    sums = add(sums, sums, [0, 1, 4, 5, 8, 9, 12, 13], 2)
+    sums = add(sums, sums, [0, 2, 4, 6], 1)
+    builder.store(sums, _pointer(builder, address, sums.type), align=4)
 
 
-def _arithmetic(instruction: str) -> Callable:
-    @intrinsic
-    def apply(typing, a, b):
-        def generate(context, builder, signature, arguments):
-            return getattr(builder, instruction)(*arguments, flags=_FLAGS)
-
-        return lanes(lanes, lanes), generate
-
-    return apply
-
-
-_add, _subtract, _multiply, _divide = (_arithmetic(name) for name in ("fadd", "fsub", "fmul", "fdiv"))
-
-
-@intrinsic
-def _maximum(typing, a, b):
+@_instructions(lanes, lanes, lanes)
+def _maximum(builder, a, b):
     """The larger one; b where either is NaN."""
-
-    def generate(context, builder, signature, arguments):
-        return _larger(builder, *arguments)
-
-    return lanes(lanes, lanes), generate
+    return _chosen(builder, ">", a, b)
 
 
-@intrinsic
-def _minimum(typing, a, b):
+@_instructions(lanes, lanes, lanes)
+def _minimum(builder, a, b):
     """The smaller one; b where either is NaN."""
-
-    def generate(context, builder, signature, arguments):
-        return _smaller(builder, *arguments)
-
-    return lanes(lanes, lanes), generate
+    return _chosen(builder, "<", a, b)
 
 
-@intrinsic
-def _where_positive(typing, x, a, b):
+@_instructions(lanes, lanes, lanes, lanes)
+def _where_positive(builder, x, a, b):
     """a where x > 0, b elsewhere."""
-
-    def generate(context, builder, signature, arguments):
-        x, a, b = arguments
-        return builder.select(builder.fcmp_ordered(">", x, _constant(0.0)), a, b)
-
-    return lanes(lanes, lanes, lanes), generate
+    return builder.select(builder.fcmp_ordered(">", x, _constant(0.0)), a, b)
 
 
-@overload(operator.add)
-def _overload_add(a, b):
-    if a == b == lanes:
-        return lambda a, b: _add(a, b)
+def _overload(operation: Callable, instruction: str) -> None:
+    """Give an operator of Python its meaning for `lanes`."""
+
+    @_instructions(lanes, lanes, lanes)
+    def apply(builder, a, b):
+        return getattr(builder, instruction)(a, b, flags=_FLAGS)
+
+    @overload(operation)
+    def chosen(a, b):
+        if a == b == lanes:
+            return lambda a, b: apply(a, b)
 
 
-@overload(operator.sub)
-def _overload_subtract(a, b):
-    if a == b == lanes:
-        return lambda a, b: _subtract(a, b)
-
-
-@overload(operator.mul)
-def _overload_multiply(a, b):
-    if a == b == lanes:
-        return lambda a, b: _multiply(a, b)
-
-
-@overload(operator.truediv)
-def _overload_divide(a, b):
-    if a == b == lanes:
-        return lambda a, b: _divide(a, b)
+_overload(operator.add, "fadd")
+_overload(operator.sub, "fsub")
+_overload(operator.mul, "fmul")
+_overload(operator.truediv, "fdiv")
 
 
 # 2 ** f = 1 + f q(f) over -1/2 <= f <= 1/2, q's coefficients from the lowest power; relative error 9.2e-8 (own fit).
@@ -368,8 +299,8 @@ def _exp2_avx512(builder, x):
 
 
 def _exp2_portable(builder, x):
-    x = _larger(builder, _constant(-126.0), x)
-    x = _smaller(builder, _constant(128.0), x)
+    x = _chosen(builder, ">", _constant(-126.0), x)
+    x = _chosen(builder, "<", _constant(128.0), x)
     # Adding 1.5 * 2 ** 23 rounds to an integer and leaves it in the lowest bits, from where it goes into the exponent.
     shifted = builder.fadd(x, _constant(12582912.0))
     p = _exp2_fraction(builder, builder.fsub(x, builder.fsub(shifted, _constant(12582912.0))))
@@ -384,12 +315,8 @@ def _exp2_fraction(builder, f):
     return p
 
 
-def _larger(builder, a, b):
-    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
-
-
-def _smaller(builder, a, b):
-    return builder.select(builder.fcmp_ordered("<", a, b), a, b)
+def _chosen(builder, comparison, a, b):
+    return builder.select(builder.fcmp_ordered(comparison, a, b), a, b)
 
 
 @njit(forceinline=True)
