@@ -1,22 +1,15 @@
 """Tensors as compiled kernels take them: float32 on the CPU, by address, the step between rows (tokens) in bytes."""
 
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["FLOAT_BYTES", "Reading", "address", "empty", "readable", "readable_numbers", "rows", "zeros"]
+__all__ = ["FLOAT_BYTES", "address", "empty", "in_bfloat16", "readable", "rows", "zeros"]
 
 FLOAT_BYTES = 4
 
 Maybe = TypeVar("Maybe", Tensor, Tensor | None)
-
-
-class Reading(Protocol):
-    """What makes a tensor readable, and of None None."""
-
-    def __call__(self, tensor: Maybe) -> Maybe:
-        """Return float32, or bfloat16 where the kernel takes it, with a last stride of one."""
 
 
 # Spelled out, since a default dtype or device that the user has set must not reach memory that the kernels write to.
@@ -30,24 +23,17 @@ def zeros(*shape: int) -> Tensor:
     return torch.zeros(shape, dtype=torch.float32, device="cpu")
 
 
-def readable(tensor: Maybe) -> Maybe:
-    """float32 with a last stride of one: the tensor itself where that is so already."""
-    if tensor is None:
-        return None
+def readable(tensor: Maybe, as_it_is: bool = False) -> Maybe:
+    """float32 with a last stride of one: the tensor itself where that is so already, or `as_it_is` is set."""
+    if tensor is None or as_it_is:
+        return tensor
     tensor = tensor.to(torch.float32)
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def readable_numbers(*tensors: Tensor | None) -> Reading:
-    """What makes a tensor readable for kernels that take bfloat16 too: if all of these are, they are read in place."""
-    there = [tensor for tensor in tensors if tensor is not None]
-    if all(tensor.dtype == torch.bfloat16 and tensor.stride(-1) == 1 for tensor in there):
-        return _as_it_is
-    return readable
-
-
-def _as_it_is(tensor: Maybe) -> Maybe:
-    return tensor
+def in_bfloat16(*tensors: Tensor | None) -> bool:
+    """Whether kernels that take bfloat16 too can read all of these in place, None left out."""
+    return all(t is None or (t.dtype == torch.bfloat16 and t.stride(-1) == 1) for t in tensors)
 
 
 def address(tensor: Tensor | None) -> int:

@@ -10,25 +10,13 @@ from torch import Tensor
 from lightning_modules.ops import threads
 from lightning_modules.ops.conv.numba_kernels import conv_backward, conv_forward
 from lightning_modules.ops.conv.operator import conv_operators, width_of
-from lightning_modules.ops.memory import address, empty, readable, readable_numbers, rows, zeros
+from lightning_modules.ops.memory import address, empty, in_bfloat16, readable, rows, zeros
 from lightning_modules.ops.simd import LANES
 from lightning_modules.ops.workspace import passing
 
 __all__ = ["bidirectional_conv1d", "causal_conv1d"]
 
 _ROWS_PER_TASK = 128
-
-
-def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> Tensor:
-    """See `lightning_modules.ops.conv.interface.causal_conv1d`; weight is (channels, width) here."""
-    return _conv(x, weight, bias, silu, reverse)
-
-
-def bidirectional_conv1d(
-    x: Tensor, weight: Tensor, bias: Tensor | None, weight_b: Tensor, bias_b: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """See `lightning_modules.ops.conv.interface.bidirectional_conv1d`."""
-    return _conv_pair(x, weight, bias, weight_b, bias_b)
 
 
 def _backward(
@@ -76,7 +64,7 @@ def _forward(
 ) -> tuple[Tensor | None, Tensor | None]:
     batch, length, channels = x.shape
     width = width_of(weight, weight_b)
-    read = readable_numbers(x)(x)
+    read = readable(x, in_bfloat16(x))
     size = read.element_size()
     taps = [_to_taps(weight, bias, False), _to_taps(weight_b, bias_b, True)]
     y, y_b = (None if t is None else passing(*x.shape, dtype=read.dtype) for t in taps)
@@ -112,4 +100,4 @@ def _to_taps(weight: Tensor | None, bias: Tensor | None, mirrored: bool) -> Tens
     return taps.view(groups, LANES, width + 1).transpose(1, 2).contiguous()
 
 
-_conv, _conv_pair, _conv_backward = conv_operators("numba", _forward, _backward)
+causal_conv1d, bidirectional_conv1d, _conv_backward = conv_operators("numba", _forward, _backward)

@@ -60,9 +60,9 @@ def conv_operators(
     schema = f"(Tensor? grad, Tensor? grad_b, {_MAYBE_BOTH}, bool silu) -> Tensor[]"
     back = torch.library.custom_op(f"{name}_backward", run_backward, mutates_args=(), schema=schema)
 
-    one.register_fake(lambda x, *_: _like(x))
-    pair.register_fake(lambda x, *_: (_like(x), _like(x)))
-    back.register_fake(lambda grad, grad_b, *inputs: [_like(t) for t in inputs[:-1] if t is not None])
+    one.register_fake(lambda x, *_: x.new_empty(x.shape))
+    pair.register_fake(lambda x, *_: (x.new_empty(x.shape), x.new_empty(x.shape)))
+    back.register_fake(lambda grad, grad_b, *inputs: [t.new_empty(t.shape) for t in inputs[:-1] if t is not None])
 
     def remember(ctx: Context, inputs: tuple[Any, ...], output: object) -> None:
         *tensors, ctx.silu, ctx.reverse = inputs
@@ -88,10 +88,6 @@ def conv_operators(
     one.register_autograd(differentiate, setup_context=remember)
     pair.register_autograd(differentiate_pair, setup_context=remember_pair)
     return one, pair, back
-
-
-def _like(tensor: Tensor) -> Tensor:
-    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
 
 def width_of(weight: Tensor | None, weight_b: Tensor | None) -> int:

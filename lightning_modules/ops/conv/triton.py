@@ -17,18 +17,6 @@ _ROWS, _BLOCK = 16, 128
 _SEGMENT = 64
 
 
-def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> Tensor:
-    """See `lightning_modules.ops.conv.interface.causal_conv1d`; weight is (channels, width) here."""
-    return _conv(x, weight, bias, silu, reverse)
-
-
-def bidirectional_conv1d(
-    x: Tensor, weight: Tensor, bias: Tensor | None, weight_b: Tensor, bias_b: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """See `lightning_modules.ops.conv.interface.bidirectional_conv1d`."""
-    return _conv_pair(x, weight, bias, weight_b, bias_b)
-
-
 def _backward(
     grad: Tensor | None,
     grad_b: Tensor | None,
@@ -43,7 +31,7 @@ def _backward(
     batch, length, channels = x.shape
     width = width_of(weight, weight_b)
     segments = -(-length // _SEGMENT)
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    dx = x.new_empty(x.shape)
     sums = [
         None if w is None else x.new_empty(batch * segments, width + 1, channels, dtype=torch.float32)
         for w in (weight, weight_b)
@@ -64,7 +52,7 @@ def _forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, weight_b: Tensor | None, bias_b: Tensor | None, silu: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     batch, length, channels = x.shape
-    y, y_b = (None if w is None else torch.empty(x.shape, dtype=x.dtype, device=x.device) for w in (weight, weight_b))
+    y, y_b = (None if w is None else x.new_empty(x.shape) for w in (weight, weight_b))
     launch(
         conv_forward, (-(-channels // _BLOCK), -(-length // _ROWS), batch), x,
         *strided(x), *map(_packed, (weight, bias, weight_b, bias_b)), y, y_b, length, channels,
@@ -77,4 +65,4 @@ def _packed(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
 
 
-_conv, _conv_pair, _conv_backward = conv_operators("triton", _forward, _backward)
+causal_conv1d, bidirectional_conv1d, _conv_backward = conv_operators("triton", _forward, _backward)

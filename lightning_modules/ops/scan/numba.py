@@ -17,16 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lightning_modules.ops import threads
-from lightning_modules.ops.memory import (
-    FLOAT_BYTES,
-    Reading,
-    address,
-    empty,
-    readable,
-    readable_numbers,
-    rows,
-    zeros,
-)
+from lightning_modules.ops.memory import FLOAT_BYTES, address, empty, in_bfloat16, readable, rows, zeros
 from lightning_modules.ops.scan.direction import Direction, flat, needs_grad
 from lightning_modules.ops.scan.numba_kernels import scan_backward, scan_forward
 from lightning_modules.ops.scan.operator import scan_operators
@@ -91,12 +82,12 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     """y and the checkpoints, see `lightning_modules.ops.scan.operator.scan_operators`."""
     u, A = given[0].u, given[0].A
-    read = readable_numbers(z, *(tensor for d in given for tensor in (d.u, d.delta)))
-    directions = _Rows.of_each(given, reverse, read)
+    as_it_is = in_bfloat16(z, *(tensor for d in given for tensor in (d.u, d.delta)))
+    directions = _Rows.of_each(given, reverse, as_it_is)
     batch, length, channels = u.shape
     states = _padded(A.shape[1])
     groups = _groups(channels)
-    gate = read(z)
+    gate = readable(z, as_it_is)
     number_bytes = directions[0].u.element_size()
     y = passing(*u.shape)
     state = zeros(len(directions), batch, groups, states, LANES)
@@ -188,17 +179,18 @@ class _Rows:
     reverse: bool
 
     @classmethod
-    def of_each(cls, directions: tuple[Direction, ...], reverse: bool, read: Reading = readable) -> list["_Rows"]:
-        return [cls.of(direction, reverse or index > 0, read) for index, direction in enumerate(directions)]
-
-    @classmethod
-    def of(cls, direction: Direction, reverse: bool, read: Reading) -> "_Rows":
-        u, delta, A, B, C, D, bias = direction
-        missing = _padded(A.shape[1]) - A.shape[1]
-        if missing:  # states that stay zero
-            A, B, C = (pad(tensor, (0, missing)) for tensor in (A, B, C))
-        lanes = _to_lanes(A.float() * float(LOG2_E))
-        return cls(read(u), read(delta), lanes, readable(B), readable(C), readable(D), readable(bias), reverse)
+    def of_each(cls, directions: tuple[Direction, ...], reverse: bool, as_it_is: bool = False) -> list["_Rows"]:
+        """`as_it_is`: u and delta in the dtype that they have."""
+        found: list[_Rows] = []
+        for u, delta, A, B, C, D, bias in directions:
+            missing = _padded(A.shape[1]) - A.shape[1]
+            if missing:  # states that stay zero
+                A, B, C = (pad(tensor, (0, missing)) for tensor in (A, B, C))
+            u, delta = readable(u, as_it_is), readable(delta, as_it_is)
+            rates = _to_lanes(A.float() * float(LOG2_E))
+            others = readable(B), readable(C), readable(D), readable(bias)
+            found.append(cls(u, delta, rates, *others, reverse or bool(found)))
+        return found
 
     def place(self, tensor: Tensor | None, b: int, channel: int) -> tuple[int, int]:
         """A tensor's address and step between rows as this direction walks it."""

@@ -114,8 +114,8 @@ def test_equal_calls_give_equal_bits() -> None:
 def test_operators_are_registered_soundly(reverse: bool, with_bias: bool) -> None:
     x, weight = torch.randn(2, 6, 5).requires_grad_(), torch.randn(5, 4).requires_grad_()
     bias = torch.randn(5).requires_grad_() if with_bias else None
-    torch.library.opcheck(numba_backend._conv, (x, weight, bias, True, reverse))
-    torch.library.opcheck(numba_backend._conv_pair, (x, weight, bias, torch.randn(5, 4), None))
+    torch.library.opcheck(numba_backend.causal_conv1d, (x, weight, bias, True, reverse))
+    torch.library.opcheck(numba_backend.bidirectional_conv1d, (x, weight, bias, torch.randn(5, 4), None))
     grad = torch.ones(2, 6, 5)
     x, weight, bias = (None if t is None else t.detach() for t in (x, weight, bias))
     torch.library.opcheck(numba_backend._conv_backward, (grad, None, x, weight, bias, None, None, True))

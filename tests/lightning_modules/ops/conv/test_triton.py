@@ -99,5 +99,5 @@ def test_half_precision(dtype: torch.dtype) -> None:
 def test_operators_are_registered_soundly(reverse: bool) -> None:
     x, weight = torch.randn(2, 6, 5).requires_grad_(), torch.randn(5, 4).requires_grad_()
     bias = torch.randn(5).requires_grad_() if reverse else None
-    torch.library.opcheck(triton_backend._conv, (x, weight, bias, True, reverse))
-    torch.library.opcheck(triton_backend._conv_pair, (x, weight, bias, torch.randn(5, 4), None))
+    torch.library.opcheck(triton_backend.causal_conv1d, (x, weight, bias, True, reverse))
+    torch.library.opcheck(triton_backend.bidirectional_conv1d, (x, weight, bias, torch.randn(5, 4), None))
