@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 
@@ -29,16 +28,13 @@ __all__ = ["defect"]
 _BATCH, _LENGTH, _CHANNELS, _STATES, _WIDTH = 2, 70, 40, 16, 4
 # Of each tensor's largest number; kernels in float32 differ from float64 by 1e-6 and less.
 _LIMIT = 1e-4
-_DISTRIBUTIONS = {"triton": "triton", "mamba_ssm": "mamba-ssm"}
 
 _Modules = Mapping[str, ModuleType]  # by the names of the kernels: scan, conv and norm
 
 _verdicts: dict[tuple[str, str], str | None] = {}
 
 
-def defect(
-    name: str, kernels: Mapping[str, ModuleType], reference: Mapping[str, ModuleType], device: str
-) -> str | None:
+def defect(name: str, kernels: _Modules, reference: _Modules, device: str) -> str | None:
     """One sentence saying what is wrong with a backend on this machine, or None.
 
     Args:
@@ -138,10 +134,7 @@ def _scan(module: ModuleType, *, z: Tensor, **tensors: Tensor) -> tuple[Tensor]:
 def _key(name: str, device: str) -> str:
     """What the verdict depends on."""
     gpu = [torch.cuda.get_device_name(), _driver()] if device == "cuda" else [device]
-    try:
-        release = version(_DISTRIBUTIONS[name])
-    except PackageNotFoundError:  # torch may carry it under another name
-        release = str(getattr(sys.modules.get(name), "__version__", "unknown"))
+    release = getattr(sys.modules.get(name), "__version__", "unknown")
     return ", ".join([*gpu, f"torch {torch.__version__}", f"{name} {release}", f"kernels {_hash()}"])
 
 

@@ -46,9 +46,8 @@ def _add_rms_norm(
 def _add_rms_norm_shapes(
     hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    normed = torch.empty(hidden.shape, dtype=dtype, device=hidden.device)
-    total = torch.empty(hidden.shape, dtype=torch.float32, device=hidden.device)
-    return normed, total, torch.empty(hidden.shape[:-1], dtype=torch.float32, device=hidden.device)
+    normed, total = hidden.new_empty(hidden.shape, dtype=dtype), hidden.new_empty(hidden.shape, dtype=torch.float32)
+    return normed, total, total.new_empty(hidden.shape[:-1])
 
 
 @torch.library.custom_op("lightning_modules::triton_add_rms_norm_backward", mutates_args=())
@@ -60,7 +59,7 @@ def _add_rms_norm_backward(
     channels = total.shape[-1]
     rows = total.numel() // max(channels, 1)
     programs = min(_PROGRAMS * multiprocessors(total.device), rows)
-    grad_hidden = torch.empty(total.shape, dtype=hidden_dtype, device=total.device)
+    grad_hidden = total.new_empty(total.shape, dtype=hidden_dtype)
     grad_residual = torch.empty_like(total) if with_residual else None
     sums = total.new_empty(programs, channels)
     block = _block(channels)
@@ -79,9 +78,8 @@ def _add_rms_norm_backward_shapes(
     grad_normed: Tensor, grad_total: Tensor, total: Tensor, scales: Tensor, weight: Tensor, hidden_dtype: torch.dtype,
     with_residual: bool,
 ) -> list[Tensor]:  # fmt: skip
-    grad_hidden = torch.empty(total.shape, dtype=hidden_dtype, device=total.device)
-    results = [grad_hidden, torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)]
-    return [*results, torch.empty(total.shape, dtype=total.dtype, device=total.device)] if with_residual else results
+    results = [total.new_empty(total.shape, dtype=hidden_dtype), weight.new_empty(weight.shape)]
+    return [*results, total.new_empty(total.shape)] if with_residual else results
 
 
 def _remember(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -71,13 +71,13 @@ def scan_operators(
         # Flat, since tracing with an unknown length would take a number of chunks of one for a promise.
         shapes = shapes_saved(u, A, len(directions), z is not None)
         flat = [u.new_empty(math.prod(shape) if save else 0, dtype=dtype) for shape, dtype in shapes]
-        return torch.empty(u.shape, dtype=u.dtype, device=u.device), *flat
+        return u.new_empty(u.shape), *flat
 
     @backward_operator.register_fake
     def _(grad: Tensor, *inputs: Any) -> list[Tensor]:
         *tensors, _, _, result = inputs[len(saved) :]
         like = [*tensors, tensors[0] if result else None]
-        return [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in like if t is not None]
+        return [t.new_empty(t.shape) for t in like if t is not None]
 
     def remember(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *tensors, ctx.delta_softplus, ctx.reverse, _ = inputs

@@ -1,8 +1,6 @@
 """The selective scan step by step in plain torch: the definition the fast backends are tested against.
 
-Mamba (arXiv 2312.00752), equations 2a-2b with the discretisation of its selective scan: with dt = delta (+ delta_bias,
-then softplus), h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t, h before the first step zero, y_t = sum over states of C_t h_t
-plus D u_t, times silu(z_t).
+Mamba (arXiv 2312.00752), equations 2a-2b, discretised as `lightning_modules.ops.scan.interface.selective_scan` says.
 """
 
 import torch
@@ -27,7 +25,8 @@ def scan(directions: tuple[Direction, ...], z: Tensor | None, delta_softplus: bo
     y = _scan(*directions[0], delta_softplus, reverse)
     for direction in directions[1:]:
         y = y + _scan(*direction, delta_softplus, reverse=True)
-    return _gate(y, z).to(directions[0].u.dtype)
+    y = y if z is None else y * F.silu(z.to(y.dtype))
+    return y.to(directions[0].u.dtype)
 
 
 def _scan(
@@ -59,7 +58,3 @@ def _scan(
     # Where it is empty it is still a result of all inputs, which then have gradients.
     y = torch.stack(steps[::-1] if reverse else steps, dim=1) if length else u * delta * (A.sum() + B.sum() + C.sum())
     return y if D is None else y + D.to(dtype) * u
-
-
-def _gate(y: Tensor, z: Tensor | None) -> Tensor:
-    return y if z is None else y * F.silu(z.to(y.dtype))

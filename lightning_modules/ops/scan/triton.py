@@ -86,7 +86,7 @@ def _forward(
     BC = _pack(directions)
     segment = _segment(u, N, two)
     segments = _pieces(length, segment)
-    y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
+    y = u.new_empty(u.shape)
     kept = u.new_empty(math.prod(u.shape) if save and z is not None else 0)
     size = math.prod(_state_shape(u, A, len(directions), _chunks(u))) if save else 0
     # What lies behind the last channel is not written, and results of an operator should not depend on the allocator.
@@ -124,9 +124,9 @@ def _backward(
     one, other = _Operands.of(directions[0]), _Operands.of(directions[1]) if two else _ABSENT
     BC = _pack(directions)
     dy, grad_z = grad, None
-    y = _like(u) if result else None
+    y = u.new_empty(u.shape) if result else None
     if z is not None:
-        dy, grad_z = torch.empty_like(grad, memory_format=torch.contiguous_format), _like(z)
+        dy, grad_z = grad.new_empty(grad.shape), z.new_empty(z.shape)
         launch(
             gate_backward, (_pieces(channels, 128), _pieces(length, 16), batch), u,
             *strided(grad), *strided(z), kept, grad_z, dy, y, length, channels, ROWS=16, BLOCK=128, num_warps=4,
@@ -154,7 +154,7 @@ def _backward(
     dBC = u.new_empty(blocks, count, batch, length, 2, N, dtype=torch.float32)
     dA = u.new_empty(_state_shape(u, A, count, segments), dtype=torch.float32)
     dchannels = u.new_empty(count, batch, segments, 2, channels, dtype=torch.float32)
-    grads = [(_like(direction.u), _like(direction.delta)) for direction in directions]
+    grads = [(d.u.new_empty(d.u.shape), d.delta.new_empty(d.delta.shape)) for d in directions]
     skips = [one.D, other.D]
     if two and (one.D is None) != (other.D is None):  # the kernel takes both or none
         skips = [A.new_zeros(channels) if D is None else D for D in skips]
@@ -254,10 +254,6 @@ def _padded(states: int) -> int:
 def _state_shape(u: Tensor, A: Tensor, directions: int, pieces: int) -> tuple[int, ...]:
     """That of a state buffer."""
     return (directions, u.shape[0], pieces, _pieces(u.shape[2], 32), _padded(A.shape[1]), 32)
-
-
-def _like(tensor: Tensor) -> Tensor:
-    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
 
 def _own(tensor: Tensor, dtype: torch.dtype) -> Tensor:
