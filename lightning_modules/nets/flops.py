@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_modules.ops.backend import use_backend
+from lightning_modules.ops.scan.direction import directions_of
 
 __all__ = ["count_flops", "scan_flops"]
 
@@ -60,35 +62,18 @@ Shape = Sequence[int]
 """Of a tensor, as torch's counter hands it to a formula; None for one that is left out."""
 
 
-def _numba_scan(
-    u: Shape,
-    delta: Shape,
-    A: Shape,
-    B: Shape,
-    C: Shape,
-    D: Shape | None,
-    delta_bias: Shape | None,
-    u_b: Shape | None,
-    delta_b: Shape | None,
-    A_b: Shape | None,
-    B_b: Shape | None,
-    C_b: Shape | None,
-    D_b: Shape | None,
-    delta_bias_b: Shape | None,
-    z: Shape | None,
-    *args: object,
-    out_shape: object = None,
-    **kwargs: object,
-) -> int:
-    directions = 1 if u_b is None else 2
-    gate = 0 if z is None else 2 * prod(z)  # SiLU, product
+def _numba_scan(*inputs: Any, **kwargs: object) -> int:
+    *shapes, z = inputs[:-3]  # options
+    directions: tuple[Any, ...] = directions_of(*shapes)
+    u, _, A, *_ = directions[0]
     batch, length, channels = u
-    return scan_flops(batch, length, channels, A[1], directions) + (directions - 1) * prod(u) + gate
+    gate = 0 if z is None else 2 * prod(z)  # SiLU, product
+    return scan_flops(batch, length, channels, A[1], len(directions)) + (len(directions) - 1) * prod(u) + gate
 
 
-def _numba_conv(x: Shape, weight: Shape, *args: object, out_shape: object = None, **kwargs: object) -> int:
+def _numba_conv(x: Shape, weight: Shape, *_: object, **__: object) -> int:
     return 2 * prod(x) * weight[1]
 
 
-def _numba_conv_pair(x: Shape, weight: Shape, *args: object, out_shape: object = None, **kwargs: object) -> int:
+def _numba_conv_pair(x: Shape, weight: Shape, *_: object, **__: object) -> int:
     return 2 * _numba_conv(x, weight)
