@@ -16,7 +16,7 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from lightning_modules.checks import ACTIVATIONS, check_arguments, check_choice
 from lightning_modules.errors import ModelError
-from lightning_modules.nets.videomamba import resize_frames, resize_grid
+from lightning_modules.nets.videomamba import cut_patches, patches_along, resize_frames, resize_grid
 from lightning_modules.ops import Linear
 
 __all__ = ["AvionTower"]
@@ -59,26 +59,17 @@ class AvionTower(nn.Module):
         activations: str = "balanced",
     ) -> None:
         super().__init__()
-        check_arguments(
-            {
-                "embed_dim": embed_dim, "depth": depth, "heads": heads, "num_frames": num_frames,
-                "image_size": image_size, "patch_size": patch_size, "drop_path": drop_path,
-            }
-        )  # fmt: skip
+        check_arguments(locals())
         check_choice("activations", activations, ACTIVATIONS)
         if embed_dim % heads:
             raise ModelError(f"embed_dim {embed_dim} is not a multiple of heads {heads}; change one of them.")
-        if image_size % patch_size:
-            raise ModelError(
-                f"image_size {image_size} is not a multiple of patch_size {patch_size}; change one of them."
-            )
         self.embed_dim = embed_dim
         self.depth = depth
         self.num_frames = num_frames
         self.image_size = image_size
         self.patch_size = patch_size
         self.activations = activations
-        self.grid_size = image_size // patch_size
+        self.grid_size = patches_along(image_size, patch_size)
         config = CLIPVisionConfig(
             hidden_size=embed_dim, intermediate_size=4 * embed_dim, num_attention_heads=heads, hidden_act="gelu",
             layer_norm_eps=1e-6, attn_implementation="sdpa",
@@ -119,7 +110,8 @@ class AvionTower(nn.Module):
             raise ModelError(f"The network takes inputs of shape (batch, {', '.join(map(str, expected))}), this one is "
                              f"{tuple(video.shape)}: resample the input, or build the network with other num_frames / "
                              "image_size (zoo.load interpolates).")  # fmt: skip
-        tokens = self.conv1(self._patches(video)) + self.positional_embedding[1:] + self.temporal_embedding[:, None]
+        patches = cut_patches(video, 1, self.patch_size)
+        tokens = self.conv1(patches) + self.positional_embedding[1:] + self.temporal_embedding[:, None]
         first = (self.class_embedding + self.positional_embedding[0]).expand(len(video), 1, -1)
         tokens = self.ln_pre(torch.cat([first.to(tokens.dtype), tokens.flatten(1, 2)], dim=1))
         for layer in cast("Iterable[CLIPEncoderLayer]", self.layers):
@@ -128,12 +120,6 @@ class AvionTower(nn.Module):
             else:
                 tokens = self._block(layer, tokens)
         return self.ln_post(tokens)
-
-    def _patches(self, video: Tensor) -> Tensor:
-        """(B, 3, T, H, W) -> (B, T, H'W', 3 p p), each patch by channel, row and column."""
-        p = self.patch_size
-        patches = video.unflatten(3, (-1, p)).unflatten(5, (-1, p))  # (B, 3, T, H', p, W', p)
-        return patches.permute(0, 2, 3, 5, 1, 4, 6).flatten(4).flatten(2, 3)
 
     def _block(self, layer: CLIPEncoderLayer, tokens: Tensor) -> Tensor:
         attended, _ = layer.self_attn(hidden_states=layer.layer_norm1(tokens), attention_mask=None)

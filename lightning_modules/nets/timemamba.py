@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from lightning_modules.checks import check_arguments, check_choice
 from lightning_modules.errors import ModelError
 from lightning_modules.nets.bimamba import BiMamba, set_activations
-from lightning_modules.nets.videomamba import resize_grid
-from lightning_modules.ops import Linear, linear
+from lightning_modules.nets.videomamba import PatchEmbed, patches_along, resize_grid
+from lightning_modules.ops import Linear
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionModelWithProjection
@@ -71,24 +71,15 @@ class TimeMamba(nn.Module):
         activations: str = "balanced",
     ) -> None:
         super().__init__()
-        check_arguments(
-            {
-                "embed_dim": embed_dim, "depth": depth, "heads": heads, "image_size": image_size,
-                "patch_size": patch_size,
-            }
-        )  # fmt: skip
+        check_arguments(locals())
         check_choice("style", style, STYLES)
         if embed_dim % heads:
             raise ModelError(f"embed_dim {embed_dim} is not a multiple of heads {heads}; change one of them.")
-        if image_size % patch_size:
-            raise ModelError(
-                f"image_size {image_size} is not a multiple of patch_size {patch_size}; change one of them."
-            )
         self.embed_dim = embed_dim
         self.depth = depth
         self.image_size = image_size
-        self.grid_size = image_size // patch_size
-        self.patch_embed = FramePatches(embed_dim, patch_size)
+        self.grid_size = patches_along(image_size, patch_size)
+        self.patch_embed = PatchEmbed(embed_dim, patch_size, None, bias=False)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid_size**2, embed_dim))
         self.ln_pre = nn.LayerNorm(embed_dim, eps=1e-5)
@@ -195,26 +186,6 @@ class TimeMamba(nn.Module):
                              f"{self.embed_dim}, {self.depth} blocks and patches of {self.patch_embed.patch_size} "
                              "px.")  # fmt: skip
         self.load_state_dict(weights)
-
-
-class FramePatches(nn.Module):
-    """Cut each frame into patches and project them, without a bias.
-
-    The weight keeps the convolution's shape and official key ``proj.weight``; patches do not overlap, so it is a matrix
-    product (see `lightning_modules.nets.videomamba.PatchEmbed`).
-    """
-
-    def __init__(self, embed_dim: int, patch_size: int) -> None:
-        super().__init__()
-        self.patch_size = patch_size
-        self.proj = nn.Conv2d(3, embed_dim, patch_size, stride=patch_size, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, T, H, W) -> (B, T, N, D), raster order."""
-        p = self.patch_size
-        patches = x.unflatten(3, (-1, p)).unflatten(5, (-1, p))  # (B, 3, T, H', p, W', p)
-        patches = patches.permute(0, 2, 3, 5, 1, 4, 6).flatten(4).flatten(2, 3)
-        return linear(patches, self.proj.weight.flatten(1))
 
 
 class TimeBlock(nn.Module):

@@ -16,7 +16,16 @@ from lightning_modules.nets.bimamba import BiMamba, Block, set_activations
 from lightning_modules.nets.scan_orders import CrossScan, block_orders, temporal_first
 from lightning_modules.ops import linear
 
-__all__ = ["VideoMamba", "adapt_state_dict", "inflate_patch_embedding", "resize_frames", "resize_grid"]
+__all__ = [
+    "PatchEmbed",
+    "VideoMamba",
+    "adapt_state_dict",
+    "cut_patches",
+    "inflate_patch_embedding",
+    "patches_along",
+    "resize_frames",
+    "resize_grid",
+]
 
 
 class VideoMamba(nn.Module):
@@ -72,41 +81,25 @@ class VideoMamba(nn.Module):
         scan_order: str = "spatial_first",
     ) -> None:
         super().__init__()
-        check_arguments(
-            {
-                "embed_dim": embed_dim, "depth": depth, "num_frames": num_frames, "image_size": image_size,
-                "patch_size": patch_size, "tubelet_size": tubelet_size, "state_size": state_size,
-                "conv_width": conv_width, "expand": expand, "drop": drop, "drop_path": drop_path,
-            },
-            optional=["num_frames"],
-        )  # fmt: skip
-        if num_classes != 0:
-            check_arguments({"num_classes": num_classes})
+        check_arguments({**locals(), "num_classes": num_classes if num_classes != 0 else 1}, optional=["num_frames"])
         self.block_orders = block_orders(scan_order, depth)
         if num_frames is None and scan_order != "spatial_first":
             raise ModelError(f"scan_order {scan_order!r} needs frames, and this is an image model; leave it out.")
-        if image_size % patch_size:
-            raise ModelError(
-                f"image_size {image_size} is not a multiple of patch_size {patch_size}; change one of them."
-            )
         if num_frames is not None and num_frames % tubelet_size:
             raise ModelError(f"num_frames {num_frames} is not a positive multiple of tubelet_size {tubelet_size}.")
         self.embed_dim = embed_dim
         self.depth = depth
         self.num_frames = num_frames
         self.image_size = image_size
-        self.grid_size = image_size // patch_size
+        self.grid_size = patches_along(image_size, patch_size)
 
         self.patch_embed = PatchEmbed(embed_dim, patch_size, None if num_frames is None else tubelet_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, self.grid_size**2 + 1, embed_dim))
         if num_frames is not None:
             self.temporal_pos_embedding = nn.Parameter(torch.zeros(1, num_frames // tubelet_size, embed_dim))
-        sizes = (embed_dim, state_size, conv_width, expand, init)
-        self.layers = nn.ModuleList(
-            Block(embed_dim, CrossScan(*sizes, full=order == "full") if order in ("half", "full") else BiMamba(*sizes))
-            for order in self.block_orders
-        )
+        mixers = self._mixers(scan_order, (embed_dim, state_size, conv_width, expand, init))
+        self.layers = nn.ModuleList(Block(embed_dim, mixer) for mixer in mixers)
         if scan_order != "spatial_first" and num_frames is not None:
             to_temporal, to_spatial = temporal_first(num_frames // tubelet_size, self.grid_size**2)
             self.register_buffer("to_temporal", to_temporal, persistent=False)
@@ -129,6 +122,13 @@ class VideoMamba(nn.Module):
     activations: str
     to_temporal: Tensor
     to_spatial: Tensor
+
+    def _mixers(self, scan_order: str, sizes: tuple[int, int, int, int, str]) -> list[BiMamba]:
+        """One for each block."""
+        return [
+            CrossScan(*sizes, full=order == "full") if order in ("half", "full") else BiMamba(*sizes)
+            for order in self.block_orders
+        ]
 
     def embed(self, x: Tensor) -> Tensor:
         """Normalised clip (B, 3, T, H, W), or image (B, 3, H, W) -> tokens with positions (B, 1 + T'H'W', D).
@@ -225,30 +225,45 @@ class PatchEmbed(nn.Module):
     Args:
         embed_dim: width of a token.
         patch_size: side of a patch in pixels.
-        tubelet_size: frames per token; None makes a 2-D embedding for still images.
+        tubelet_size: frames per token; None makes a 2-D embedding for still images, or for each frame of a clip.
+        bias: add a bias to the projection.
     """
 
-    def __init__(self, embed_dim: int, patch_size: int = 16, tubelet_size: int | None = 1) -> None:
+    def __init__(self, embed_dim: int, patch_size: int = 16, tubelet_size: int | None = 1, bias: bool = True) -> None:
         super().__init__()
         self.patch_size = patch_size
         self.tubelet_size = tubelet_size
         if tubelet_size is None:
-            self.proj: nn.Conv2d | nn.Conv3d = nn.Conv2d(3, embed_dim, patch_size, stride=patch_size)
+            self.proj: nn.Conv2d | nn.Conv3d = nn.Conv2d(3, embed_dim, patch_size, stride=patch_size, bias=bias)
         else:
             kernel = (tubelet_size, patch_size, patch_size)
-            self.proj = nn.Conv3d(3, embed_dim, kernel, stride=kernel)
+            self.proj = nn.Conv3d(3, embed_dim, kernel, stride=kernel, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T, H, W), or (B, C, H, W) where ``tubelet_size`` is None -> (B, T', H'W', embed_dim), raster order."""
-        if self.tubelet_size is None:
+        if x.ndim == 4:
             x = x.unsqueeze(2)
-        batch, channels, frames, height, width = x.shape
-        t, p = self.tubelet_size or 1, self.patch_size
-        x = x.reshape(batch, channels, frames // t, t, height // p, p, width // p, p)
-        x = x.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(
-            batch, frames // t, (height // p) * (width // p), channels * t * p * p
-        )
-        return linear(x, self.proj.weight.flatten(1), self.proj.bias)
+        patches = cut_patches(x, self.tubelet_size or 1, self.patch_size)
+        return linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+
+def patches_along(image_size: int, patch_size: int) -> int:
+    """How many patches lie along a side of an image.
+
+    Raises:
+        ModelError: no whole number.
+    """
+    if image_size % patch_size:
+        raise ModelError(f"image_size {image_size} is not a multiple of patch_size {patch_size}; change one of them.")
+    return image_size // patch_size
+
+
+def cut_patches(x: Tensor, tubelet_size: int, patch_size: int) -> Tensor:
+    """(B, C, T, H, W) -> the numbers of each patch, channel by channel (B, T', H'W', n), in raster order."""
+    batch, channels, frames, height, width = x.shape
+    t, p = tubelet_size, patch_size
+    x = x.reshape(batch, channels, frames // t, t, height // p, p, width // p, p)
+    return x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(2, 3)
 
 
 def resize_grid(pos_embed: Tensor, side: int) -> Tensor:

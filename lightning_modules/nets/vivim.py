@@ -1,13 +1,10 @@
 """ViViM of Video Mamba Suite (arXiv 2403.09626): VideoMamba with a class token in the middle of every frame."""
 
-from collections.abc import Iterable
-from typing import cast
-
 import torch
 from torch import Tensor
 
 from lightning_modules.errors import ModelError
-from lightning_modules.nets.bimamba import Block
+from lightning_modules.nets.bimamba import BiMamba
 from lightning_modules.nets.videomamba import VideoMamba
 
 __all__ = ["ViViM"]
@@ -22,40 +19,15 @@ class ViViM(VideoMamba):
              -> depth x (add, RMSNorm, BiMamba) -> RMSNorm -> mean of the T class tokens -> head
 
     There is one class token, of which every frame has a copy with the frame's temporal embedding. The mixers take half
-    of the sum of their two directions. Arguments, sizes, names and shapes of the weights are `VideoMamba`'s; the row of
-    the class token in ``pos_embed`` is the first here, as there. The image model (``num_frames`` None) is Vision Mamba
-    (arXiv 2401.09417) with the class token in the middle.
-
-    Args:
-        scan_order: "spatial_first", the only one.
+    of the sum of their two directions. Arguments, sizes, names and shapes of the weights are `VideoMamba`'s, with one
+    ``scan_order``, "spatial_first"; the row of the class token in ``pos_embed`` is the first here, as there. The image
+    model (``num_frames`` None) is Vision Mamba (arXiv 2401.09417) with the class token in the middle.
     """
 
-    def __init__(
-        self,
-        num_classes: int = 1000,
-        embed_dim: int = 192,
-        depth: int = 24,
-        num_frames: int | None = 16,
-        image_size: int = 224,
-        patch_size: int = 16,
-        tubelet_size: int = 1,
-        state_size: int = 16,
-        conv_width: int = 4,
-        expand: int = 2,
-        drop: float = 0.0,
-        drop_path: float = 0.0,
-        init: str = "mamba",
-        activations: str = "balanced",
-        scan_order: str = "spatial_first",
-    ) -> None:
+    def _mixers(self, scan_order: str, sizes: tuple[int, int, int, int, str]) -> list[BiMamba]:
         if scan_order != "spatial_first":
             raise ModelError(f"scan_order is {scan_order!r:.80}; ViViM has spatial_first only: leave it out.")
-        super().__init__(
-            num_classes, embed_dim, depth, num_frames, image_size, patch_size, tubelet_size, state_size, conv_width,
-            expand, drop, drop_path, init, activations,
-        )  # fmt: skip
-        for block in cast("Iterable[Block]", self.layers):
-            block.mixer.halve = True
+        return [BiMamba(*sizes, halve=True) for _ in self.block_orders]
 
     @property
     def middle(self) -> int:
