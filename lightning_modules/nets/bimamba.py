@@ -15,7 +15,7 @@ from lightning_modules.ops import Linear, MixerWeights, add_rms_norm, linear, mi
 from lightning_modules.ops.dense import only_multiplies
 from lightning_modules.ops.norm.product import normed_product
 
-__all__ = ["BiMamba", "Block", "Norm", "set_activations"]
+__all__ = ["BiMamba", "Block", "Norm", "mixer_weights", "reset_step_sizes", "set_activations"]
 
 
 class Norm(NamedTuple):
@@ -109,10 +109,8 @@ class BiMamba(nn.Module):
         for dt_proj in (self.dt_proj, self.dt_proj_b):
             if init == "official":
                 nn.init.zeros_(dt_proj.bias)
-                continue
-            nn.init.uniform_(dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
-            dt = torch.exp(torch.empty_like(dt_proj.bias).uniform_(math.log(1e-3), math.log(0.1)))
-            dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
+            else:
+                reset_step_sizes(dt_proj)
 
     def _selection(self, x: Tensor, x_proj: nn.Linear, dt_proj: nn.Linear) -> tuple[Tensor, Tensor, Tensor]:
         """(B, L, E) -> delta before bias and softplus (B, L, E), B (B, L, N), C (B, L, N)."""
@@ -145,13 +143,23 @@ class BiMamba(nn.Module):
 
         With `out_proj`, times this weight (D, E) too: (B, L, D), see `lightning_modules.ops.mix`.
         """
-        return mix(x, z, self._weights(), self._weights("_b"), recompute=self.recompute, out_proj=out_proj)
+        one, other = mixer_weights(self, self.A_log), mixer_weights(self, self.A_b_log, "_b")
+        return mix(x, z, one, other, recompute=self.recompute, out_proj=out_proj)
 
-    def _weights(self, suffix: str = "") -> MixerWeights:
-        """What one direction learns."""
-        conv, x_proj, dt_proj = (getattr(self, f"{name}{suffix}") for name in ("conv1d", "x_proj", "dt_proj"))
-        a_log, d = getattr(self, f"A{suffix}_log"), getattr(self, f"D{suffix}")
-        return MixerWeights(conv.weight, conv.bias, x_proj.weight, dt_proj.weight, dt_proj.bias, a_log, d)
+
+def mixer_weights(mixer: nn.Module, a_log: Tensor, suffix: str = "") -> MixerWeights:
+    """What one direction of a mixer learns, under Mamba's names with a suffix, for a matrix `a_log` (E, N)."""
+    conv, x_proj, dt_proj, d = (getattr(mixer, f"{name}{suffix}") for name in ("conv1d", "x_proj", "dt_proj", "D"))
+    return MixerWeights(conv.weight, conv.bias, x_proj.weight, dt_proj.weight, dt_proj.bias, a_log, d)
+
+
+@torch.no_grad()
+def reset_step_sizes(dt_proj: nn.Linear) -> None:
+    """Start the step sizes log-uniform in [0.001, 0.1], as Mamba (arXiv 2312.00752, section 3.6)."""
+    bound = dt_proj.in_features**-0.5
+    nn.init.uniform_(dt_proj.weight, -bound, bound)
+    dt = torch.exp(torch.empty_like(dt_proj.bias).uniform_(math.log(1e-3), math.log(0.1)))
+    dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
 
 
 class Block(nn.Module):

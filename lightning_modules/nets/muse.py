@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from lightning_modules.checks import check_arguments, check_choice
 from lightning_modules.errors import ModelError
-from lightning_modules.nets.bimamba import BiMamba
-from lightning_modules.ops import MixerWeights, mix
+from lightning_modules.nets.bimamba import BiMamba, mixer_weights, reset_step_sizes
+from lightning_modules.ops import mix
 
 __all__ = ["AGGREGATIONS", "LEARNERS", "SCALES", "Attention", "Mamba", "Muse", "Pyramid", "ResidualMixer"]
 
@@ -73,9 +73,7 @@ class Muse(nn.Module):
         init: str = "mamba",
     ) -> None:
         super().__init__()
-        check_arguments({"dim": dim, "scales": scales, "dropout": dropout})
-        if depth != 0:  # without blocks it is the pyramid alone
-            check_arguments({"depth": depth})
+        check_arguments({**locals(), "depth": depth if depth != 0 else 1})  # without blocks it is the pyramid alone
         check_choice("aggregation", aggregation, AGGREGATIONS)
         check_choice("learner", learner, LEARNERS)
         check_choice("init", init, ("mamba", "official"))
@@ -227,7 +225,6 @@ class Mamba(nn.Module):
 
     def __init__(self, dim: int, state_size: int = 16, conv_width: int = 4) -> None:
         super().__init__()
-        self.state_size = state_size
         self.dt_rank = math.ceil(dim / 16)
         self.in_proj = nn.Linear(dim, 2 * dim, bias=False)
         self.conv1d = nn.Conv1d(dim, dim, conv_width, groups=dim)
@@ -236,20 +233,12 @@ class Mamba(nn.Module):
         self.A_log = nn.Parameter(torch.arange(1, state_size + 1, dtype=torch.float32).log().repeat(dim, 1))
         self.D = nn.Parameter(torch.ones(dim))
         self.out_proj = nn.Linear(dim, dim, bias=False)
-        with torch.no_grad():  # step sizes log-uniform in [0.001, 0.1], as in `BiMamba`
-            nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
-            dt = torch.exp(torch.empty_like(self.dt_proj.bias).uniform_(math.log(1e-3), math.log(0.1)))
-            self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+        reset_step_sizes(self.dt_proj)
 
     def forward(self, h: Tensor) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
         x, z = self.in_proj(h).chunk(2, dim=-1)
-        assert self.conv1d.bias is not None
-        weights = MixerWeights(
-            self.conv1d.weight, self.conv1d.bias, self.x_proj.weight, self.dt_proj.weight, self.dt_proj.bias,
-            self.A_log, self.D,
-        )  # fmt: skip
-        return self.out_proj(mix(x, z, weights, reverse=True))
+        return self.out_proj(mix(x, z, mixer_weights(self, self.A_log), reverse=True))
 
 
 class Attention(nn.Module):

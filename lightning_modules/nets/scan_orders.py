@@ -17,48 +17,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_modules.errors import ModelError
-from lightning_modules.nets.bimamba import BiMamba, Norm
+from lightning_modules.checks import check_choice
+from lightning_modules.nets.bimamba import BiMamba, Norm, mixer_weights
 from lightning_modules.ops import mix
 
 __all__ = ["SCAN_ORDERS", "CrossScan", "block_orders", "temporal_first"]
 
-SCAN_ORDERS = (
-    "spatial_first",
-    "temporal_first",
-    "spatiotemporal_v1",
-    "spatiotemporal_v2",
-    "spatial_then_temporal",
-    "temporal_then_spatial",
-    "alternating",
-)
+# What the first half of the blocks does (rounded down), and the second.
+_HALVES = {
+    "spatial_first": ("spatial", "spatial"),
+    "temporal_first": ("temporal", "temporal"),
+    "spatiotemporal_v1": ("half", "half"),
+    "spatiotemporal_v2": ("full", "full"),
+    "spatial_then_temporal": ("spatial", "temporal"),
+    "temporal_then_spatial": ("temporal", "spatial"),
+}
+SCAN_ORDERS = (*_HALVES, "alternating")
 
 
 def block_orders(scan_order: str, depth: int) -> list[str]:
     """What each block does: "spatial" or "temporal", or "half" or "full", which are `CrossScan`.
 
-    - spatial_first, temporal_first: the same in every block.
-    - spatiotemporal_v1, spatiotemporal_v2: "half" and "full" in every block.
-    - spatial_then_temporal, temporal_then_spatial: one in the first half of the blocks (rounded down), the other in the
-      second. The paper calls them Half-SF + Half-TF and Half-TF + Half-SF.
-    - alternating: spatial first in blocks 0, 2, 4, ..., temporal first in the others.
+    The paper calls spatial_then_temporal and temporal_then_spatial Half-SF + Half-TF and Half-TF + Half-SF;
+    alternating is spatial first in blocks 0, 2, 4, ..., temporal first in the others.
 
     Raises:
         ModelError: there is no such order.
     """
-    first, second = depth // 2, depth - depth // 2
-    orders = {
-        "spatial_first": ["spatial"] * depth,
-        "temporal_first": ["temporal"] * depth,
-        "spatiotemporal_v1": ["half"] * depth,
-        "spatiotemporal_v2": ["full"] * depth,
-        "spatial_then_temporal": ["spatial"] * first + ["temporal"] * second,
-        "temporal_then_spatial": ["temporal"] * first + ["spatial"] * second,
-        "alternating": ["spatial" if i % 2 == 0 else "temporal" for i in range(depth)],
-    }
-    if scan_order not in orders:
-        raise ModelError(f"scan_order is {scan_order!r}; choose one of {', '.join(SCAN_ORDERS)}.")
-    return orders[scan_order]
+    check_choice("scan_order", scan_order, SCAN_ORDERS)
+    if scan_order == "alternating":
+        return ["temporal" if i % 2 else "spatial" for i in range(depth)]
+    first, second = _HALVES[scan_order]
+    return [first] * (depth // 2) + [second] * (depth - depth // 2)
 
 
 def temporal_first(frames: int, places: int) -> tuple[Tensor, Tensor]:
@@ -108,9 +98,6 @@ class CrossScan(BiMamba):
         if self.full:
             y, y_t = self.scan(x), self.scan(x_t)
         else:
-            y, y_t = self._one_way(x, "", reverse=False), self._one_way(x_t, "_b", reverse=True)
+            y = mix(x, None, mixer_weights(self, self.A_log), recompute=self.recompute)
+            y_t = mix(x_t, None, mixer_weights(self, self.A_b_log, "_b"), reverse=True, recompute=self.recompute)
         return self.out_proj((y + y_t.index_select(1, to_spatial)) * F.silu(z))
-
-    def _one_way(self, x: Tensor, suffix: str, reverse: bool) -> Tensor:
-        """One of the two directions alone, without the gate: (B, L, E) -> (B, L, E)."""
-        return mix(x, None, self._weights(suffix), reverse=reverse, recompute=self.recompute)
