@@ -27,25 +27,11 @@ from typing_extensions import override
 
 from lightning_modules.checks import check_sizes
 from lightning_modules.errors import ModelError
-from lightning_modules.nets.pretrained import fitting_sizes, pretrained_folder
+from lightning_modules.nets.pretrained import BERT_SIZES, fitting_sizes, pretrained_folder
 from lightning_modules.nets.saved_tokenizer import SavedTokenizer
 
 __all__ = ["BertWords", "build_bert", "clean_text", "encode_words", "fuse", "load_bert", "predict_words",
            "pretrained_sizes"]  # fmt: skip
-
-_SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "layer_norm_eps",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-)
 
 
 def build_bert(sizes: dict, fusion_layers: int, context_dim: int) -> BertForMaskedLM:
@@ -62,7 +48,7 @@ def build_bert(sizes: dict, fusion_layers: int, context_dim: int) -> BertForMask
     Raises:
         ModelError: an unknown key or a value that does not fit.
     """
-    check_sizes("text", sizes, _SIZES)
+    check_sizes("text", sizes, BERT_SIZES)
     with fitting_sizes("text"):
         config = BertConfig(**sizes, attn_implementation="sdpa")
         bert = BertForMaskedLM(config)
@@ -89,7 +75,7 @@ def pretrained_sizes(source: str) -> dict:
     """The sizes of a pretrained BERT, written out in full, as `build_bert` takes them; arguments as for `load_bert`."""
     with pretrained_folder("BERT", source, weights=False) as folder:
         config = BertConfig.from_pretrained(folder)
-    return {name: getattr(config, name) for name in _SIZES}
+    return {name: getattr(config, name) for name in BERT_SIZES}
 
 
 def load_bert(bert: BertForMaskedLM, source: str) -> list[str]:
@@ -128,11 +114,7 @@ def encode_words(bert: BertForMaskedLM, ids: Tensor, mask: Tensor, recompute: bo
 
     With `recompute`, layers are run again in the backward pass in place of keeping what they held.
     """
-    hidden = bert.bert.embeddings(input_ids=ids)
-    for layer in cast("Iterable[BertLayer]", bert.bert.encoder.layer):
-        if not layer.add_cross_attention:
-            hidden = _run(layer, recompute, hidden, _attention_mask(mask))
-    return hidden
+    return _run(bert, recompute, bert.bert.embeddings(input_ids=ids), mask)
 
 
 def fuse(bert: BertForMaskedLM, hidden: Tensor, mask: Tensor, context: Tensor, recompute: bool = False) -> Tensor:
@@ -148,27 +130,27 @@ def fuse(bert: BertForMaskedLM, hidden: Tensor, mask: Tensor, context: Tensor, r
     Returns:
         (M, L, D).
     """
+    return _run(bert, recompute, hidden, mask, context)
+
+
+def _run(bert: BertForMaskedLM, recompute: bool, hidden: Tensor, mask: Tensor, *context: Tensor) -> Tensor:
+    """The text layers or, where there is a context, the fusion layers."""
+    # (M, 1, L, L): every word attends to every one that is not padding, to later ones too.
+    mask = mask[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
     for layer in cast("Iterable[BertLayer]", bert.bert.encoder.layer):
-        if layer.add_cross_attention:
-            hidden = _run(layer, recompute, hidden, _attention_mask(mask), context)
+        if layer.add_cross_attention != bool(context):
+            continue
+        if recompute and torch.is_grad_enabled():
+            hidden = checkpoint(layer, hidden, mask, *context, use_reentrant=False)
+        else:
+            hidden = layer(hidden, mask, *context)
     return hidden
-
-
-def _run(layer: BertLayer, recompute: bool, *inputs: Tensor) -> Tensor:
-    if recompute and torch.is_grad_enabled():
-        return checkpoint(layer, *inputs, use_reentrant=False)
-    return layer(*inputs)
 
 
 def predict_words(bert: BertForMaskedLM, hidden: Tensor) -> Tensor:
     """Words (..., D) -> scores of the whole vocabulary at each place (..., vocab_size)."""
     head = bert.cls.predictions
     return F.linear(head.transform(hidden), bert.bert.embeddings.word_embeddings.weight, head.bias)
-
-
-def _attention_mask(mask: Tensor) -> Tensor:
-    """bool (M, L) -> (M, 1, L, L): every word attends to every one that is not padding, to later ones too."""
-    return mask[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
 
 
 def clean_text(text: str) -> str:

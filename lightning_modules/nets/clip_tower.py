@@ -16,6 +16,7 @@ from transformers import (
     CLIPConfig,
     CLIPModel,
     CLIPTextConfig,
+    CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
     CLIPVisionConfig,
@@ -39,6 +40,7 @@ __all__ = [
     "load_image_tower",
     "read_merges",
     "sizes_of",
+    "text_tower",
 ]
 
 _COMMON = (
@@ -68,10 +70,8 @@ def build_clip(sizes: dict) -> CLIPModel:
     """
     _check_sizes(sizes)
     text = sizes.get("text_config", {})
-    end = text.get("vocab_size", CLIPTextConfig.vocab_size) - 1
-    special = {"bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}
     with fitting_sizes("clip"):
-        return CLIPModel(CLIPConfig(**{**sizes, "text_config": {**text, **special}}))
+        return CLIPModel(CLIPConfig(**{**sizes, "text_config": {**text, **_special_ids(text)}}))
 
 
 def build_image_tower(sizes: dict) -> CLIPVisionModelWithProjection:
@@ -80,6 +80,29 @@ def build_image_tower(sizes: dict) -> CLIPVisionModelWithProjection:
     width: Any = sizes.get("projection_dim", CLIPConfig.projection_dim)
     with fitting_sizes("clip"):
         return CLIPVisionModelWithProjection(CLIPVisionConfig(**sizes.get("vision_config", {}), projection_dim=width))
+
+
+def text_tower(
+    kind: type[CLIPTextModel] | type[CLIPTextModelWithProjection], sizes: dict, **others: Any
+) -> CLIPTextModel | CLIPTextModelWithProjection:
+    """The text tower alone, with random weights, called ``text`` in messages.
+
+    Args:
+        kind: its class.
+        sizes: those of ``CLIP_SIZES["text_config"]`` that are not ViT-B/32's.
+        others: further arguments of `transformers.CLIPTextConfig`; `sizes` override them.
+
+    Raises:
+        ModelError: an unknown key or a value that does not fit.
+    """
+    check_sizes("text", sizes, CLIP_SIZES["text_config"])
+    with fitting_sizes("text"):
+        return kind(CLIPTextConfig(**{**others, **sizes, **_special_ids(sizes)}))
+
+
+def _special_ids(text: dict) -> dict[str, int]:
+    end = text.get("vocab_size", CLIPTextConfig.vocab_size) - 1
+    return {"bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}
 
 
 def _check_sizes(sizes: dict) -> None:
@@ -212,7 +235,6 @@ class ClipTokenizer(BytePairTokenizer):
         ).input_ids
         return ids.to(self.merges.device)
 
-    @torch.no_grad()
     def learn(self, texts: Iterable[str]) -> None:
         """Take the most frequent word pieces of `texts` (byte-pair encoding); the same texts give the same ones."""
         from tokenizers import Tokenizer
@@ -231,11 +253,6 @@ class ClipTokenizer(BytePairTokenizer):
         tokenizer.train_from_iterator(texts, trainer)
         pairs = json.loads(tokenizer.to_str())["model"]["merges"]
         self.set_merges(_pair_ids(pairs[: len(self.merges)]))
-
-    @torch.no_grad()
-    def set_merges(self, merges: Tensor) -> None:
-        """Take word pieces (n, 2), n at most the number there is room for."""
-        self._hold(merges)
 
     def _build(self) -> CLIPTokenizer:
         tokens = _byte_tokens()

@@ -17,7 +17,22 @@ from pathlib import Path
 
 from lightning_modules.errors import ModelError
 
-__all__ = ["PINNED", "checkpoint_folder", "fitting_sizes", "pretrained_folder"]
+__all__ = ["BERT_SIZES", "PINNED", "fitting_sizes", "pretrained_folder"]
+
+BERT_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "layer_norm_eps",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+)
+"""Sizes of BERT and RoBERTa, as transformers calls them."""
 
 # The module that fetches, with `pull` and `pull_folder`. Named, not imported: this package knows none of ours.
 FETCHER = "hub.remote"
@@ -62,45 +77,30 @@ def fitting_sizes(where: str) -> Iterator[None]:
 
 @contextmanager
 def pretrained_folder(kind: str, source: str, *, weights: bool = True) -> Iterator[str]:
-    """A `checkpoint_folder` that the block reads with transformers.
+    """A folder with a checkpoint's files, which the block reads with transformers.
 
     Args:
         kind: CLIP, BERT or RoBERTa.
-        source: see `checkpoint_folder`.
-        weights: see `checkpoint_folder`.
+        source: a folder that transformers wrote, or a repository of the Hugging Face Hub, ``organisation/name``, with
+            ``@revision`` if wanted. One in `PINNED` means the files there, unless a revision is named.
+        weights: fetch the weights too, and not only settings and vocabulary.
 
     Raises:
-        ModelError: the files cannot be fetched, or the block cannot read them.
+        ModelError: the files cannot be fetched, or are not those that were recorded, or the block cannot read them.
     """
+    folder = Path(source).expanduser()
     try:
-        with checkpoint_folder(source, weights=weights) as folder:
-            yield folder
+        if folder.is_dir():
+            yield str(folder)
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            yield _fetch(source, weights, scratch)
     except ModelError:
         raise
     except Exception as error:  # transformers passes on what safetensors and JSON raise
         reason = " ".join(str(error).split()).partition(". ")[0]
         raise ModelError(f"The {kind} checkpoint {source!r} cannot be read ({reason}); name a {kind} model of the "
                          "Hugging Face Hub or a folder that holds one.") from error  # fmt: skip
-
-
-@contextmanager
-def checkpoint_folder(source: str, *, weights: bool = True) -> Iterator[str]:
-    """A folder with a checkpoint's files, for transformers to read.
-
-    Args:
-        source: a folder that transformers wrote, or a repository of the Hugging Face Hub, ``organisation/name``, with
-            ``@revision`` if wanted. One in `PINNED` means the files there, unless a revision is named.
-        weights: fetch the weights too, and not only settings and vocabulary.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-        ModelError: the files cannot be fetched, or are not those that were recorded.
-    """
-    if Path(source).expanduser().is_dir():
-        yield str(Path(source).expanduser())
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        yield _fetch(source, weights, scratch)
 
 
 def _fetch(source: str, weights: bool, scratch: str) -> str:

@@ -15,26 +15,13 @@ from transformers import RobertaConfig, RobertaModel, RobertaTokenizer
 
 from lightning_modules.checks import check_sizes
 from lightning_modules.errors import ModelError
-from lightning_modules.nets.pretrained import fitting_sizes, pretrained_folder
+from lightning_modules.nets.pretrained import BERT_SIZES, fitting_sizes, pretrained_folder
 from lightning_modules.nets.saved_tokenizer import BytePairTokenizer, byte_characters
 
 __all__ = ["RobertaWords", "build_roberta", "load_roberta", "pretrained_sizes", "read_words"]
 
-_BASE: dict[str, Any] = {
-    "vocab_size": 50_265,
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3_072,
-    "hidden_act": "gelu",
-    "max_position_embeddings": 514,
-    "type_vocab_size": 1,
-    "layer_norm_eps": 1e-5,
-    "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1,
-}
-PADDING = 1
-"""Id of padding, and its position; those of the other tokens are counted from 2."""
+# RoBERTa-base's sizes that are not the defaults of transformers.
+_BASE = {"max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
 
 
 def build_roberta(sizes: dict[str, Any], whole: bool = False) -> RobertaModel:
@@ -50,13 +37,12 @@ def build_roberta(sizes: dict[str, Any], whole: bool = False) -> RobertaModel:
     Raises:
         ModelError: an unknown key or a value that does not fit.
     """
-    check_sizes("text", sizes, _BASE)
+    check_sizes("text", sizes, BERT_SIZES)
     sizes = _BASE | sizes
     if not whole:
         sizes["num_hidden_layers"] = 0
-    special: dict[str, Any] = {"pad_token_id": PADDING, "bos_token_id": 0, "eos_token_id": 2}
     with fitting_sizes("text"):
-        config = RobertaConfig(**{**sizes, **special, "attn_implementation": "sdpa"})
+        config = RobertaConfig(**sizes, attn_implementation="sdpa")
         return RobertaModel(config, add_pooling_layer=whole)
 
 
@@ -64,7 +50,7 @@ def pretrained_sizes(source: str) -> dict[str, Any]:
     """The sizes of a pretrained RoBERTa, written out in full, as `build_roberta` takes them; see `load_roberta`."""
     with pretrained_folder("RoBERTa", source, weights=False) as folder:
         config = RobertaConfig.from_pretrained(folder)
-    return {name: getattr(config, name) for name in _BASE}
+    return {name: getattr(config, name) for name in BERT_SIZES}
 
 
 def load_roberta(roberta: RobertaModel, source: str, weights: bool = True) -> tuple[Tensor, Tensor]:
@@ -90,9 +76,8 @@ def load_roberta(roberta: RobertaModel, source: str, weights: bool = True) -> tu
             folder, dtype=torch.float32, output_loading_info=True, add_pooling_layer=False
         )
         donor, found = loaded
-        missing = [name for name in found["missing_keys"] if not name.startswith("pooler.")]
-        if missing:
-            raise KeyError(f"it has no {min(missing)}")
+        if found["missing_keys"]:
+            raise KeyError(f"it has no {min(found['missing_keys'])}")
     own, theirs = roberta.state_dict(), donor.state_dict()
     # The pooler belongs to a task that RoBERTa is not trained on, so checkpoints lack it.
     taken = {name: theirs.get(name, weight) for name, weight in own.items()}
@@ -145,7 +130,6 @@ class RobertaWords(BytePairTokenizer):
         )
         return found.input_ids.to(self.merges.device)
 
-    @torch.no_grad()
     def learn(self, texts: Iterable[str]) -> None:
         """Take the most frequent word pieces of `texts` (byte-pair encoding); the same texts give the same ones."""
         from tokenizers import Tokenizer
@@ -180,7 +164,7 @@ class RobertaWords(BytePairTokenizer):
             raise ModelError(f"The word pieces need ids below {last} and {len(self.merges)} places, and there are "
                              f"{len(merges)}; take those of the checkpoint that text describes.")  # fmt: skip
         self.bytes.copy_(bytes_)
-        self._hold(merges)
+        self.set_merges(merges)
 
     def _build(self) -> RobertaTokenizer:
         token_of = dict(zip(self.bytes.tolist(), byte_characters(), strict=True))

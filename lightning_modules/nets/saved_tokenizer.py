@@ -4,6 +4,7 @@ import os
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
@@ -75,8 +76,9 @@ class BytePairTokenizer(SavedTokenizer):
     def is_empty(self) -> bool:
         return len(self.merges) > 0 and bool((self.merges < 0).all())
 
-    def _hold(self, merges: Tensor) -> None:
-        """Take word pieces, at most the number there is room for."""
+    @torch.no_grad()
+    def set_merges(self, merges: Tensor) -> None:
+        """Take word pieces, a row each, at most the number there is room for."""
         self.merges.fill_(-1)
         self.merges[: len(merges)] = merges.to(self.merges)
         self._tokenizer = None
