@@ -8,14 +8,13 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+from transformers import CLIPTextModelWithProjection
 
-from lightning_modules.checks import check_arguments, check_sizes
+from lightning_modules.checks import check_arguments
 from lightning_modules.errors import ModelError
-from lightning_modules.nets.clip_tower import CLIP_SIZES, ClipTokenizer, encode_text, load_clip
-from lightning_modules.nets.on_tower import OnTower
-from lightning_modules.nets.pretrained import fitting_sizes
+from lightning_modules.nets.clip_tower import ClipTokenizer, encode_text, load_clip, text_tower
 from lightning_modules.nets.timemamba import TimeMamba
+from lightning_modules.nets.towers import OnTower
 from lightning_modules.nets.videomamba import VideoMamba
 
 __all__ = ["DualEncoderNet", "build_text_tower", "start_text_tower"]
@@ -77,15 +76,8 @@ def build_text_tower(sizes: dict, dim: int) -> CLIPTextModelWithProjection:
     Raises:
         ModelError: an unknown key or a value that does not fit.
     """
-    # transformers keeps whatever it is given, so a misspelt size would go unnoticed.
-    check_sizes("text", sizes, CLIP_SIZES["text_config"])
     check_arguments({"dim": dim})
-    end = sizes.get("vocab_size", CLIPTextConfig.vocab_size) - 1
-    special = {"bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}
-    with fitting_sizes("text"):
-        return CLIPTextModelWithProjection(
-            CLIPTextConfig(**{"hidden_act": "gelu", **sizes}, **special, projection_dim=dim)
-        )
+    return text_tower(CLIPTextModelWithProjection, sizes, hidden_act="gelu", projection_dim=dim)
 
 
 def start_text_tower(text: CLIPTextModelWithProjection, source: str) -> Tensor:

@@ -19,10 +19,11 @@ from typing_extensions import override
 from lightning_modules.checks import check_arguments, check_choice
 from lightning_modules.errors import ModelError
 from lightning_modules.nets.avion import AvionTower
-from lightning_modules.nets.on_tower import OnTower
+from lightning_modules.nets.bimamba import mixer_weights, reset_step_sizes
 from lightning_modules.nets.roberta import RobertaWords
+from lightning_modules.nets.towers import OnTower
 from lightning_modules.nets.videomamba import VideoMamba
-from lightning_modules.ops import Linear, MixerWeights, mix
+from lightning_modules.ops import Linear, mix
 
 __all__ = ["FUSIONS", "GENERIC_QUESTIONS", "MLPFuser", "MambaMixer", "MambaVL", "TransformerFuser"]
 
@@ -91,7 +92,7 @@ class MambaVL(OnTower):
         drop: float = 0.0,
     ) -> None:
         super().__init__()
-        check_arguments({"dim": dim, "num_verbs": num_verbs, "num_nouns": num_nouns, "drop": drop})
+        check_arguments(locals())
         check_choice("fusion", fusion, FUSIONS)
         check_choice("init", init, ("mamba", "official"))
         self.fusion = fusion
@@ -208,32 +209,21 @@ class MambaMixer(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         inner = 2 * dim
-        self.dt_rank = math.ceil(dim / 16)
+        dt_rank = math.ceil(dim / 16)
         self.in_proj = Linear(dim, 2 * inner, bias=False)
         self.conv1d = nn.Conv1d(inner, inner, self.TAPS, groups=inner)
-        self.x_proj = Linear(inner, self.dt_rank + 2 * self.STATES, bias=False)
-        self.dt_proj = Linear(self.dt_rank, inner)
+        self.x_proj = Linear(inner, dt_rank + 2 * self.STATES, bias=False)
+        self.dt_proj = Linear(dt_rank, inner)
         self.D = nn.Parameter(torch.ones(inner))
         self.out_proj = Linear(inner, dim, bias=False)
-        self._reset_parameters()
-
-    @torch.no_grad()
-    def _reset_parameters(self) -> None:
         for layer in (self.in_proj, self.x_proj, self.out_proj):
             nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5))
-        nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
-        dt = torch.exp(torch.empty_like(self.dt_proj.bias).uniform_(math.log(1e-3), math.log(0.1)))
-        self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
+        reset_step_sizes(self.dt_proj)
 
     def forward(self, tokens: Tensor, a_log: Tensor) -> Tensor:
         """(B, length, D), log of the decay rates (E, S) -> (B, length, D)."""
         x, gate = self.in_proj(tokens).chunk(2, dim=-1)
-        assert self.conv1d.bias is not None
-        weights = MixerWeights(
-            self.conv1d.weight, self.conv1d.bias, self.x_proj.weight, self.dt_proj.weight, self.dt_proj.bias, a_log,
-            self.D,
-        )  # fmt: skip
-        return self.out_proj(mix(x, gate, weights))
+        return self.out_proj(mix(x, gate, mixer_weights(self, a_log)))
 
 
 class MLPFuser(nn.Module):
@@ -260,7 +250,7 @@ class TransformerFuser(nn.Module):
 
     def __init__(self, dim: int, depth: int = 6, heads: int = 4, positions: int = 5000) -> None:
         super().__init__()
-        check_arguments({"depth": depth, "heads": heads, "positions": positions})
+        check_arguments(locals())
         if dim % heads:
             raise ModelError(f"fuser has {heads} heads for a width of {dim}; the width has to be a multiple of them.")
         for modality in ("video", "text"):

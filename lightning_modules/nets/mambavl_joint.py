@@ -13,13 +13,12 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextModel
 
-from lightning_modules.checks import check_arguments, check_choice, check_sizes
+from lightning_modules.checks import check_arguments, check_choice
 from lightning_modules.nets.bimamba import BiMamba
-from lightning_modules.nets.clip_tower import CLIP_SIZES, ClipTokenizer
-from lightning_modules.nets.on_tower import OnTower
-from lightning_modules.nets.pretrained import fitting_sizes
+from lightning_modules.nets.clip_tower import CLIP_SIZES, ClipTokenizer, text_tower
+from lightning_modules.nets.towers import OnTower
 from lightning_modules.nets.videomamba import VideoMamba
 from lightning_modules.ops import bidirectional_conv1d, bidirectional_scan
 
@@ -37,8 +36,6 @@ __all__ = [
 
 FUSIONS = ("joint", "separate", "concat", "cross_attention", "late")
 TOKENS = ("all", "frames", "cls")
-
-TEXT_SIZES = CLIP_SIZES["text_config"]
 
 _NO_STEP = -1e4
 """Step size before softplus at which a token changes nothing: exp(0 A) = 1 and 0 B x = 0, exactly."""
@@ -96,12 +93,7 @@ class JointMambaVL(OnTower):
         drop: float = 0.0,
     ) -> None:
         super().__init__()
-        check_arguments(
-            {
-                "vision_dim": vision_dim, "dim": dim, "depth": depth, "num_verbs": num_verbs, "num_nouns": num_nouns,
-                "num_actions": num_actions, "drop": drop,
-            }
-        )  # fmt: skip
+        check_arguments(locals())
         check_choice("fusion", fusion, FUSIONS)
         check_choice("tokens", tokens, TOKENS)
         self.tokens = tokens
@@ -173,22 +165,17 @@ def build_text_tower(sizes: dict) -> CLIPTextModel:
     """CLIP's text tower with random weights.
 
     Args:
-        sizes: those of `TEXT_SIZES` that are not ViT-B/32's, as arguments of `transformers.CLIPTextConfig`.
+        sizes: those that are not ViT-B/32's, see `lightning_modules.nets.clip_tower.text_tower`.
 
     Raises:
         ModelError: an unknown key or a value that does not fit.
     """
-    # transformers keeps whatever it is given, so a misspelt size would go unnoticed.
-    check_sizes("text", sizes, TEXT_SIZES)
-    end = sizes.get("vocab_size", CLIPTextConfig.vocab_size) - 1
-    with fitting_sizes("text"):
-        special = {"bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}
-        return CLIPTextModel(CLIPTextConfig(**sizes, **special))
+    return text_tower(CLIPTextModel, sizes)
 
 
 def text_sizes_of(tower: CLIPTextModel) -> dict:
     """The sizes of a text tower, written out in full, as `build_text_tower` takes them."""
-    return {name: getattr(tower.config, name) for name in TEXT_SIZES}
+    return {name: getattr(tower.config, name) for name in CLIP_SIZES["text_config"]}
 
 
 def pool_tokens(tokens: Tensor, patches: int, kind: str) -> Tensor:

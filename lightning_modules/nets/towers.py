@@ -1,19 +1,20 @@
-"""Networks that see clips, by name: what models are built from that put something else on top of one."""
+"""Networks that see clips, by name, and what models are built from that put something else on top of one."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_modules.checks import check_choice, check_group, check_mapping
 from lightning_modules.errors import ModelError
+from lightning_modules.nets.avion import AvionTower
 from lightning_modules.nets.clip_tower import load_image_tower
 from lightning_modules.nets.timemamba import TimeMamba
 from lightning_modules.nets.videomamba import VideoMamba, adapt_state_dict
 from lightning_modules.nets.vivim import ViViM
 
-__all__ = ["TOWERS", "adapt_tower", "build_tower"]
+__all__ = ["TOWERS", "OnTower", "TowerClassifier", "adapt_tower", "build_tower"]
 
 TOWERS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
@@ -77,3 +78,45 @@ def adapt_tower(tower: VideoMamba | TimeMamba, state_dict: dict[str, Tensor]) ->
     """
     weights = {name: tensor for name, tensor in state_dict.items() if not name.startswith("head.")}
     return tower.adapt_state_dict(weights) if isinstance(tower, TimeMamba) else adapt_state_dict(weights, tower)
+
+
+class OnTower(nn.Module):
+    """A network with a `vision` tower, or None where it sees features, whose layers it numbers by the tower's."""
+
+    vision: VideoMamba | TimeMamba | AvionTower | None
+
+    @property
+    def depth(self) -> int:
+        """Blocks of the vision tower: what layer-wise decay of the learning rate counts."""
+        return 0 if self.vision is None else self.vision.depth
+
+    def layer_id(self, name: str) -> int:
+        """Depth of a parameter for layer-wise decay: the vision tower's own, and everything else on top."""
+        prefix = "vision."
+        if self.vision is None or not name.startswith(prefix):
+            return self.depth + 1
+        return self.vision.layer_id(name.removeprefix(prefix))
+
+
+class TowerClassifier(OnTower):
+    """A linear head on a tower's features.
+
+    Args:
+        vision: gives features of clips (``forward_features``) that are ``embed_dim`` wide.
+        num_classes: outputs of the head.
+        drop: dropout before the head.
+    """
+
+    vision: VideoMamba | TimeMamba
+
+    def __init__(self, vision: VideoMamba | TimeMamba, num_classes: int, drop: float = 0.0) -> None:
+        super().__init__()
+        self.vision = vision
+        self.drop = nn.Dropout(drop)
+        self.head = nn.Linear(vision.embed_dim, num_classes)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Normalised clips (B, 3, T, H, W) -> logits (B, num_classes)."""
+        return self.head(self.drop(self.vision.forward_features(video)))

@@ -27,6 +27,7 @@ from lightning_modules.checks import check_arguments
 from lightning_modules.errors import ModelError
 from lightning_modules.nets.bert import BertWords, encode_words, fuse, predict_words
 from lightning_modules.nets.masked_videomamba import VARIANTS, Decoder, sinusoids, take
+from lightning_modules.nets.towers import OnTower
 from lightning_modules.nets.videomamba import VideoMamba
 
 __all__ = ["SeenVideo", "TextOutput", "VideoOutput", "VideoTextNet", "VideoTower"]
@@ -131,14 +132,12 @@ class VideoTower(VideoMamba):
 
     places: Tensor
 
-    def embed(self, x: Tensor) -> Tensor:
-        """Normalised clips (B, 3, T, H, W), or images (B, 3, 1, H, W) -> tokens with positions (B, 1 + TN, D)."""
+    def _embed_patches(self, x: Tensor) -> Tensor:
+        """Normalised clips (B, 3, T, H, W), or images (B, 3, 1, H, W) -> patches with positions (B, T, N, D)."""
         if x.shape[2] != 1:
-            return super().embed(x)
+            return super()._embed_patches(x)
         # The zeros keep the temporal embedding among what a step trains: processes wait for all gradients.
-        tokens = self.patch_embed(x) + self.pos_embed[:, None, 1:] + 0 * self.temporal_pos_embedding[:, :1, None]
-        cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
-        return torch.cat([cls_token.to(tokens.dtype), tokens.flatten(1, 2)], dim=1)
+        return self.patch_embed(x) + self.pos_embed[:, None, 1:] + 0 * self.temporal_pos_embedding[:, :1, None]
 
     def forward(  # type: ignore[override]  # it gives more than the head's logits, which it has not
         self, x: Tensor, visible: Tensor | None = None
@@ -146,7 +145,7 @@ class VideoTower(VideoMamba):
         """Videos, all of one length.
 
         Args:
-            x: normalised, as for `embed`.
+            x: normalised clips (B, 3, T, H, W), or images (B, 3, 1, H, W).
             visible: positions of the tokens to see, class token first, rising, as
                 `lightning_modules.nets.masking.draw_visible` gives them, int64 (B, 1 + K); None shows all.
         """
@@ -168,7 +167,7 @@ class VideoTower(VideoMamba):
         return SeenVideo(patches, pooled, aligned)
 
 
-class VideoTextNet(nn.Module):
+class VideoTextNet(OnTower):
     """Both towers, the tokenizer, the projections, the temperature and the matching head.
 
     Parameter names follow the official checkpoints: ``vision_proj``, ``text_proj``, ``temp`` and ``itm_head`` are
@@ -181,6 +180,8 @@ class VideoTextNet(nn.Module):
         dim: E, width of the shared space.
         checkpoint_text: recompute BERT's layers in the backward pass to save memory.
     """
+
+    vision: VideoTower
 
     def __init__(
         self, vision: VideoTower, text: BertForMaskedLM, words: BertWords, dim: int = 512, checkpoint_text: bool = False
@@ -201,15 +202,6 @@ class VideoTextNet(nn.Module):
     def dim(self) -> int:
         """Width of the shared space."""
         return self.text_proj.out_features
-
-    @property
-    def depth(self) -> int:
-        """Of the video tower."""
-        return self.vision.depth
-
-    def layer_id(self, name: str) -> int:
-        """Depth of a parameter; everything but the video tower's is on top."""
-        return self.vision.layer_id(name.removeprefix("vision.")) if name.startswith("vision.") else self.depth + 1
 
     def encode_video(self, x: Tensor, visible: Tensor | None = None) -> VideoOutput:
         """Arguments as for `VideoTower.forward`."""

@@ -9,8 +9,7 @@ from typing_extensions import override
 
 from lightning_modules.checks import check_choice
 from lightning_modules.errors import ModelError
-from lightning_modules.nets.tower_classifier import TowerClassifier
-from lightning_modules.nets.towers import adapt_tower, build_tower
+from lightning_modules.nets.towers import TowerClassifier, adapt_tower, build_tower
 from lightning_modules.tasks.actions import VOCABULARY, ActionModule
 from lightning_modules.training.epic_metrics import marginal_scores
 from lightning_modules.training.optim import Optim

@@ -10,8 +10,7 @@ import zoo
 from hub.convert.video_mamba_suite import to_zoo
 from lightning_modules import ActionClassifier, DualEncoder
 from lightning_modules.errors import ModelError
-from lightning_modules.nets.tower_classifier import TowerClassifier
-from lightning_modules.nets.towers import build_tower
+from lightning_modules.nets.towers import TowerClassifier, build_tower
 from lightning_modules.ops import available_backends, use_backend
 from zoo.inference.predict import rank
 
