@@ -177,7 +177,7 @@ class Block(nn.Module):
     def forward(self, hidden: Tensor, residual: Tensor | None = None, *maps: Tensor) -> tuple[Tensor, Tensor]:
         """(B, L, D) and (B, L, D) -> the mixer's output (B, L, D), the residual stream before it (B, L, D).
 
-        `maps` are handed to the mixer, see `lightning_modules.nets.scan_orders.CrossScan`.
+        `maps` are handed to the mixer, see `lightning_modules.nets.scan_orders.HalfCrossScan`.
         """
         normed, residual = add_rms_norm(hidden, residual, self.norm.weight, self.eps)
         return self.mixer(normed, *maps, norm=Norm(residual, self.norm.weight, self.eps)), residual

@@ -21,7 +21,7 @@ from lightning_modules.checks import check_choice
 from lightning_modules.nets.bimamba import BiMamba, Norm, mixer_weights
 from lightning_modules.ops import mix
 
-__all__ = ["SCAN_ORDERS", "CrossScan", "block_orders", "temporal_first"]
+__all__ = ["SCAN_ORDERS", "FullCrossScan", "HalfCrossScan", "block_orders", "temporal_first"]
 
 # What the first half of the blocks does (rounded down), and the second.
 _HALVES = {
@@ -36,7 +36,7 @@ SCAN_ORDERS = (*_HALVES, "alternating")
 
 
 def block_orders(scan_order: str, depth: int) -> list[str]:
-    """What each block does: "spatial" or "temporal", or "half" or "full", which are `CrossScan`.
+    """What each block does: "spatial" or "temporal", or "half" or "full", a `HalfCrossScan` or a `FullCrossScan`.
 
     The paper calls spatial_then_temporal and temporal_then_spatial Half-SF + Half-TF and Half-TF + Half-SF;
     alternating is spatial first in blocks 0, 2, 4, ..., temporal first in the others.
@@ -64,40 +64,30 @@ def temporal_first(frames: int, places: int) -> tuple[Tensor, Tensor]:
     return to_temporal, to_spatial
 
 
-class CrossScan(BiMamba):
-    """BiMamba that scans in both orders within one block: the spatiotemporal scans of figure 4.
+class HalfCrossScan(BiMamba):
+    """BiMamba that scans in both orders within one block: the first spatiotemporal scan of figure 4.
 
-    The paper says that v1 conducts half of the two bidirectional scans and v2 all of them, at twice the computation;
-    no code of them was published. Read as:
-
-    - half (v1): from the first token in spatial-first order, from the last token in temporal-first order;
-    - full (v2): from both ends in both orders, with the same weights; the four results are added.
-
-    Args:
-        full: v2 instead of v1; the other arguments are `BiMamba`'s.
+    The paper says that v1 conducts half of the two bidirectional scans and v2 all of them, at twice the computation; no
+    code of them was published. Read as: from the first token in spatial-first order, from the last token in
+    temporal-first order.
     """
-
-    def __init__(
-        self,
-        dim: int,
-        state_size: int = 16,
-        conv_width: int = 4,
-        expand: int = 2,
-        init: str = "mamba",
-        full: bool = False,
-    ) -> None:
-        super().__init__(dim, state_size, conv_width, expand, init)
-        self.full = full
 
     def forward(  # type: ignore[override]  # blocks hand it the maps, see `bimamba.Block`
         self, h: Tensor, to_temporal: Tensor, to_spatial: Tensor, norm: Norm | None = None
     ) -> Tensor:
         """(B, L, D) in spatial-first order, and the maps of `temporal_first` -> (B, L, D) in the same order."""
         x, z = self.project(h, norm).chunk(2, dim=-1)
-        x_t = x.index_select(1, to_temporal)
-        if self.full:
-            y, y_t = self.scan(x), self.scan(x_t)
-        else:
-            y = mix(x, None, mixer_weights(self, self.A_log), recompute=self.recompute)
-            y_t = mix(x_t, None, mixer_weights(self, self.A_b_log, "_b"), reverse=True, recompute=self.recompute)
+        y, y_t = self._scans(x, x.index_select(1, to_temporal))
         return self.out_proj((y + y_t.index_select(1, to_spatial)) * F.silu(z))
+
+    def _scans(self, x: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor]:
+        """Without the gate, in the order of each: (B, L, E) twice."""
+        y = mix(x, None, mixer_weights(self, self.A_log), recompute=self.recompute)
+        return y, mix(x_t, None, mixer_weights(self, self.A_b_log, "_b"), reverse=True, recompute=self.recompute)
+
+
+class FullCrossScan(HalfCrossScan):
+    """v2: from both ends in both orders, with the same weights; the four results are added."""
+
+    def _scans(self, x: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor]:
+        return self.scan(x), self.scan(x_t)

@@ -13,7 +13,7 @@ from torchvision.ops import stochastic_depth
 from lightning_modules.checks import check_arguments
 from lightning_modules.errors import ModelError
 from lightning_modules.nets.bimamba import BiMamba, Block, set_activations
-from lightning_modules.nets.scan_orders import CrossScan, block_orders, temporal_first
+from lightning_modules.nets.scan_orders import FullCrossScan, HalfCrossScan, block_orders, temporal_first
 from lightning_modules.ops import linear
 
 __all__ = [
@@ -125,10 +125,8 @@ class VideoMamba(nn.Module):
 
     def _mixers(self, scan_order: str, sizes: tuple[int, int, int, int, str]) -> list[BiMamba]:
         """One for each block."""
-        return [
-            CrossScan(*sizes, full=order == "full") if order in ("half", "full") else BiMamba(*sizes)
-            for order in self.block_orders
-        ]
+        kinds = {"half": HalfCrossScan, "full": FullCrossScan}
+        return [kinds.get(order, BiMamba)(*sizes) for order in self.block_orders]
 
     def embed(self, x: Tensor) -> Tensor:
         """Normalised clip (B, 3, T, H, W), or image (B, 3, H, W) -> tokens with positions (B, 1 + T'H'W', D).
