@@ -71,19 +71,12 @@ class Replayed:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self._forget()
-
-    def _forget(self) -> None:
         self._recorded: OrderedDict[tuple, _Recorded] = OrderedDict()
         self._lock = Lock()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __reduce__(self) -> tuple[type["Replayed"], tuple[nn.Module]]:
         """A copy, or another process, records for itself."""
-        return {"module": self.module}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.module = state["module"]
-        self._forget()
+        return Replayed, (self.module,)
 
     def __call__(self, *inputs: Tensor) -> Any:  # noqa: ANN401  # as the module's
         """The module's result, on its GPU; arguments as of its forward pass, on any device.
