@@ -6,9 +6,6 @@ The lower layers read the text alone; the upper ones attend to the tokens of a v
                              |
                          layers n .. end, each with cross-attention to the context ---- fuse
 
-A model of the zoo is rebuilt from plain values and its weights alone, without a download: BERT's sizes are a dict
-(`build_bert`), and the tokenizer's word pieces are a buffer (`BertWords`).
-
 Legend of shapes: M texts, L words, D width of BERT, K tokens of a context, C their width.
 """
 

@@ -1,8 +1,4 @@
-"""CLIP's two towers (arXiv 2103.00020), from transformers, and a tokenizer that is saved with the weights.
-
-A model of the zoo is rebuilt from plain values and its weights alone, without a download: the towers' sizes are a dict
-(`build_clip`), and the tokenizer's word pieces are a buffer (`ClipTokenizer`).
-"""
+"""CLIP's two towers (arXiv 2103.00020), from transformers, and a tokenizer that is saved with the weights."""
 
 import json
 from collections.abc import Iterable, Sequence

@@ -175,8 +175,7 @@ class Pyramid(nn.Module):
     def _level(dim: int, scale: float) -> nn.Sequential:
         resample: list[nn.Module]
         if scale < 1:
-            side = round(1 / scale)
-            resample, channels = [nn.MaxPool2d(side)], dim
+            resample, channels = [nn.MaxPool2d(round(1 / scale))], dim
         elif scale == 1:
             resample, channels = [], dim
         else:

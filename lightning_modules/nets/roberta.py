@@ -1,8 +1,4 @@
-"""RoBERTa (arXiv 1907.11692) from transformers as MambaVL reads questions, and a tokenizer saved with the weights.
-
-A model of the zoo is rebuilt from plain values and its weights alone, without a download: the sizes are a dict
-(`build_roberta`), and the tokenizer's word pieces are buffers (`RobertaWords`).
-"""
+"""RoBERTa (arXiv 1907.11692) from transformers as MambaVL reads questions, and a tokenizer saved with the weights."""
 
 import json
 from collections.abc import Iterable, Sequence

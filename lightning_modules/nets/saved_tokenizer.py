@@ -1,4 +1,8 @@
-"""Tokenizers of transformers that are saved and loaded with a model's weights."""
+"""Tokenizers of transformers that are saved and loaded with a model's weights.
+
+A model of the zoo is rebuilt from plain values and its weights alone, without a download: the sizes of a text tower are
+a dict, and the word pieces of its tokenizer are buffers.
+"""
 
 import os
 from abc import ABC, abstractmethod

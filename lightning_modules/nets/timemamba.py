@@ -3,6 +3,7 @@
 Legend of shapes: B clips, T frames, N patches of a frame, D width of a token.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, cast
 
@@ -93,9 +94,10 @@ class TimeMamba(nn.Module):
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         for block in cast("Iterable[TimeBlock]", self.blocks):
-            for layer in (block.attn.Wqkv, block.attn.out_proj, block.mlp.fc1, block.mlp.fc2):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
+            for layer in (*block.attn.modules(), *block.mlp.modules()):
+                if isinstance(layer, Linear):
+                    nn.init.trunc_normal_(layer.weight, std=0.02)
+                    nn.init.zeros_(layer.bias)
 
     activations: str
 
@@ -198,7 +200,7 @@ class TimeBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.norm3 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, heads)
-        self.mlp = Mlp(dim, 4 * dim)
+        self.mlp = nn.Sequential(OrderedDict(fc1=Linear(dim, 4 * dim), act=nn.GELU(), fc2=Linear(4 * dim, dim)))
         self.time_mamba = BiMamba(dim, expand=1, init=init)
         self.alpha_timeattn = nn.Parameter(torch.zeros(()))
 
@@ -227,19 +229,6 @@ class Attention(nn.Module):
         """(M, L, D) -> (M, L, D)."""
         q, k, v = self.Wqkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-
-
-class Mlp(nn.Module):
-    """Two layers around an exact GELU."""
-
-    def __init__(self, dim: int, inner: int) -> None:
-        super().__init__()
-        self.fc1 = Linear(dim, inner)
-        self.fc2 = Linear(inner, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D)."""
-        return self.fc2(F.gelu(self.fc1(x)))
 
 
 _CLIP_NAMES = {

@@ -104,8 +104,9 @@ def _pointer(builder, address, pointee):
 
 
 def _splat(builder, scalar):
-    one = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), scalar, ir.Constant(_INT, 0))
-    return builder.shuffle_vector(one, ir.Constant(_VECTOR, ir.Undefined), ir.Constant(_INTS, [0] * LANES))
+    nothing = ir.Constant(ir.VectorType(scalar.type, LANES), ir.Undefined)
+    one = builder.insert_element(nothing, scalar, ir.Constant(_INT, 0))
+    return builder.shuffle_vector(one, nothing, ir.Constant(_INTS, [0] * LANES))
 
 
 def _constant(value: float):
@@ -114,8 +115,7 @@ def _constant(value: float):
 
 def _first(builder, count):
     """Mask of the first `count` (int64) lanes."""
-    wide = builder.insert_element(ir.Constant(_INTS, ir.Undefined), builder.trunc(count, _INT), ir.Constant(_INT, 0))
-    wide = builder.shuffle_vector(wide, ir.Constant(_INTS, ir.Undefined), ir.Constant(_INTS, [0] * LANES))
+    wide = _splat(builder, builder.trunc(count, _INT))
     return builder.icmp_signed("<", ir.Constant(_INTS, list(range(LANES))), wide)
 
 
