@@ -165,28 +165,23 @@ class TimeMamba(nn.Module):
         Raises:
             ModelError: it has other sizes.
         """
-        found, own = clip.vision_model.state_dict(), self.state_dict()
-        weights = {name: found[theirs] for name, theirs in _CLIP_NAMES.items() if theirs in found}
-        if "cls_token" in weights:
-            weights["cls_token"] = weights["cls_token"].view(1, 1, -1)
-        if "pos_embed" in weights:
-            weights["pos_embed"] = resize_grid(weights["pos_embed"][None], self.grid_size)
-        for number in range(self.depth):
-            theirs = f"encoder.layers.{number}"
-            for mine, layer in _CLIP_LAYERS.items():
-                for kind in ("weight", "bias"):
-                    names = [f"{theirs}.{part}.{kind}" for part in layer]
-                    if all(name in found for name in names):
-                        parts = [found[name] for name in names]
-                        weights[f"blocks.{number}.{mine}.{kind}"] = torch.cat(parts)
-        ours = ("time_mamba", "norm3", "alpha_timeattn")
-        weights |= {name: tensor for name, tensor in own.items() if any(part in name for part in ours)}
-        wrong = [name for name in own if name not in weights or weights[name].shape != own[name].shape]
-        if wrong or f"encoder.layers.{self.depth}.layer_norm1.weight" in found:
-            where = f" ({wrong[0]})" if wrong else ""
-            raise ModelError(f"vision and {source!r} have different sizes{where}; name a CLIP of width "
-                             f"{self.embed_dim}, {self.depth} blocks and patches of {self.patch_embed.patch_size} "
-                             "px.")  # fmt: skip
+        own, weights = self.state_dict(), {}
+        for name, tensor in clip.vision_model.state_dict().items():
+            for theirs, ours in _CLIP_NAMES.items():
+                name = name.replace(theirs, ours)
+            weights[name] = tensor
+        for name in [name for name in weights if ".q_proj." in name]:
+            parts = [weights.pop(name.replace("q_proj", part)) for part in ("q_proj", "k_proj", "v_proj")]
+            weights[name.replace("q_proj", "Wqkv")] = torch.cat(parts)
+        weights["cls_token"] = weights["cls_token"].view(1, 1, -1)
+        weights["pos_embed"] = resize_grid(weights["pos_embed"][None], self.grid_size)
+        along_time = ("time_mamba", "norm3", "alpha_timeattn")
+        weights |= {name: tensor for name, tensor in own.items() if any(part in name for part in along_time)}
+        found, wanted = ({name: w.shape for name, w in each.items()}.items() for each in (weights, own))
+        if found != wanted:
+            raise ModelError(f"vision and {source!r} have different sizes ({min(found ^ wanted)[0]}); name a CLIP of "
+                             f"width {self.embed_dim}, {self.depth} blocks and patches of "
+                             f"{self.patch_embed.patch_size} px.")  # fmt: skip
         self.load_state_dict(weights)
 
 
@@ -231,20 +226,14 @@ class Attention(nn.Module):
         return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
+# Parts of names, in CLIP's tower and here.
 _CLIP_NAMES = {
-    "cls_token": "embeddings.class_embedding",
-    "pos_embed": "embeddings.position_embedding.weight",
-    "patch_embed.proj.weight": "embeddings.patch_embedding.weight",
-    "ln_pre.weight": "pre_layrnorm.weight",
-    "ln_pre.bias": "pre_layrnorm.bias",
-    "norm.weight": "post_layernorm.weight",
-    "norm.bias": "post_layernorm.bias",
-}
-_CLIP_LAYERS = {
-    "norm1": ("layer_norm1",),
-    "norm2": ("layer_norm2",),
-    "attn.Wqkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "attn.out_proj": ("self_attn.out_proj",),
-    "mlp.fc1": ("mlp.fc1",),
-    "mlp.fc2": ("mlp.fc2",),
+    "embeddings.class_embedding": "cls_token",
+    "embeddings.position_embedding.weight": "pos_embed",
+    "embeddings.patch_embedding": "patch_embed.proj",
+    "pre_layrnorm": "ln_pre",
+    "post_layernorm": "norm",
+    "encoder.layers": "blocks",
+    "layer_norm": "norm",
+    "self_attn": "attn",
 }
