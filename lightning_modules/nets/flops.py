@@ -1,7 +1,6 @@
 """Floating point operations of a forward pass, counted from shapes alone: no data, no time, no memory."""
 
 from collections import Counter
-from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -45,8 +44,8 @@ def count_flops(module: nn.Module, *inputs: Tensor) -> Counter[str]:
         ours = torch.ops.lightning_modules
         formulas = {
             ours.numba_selective_scan: _numba_scan,
-            ours.numba_conv: _numba_conv,
-            ours.numba_conv_pair: _numba_conv_pair,
+            ours.numba_conv: lambda x, weight, *_, **__: 2 * prod(x) * weight[1],
+            ours.numba_conv_pair: lambda x, weight, *_, **__: 2 * 2 * prod(x) * weight[1],
         }
         with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
             functional_call(module, empty, tuple(tensor.to("meta") for tensor in inputs))
@@ -58,22 +57,10 @@ def count_flops(module: nn.Module, *inputs: Tensor) -> Counter[str]:
     return counts
 
 
-Shape = Sequence[int]
-"""Of a tensor, as torch's counter hands it to a formula; None for one that is left out."""
-
-
 def _numba_scan(*inputs: Any, **kwargs: object) -> int:
-    *shapes, z = inputs[:-3]  # options
+    *shapes, z = inputs[:-3]  # in place of tensors; behind them are options
     directions: tuple[Any, ...] = directions_of(*shapes)
     u, _, A, *_ = directions[0]
     batch, length, channels = u
     gate = 0 if z is None else 2 * prod(z)  # SiLU, product
     return scan_flops(batch, length, channels, A[1], len(directions)) + (len(directions) - 1) * prod(u) + gate
-
-
-def _numba_conv(x: Shape, weight: Shape, *_: object, **__: object) -> int:
-    return 2 * prod(x) * weight[1]
-
-
-def _numba_conv_pair(x: Shape, weight: Shape, *_: object, **__: object) -> int:
-    return 2 * _numba_conv(x, weight)
