@@ -165,13 +165,7 @@ class MambaVL(OnTower):
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Questions -> vectors (M, D). Equal texts are read once."""
-        different = list(dict.fromkeys(texts))
-        device = self.head0.weight.device
-        if device.type == "meta":  # operations are being counted, for which words do not matter
-            ids = torch.zeros(len(different), self.tokenizer.max_words, dtype=torch.int64, device=device)
-        else:
-            ids = self.tokenizer(different).to(device)
-        rows = torch.tensor([different.index(text) for text in texts], device=device)
+        ids, rows = self.tokenizer.once(texts)
         return self.read_text(self.embed_text(ids))[rows]
 
     def read_vision(self, tokens: Tensor) -> Tensor:

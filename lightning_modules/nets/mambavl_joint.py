@@ -130,16 +130,10 @@ class JointMambaVL(OnTower):
 
     def encode_text(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Texts -> tokens (M, L, D), and bool (M, L), False behind the end of a text. Equal texts are read once."""
-        different = list(dict.fromkeys(texts))
-        device = self.text_proj.weight.device
-        if device.type == "meta":  # operations are being counted, for which words do not matter
-            ids = torch.zeros(len(different), self.tokenizer.max_words, dtype=torch.int64, device=device)
-        else:
-            ids = self.tokenizer(different)
+        ids, rows = self.tokenizer.once(texts)
         # The end token has the largest id and padding repeats it: the first one ends the text.
-        mask = torch.arange(ids.shape[1], device=device) <= ids.argmax(dim=1, keepdim=True)
+        mask = torch.arange(ids.shape[1], device=ids.device) <= ids.argmax(dim=1, keepdim=True)
         tokens = self.text_proj(self.text(input_ids=ids).last_hidden_state)
-        rows = torch.tensor([different.index(text) for text in texts], device=device)
         return tokens[rows], mask[rows]
 
     def fuse(self, vision: Tensor, language: Tensor, mask: Tensor) -> Tensor:

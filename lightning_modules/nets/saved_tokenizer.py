@@ -6,6 +6,7 @@ a dict, and the word pieces of its tokenizer are buffers.
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -79,6 +80,16 @@ class BytePairTokenizer(SavedTokenizer):
     @override
     def is_empty(self) -> bool:
         return len(self.merges) > 0 and bool((self.merges < 0).all())
+
+    def once(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Ids (n, L) of the n different texts, and the row that each text has there (len(texts),)."""
+        different = list(dict.fromkeys(texts))
+        device = self.merges.device
+        if device.type == "meta":  # operations are being counted, for which words do not matter
+            ids = torch.zeros(len(different), self.max_words, dtype=torch.int64, device=device)
+        else:
+            ids = self(different)
+        return ids, torch.tensor([different.index(text) for text in texts], device=device)
 
     @torch.no_grad()
     def set_merges(self, merges: Tensor) -> None:
