@@ -9,13 +9,13 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from lightning_modules.checks import ACTIVATIONS, check_arguments, check_choice
 from lightning_modules.errors import ModelError
+from lightning_modules.nets.bimamba import run_block
 from lightning_modules.nets.videomamba import cut_patches, patches_along, resize_frames, resize_grid
 from lightning_modules.ops import Linear
 
@@ -115,10 +115,7 @@ class AvionTower(nn.Module):
         first = (self.class_embedding + self.positional_embedding[0]).expand(len(video), 1, -1)
         tokens = self.ln_pre(torch.cat([first.to(tokens.dtype), tokens.flatten(1, 2)], dim=1))
         for layer in cast("Iterable[CLIPEncoderLayer]", self.layers):
-            if self.activations == "memory" and torch.is_grad_enabled():
-                tokens = checkpoint(self._block, layer, tokens, use_reentrant=False)
-            else:
-                tokens = self._block(layer, tokens)
+            tokens = run_block(self, self._block, layer, tokens)
         return self.ln_post(tokens)
 
     def _block(self, layer: CLIPEncoderLayer, tokens: Tensor) -> Tensor:

@@ -4,18 +4,20 @@ Legend of shapes: B batch, L tokens, D width, E = expand * D inner channels, N s
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lightning_modules.checks import ACTIVATIONS, check_choice
 from lightning_modules.errors import ModelError
-from lightning_modules.ops import Linear, MixerWeights, add_rms_norm, linear, mix
+from lightning_modules.ops import Linear, MixerWeights, add_rms_norm, mix
 from lightning_modules.ops.dense import only_multiplies
 from lightning_modules.ops.norm.product import normed_product
 
-__all__ = ["BiMamba", "Block", "Norm", "mixer_weights", "reset_step_sizes", "set_activations"]
+__all__ = ["BiMamba", "Block", "Norm", "mixer_weights", "reset_step_sizes", "run_block", "set_activations"]
 
 
 class Norm(NamedTuple):
@@ -112,11 +114,6 @@ class BiMamba(nn.Module):
             else:
                 reset_step_sizes(dt_proj)
 
-    def _selection(self, x: Tensor, x_proj: nn.Linear, dt_proj: nn.Linear) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, L, E) -> delta before bias and softplus (B, L, E), B (B, L, N), C (B, L, N)."""
-        dt, b, c = x_proj(x).split([self.dt_rank, self.state_size, self.state_size], dim=-1)
-        return linear(dt, dt_proj.weight), b, c
-
     def forward(self, h: Tensor, norm: Norm | None = None) -> Tensor:
         """(B, L, D) -> (B, L, D). With `norm`, whose result `h` is, the gradient goes to what was normed."""
         x, z = self.project(h, norm).chunk(2, dim=-1)
@@ -189,7 +186,7 @@ def set_activations(net: nn.Module, activations: str) -> None:
     Args:
         net: a network whose blocks have `BiMamba` mixers.
         activations: "speed": everything. "balanced": of a mixer less than half (see `lightning_modules.ops.mix`).
-            "memory": the inputs of a block, and the whole block is computed again; the network does that itself.
+            "memory": the inputs of a block, and the whole block is computed again (`run_block`).
 
     Raises:
         ModelError: it is none of these.
@@ -199,3 +196,10 @@ def set_activations(net: nn.Module, activations: str) -> None:
     for module in net.modules():
         if isinstance(module, BiMamba):
             module.recompute = activations == "balanced"
+
+
+def run_block(net: nn.Module, block: Callable, *inputs: Any) -> Any:  # noqa: ANN401  # as the block's
+    """Run a block of a network; where ``net.activations`` is "memory", the backward pass runs it again."""
+    if net.activations == "memory" and torch.is_grad_enabled():
+        return checkpoint(block, *inputs, use_reentrant=False)
+    return block(*inputs)

@@ -20,7 +20,7 @@ from lightning_modules.nets.bimamba import BiMamba
 from lightning_modules.nets.clip_tower import CLIP_SIZES, ClipTokenizer, text_tower
 from lightning_modules.nets.towers import OnTower
 from lightning_modules.nets.videomamba import VideoMamba
-from lightning_modules.ops import bidirectional_conv1d, bidirectional_scan
+from lightning_modules.ops import bidirectional_conv1d, bidirectional_scan, linear
 
 __all__ = [
     "FUSIONS",
@@ -229,8 +229,9 @@ class Stream(BiMamba):
         x, x_b = bidirectional_conv1d(x, self.conv1d.weight, self.conv1d.bias, self.conv1d_b.weight, self.conv1d_b.bias)
         found: list[Tensor] = []
         for part, x_proj, dt_proj in ((x, self.x_proj, self.dt_proj), (x_b, self.x_proj_b, self.dt_proj_b)):
-            delta, b, c = self._selection(part, x_proj, dt_proj)
-            delta = delta + dt_proj.bias  # here and not in the scan, which takes both streams at once
+            dt, b, c = x_proj(part).split([self.dt_rank, self.state_size, self.state_size], dim=-1)
+            # The bias here and not in the scan, which takes both streams at once.
+            delta = linear(dt, dt_proj.weight) + dt_proj.bias
             delta = delta if mask is None else delta.masked_fill(~mask.unsqueeze(-1), _NO_STEP)
             found += [part, delta, b, c]
         return Selection(*found, gate)  # type: ignore[call-arg]  # four of each direction

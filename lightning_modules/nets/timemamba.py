@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from lightning_modules.checks import check_arguments, check_choice
 from lightning_modules.errors import ModelError
-from lightning_modules.nets.bimamba import BiMamba, set_activations
+from lightning_modules.nets.bimamba import BiMamba, run_block, set_activations
 from lightning_modules.nets.videomamba import PatchEmbed, patches_along, resize_grid
 from lightning_modules.ops import Linear
 
@@ -123,10 +122,7 @@ class TimeMamba(nn.Module):
         """Input as in `embed` -> class token (B, 1, D) and patches (B, N, T, D) after the last block."""
         first, patches = self.embed(x)
         for block in self.blocks:
-            if self.activations == "memory" and torch.is_grad_enabled():
-                first, patches = checkpoint(block, first, patches, use_reentrant=False)
-            else:
-                first, patches = block(first, patches)
+            first, patches = run_block(self, block, first, patches)
         return first, patches
 
     def forward_tokens(self, x: Tensor) -> Tensor:

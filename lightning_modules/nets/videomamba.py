@@ -7,12 +7,11 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from torchvision.ops import stochastic_depth
 
 from lightning_modules.checks import check_arguments
 from lightning_modules.errors import ModelError
-from lightning_modules.nets.bimamba import BiMamba, Block, set_activations
+from lightning_modules.nets.bimamba import BiMamba, Block, run_block, set_activations
 from lightning_modules.nets.scan_orders import FullCrossScan, HalfCrossScan, block_orders, temporal_first
 from lightning_modules.ops import linear
 
@@ -173,10 +172,7 @@ class VideoMamba(nn.Module):
                 hidden = hidden.index_select(1, index)
                 residual = None if residual is None else residual.index_select(1, index)
                 current = order
-            if self.activations == "memory" and torch.is_grad_enabled():
-                hidden, residual = checkpoint(block, hidden, residual, *maps, use_reentrant=False)
-            else:
-                hidden, residual = block(hidden, residual, *maps)
+            hidden, residual = run_block(self, block, hidden, residual, *maps)
             if streams is not None and j:
                 streams.append(residual)
         assert residual is not None  # of the last block

@@ -48,17 +48,12 @@ class ViViM(VideoMamba):
         parts = [patches[:, :, : self.middle], first, patches[:, :, self.middle :]]
         return torch.cat(parts, dim=2).flatten(1, 2)
 
-    def _normed(self, x: Tensor) -> Tensor:
-        """Tokens after the final norm, frame by frame (B, T', 1 + H'W', D)."""
-        tokens = self.norm_f(self.forward_blocks(self.embed(x)).to(self.norm_f.weight.dtype))
-        return tokens.unflatten(1, (-1, 1 + self.grid_size**2))
-
     def forward_tokens(self, x: Tensor) -> Tensor:
         """Normalised input as in `embed` -> tokens after the final norm (B, 1 + T'H'W', D).
 
         The mean of the class tokens is first, then come the patches frame by frame.
         """
-        frames = self._normed(x)
+        frames = super().forward_tokens(x).unflatten(1, (-1, 1 + self.grid_size**2))
         first = frames[:, :, self.middle].mean(dim=1, keepdim=True)
         patches = torch.cat([frames[:, :, : self.middle], frames[:, :, self.middle + 1 :]], dim=2)
         return torch.cat([first, patches.flatten(1, 2)], dim=1)
