@@ -33,8 +33,7 @@ def conv_operators(
     name = f"lightning_modules::{backend}_conv"
 
     def run(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> Tensor:
-        one, none = (weight, bias), (None, None)
-        y, y_b = forward(x, *(none if reverse else one), *(one if reverse else none), silu)
+        y, y_b = forward(x, *_placed(weight, bias, reverse), silu)
         found = y_b if reverse else y
         assert found is not None  # of the direction that has weights
         return found
@@ -70,11 +69,8 @@ def conv_operators(
 
     def differentiate(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias = ctx.saved_tensors
-        one, none = (weight, bias), (None, None)
-        if ctx.reverse:
-            results = back(None, grad, x, *none, *one, ctx.silu)
-        else:
-            results = back(grad, None, x, *one, *none, ctx.silu)
+        grads = (None, grad) if ctx.reverse else (grad, None)
+        results = back(*grads, x, *_placed(weight, bias, ctx.reverse), ctx.silu)
         return results[0], results[1], None if bias is None else results[2], None, None
 
     def remember_pair(ctx: Context, inputs: tuple[Any, ...], output: object) -> None:
@@ -88,6 +84,11 @@ def conv_operators(
     one.register_autograd(differentiate, setup_context=remember)
     pair.register_autograd(differentiate_pair, setup_context=remember_pair)
     return one, pair, back
+
+
+def _placed(weight: Tensor, bias: Tensor | None, reverse: bool) -> tuple[Tensor | None, ...]:
+    """weight, bias, weight_b and bias_b of a single direction."""
+    return (None, None, weight, bias) if reverse else (weight, bias, None, None)
 
 
 def width_of(weight: Tensor | None, weight_b: Tensor | None) -> int:

@@ -4,8 +4,7 @@ The loops are in `numba_kernels.py`. A task is one block of channels of one sequ
 read where they are, slices of wider tensors included, and a scan from the last token copies nothing. Equal calls give
 equal results, bit for bit; another number of threads may change the last digits of the gradients of B and C.
 
-Legend of shapes: (batch, length, channels) for sequences, state for the states of each channel, "lanes layout" as in
-`numba_kernels.py`.
+Shapes are those of `interface.py`, "lanes layout" as in `numba_kernels.py`.
 """
 
 from dataclasses import dataclass
@@ -42,8 +41,6 @@ def why_not(device: str, dtype: torch.dtype) -> str | None:
     """One sentence saying why the backend cannot run on a device with inputs of a dtype, or None."""
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"The numba backend computes in float32, too coarse for {dtype} inputs; use the reference backend."
-    if device not in ("cpu", "meta"):
-        return f"The numba backend runs on the CPU, not on {device}; use the reference backend."
     return _defect()
 
 

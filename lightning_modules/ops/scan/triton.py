@@ -4,8 +4,7 @@ The kernels are in `triton_kernels.py`; `docs/kernels.md` explains how the work 
 Inputs are read where they are, slices of wider tensors included, and a scan from the last token copies nothing. Equal
 calls give equal results, bit for bit. Nothing waits for the GPU, so that calls can be captured in a CUDA graph.
 
-Legend of shapes: (batch, length, channels) for sequences, state for the states of each channel, N for the same number
-rounded up to a power of two, "state buffer" as in `triton_kernels.py`.
+Shapes are those of `interface.py`; N is `state` rounded up to a power of two, "state buffer" as in `triton_kernels.py`.
 """
 
 import math
