@@ -182,7 +182,10 @@ class BaseModule(LightningModule, ABC):
             torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
 
     def log_results(self, stage: str) -> None:
-        """Log what a validation ("val") or a test ("test") has shown; nothing here."""
+        """Log what a validation ("val") or a test ("test") has shown; nothing here.
+
+        Metrics join the processes when they compute, so the mean over these, ``sync_dist``, changes nothing.
+        """
 
     @override
     def on_validation_epoch_end(self) -> None:

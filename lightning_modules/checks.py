@@ -18,6 +18,7 @@ __all__ = [
     "check_arguments",
     "check_choice",
     "check_constructor",
+    "check_entries",
     "check_group",
     "check_mapping",
     "check_range",
@@ -211,16 +212,20 @@ def check_group(name: str, given: object, defaults: Mapping[str, Any]) -> dict[s
         ModelError: it is not a mapping, has an unknown entry, or a number out of its range.
     """
     given = check_mapping(name, given)
-    for entry in given:
-        if entry not in defaults:
-            takes = f"it takes {', '.join(defaults)}" if defaults else "it takes nothing here"
-            raise ModelError(f"{name} has no entry {entry!r:.80}; {takes}.")
+    check_entries(name, given, defaults)
     filled = {**defaults, **given}
     for entry, default in defaults.items():
         if isinstance(default, str) and not isinstance(filled[entry], str):
             raise ModelError(f"{name}.{entry} has to be a text, such as {default!r}.")
     check_arguments(filled, optional=[entry for entry, value in defaults.items() if value is None])
     return filled
+
+
+def check_entries(name: str, given: Mapping[str, object], known: Collection[str]) -> None:
+    """Raise `ModelError` where a group of arguments has an unknown entry."""
+    for entry in given:
+        if entry not in known:
+            raise ModelError(f"{name} has no entry {_shown(entry)}; it takes {', '.join(known) or 'nothing here'}.")
 
 
 def check_mapping(name: str, given: object) -> Mapping[str, Any]:
@@ -252,9 +257,8 @@ def check_sizes(where: str, sizes: object, known: Collection[str]) -> None:
     """
     if not isinstance(sizes, Mapping):
         raise ModelError(f"{where} is {_shown(sizes)}; it has to map names to sizes, for example hidden_size to 512.")
+    check_entries(where, sizes, known)
     for name, value in sizes.items():
-        if name not in known:
-            raise ModelError(f"{where} has no entry {_shown(name)}; it takes {', '.join(known)}.")
         if name != "hidden_act":
             check_range(f"{where}.{name}", value, _TOWER_SIZES.get(name, _TOWER_SIZE))
 

@@ -107,7 +107,6 @@ def draw_reliability(found: Calibration, theme: Theme) -> Figure:
     lower.bar(middles, count / max(count.sum(), 1), width=0.9 * width, color=theme.accent)
     lower.set(xlabel="probability of the answer", ylabel="answers")
     for axis in (upper, lower):
-        axis.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
         _plain(axis, theme)
     lower.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     return figure
@@ -120,7 +119,6 @@ def draw_recall(curves: dict[str, Tensor], theme: Theme) -> Figure:
     for (title, curve), colour in zip(curves.items(), (theme.accent, theme.second), strict=False):
         axis.plot(np.arange(1, len(curve) + 1), curve.numpy(), color=colour, linewidth=1.8, label=title)
     axis.set(xlabel="k", ylabel="match among the first k", ylim=(0, 1), xlim=(1, max(map(len, curves.values()))))
-    axis.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     axis.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]  # it is a MaxNLocator
     axis.legend(frameon=False, labelcolor=theme.text, fontsize=9, loc="lower right")
     _plain(axis, theme)
@@ -139,13 +137,13 @@ def draw_ranks(histogram: dict[str, Tensor], titles: Sequence[str], theme: Theme
         )
     axis.set_xticks(places, titles)
     axis.set(xlabel="rank of the match", ylabel="queries")
-    axis.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     axis.legend(frameon=False, labelcolor=theme.text, fontsize=9)
     _plain(axis, theme)
     return figure
 
 
 def _plain(axis: Axes, theme: Theme) -> None:
+    axis.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     axis.set_facecolor(theme.paper)
     axis.grid(color=theme.line, linewidth=0.6)
     axis.set_axisbelow(True)

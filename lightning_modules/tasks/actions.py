@@ -195,7 +195,6 @@ class ActionModule(BaseModule):
         recognition = self.hparams.task == "recognition"
         result["score"] = result["action_top1" if recognition else "action_recall5"]
         shown = {"score", "verb_top1", "noun_top1"} if recognition else {"score", "verb_recall5", "noun_recall5"}
-        # compute() has already joined the processes, so the mean over them changes nothing.
         for bar in (True, False):
             chosen = {f"{stage}/{k}": v for k, v in result.items() if (k in shown) == bar}
             self.log_dict(chosen, prog_bar=bar, sync_dist=True)

@@ -131,7 +131,6 @@ class ClipModule(BaseModule):
         result = self.metric.compute()
         self.metric.reset()
         result.pop("samples")
-        # compute() has already joined the processes, so the mean over them changes nothing.
         self.log_dict({f"{stage}/{k}": v for k, v in result.items()}, prog_bar=True, sync_dist=True)
 
     @override

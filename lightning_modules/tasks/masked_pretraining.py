@@ -194,7 +194,6 @@ class MaskedPretraining(TaughtByClip):
 
     @override
     def log_results(self, stage: str) -> None:
-        # compute() has already joined the processes, so the mean over them changes nothing.
         self.log(f"{stage}/loss", self.mean_loss.compute(), prog_bar=True, sync_dist=True)
         self.mean_loss.reset()
 

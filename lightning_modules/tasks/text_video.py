@@ -86,7 +86,6 @@ class TextVideoModule(BaseModule):
 
     @override
     def log_results(self, stage: str) -> None:
-        # compute() has already joined the processes, so the mean over them changes nothing.
         for name, value in self.scores.compute().items():
             self.log(f"{stage}/{name}", value, prog_bar=name.endswith(("_r1", "map")), sync_dist=True)
 

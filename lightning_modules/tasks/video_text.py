@@ -339,7 +339,6 @@ class VideoTextPretraining(TaughtByClip):
             again = self.reranker.compute(lambda *pair: self.net.match(*pair)[:, 1], self.device)
             result |= {f"reranked_{name}": value.to(self.device) for name, value in again.items()}
             self.reranker.reset()
-        # The processes were joined already, so the mean over them changes nothing.
         for name, value in result.items():
             self.log(f"{stage}/{name}", value, prog_bar=name.endswith("_r1"), sync_dist=True)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.checks import Range, check_choice, check_constructor, check_range
+from lightning_modules.checks import Range, check_choice, check_constructor, check_entries, check_range
 from lightning_modules.errors import ModelError
 
 __all__ = ["DECAYED", "Optim", "official_image_schedule", "one_cosine", "warmup_cosine"]
@@ -92,10 +92,7 @@ class Optim:
 
     def changed(self, values: Mapping[str, Any]) -> "Optim":
         """A copy with other values; `ModelError` for a name that is not there."""
-        known = [field.name for field in dataclasses.fields(self)]
-        for name in values:
-            if name not in known:
-                raise ModelError(f"optim has no entry {name!r:.80}; it takes {', '.join(known)}.")
+        check_entries("optim", values, [field.name for field in dataclasses.fields(self)])
         return dataclasses.replace(self, **values)
 
     def groups(self, net: nn.Module) -> list[dict]:
