@@ -17,7 +17,7 @@ is read in more careful ways (`_passes`), so that wrong tables cost time and not
 import os
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
@@ -117,9 +117,10 @@ def forget_indices() -> None:
 class VideoReader(Reader):
     """Reads frames of one video file (or still image, a video of one frame) by position.
 
-    Sound and other streams are ignored. `num_frames` counts the packets that the file really holds,
-    so a file that was cut off can be read as far as it goes. See `read` for what happens with damaged frames. A process
-    remembers the indices of the files it has read last (by path, size and time of change).
+    Sound and other streams are ignored. `num_frames` counts the packets that the file really holds, so a file that was
+    cut off can be read as far as it goes. A frame that cannot be decoded is replaced by the nearest one that can, with
+    a warning; when that would be more than half of the different frames asked for, the file counts as unreadable. A
+    process remembers the indices of the files it has read last (by path, size and time of change).
 
     Args:
         path: file, local or a URL that fsspec knows (`s3://`, `hf://`, ...), which is read in blocks.
@@ -170,20 +171,9 @@ class VideoReader(Reader):
         return width if rotation % 180 else height
 
     @override
-    def read(
-        self,
-        indices: Sequence[int] | NDArray[np.integer],
-        *,
-        short_side: int | None = None,
-        interpolation: str = "bilinear",
-    ) -> Tensor:
-        """Return the frames at the given positions, see `Reader.read`.
-
-        A frame that cannot be decoded is replaced by the nearest one that can, with a warning; when that would be more
-        than half of the different frames asked for, the file counts as unreadable.
-        """
+    def _read(self, positions: NDArray[np.int64], short_side: int | None, interpolation: str) -> Tensor:
         places: dict[int, list[int]] = {}
-        for place, position in enumerate(self._positions(indices).tolist()):
+        for place, position in enumerate(positions.tolist()):
             places.setdefault(position, []).append(place)
         wanted = sorted(places)
         pictures: Tensor | None = None
@@ -192,7 +182,7 @@ class VideoReader(Reader):
             if pictures is None:
                 self._first_decoded = self._first_decoded or frame
                 painter = self._painter(short_side, interpolation)
-                pictures = torch.empty((len(indices), *painter.size, 3), dtype=torch.uint8)
+                pictures = torch.empty((len(positions), *painter.size, 3), dtype=torch.uint8)
             first, *others = places[wanted[len(found)]]
             pictures[first] = self._paint(painter, frame)
             for place in others:
@@ -248,14 +238,11 @@ class VideoReader(Reader):
             raise DecodeError(
                 f"{self.path} is coded in a way that this build of FFmpeg cannot decode; convert it to H.264."
             )
-        self._check_size(stream.codec_context.width, stream.codec_context.height)
+        check_size(self.path, stream.codec_context.width, stream.codec_context.height)
         stream.codec_context.thread_count = self._num_threads
         if self._num_threads != 1:
             stream.thread_type = "AUTO"
         return stream
-
-    def _check_size(self, width: int, height: int) -> None:
-        check_size(self.path, width, height)
 
     def _build_index(self) -> None:
         """Set num_frames, pts_seconds and the index."""
@@ -340,7 +327,8 @@ class VideoReader(Reader):
         frame = self._first_decoded or next(self._wanted_frames([0]), (0, None))[1]
         if frame is None:
             raise self._undecodable()
-        return frame.width, frame.height, _clockwise_degrees(frame)
+        clockwise = -frame.rotation  # libav gives the counter-clockwise angle of the display matrix
+        return frame.width, frame.height, round(clockwise / 90) * 90 % 360
 
     # Reading -------------------------------------------------------------------------------------------------------
 
@@ -472,7 +460,7 @@ class VideoReader(Reader):
             except (av.FFmpegError, OSError):
                 continue
             for frame in frames:
-                self._check_size(frame.width, frame.height)
+                check_size(self.path, frame.width, frame.height)
                 yield frame
 
     def _demux(self) -> Iterator[_Packet]:
@@ -489,7 +477,8 @@ class VideoReader(Reader):
     def _painter(self, short_side: int | None, interpolation: str) -> Painter:
         width, height, rotation = self._geometry
         painter = Painter(width, height, rotation=rotation, short_side=short_side, interpolation=interpolation)
-        self._check_size(*painter.size[::-1])  # of a strip a few pixels high, resized, the longer side can be millions
+        # Of a strip a few pixels high, resized, the longer side can be millions.
+        check_size(self.path, *painter.size[::-1])
         return painter
 
     def _paint(self, painter: Painter, frame: av.VideoFrame) -> Tensor:
@@ -514,7 +503,7 @@ class VideoReader(Reader):
         if lost:
             # The same words each time, which Python shows once: other frames are asked for in every epoch.
             warnings.warn(
-                f"{self.path} is damaged: frames that cannot be decoded are replaced by their neighbours.", stacklevel=3
+                f"{self.path} is damaged: frames that cannot be decoded are replaced by their neighbours.", stacklevel=4
             )
 
 
@@ -553,8 +542,3 @@ def _nearest(wanted: list[int], frames: _Found) -> _Found:
         if not candidates:
             return
         yield min(candidates, key=lambda item: abs(item[0] - target))
-
-
-def _clockwise_degrees(frame: av.VideoFrame) -> int:
-    # libav gives the counter-clockwise angle of the display matrix.
-    return -round(frame.rotation / 90) * 90 % 360

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from datamodules.storage.files import RemoteFile, is_url
 from datamodules.storage.members import open_tar
-from datamodules.video.frames import FrameFolder, NumberedFrames, open_video
+from datamodules.video.frames import NUMBERED, FrameFolder, NumberedFrames, open_video
 from datamodules.video.opening import DecodeError, check_size, open_container
 from datamodules.video.pixels import Painter
 from datamodules.video.reader import Reader
@@ -81,7 +81,7 @@ def _tar_index(path: str) -> NDArray[np.int64]:
         try:
             with open_tar(file) as archive:
                 for member in archive:
-                    match = re.fullmatch(r"(?:.*/)?\D*(\d+)\.(?:jpe?g|png)", member.name, re.IGNORECASE)
+                    match = NUMBERED.fullmatch(member.name.rpartition("/")[2])
                     if match and member.isreg() and not member.issparse():
                         found.append((int(match[1]), member.offset_data, member.size))
         except (tarfile.TarError, OSError) as error:

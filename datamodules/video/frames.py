@@ -3,7 +3,6 @@
 import os
 import re
 from abc import abstractmethod
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -17,10 +16,10 @@ from datamodules.video.decode import VideoReader
 from datamodules.video.opening import DecodeError
 from datamodules.video.reader import Reader
 
-__all__ = ["DECODERS", "FrameFolder", "NumberedFrames", "check_decoder", "open_video"]
+__all__ = ["DECODERS", "NUMBERED", "FrameFolder", "NumberedFrames", "check_decoder", "open_video"]
 
-_FRAME = re.compile(r"\D*(\d+)\.(?:jpe?g|png)", re.IGNORECASE)
-
+NUMBERED = re.compile(r"\D*(\d+)\.(?:jpe?g|png)", re.IGNORECASE)
+"""Names of numbered pictures, such as img_00001.jpg."""
 
 DECODERS = ("pyav", "torchcodec", "torchcodec-cuda")
 """Decoders of video files; still images and folders of them are always read with PyAV."""
@@ -77,14 +76,8 @@ class NumberedFrames(Reader):
         self.pts_seconds = np.arange(num_frames) / fps
 
     @override
-    def read(
-        self,
-        indices: Sequence[int] | NDArray[np.integer],
-        *,
-        short_side: int | None = None,
-        interpolation: str = "bilinear",
-    ) -> Tensor:
-        wanted, inverse = np.unique(self._positions(indices), return_inverse=True)
+    def _read(self, positions: NDArray[np.int64], short_side: int | None, interpolation: str) -> Tensor:
+        wanted, inverse = np.unique(positions, return_inverse=True)
         pictures = [picture.permute(1, 2, 0) for picture in self._pictures(wanted.tolist(), short_side, interpolation)]
         return torch.stack(pictures).index_select(0, torch.from_numpy(inverse)).permute(0, 3, 1, 2)
 
@@ -106,7 +99,7 @@ class FrameFolder(NumberedFrames):
 
     def __init__(self, path: str | os.PathLike[str], *, fps: float = 25.0) -> None:
         path = os.fspath(path)
-        found = [(match, name) for name in Folders().entries(path) if (match := _FRAME.fullmatch(name))]
+        found = [(match, name) for name in Folders().entries(path) if (match := NUMBERED.fullmatch(name))]
         self._names = [name for _, name in sorted((int(match[1]), name) for match, name in found)]
         if not self._names:
             raise DecodeError(

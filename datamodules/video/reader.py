@@ -45,7 +45,6 @@ class Reader(ABC):
         """Time from the first frame to the end of the last one."""
         return float(self.pts_seconds[-1]) + 1.0 / self.fps
 
-    @abstractmethod
     def read(
         self,
         indices: Sequence[int] | NDArray[np.integer],
@@ -68,9 +67,6 @@ class Reader(ABC):
             IndexError: a position is outside the video.
             DecodeError: frames cannot be decoded.
         """
-
-    def _positions(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
-        """Check what `read` was given, and return it as int64 (T,)."""
         positions = np.asarray(indices, dtype=np.int64)
         if positions.ndim != 1 or len(positions) == 0:
             raise DataError(f"indices have to be a non-empty list of frame positions, got shape {positions.shape}.")
@@ -79,4 +75,8 @@ class Reader(ABC):
                 f"{self.path} has {self.num_frames} frames: positions have to be in 0 .. {self.num_frames - 1}, "
                 f"got {positions.min()} .. {positions.max()}."
             )
-        return positions
+        return self._read(positions, short_side, interpolation)
+
+    @abstractmethod
+    def _read(self, positions: NDArray[np.int64], short_side: int | None, interpolation: str) -> Tensor:
+        """Return what `read` promises; the positions are in the video."""

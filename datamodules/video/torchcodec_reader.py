@@ -4,7 +4,6 @@ It needs the libraries of FFmpeg 4 to 8 on the system. See docs/data.md for when
 """
 
 import os
-from collections.abc import Sequence
 from functools import cached_property
 
 import av
@@ -87,14 +86,7 @@ class TorchCodecReader(Reader):
             return reader.pts_seconds if len(reader) == len(self) else np.arange(len(self)) / self.fps
 
     @override
-    def read(
-        self,
-        indices: Sequence[int] | NDArray[np.integer],
-        *,
-        short_side: int | None = None,
-        interpolation: str = "bilinear",
-    ) -> Tensor:
-        positions = self._positions(indices)
+    def _read(self, positions: NDArray[np.int64], short_side: int | None, interpolation: str) -> Tensor:
         if short_side is not None:
             check_size(self.path, *short_side_size(self.height, self.width, short_side)[::-1])
         wanted, inverse = np.unique(positions, return_inverse=True)
