@@ -97,6 +97,7 @@ class LiveStream:
         self._stop, self._news = threading.Event(), threading.Condition()
         self._messages: list[str] = []
         self._frames: FrameStream | None = None
+        self._live: _LiveFrames | None = None  # where these come from, if not from a file
         self._take: Callable[[], None] | None = None  # what `windows` asks the thread to do
         self._begun: float | None = None  # when the first frame came
         self._heard = clock()  # when the last one came
@@ -116,7 +117,8 @@ class LiveStream:
         if self._frames is None:
             assert self._failure is not None
             raise self._failure
-        self.name, self.fps = getattr(self._frames, "name", self._source), self._frames.fps
+        self.name = self._source if self._live is None else self._live.input.name
+        self.fps = self._frames.fps
 
     def __enter__(self) -> Self:
         return self
@@ -129,8 +131,8 @@ class LiveStream:
         self._stop.set()
         with self._news:
             self._news.notify_all()
-        if isinstance(self._frames, _Connection):
-            self._frames.interrupt()
+        if self._live is not None:
+            self._live.input.interrupt()
         self._thread.join(_JOIN_SECONDS)
 
     @property
@@ -153,13 +155,7 @@ class LiveStream:
         No window reaches over a gap in the stream. A stream that ends before its first window is one window, its
         frames spread over T places.
 
-        Args:
-            num_frames: T, frames of a clip.
-            period: seconds between two of them.
-            step: samples, 1 .. num_frames.
-            image_size: H = W in pixels, cut from the middle.
-            short_side: length of the shorter side before that, at least image_size.
-            interpolation: see `resize.resize_short_side`.
+        The arguments are those of `streaming.stream_windows`.
 
         Raises:
             DecodeError: the stream was lost and is not back in time, or not one frame can be decoded.
@@ -224,8 +220,9 @@ class LiveStream:
                 self._news.notify_all()
 
     def _open(self) -> None:
-        live = is_live(self._source)
-        self._frames = _Connection(self._source, self._timeout, self._stop) if live else FrameStream(self._source)
+        if is_live(self._source):
+            self._live = _LiveFrames(LiveInput(self._source, self._timeout, self._stop))
+        self._frames = FrameStream(self._live or self._source)
 
     def _open_first(self) -> None:
         """Open the source; what sends nothing may be about to start."""
@@ -247,11 +244,11 @@ class LiveStream:
             if self._reconnect == 0:
                 raise
             return error
-        may_be_back = isinstance(self._frames, _Connection) and self._reconnect > 0 and not self._stop.is_set()
+        may_be_back = self._live is not None and self._reconnect > 0 and not self._stop.is_set()
         return Ended(f"{self.name} has ended.") if may_be_back else None
 
     def _take_samples(self, period: float, image_size: int, short_side: int, interpolation: str) -> None:
-        is_file, start = not isinstance(self._frames, _Connection), 0.0
+        is_file, start = self._live is None, 0.0
         assert self._frames is not None
         with self._news:
             self._kept.clear()
@@ -281,7 +278,9 @@ class LiveStream:
         """
         assert self._frames is not None
         self._frames.__exit__()
-        self._tell(f"{str(reason).rstrip('.')} (looking for it for {self._reconnect:g} s).")
+        with self._news:
+            self._messages.append(f"{str(reason).rstrip('.')} (looking for it for {self._reconnect:g} s).")
+            self._news.notify_all()
         while not self._stop.wait(self._wait):
             self._wait = min(2 * self._wait, _LONGEST_WAIT_SECONDS)
             if self.clock() - self._heard > self._reconnect:
@@ -291,27 +290,9 @@ class LiveStream:
                 self._open()
                 return
 
-    def _tell(self, message: str) -> None:
-        with self._news:
-            self._messages.append(message)
-            self._news.notify_all()
-
-
-class _Connection(FrameStream):
-    """The frames of a camera or an address, until it breaks off."""
-
-    def __init__(self, source: str, timeout: float, stop: threading.Event) -> None:
-        self._input = LiveInput(source, timeout, stop)
-        self.name = self._input.name
-        self._read_from(_LiveFrames(self._input))
-
-    def interrupt(self) -> None:
-        """End a read that the thread waits in."""
-        self._input.interrupt()
-
 
 class _LiveFrames(Source):
-    """Frames with their times."""
+    """Frames of a camera or an address, with their times, until it breaks off."""
 
     def __init__(self, source: LiveInput) -> None:
         self.input = source

@@ -20,8 +20,6 @@ import socket
 import sys
 import threading
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable
 from contextlib import suppress
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
@@ -30,6 +28,8 @@ import av
 from datamodules.video.opening import MAX_PIXELS, DecodeError
 
 __all__ = ["SCHEMES", "STREAMED", "Ended", "LiveInput", "is_live"]
+
+SCHEMES = ("udp", "http", "https", "rtsp")
 
 STREAMED = ("mpegts", "mpeg", "flv", "matroska", "mov", "ogg", "mjpeg", "mpjpeg", "h264", "hevc")
 """libav's names of the formats that are read from bytes of a stream, which hold their pictures themselves."""
@@ -73,7 +73,7 @@ class LiveInput:
     def __init__(self, source: str, timeout: float, stop: threading.Event) -> None:
         self.name = _without_password(source)
         self._timeout, self._stop, self._is_shut = timeout, stop, False
-        self._feed: _Feed | None = None
+        self._feed: _Datagrams | _Response | None = None  # what the bytes of the stream come over
         self.touch()
         try:
             self.container = self._open(source)
@@ -142,7 +142,7 @@ class LiveInput:
             options = {**limits, "protocol_whitelist": "tcp", "format_whitelist": "rtsp", "rtsp_transport": "tcp"}
             waits = (self._timeout, self._timeout)
             return av.open(source, "r", format="rtsp", options=options, timeout=waits, metadata_errors="replace")
-        self._feed = _FEEDS[url.scheme](self, url)
+        self._feed = _Datagrams(self, url) if url.scheme == "udp" else _Response(self, url)
         options = {**limits, "protocol_whitelist": "none", "format_whitelist": ",".join(STREAMED)}
         return av.open(self._feed, "r", format=self._feed.format, options=options, metadata_errors="replace")
 
@@ -158,30 +158,14 @@ class LiveInput:
         return av.open(path, format=driver, options={**limits, "format_whitelist": driver})
 
 
-class _Feed(ABC):
-    """The connection that the bytes of a stream come over.
-
-    Attributes:
-        format: libav's name of their format; None finds it out.
-    """
-
-    format: str | None = None
-
-    @abstractmethod
-    def interrupt(self) -> None:
-        """End a read that another thread waits in."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Give back what the system lent."""
-
-
-class _Datagrams(_Feed):
+class _Datagrams:
     """What is sent to a UDP port.
 
     ``udp://239.1.2.3:5000`` joins a multicast group; ``udp://@:5000`` takes what comes in on any address of this
     machine.
     """
+
+    format = None  # libav finds it out
 
     def __init__(self, owner: LiveInput, url: SplitResult) -> None:
         self._owner, self._rest = owner, b""
@@ -219,7 +203,7 @@ class _Datagrams(_Feed):
         self._socket.close()
 
 
-class _Response(_Feed):
+class _Response:
     """The body of the answer to one GET; redirections are not followed."""
 
     def __init__(self, owner: LiveInput, url: SplitResult) -> None:
@@ -269,11 +253,3 @@ class _Response(_Feed):
 
 def _without_password(source: str) -> str:
     return re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1@", source)
-
-
-_FEEDS: dict[str, Callable[[LiveInput, SplitResult], _Feed]] = {
-    "udp": _Datagrams,
-    "http": _Response,
-    "https": _Response,
-}
-SCHEMES = (*_FEEDS, "rtsp")

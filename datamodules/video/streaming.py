@@ -123,23 +123,20 @@ class FrameStream:
     back, or lie far beyond the end of the file are replaced by the frame rate.
 
     Args:
-        path: local, or a URL that fsspec knows.
-        num_threads: threads of the decoder, 0 takes all cores.
+        source: path, local or a URL that fsspec knows; or where else frames come from, such as a camera.
 
     Attributes:
-        expected_seconds: length that the file claims to have, None where it does not.
-        fps: frames per second, on average.
+        expected_seconds: those of the source, and so is fps.
         seconds: how far it has been read; at the end, the length of the video.
 
     Raises:
         DecodeError: the file is missing, empty or not readable as video.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, num_threads: int = 0) -> None:
-        path = os.fspath(path)
-        self._read_from(_FolderSource(path) if os.path.isdir(path) else _FileSource(path, num_threads=num_threads))
-
-    def _read_from(self, source: Source) -> None:
+    def __init__(self, source: str | os.PathLike[str] | Source) -> None:
+        if isinstance(source, str | os.PathLike):
+            path = os.fspath(source)
+            source = _FolderSource(path) if os.path.isdir(path) else _FileSource(path, num_threads=0)
         self._source, self.expected_seconds, self.fps = source, source.expected_seconds, source.fps
         self.seconds = 0.0
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from datamodules.video.live import LiveStream
 from lightning_modules.base import BaseModule
-from zoo.inference.long_videos import default_window
+from zoo.inference.long_videos import window_options
 from zoo.inference.predict import check_finite, classifier, evaluating
 from zoo.limits import check_range, check_window_and_step
 
@@ -71,17 +71,8 @@ def live(
 def _moments(
     model: BaseModule, source: str | os.PathLike[str], window: float | None, step: float | None, reconnect: float
 ) -> Iterator[Moment]:
-    given = model.preprocessing
-    frames = given["num_frames"]
     with LiveStream(source, reconnect=reconnect) as stream:
-        window = default_window(model, stream.fps) if window is None else window
-        step = window / 2 if step is None else step
-        check_window_and_step(window, step)
-        windows = stream.windows(
-            num_frames=frames, period=window / frames, step=max(1, round(step / window * frames)),
-            **{key: given[key] for key in ("image_size", "short_side", "interpolation")},
-        )  # fmt: skip
-        for start, end, video, arrived in windows:
+        for start, end, video, arrived in stream.windows(**window_options(model, stream.fps, window, step)):
             with evaluating(model):
                 scores = check_finite(model(video[None].to(model.device)).float().softmax(dim=1))[0].cpu()
             index = int(scores.argmax())

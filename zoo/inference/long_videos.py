@@ -1,16 +1,16 @@
 """Labels over time in a video of any length: a classifier on sliding windows."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import groupby, islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.video.streaming import FrameStream, Window, stream_windows
+from datamodules.video.streaming import FrameStream, stream_windows
 from lightning_modules.base import BaseModule
 from zoo.datasets import datasets
 from zoo.inference.precision import check_precision
@@ -18,7 +18,7 @@ from zoo.inference.predict import Prediction, check_finite, classifier, evaluati
 from zoo.limits import check_window_and_step, check_windows
 from zoo.registry import class_labels
 
-__all__ = ["STILLS", "Segment", "Timeline", "default_window", "timeline"]
+__all__ = ["STILLS", "Segment", "Timeline", "default_window", "timeline", "window_options"]
 
 STILLS = 48
 """Pictures that a timeline keeps of its video at most."""
@@ -112,6 +112,20 @@ def default_window(model: BaseModule, fps: float) -> float:
     return frames / _FPS_OF_CLIPS
 
 
+def window_options(model: BaseModule, fps: float, window: float | None, step: float | None) -> dict[str, Any]:
+    """Arguments of `stream_windows`, and of `LiveStream.windows`, for a classifier; window and step as for `timeline`.
+
+    Raises:
+        ZooError: the step is longer than the window.
+    """
+    frames = model.preprocessing["num_frames"]
+    window = default_window(model, fps) if window is None else window
+    step = window / 2 if step is None else step
+    check_window_and_step(window, step)
+    size = {key: model.preprocessing[key] for key in ("image_size", "short_side", "interpolation")}
+    return {"num_frames": frames, "period": window / frames, "step": max(1, round(step / window * frames)), **size}
+
+
 def timeline(
     model: BaseModule | str,
     path: str | os.PathLike[str],
@@ -147,20 +161,15 @@ def timeline(
     check_window_and_step(window, step)
     model = classifier(model)
     check_precision(precision, model.device)
-    given = model.preprocessing
-    frames = given["num_frames"]
+    frames = model.preprocessing["num_frames"]
+    size = batch_size or max(1, _FRAMES_AT_ONCE // frames)
     with FrameStream(path) as stream:
-        window = default_window(model, stream.fps) if window is None else window
-        step = window / 2 if step is None else step
-        check_window_and_step(window, step)
-        every = max(step, window / frames)
+        options = window_options(model, stream.fps, window, step)
+        every = options["step"] * options["period"]
         check_windows(path, stream.expected_seconds or 0.0, every)
-        windows = stream_windows(
-            stream, num_frames=frames, period=window / frames, step=max(1, round(step / window * frames)),
-            **{key: given[key] for key in ("image_size", "short_side", "interpolation")},
-        )  # fmt: skip
+        windows = stream_windows(stream, **options)
         spans, probabilities, stills = [], [], _Stills()
-        for batch in _batches(windows, batch_size or max(1, _FRAMES_AT_ONCE // frames)):
+        while batch := list(islice(windows, size)):
             with evaluating(model, precision):
                 clips = torch.stack([clip for *_, clip in batch]).to(model.device)
                 probabilities.append(check_finite(model(clips).float().softmax(dim=1).cpu()))
@@ -177,11 +186,6 @@ def timeline(
     scores = torch.cat(probabilities)
     names = model.class_names or [f"class {i}" for i in range(scores.shape[1])]
     return Timeline(os.fspath(path), duration, seconds, scores, list(names), *stills.kept())
-
-
-def _batches(windows: Iterator[Window], size: int) -> Iterator[list[Window]]:
-    while batch := list(islice(windows, size)):
-        yield batch
 
 
 class _Stills:
