@@ -252,12 +252,7 @@ def status(path: str) -> tuple[int | None, int | None]:
 
 
 def download(url: str, path: str, most: float) -> None:
-    """The file behind a URL to a local one, in one request.
-
-    Args:
-        url: of the file.
-        path: of the local one.
-        most: bytes to take where the server does not say how many there are.
+    """The file behind a URL to a local one, in one request; `most` bytes where the server does not say how many.
 
     Raises:
         FileNotFoundError, IsADirectoryError, OSError: as `RemoteFile`; or it is longer.

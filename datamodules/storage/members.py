@@ -49,14 +49,7 @@ _BLOCK = tarfile.BLOCKSIZE
 
 
 class Member(NamedTuple):
-    """A file in a tar shard; ``str`` makes a path of it.
-
-    Attributes:
-        shard: the tar, a local path or a URL.
-        offset: its first byte in the tar, behind its header.
-        size: bytes.
-        name: for people.
-    """
+    """A file in a tar shard, with the parts of its path, which ``str`` makes of it."""
 
     shard: str
     offset: int
@@ -87,12 +80,7 @@ def open_member(member: Member) -> File:
 
 
 def fetched_ahead(items: Sequence[T], paths: Sequence[str]) -> Iterator[T]:
-    """The items, one after the other; while one is worked on, remote members that the next ones read are fetched.
-
-    Args:
-        items: anything.
-        paths: what each item will open.
-    """
+    """The items in turn; while one is worked on, remote members among the `paths` of the next ones are fetched."""
     try:
         for number, item in enumerate(items):
             for path in paths[number : number + AHEAD]:
@@ -126,9 +114,13 @@ def _open_remote(member: Member) -> File:
             return _Slice(member._replace(shard=local))
         except FileNotFoundError:
             continue  # it has just given way to another
-    data = _read_range(member.shard, member.offset - _BLOCK, member.offset + member.size)
+    start, end = member.offset - _BLOCK, member.offset + member.size
+    data = _tried(lambda: read_range(member.shard, start, end))
+    if len(data) > end - start:
+        raise OSError(errno.EIO, "the server sends whole files where a part is asked for; set ZOO_SHARD_CACHE to a "
+                                 "folder for whole shards")  # fmt: skip
     _check_header(member, data[:_BLOCK])
-    if len(data) != _BLOCK + member.size:
+    if len(data) < end - start:
         raise OSError(errno.EIO, "the shard is cut off")
     return io.BytesIO(memoryview(data)[_BLOCK:])
 
@@ -186,14 +178,6 @@ class _Slice(File):
     @override
     def close(self) -> None:
         self._file.close()
-
-
-def _read_range(url: str, start: int, end: int) -> bytes:
-    data = _tried(lambda: read_range(url, start, end))
-    if len(data) > end - start:
-        raise OSError(errno.EIO, "the server sends whole files where a part is asked for; set ZOO_SHARD_CACHE to a "
-                                 "folder for whole shards")  # fmt: skip
-    return data
 
 
 def _fetched(url: str, folder: str) -> str:

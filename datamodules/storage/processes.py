@@ -1,6 +1,6 @@
 """Helper processes that leave Ctrl-C to the process that started them and do not outlive it.
 
-And differences between systems: number of cores, cleaning up after a fork, locks on files.
+And differences between systems: cores, cleaning up after a fork, locks on files.
 """
 
 import multiprocessing
@@ -9,7 +9,9 @@ import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
+from functools import cache
 from multiprocessing.context import BaseContext
+from pathlib import Path
 from typing import BinaryIO, ParamSpec, TypeVar
 
 from typing_extensions import override
@@ -22,12 +24,21 @@ except ImportError:
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-__all__ = ["ProcessPool", "after_fork", "lock", "usable_cores"]
+__all__ = ["ProcessPool", "after_fork", "cpu_info", "lock", "usable_cores"]
 
 
 def usable_cores() -> int:
     """Cores that this process may use; all of the machine's where the system does not tell (macOS, Windows)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
+def cpu_info() -> str:
+    """What Linux says of the CPU in /proc/cpuinfo; empty elsewhere."""
+    try:
+        return Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""
 
 
 def after_fork(forget: Callable[[], object]) -> None:
@@ -36,7 +47,7 @@ def after_fork(forget: Callable[[], object]) -> None:
         os.register_at_fork(after_in_child=forget)
 
 
-def lock(file: BinaryIO, *, wait: bool = True) -> bool:
+def lock(file: BinaryIO, *, wait: bool = True, inherited: bool = True) -> bool:
     """Lock an open file against other processes until it is closed; return whether that succeeded.
 
     On Windows nothing is locked: there, one process at a time may write to a folder.
@@ -44,12 +55,14 @@ def lock(file: BinaryIO, *, wait: bool = True) -> bool:
     Args:
         file: open for writing.
         wait: for another process that has it locked.
+        inherited: processes that this one starts hold the lock too.
     """
     if fcntl is None:
         return True
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
+        take = fcntl.flock if inherited else fcntl.lockf
+        take(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except (BlockingIOError, PermissionError):
         return False
     return True
 

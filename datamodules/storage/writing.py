@@ -36,7 +36,7 @@ def written_folder(path: Path) -> Iterator[Path]:
     Missing folders above it are made. What was at `path` before is replaced then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.unfinished-", dir=path.parent))
+    beside = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.unfinished-", dir=path.parent))
     try:
         beside.chmod(0o777 & ~_umask())  # mkdtemp's folders are private
         yield beside

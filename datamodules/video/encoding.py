@@ -4,13 +4,12 @@ import io
 import os
 from collections.abc import Iterator
 from fractions import Fraction
-from functools import cache
-from pathlib import Path
 
 import av
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.storage.processes import cpu_info
 from datamodules.video.decode import VideoReader
 from datamodules.video.frames import open_video
 from datamodules.video.opening import DecodeError
@@ -85,17 +84,12 @@ def _stream(
     return stream
 
 
-@cache
 def _repeatable() -> dict[str, str]:
     """Options with which x264 makes the same bytes of the same frames, as interrupted shards need it.
 
     Its code for AVX-512 does not. Without it, it takes as long.
     """
-    try:
-        has_avx512 = "avx512" in Path("/proc/cpuinfo").read_text()
-    except OSError:
-        has_avx512 = False
-    return {"x264-params": "asm=avx2"} if has_avx512 else {}
+    return {"x264-params": "asm=avx2"} if "avx512" in cpu_info() else {}
 
 
 def _decoded(reader: VideoReader) -> Iterator[av.VideoFrame]:

@@ -3,8 +3,6 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoo.errors import ZooError
@@ -21,18 +19,12 @@ _INSTRUCTIONS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
 def check_precision(precision: str, device: "torch.device") -> None:
-    """Refuse an unknown precision; warn where a known one is slow.
+    """Refuse what is none of `PRECISIONS`, with a `ZooError`; warn where a known one is slow on the model's device."""
+    from datamodules.storage.processes import cpu_info
 
-    Args:
-        precision: one of `PRECISIONS`.
-        device: where the model runs.
-
-    Raises:
-        ZooError: it is none of them.
-    """
     if precision not in PRECISIONS:
         raise ZooError(f"precision is {precision!r}; choose one of {', '.join(PRECISIONS)}.")
-    if precision == "bf16" and device.type == "cpu" and not multiplies_bfloat16(_cpu_info()):
+    if precision == "bf16" and device.type == "cpu" and not multiplies_bfloat16(cpu_info()):
         warnings.warn("This CPU has no instructions for bfloat16 (avx512_bf16, AMX), so bf16 is slower here than fp32; "
                       "omit it.", stacklevel=3)  # fmt: skip
 
@@ -50,16 +42,7 @@ def inference(precision: str, device: "torch.device") -> Iterator[None]:
             yield
 
 
-@cache
-def _cpu_info() -> str:
-    """What Linux says of the CPU; empty elsewhere, where torch multiplies no bfloat16 on a CPU by instructions."""
-    try:
-        return Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return ""
-
-
-def multiplies_bfloat16(cpu_info: str) -> bool:
-    """Whether the content of /proc/cpuinfo names instructions that do."""
-    lines = (line.split() for line in cpu_info.splitlines() if line.startswith(("flags", "Features")))
+def multiplies_bfloat16(about_cpu: str) -> bool:
+    """Whether the content of /proc/cpuinfo names instructions that do; elsewhere torch uses none."""
+    lines = (line.split() for line in about_cpu.splitlines() if line.startswith(("flags", "Features")))
     return not _INSTRUCTIONS.isdisjoint(next(lines, []))

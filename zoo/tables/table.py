@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 
 from datamodules.storage.files import is_url
+from datamodules.storage.processes import lock
 from zoo.errors import ZooError
 
 if TYPE_CHECKING:
@@ -103,12 +104,7 @@ class VideoTable:
 
     @classmethod
     def make(cls, where: Where, columns: Mapping[str, Any], settings: Mapping[str, Any]) -> Self:
-        """Make an empty table in one commit.
-
-        Args:
-            where: the place, where nothing is yet.
-            columns: names and types of PyArrow.
-            settings: plain values, its head.
+        """Make an empty table in one commit, of columns with types of PyArrow, and with settings as its head.
 
         Raises:
             ZooError: it cannot be written.
@@ -137,11 +133,6 @@ class VideoTable:
         """Names of the columns beside those of `ABOUT`."""
         names: list[str] = self.settings["columns"]
         return names
-
-    @property
-    def columns(self) -> dict[str, Any]:
-        """Names and types of PyArrow."""
-        return {field.name: field.type for field in self._table.schema}
 
     def count_rows(self) -> int:
         """Number of rows, those about files that could not be read included."""
@@ -176,14 +167,15 @@ class VideoTable:
         if not rows and not empty:
             return
         _, pa = lancedb_modules()
+        schema = self._table.schema
         about: list[tuple[Any, ...]] = [
             (text_of(record.path), *record[1:], *state[record.path][1:3], None) for record, _ in rows
         ]
         about += [(text_of(file.path), None, None, *file[1:]) for file in empty]
         values = dict(zip(ABOUT, zip(*about, strict=True), strict=True))
-        columns = {name: pa.array(values[name], self.columns[name]) for name in ABOUT}
+        columns = {name: pa.array(values[name], schema.field(name).type) for name in ABOUT}
         for place, name in enumerate(self.own):  # those that a user added stay empty
-            kind = self.columns[name]
+            kind = schema.field(name).type
             filled = _array([value[place] for _, value in rows], kind, [record.path for record, _ in rows])
             columns[name] = pa.concat_arrays([filled, pa.nulls(len(empty), kind)])
         self.append_rows(pa.table(columns))
@@ -226,21 +218,11 @@ class VideoTable:
             name: other names exclude nothing.
             wait: until its holder lets go; otherwise the block runs at once, and is told whether it has the lock.
         """
-        try:
-            import fcntl
-        except ImportError:  # Windows: one process at a time, then
-            fcntl = None  # type: ignore[assignment]
-        if fcntl is None or is_url(self.where.locks):  # object stores refuse the second of two commits by themselves
+        if is_url(self.where.locks):  # object stores refuse the second of two commits by themselves
             yield True
             return
-        with open(Path(self.where.locks, f".{name}.lock"), "a") as file:
-            held = True
-            try:
-                # Unlike flock's, these locks do not pass to the processes that a loader starts.
-                fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except (BlockingIOError, PermissionError):
-                held = False
-            yield held
+        with open(Path(self.where.locks, f".{name}.lock"), "ab") as file:
+            yield lock(file, wait=wait, inherited=False)  # not by the processes that a loader starts
 
     def _rows(self, columns: list[str], where: str | None = None) -> "Iterator[pyarrow.RecordBatch]":
         with retold(self.where.shown, "read", "make it again"):
@@ -285,11 +267,7 @@ def _array(values: list[Any], kind: "pyarrow.DataType", paths: list[str]) -> "py
 
 
 def check_place(folder: str) -> None:
-    """Refuse, before any work, a table at a URL of no store, and without LanceDB, which is not yet imported here.
-
-    Raises:
-        ZooError: see above.
-    """
+    """Raise `ZooError`, before any work, at a URL of no store, or without LanceDB, which is not yet imported here."""
     if importlib.util.find_spec("lancedb") is None:
         raise ZooError(_MISSING)
     if is_url(folder) and folder.partition("://")[0] not in STORES:
@@ -354,29 +332,18 @@ def _reason(error: Exception) -> str:
 
 # Names of files are bytes, the table's texts are Unicode: a byte 128 to 255 that is not valid UTF-8 stands as one
 # of the private characters U+EF80 to U+EFFF. Where a name has those itself, its bytes are written that way too.
-_BYTES = 0xEF00
+_AS_BYTES = {0xEF00 + byte: 0xDC00 + byte for byte in range(0x80, 0x100)}
+_AS_TEXT = {byte: chr(private) for private, byte in _AS_BYTES.items()}
+_AS_TEXT |= {private: "".join(chr(0xEF00 + byte) for byte in chr(private).encode()) for private in _AS_BYTES}
 
 
 def text_of(path: str) -> str:
     """The text that stands for a path in a table."""
-    if path.isascii():
-        return path
-    return "".join(_private(char) for char in path)
-
-
-def _private(char: str) -> str:
-    code = ord(char)
-    if 0xDC80 <= code <= 0xDCFF:
-        return chr(code - 0xDC00 + _BYTES)
-    if _BYTES + 0x80 <= code <= _BYTES + 0xFF:
-        return "".join(chr(_BYTES + byte) for byte in char.encode())
-    return char
+    return path.translate(_AS_TEXT)
 
 
 def path_of(text: str) -> str:
     """The path that a text in a table stands for."""
     if text.isascii():
         return text
-    code = (ord(char) for char in text)
-    raw = "".join(chr(c - _BYTES + 0xDC00) if _BYTES + 0x80 <= c <= _BYTES + 0xFF else chr(c) for c in code)
-    return raw.encode(errors="surrogateescape").decode(errors="surrogateescape")
+    return text.translate(_AS_BYTES).encode(errors="surrogateescape").decode(errors="surrogateescape")

@@ -108,7 +108,7 @@ def test_a_precision_that_does_not_exist_is_refused(model, clips):
 )
 def test_a_cpu_without_bfloat16_is_warned_about(cpu_info, fast, recwarn, monkeypatch):
     assert multiplies_bfloat16(cpu_info) is fast
-    monkeypatch.setattr("zoo.inference.precision._cpu_info", lambda: cpu_info)
+    monkeypatch.setattr("datamodules.storage.processes.cpu_info", lambda: cpu_info)
     check_precision("bf16", CPU)
     check_precision("fp32", CPU)
     check_precision("bf16", SimpleNamespace(type="cuda"))
