@@ -1,6 +1,6 @@
 """Frames and clips brought to a size: uint8 (T, 3, H, W), the same for every frame of a clip."""
 
-from typing import TypedDict
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,14 +38,7 @@ RESIZES = ("crop", "squeeze")
 out of it; `squeeze` resizes it to a square and ignores its proportions."""
 
 
-class ResizeOptions(TypedDict):
-    """Options of torchvision's resizing."""
-
-    interpolation: InterpolationMode
-    antialias: bool
-
-
-def resize_options(interpolation: str) -> ResizeOptions:
+def resize_options(interpolation: str) -> dict[str, Any]:
     """Return the options of torchvision's resizing for one of `INTERPOLATIONS`; raise `DataError` for others."""
     if interpolation not in INTERPOLATIONS:
         raise DataError(f"interpolation has to be one of {', '.join(INTERPOLATIONS)}, got {interpolation!r}.")
@@ -93,7 +86,7 @@ def read_resized(
         reader: an open video.
         indices: int64 (T,), positions of the frames.
         image_size: side of the model's input in pixels.
-        short_side: of the frames, where `resize` is "crop".
+        short_side: of the frames in pixels, where `resize` is "crop".
         interpolation: one of `INTERPOLATIONS`.
         resize: one of `RESIZES`.
 

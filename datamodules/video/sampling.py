@@ -91,12 +91,7 @@ def frames_of(span: tuple[float, float] | None, num_video_frames: int, fps: floa
     """Positions of the frames of a stretch of a video, one at least.
 
     As in the published windows (docs/protocol.md, section 2), they are the frame that is shown at its first second up
-    to that shown at its last.
-
-    Args:
-        span: first and last second; None is the whole video.
-        num_video_frames: frames in the file.
-        fps: frames per second.
+    to that shown at its last; no span is the whole video.
     """
     if span is None:
         return range(num_video_frames)

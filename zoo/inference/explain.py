@@ -27,7 +27,7 @@ from torch import Tensor
 from lightning_modules.base import BaseModule
 from zoo.build import load
 from zoo.errors import ZooError, hint
-from zoo.inference.predict import check_finite, evaluating, read_views
+from zoo.inference.predict import check_finite, classifier, evaluating, read_views
 from zoo.limits import check_range
 
 if TYPE_CHECKING:
@@ -42,8 +42,6 @@ STEPS = (1, 1000)
 
 _PIXELS_AT_ONCE, _PIXELS_AT_ONCE_CPU = 256 * 224**2, 8 * 224**2
 """Of the clips that the model sees at once: enough for a GPU; a CPU is quickest where little leaves its cache."""
-
-_MISSING = "Integrated gradients need Captum; install it: pip install 'video-mamba-zoo[explain]'."
 
 
 class Explanation(NamedTuple):
@@ -96,9 +94,13 @@ def explain(
         ZooError: the model is no classifier, or gives scores that are not finite; there is no such class, method or
             baseline; a number is out of range; Captum is missing.
     """
-    check_settings(method, baseline, steps)
-    model = load(model) if isinstance(model, str | os.PathLike) else model
-    _check_classifier(model)
+    for name, value, known in (("method", method, METHODS), ("baseline", baseline, BASELINES)):
+        if value not in known:
+            raise ZooError(f"{name} is {value!r}; choose one of {', '.join(known)}.")
+    check_range("steps", steps, STEPS)
+    if method == "integrated-gradients":
+        _captum()
+    model = classifier(load(model) if isinstance(model, str | os.PathLike) else model)
     tube = _tube_of(model, tube, method)
     views = read_views(model, path, 1, 1)
     clip = views.video[0]
@@ -108,16 +110,6 @@ def explain(
     index = int(scores.argmax()) if target is None else _index_of(target, names)
     heat = heat_of(model, clip, index, method, tube=tube, baseline=baseline, steps=steps, on_step=on_step)
     return Explanation(heat, names[index], scores.softmax(0)[index].item(), clip.transpose(0, 1), views.seconds[0])
-
-
-def check_settings(method: str, baseline: str, steps: int) -> None:
-    """Refuse settings that `explain` does not know, before anything is loaded."""
-    for name, value, known in (("method", method, METHODS), ("baseline", baseline, BASELINES)):
-        if value not in known:
-            raise ZooError(f"{name} is {value!r}; choose one of {', '.join(known)}.")
-    check_range("steps", steps, STEPS)
-    if method == "integrated-gradients":
-        _captum()
 
 
 def heat_of(
@@ -131,17 +123,13 @@ def heat_of(
     steps: int = 32,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Heat of a clip, float32 (T, H, W) on the CPU; see `explain`.
+    """Heat of a clip, float32 (T, H, W) on the CPU; the other arguments are those of `explain`.
 
     Args:
         model: a classifier.
         clip: uint8 (3, T, H, W).
         index: position of the class in the logits.
-        method: one of `METHODS`.
         tube: frames and pixels, each at most the clip's.
-        baseline: one of `BASELINES`.
-        steps: see `explain`.
-        on_step: see `explain`.
     """
     report = on_step or (lambda done, total: None)
     covered = cover(clip, baseline)
@@ -196,7 +184,9 @@ def _occluded(
     clip, covered = clip.to(model.device), covered.to(model.device)
     with evaluating(model):
         whole = _log_odds(model(clip[None]), index)
-        for places in _batched(tubes, _clips_at_once(clip, model.device)):
+        at_once = _clips_at_once(clip, model.device)
+        for start in range(0, len(tubes), at_once):
+            places = tubes[start : start + at_once]
             shown = clip.expand(len(places), *clip.shape).clone()
             for number, (frames, rows, columns) in enumerate(places):
                 shown[number, :, frames, rows, columns] = covered[:, frames, rows, columns]
@@ -218,16 +208,11 @@ def _integrated(
         report(min(done, steps), steps)
         return _log_odds(model(video), index)
 
-    training = model.training
-    model.eval()
-    try:
-        with torch.enable_grad():
-            inputs, baselines = (video[None].to(model.device) / 255 for video in (clip, covered))
-            found: Tensor = integrated_gradients(score).attribute(
-                inputs, baselines, n_steps=steps, internal_batch_size=_clips_at_once(clip, model.device)
-            )
-    finally:
-        model.train(training)
+    with evaluating(model), torch.inference_mode(False):  # gradients are wanted after all
+        inputs, baselines = (video[None].to(model.device) / 255 for video in (clip, covered))
+        found: Tensor = integrated_gradients(score).attribute(
+            inputs, baselines, n_steps=steps, internal_batch_size=_clips_at_once(clip, model.device)
+        )
     return found[0].sum(0).detach().float().cpu()
 
 
@@ -240,10 +225,6 @@ def _log_odds(logits: Tensor, index: int) -> Tensor:
 
 def _clips_at_once(clip: Tensor, device: torch.device) -> int:
     return max(1, (_PIXELS_AT_ONCE_CPU if device.type == "cpu" else _PIXELS_AT_ONCE) // clip[0].numel())
-
-
-def _batched(items: list[Tube], size: int) -> Iterator[list[Tube]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def _tube_of(model: BaseModule, tube: tuple[int, int] | None, method: str) -> tuple[int, int]:
@@ -264,18 +245,12 @@ def _index_of(target: str | int, names: list[str]) -> int:
     return names.index(target)
 
 
-def _check_classifier(model: BaseModule) -> None:
-    if hasattr(model, "value_name"):
-        raise ZooError(f"{type(model).__name__} predicts a number, and only classes can be explained; use a "
-                       "VideoClassifier.")  # fmt: skip
-    if not hasattr(model, "class_names"):
-        raise ZooError(f"{type(model).__name__} has no classes that places of a video could support; use a classifier.")
-
-
 def _captum() -> "type[IntegratedGradients]":
     try:
         from captum.attr import IntegratedGradients
     except ImportError as error:
-        raise ZooError(_MISSING) from error
+        raise ZooError(
+            "Integrated gradients need Captum; install it: pip install 'video-mamba-zoo[explain]'."
+        ) from error
     found: type[IntegratedGradients] = IntegratedGradients
     return found

@@ -11,7 +11,6 @@ A row has `path`, `start` and `end` (the first and last moment in seconds that t
 
 import math
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from typing_extensions import override
 from datamodules.clips import ClipFormat
 from datamodules.storage.files import is_url
 from datamodules.video.frame_tar import open_frames
+from datamodules.video.frames import NUMBERED
 from datamodules.video.resize import center_crop, to_clip
 from datamodules.video.sampling import clip_indices, range_in
 from datamodules.video.suffixes import VIDEO_SUFFIXES
@@ -45,9 +45,6 @@ __all__ = ["KINDS", "StrideReader", "VideoFeatures", "extract", "find_sources"]
 KINDS = ("cls", "frames")
 """One vector for a window, its class token; or one for each of its frames, the mean of its patches."""
 
-_PICTURE = re.compile(r"\D*\d+\.(?:jpe?g|png)", re.IGNORECASE)
-_PASSED_OVER = ("flow_frames",)
-
 
 class StrideReader(Reader):
     """Reads long videos, folders and tars of frames, a clip (3, T, H, W) of each window.
@@ -57,7 +54,6 @@ class StrideReader(Reader):
         window: seconds of a window.
         stride: seconds from one to the next.
         spans: stretches of a clip that have a vector each; None is the whole clip.
-        batch_size: clips of a batch, at most.
     """
 
     def __init__(self, clip: ClipFormat, window: float, stride: float, spans: int | None, batch_size: int) -> None:
@@ -120,21 +116,16 @@ class VideoFeatures(Job):
         check_range("batch_size", batch_size, BATCH)
         name = os.fspath(model) if isinstance(model, str | os.PathLike) else type(model).__name__
         model = load(model) if isinstance(model, str | os.PathLike) else model
-        net = getattr(getattr(model, "net", None), "vision", getattr(model, "net", None))
+        net = getattr(model, "net", None)
+        net = getattr(net, "vision", net)
         if not isinstance(net, VideoMamba) or net.num_frames is None:
             raise ZooError(f"{name} has no VideoMamba for clips to extract features with; use a video classifier.")
-        self.model, self.tokens = to_device(model, device).eval(), tokens
+        self.model, self._net, self.tokens = to_device(model, device).eval(), net, tokens
         check_precision(precision, self.model.device)
         clip = ClipFormat(**model.preprocessing)
         spans = None if tokens == "cls" else clip.num_frames // (net.patch_embed.tubelet_size or 1)
         self.reader = StrideReader(clip, window, stride, spans, batch_size)
         self.settings = {"tokens": tokens, "window": window, "stride": stride, "precision": precision}
-
-    @property
-    def _net(self) -> VideoMamba:
-        net: Any = self.model.net
-        tower: VideoMamba = getattr(net, "vision", net)
-        return tower
 
     @override
     def types(self) -> dict[str, Any]:
@@ -177,16 +168,8 @@ def extract(
         sources: folders of videos, of folders of frames, or of tars of frames, searched at any depth; videos; lists of
             them and tar shards, see `zoo.tables.listing.list_videos`.
         out: the table, a file .parquet or a folder or URL .lance.
-        tokens: one of `KINDS`.
-        window: seconds that the model sees at once.
-        stride: seconds from one window to the next.
-        batch_size: windows that the model sees at once.
-        precision: as for `zoo.predict`.
-        num_workers: processes that read videos; 0 reads in this one, None is one per core, at most 4.
-        ray: address of a Ray cluster that does it, "auto" for the one that is there or a new one; None does it here.
-        shard: (k, n): of n processes that fill the same table, this is number k, from 1; for .lance alone.
-        device: where the model runs; "auto" is a GPU where there is one.
-        on_files: called with the number of finished videos and of all, as they change.
+        tokens: as for `VideoFeatures`, and so are the next four, and device.
+        num_workers: as for `fill`, and so are the rest; shard is for .lance alone.
 
     Raises:
         ZooError: no videos, a model without a VideoMamba for clips, or a table made with other weights or settings;
@@ -202,9 +185,9 @@ def extract(
 
 
 def _found(paths: list[str]) -> list[str]:
-    local = [str(path) for path in paths if not is_url(path)]
-    found = find_videos([path for path in paths if is_url(path)], urls=True) if len(local) < len(paths) else []
-    return found + [str(video) for path in local for video in find_sources(Path(path))]
+    remote = [path for path in paths if is_url(path)]
+    found = find_videos(remote, urls=True) if remote else []
+    return found + [str(video) for path in paths if not is_url(path) for video in find_sources(Path(path))]
 
 
 def find_sources(data: Path) -> list[Path]:
@@ -219,8 +202,8 @@ def find_sources(data: Path) -> list[Path]:
         return [data]
     found: dict[str, list[Path]] = {}
     for folder, below, names in os.walk(data, followlinks=True):
-        below[:] = sorted(name for name in below if not name.startswith(".") and name not in _PASSED_OVER)
-        if any(_PICTURE.fullmatch(name) for name in names):
+        below[:] = sorted(name for name in below if not name.startswith(".") and name != "flow_frames")
+        if any(map(NUMBERED.fullmatch, names)):
             found.setdefault(Path(folder).name, []).append(Path(folder))
             below.clear()
             continue

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from zoo.files import PICTURES, check_target, written
 from zoo.inference.explain import Explanation
+from zoo.inference.plot import MUTED, TEXT, save_figure
 from zoo.printable import printable
 
 __all__ = ["ANIMATIONS", "ARRAYS", "animate_heat", "plot_heat", "save_heat", "shade"]
@@ -20,7 +21,6 @@ ANIMATIONS = (".webp", ".gif")
 ARRAYS = (".npy", ".npz")
 
 _SUPPORTS, _AGAINST = (242, 112, 32), (32, 104, 214)
-_TEXT, _MUTED = "#1d2733", "#6b7785"
 _FRAMES_SHOWN = 8
 _LEAST_HEIGHT_PX = 192  # smaller frames are shown enlarged
 _FRAME_MS = (80, 1000)
@@ -44,13 +44,7 @@ def shade(explanation: Explanation) -> Tensor:
 
 
 def plot_heat(explanation: Explanation, out: str | os.PathLike[str], title: str = "") -> Path:
-    """Draw up to 8 frames and, below each, its heat.
-
-    Args:
-        explanation: what `zoo.explain` returned.
-        out: picture to write; the ending chooses the format.
-        title: before the label.
-    """
+    """Draw up to 8 frames and, below each, its heat; the title stands before the label."""
     check_target(out, PICTURES)
     shown = np.unique(np.linspace(0, len(explanation.heat) - 1, _FRAMES_SHOWN).round().astype(int))
     figure = Figure(figsize=(1.75 * len(shown) + 0.5, 4.3), layout="constrained", facecolor="white")
@@ -61,27 +55,20 @@ def plot_heat(explanation: Explanation, out: str | os.PathLike[str], title: str 
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
     for axis, t in zip(axes[0], shown, strict=True):
-        axis.set_title(f"{explanation.seconds[t]:.1f} s", fontsize=9, color=_MUTED)
+        axis.set_title(f"{explanation.seconds[t]:.1f} s", fontsize=9, color=MUTED)
     for axis, name in zip(axes[:, 0], ("frame", "heat"), strict=True):
-        axis.set_ylabel(name, fontsize=10, color=_TEXT)
+        axis.set_ylabel(name, fontsize=10, color=TEXT)
     label = f"{explanation.label} {explanation.probability:.1%}"
     heading = printable(f"{title}: {label}" if title else label).replace("$", r"\$")
-    figure.suptitle(heading, x=0.01, ha="left", fontsize=11, color=_TEXT, fontweight="bold")
-    figure.supxlabel("orange supports the class, blue speaks against it", fontsize=9, color=_MUTED)
-    out = Path(out)
-    with written(out, PICTURES) as beside:
-        figure.savefig(beside, dpi=110, format=out.suffix[1:].lower())
-    return out
+    figure.suptitle(heading, x=0.01, ha="left", fontsize=11, color=TEXT, fontweight="bold")
+    figure.supxlabel("orange supports the class, blue speaks against it", fontsize=9, color=MUTED)
+    return save_figure(figure, out)
 
 
 def animate_heat(explanation: Explanation, out: str | os.PathLike[str]) -> Path:
-    """Write the clip as a moving picture, at its speed: each frame with its heat to its right.
+    """Write the clip as a moving picture (.webp or .gif), at its speed: each frame with its heat to its right.
 
     Frames stay for 80 ms at least and one second at most.
-
-    Args:
-        explanation: what `zoo.explain` returned.
-        out: ``.webp`` or ``.gif`` to write.
     """
     check_target(out, ANIMATIONS)
     out = Path(out)
@@ -100,13 +87,7 @@ def animate_heat(explanation: Explanation, out: str | os.PathLike[str]) -> Path:
 
 
 def save_heat(explanation: Explanation, out: str | os.PathLike[str]) -> Path:
-    """Write the heat for NumPy.
-
-    Args:
-        explanation: what `zoo.explain` returned.
-        out: ``.npy`` for the heat, float32 (T, H, W), alone; ``.npz`` for all of it by name, with frames uint8
-            (T, 3, H, W).
-    """
+    """Write the heat for NumPy: alone, float32 (T, H, W), as .npy; with all that belongs to it by name as .npz."""
     check_target(out, ARRAYS)
     out = Path(out)
     heat = explanation.heat.numpy()

@@ -19,7 +19,7 @@ from zoo.inference.long_videos import Segment, Timeline
 from zoo.inference.predict import Prediction
 from zoo.printable import clock, printable
 
-__all__ = ["plot_masks", "plot_predictions", "plot_timelines"]
+__all__ = ["plot_masks", "plot_predictions", "plot_timelines", "save_figure"]
 
 BAR, BEST, TEXT, MUTED = "#c9d3df", "#2f6fb2", "#1d2733", "#6b7785"
 RIGHT, WRONG = "#2e7d4f", "#c0492f"
@@ -78,7 +78,7 @@ def plot_predictions(
                     fontweight="bold",
                 )
         _bars(figure.add_subplot(grid[i, FRAMES_SHOWN:]), predictions, truth)
-    return _save(figure, out)
+    return save_figure(figure, out)
 
 
 def plot_masks(views: Views, shown: Tensor, attention: Tensor | None, out: str | os.PathLike[str]) -> Path:
@@ -111,7 +111,7 @@ def plot_masks(views: Views, shown: Tensor, attention: Tensor | None, out: str |
         column[0].set_title(f"{views.seconds[0][t]:.1f} s", fontsize=9, color=MUTED)
     for axis, row in zip(axes[:, 0], rows, strict=True):
         axis.set_ylabel(row, fontsize=10, color=TEXT)
-    return _save(figure, out)
+    return save_figure(figure, out)
 
 
 def plot_timelines(rows: Sequence[tuple[str, Timeline]], out: str | os.PathLike[str]) -> Path:
@@ -133,7 +133,7 @@ def plot_timelines(rows: Sequence[tuple[str, Timeline]], out: str | os.PathLike[
     for drawing in drawn:
         drawing.draw(figure, top)
         top -= drawing.height
-    return _save(figure, out)
+    return save_figure(figure, out)
 
 
 class _TimelineDrawing:
@@ -292,7 +292,8 @@ def _draw_stills(axis: Axes, timeline: Timeline) -> None:
     axis.set_axis_off()
 
 
-def _save(figure: Figure, out: str | os.PathLike[str]) -> Path:
+def save_figure(figure: Figure, out: str | os.PathLike[str]) -> Path:
+    """Write a picture; the ending chooses the format."""
     out = Path(out)
     with written(out, PICTURES) as beside:
         figure.savefig(beside, dpi=110, format=out.suffix[1:].lower())

@@ -181,14 +181,7 @@ def read_views(model: BaseModule, path: str | os.PathLike[str], num_clips: int |
 def score_views(
     model: BaseModule, views: Views, precision: str = "fp32", on_view: Callable[[], None] | None = None
 ) -> Tensor:
-    """Mean over the views of the softmax, (num_classes,) on the CPU.
-
-    Args:
-        model: a classifier.
-        views: as `read_views` gives them.
-        precision: as for `predict`.
-        on_view: called after each view, for a progress bar.
-    """
+    """Mean over the views of a classifier's softmax, (num_classes,) on the CPU; `on_view` is called after each view."""
     return _mean_over_views(model, views, lambda clip: model(clip).float().softmax(dim=1), precision, on_view)
 
 

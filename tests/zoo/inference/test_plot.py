@@ -19,7 +19,7 @@ LONG = "a class with a very long name, longer than anybody would choose, but dat
 def figures(monkeypatch):
     """Functions that draw give the figure instead of writing it."""
     matplotlib.use("agg")
-    monkeypatch.setattr(plot, "_save", lambda figure, out: figure)
+    monkeypatch.setattr(plot, "save_figure", lambda figure, out: figure)
 
 
 def timeline_of(probabilities, labels):
