@@ -3,7 +3,6 @@
 Everything that is not written here goes through `text`: names of classes and files come from others.
 """
 
-import base64
 import html
 import os
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from zoo.app.answers import Classified, Explained, Picture
 from zoo.inference.long_videos import Timeline
 from zoo.inference.plot import COLOURS
 from zoo.printable import clock, printable
+from zoo.retrieval.gallery import data_address
 from zoo.retrieval.table import Hit
 
 __all__ = ["HEAD", "STYLE", "answered", "bars", "classified", "explained", "found", "hint", "problem", "text"]
@@ -92,13 +92,13 @@ def _moment(hit: Hit, address: str, poster: bytes | None) -> str:
         return f'<figure><p class="zoo-gone">This file cannot be read any more.</p>{caption}</figure>'
     return (
         f'<figure><video controls muted playsinline preload="metadata" src="{text(address)}#t={hit.start:.3f},'
-        f'{hit.end:.3f}" poster="{_data(poster)}"></video>{caption}</figure>'
+        f'{hit.end:.3f}" poster="{data_address(poster)}"></video>{caption}</figure>'
     )
 
 
 def _frames(pictures: Sequence[Picture]) -> str:
     figures = "".join(
-        f'<figure><img alt="Frame at {picture.seconds:.1f} s" src="{_data(picture.webp)}">'
+        f'<figure><img alt="Frame at {picture.seconds:.1f} s" src="{data_address(picture.webp)}">'
         f"<figcaption>{picture.seconds:.1f} s</figcaption></figure>"
         for picture in pictures
     )
@@ -126,10 +126,6 @@ def _timeline(timeline: Timeline) -> str:
         f'<h3>Over time</h3><div class="zoo-strip" aria-hidden="true">{strip}</div><ol class="zoo-segments">{items}'
         f"</ol>{rest}"
     )
-
-
-def _data(webp: bytes) -> str:
-    return f"data:image/webp;base64,{base64.b64encode(webp).decode()}"
 
 
 HEAD = """

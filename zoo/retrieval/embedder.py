@@ -36,7 +36,6 @@ class WindowReader(Reader):
     Args:
         clip: what the model takes.
         window: longest stretch in seconds; `math.inf` never cuts.
-        batch_size: clips of a batch, at most.
     """
 
     def __init__(self, clip: ClipFormat, window: float, batch_size: int) -> None:

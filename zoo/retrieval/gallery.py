@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
 from datamodules.storage.files import is_url, split
@@ -21,10 +21,9 @@ from zoo.printable import clock
 from zoo.retrieval.search import made_with
 from zoo.retrieval.table import Hit, Index
 
-__all__ = ["moving_picture", "write_gallery"]
+__all__ = ["data_address", "moving_picture", "write_gallery"]
 
 FRAMES, HEIGHT_PX = 8, 160
-TEMPLATE = "gallery.html"
 
 
 def write_gallery(page: str | os.PathLike[str], index: Index, results: Sequence[tuple[str, Sequence[Hit]]]) -> Path:
@@ -56,16 +55,10 @@ def write_gallery(page: str | os.PathLike[str], index: Index, results: Sequence[
         ],
         "count": _count,
     }
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    text = environment.get_template(TEMPLATE).render(values)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(Path(__file__).with_name("gallery.html").read_text(encoding="utf-8"))
     with written(page, PAGES) as beside:
-        beside.write_text(text, encoding="utf-8")
+        beside.write_text(template.render(values), encoding="utf-8")
     return page
 
 
@@ -96,8 +89,8 @@ def _values(hit: Hit, folder: str, page_folder: Path) -> dict[str, Any]:
         "end": f"{hit.end:.3f}",
         "times": f"{clock(hit.start)} – {clock(hit.end)}",  # noqa: RUF001
         "score": f"{hit.score:.3f}",
-        "still": _inside(webp(pictures[len(pictures) // 2 :][:1])) if pictures else None,
-        "moving": _inside(webp(pictures)) if pictures and not is_gif else None,
+        "still": data_address(webp(pictures[len(pictures) // 2 :][:1])) if pictures else None,
+        "moving": data_address(webp(pictures)) if pictures and not is_gif else None,
     }
 
 
@@ -145,5 +138,6 @@ def _pictures(hit: Hit) -> list[Image.Image]:
     return [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in frames]
 
 
-def _inside(picture: bytes) -> str:
+def data_address(picture: bytes) -> str:
+    """Address of a WebP that holds the picture itself."""
     return f"data:image/webp;base64,{base64.b64encode(picture).decode()}"

@@ -4,12 +4,9 @@ A model is anything with ``encode_text(texts)`` and ``forward(video)`` that give
 ``preprocessing`` of docs/batches.md; or a classifier, whose features find videos that look like a clip.
 """
 
-import csv
 import math
 import os
-import shutil
-import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,9 +14,10 @@ import torch
 from torch import Tensor
 
 from datamodules.storage.files import is_url
+from datamodules.storage.writing import written_folder
 from lightning_modules.base import BaseModule
 from zoo.errors import UnknownModelError, ZooError
-from zoo.files import UNFINISHED, check_folder
+from zoo.files import check_folder
 from zoo.limits import BATCH, SECONDS, check_range, check_shard
 from zoo.retrieval.embedder import WINDOW_SECONDS, VideoEmbedder, WindowReader
 from zoo.retrieval.old_index import read_head, read_parts
@@ -36,16 +34,7 @@ __all__ = ["Summary", "check_queries", "convert_index", "index", "made_with", "o
 
 
 class Summary(NamedTuple):
-    """Summary of a run of `index`.
-
-    Attributes:
-        videos: found in the folders (with ``shard``, this process's share of them); the sum of the next three.
-        indexed: read now.
-        unreadable: could not be read, now or by an earlier run; those of earlier runs are not tried again.
-        kept: were in the index already.
-        dropped: removed from the index, since they are gone or have changed.
-        vectors: in the whole index now.
-    """
+    """Summary of a run of `index`, as `zoo.tables.fill.Done`; `vectors` counts those in the whole index now."""
 
     videos: int
     indexed: int
@@ -112,9 +101,11 @@ def index(
         raise ZooError(f"{out} is written by one process, since no lock protects it; omit --shard.")
     listing, roots = list_videos([sources] if isinstance(sources, str | os.PathLike) else sources)
     check_place(out)
-    target = _Target(out, window, dtype, metadata)
-    target.source, target.embedder = _embedder(model, out, device, batch_size, precision)
-    done = fill(target.embedder, target, listing, roots, num_workers=num_workers, ray=ray, shard=shard,
+    place = Place(out)
+    described = None if metadata is None else _read_metadata(metadata, place)
+    embedder = VideoEmbedder(model, batch_size=batch_size, precision=precision, device=device)
+    target = _Target(out, embedder, source_of(model, place), window, dtype, described)
+    done = fill(embedder, target, listing, roots, num_workers=num_workers, ray=ray, shard=shard,
                 on_files=on_files)  # fmt: skip
     return Summary(done.videos, done.read, done.unreadable, done.kept, done.dropped, target.vectors)
 
@@ -123,18 +114,42 @@ class _Target:
     """An index that `fill` writes to, with the columns of a CSV."""
 
     def __init__(
-        self, out: str, window: float | None, dtype: str | None, metadata: str | os.PathLike[str] | None
+        self,
+        out: str,
+        embedder: VideoEmbedder,
+        source: str | None,
+        window: float | None,
+        dtype: str | None,
+        described: "pyarrow.Table | None",
     ) -> None:
-        self.shown, self.place = out, Place(out)
-        self.window, self.dtype, self.vectors = window, dtype, 0
-        self.described = None if metadata is None else _read_metadata(metadata, self.place)
-        self.source: str | None = None
-        self.embedder: VideoEmbedder
+        self.shown, self.place, self.embedder, self.source = out, Place(out), embedder, source
+        self.window, self.dtype, self.described, self.vectors = window, dtype, described, 0
 
     def open(self) -> Index:
-        index = _open(self.shown, self.source, self.embedder, self.window, self.dtype)
-        self.embedder.reader.window = index.settings["window"] or math.inf
+        """The index that is there, if it was made in the same way, or a new one."""
+        out, embedder = self.shown, self.embedder
+        described = describe(embedder.model)
+        index = Index.open(out) if Index.exists(out) else self._new(described)
+        made, old = made_with(index), index.settings["window"] or math.inf
+        check_weights(out, made["sha256"], described["sha256"], self.source or f"this {type(embedder.model).__name__}")
+        check_config(out, made["config"], described["config"])
+        check_settings(out, index.settings, {"precision": embedder.precision})
+        if self.window not in (None, old) or self.dtype not in (None, index.dtype):
+            raise ZooError(f"{out} was made with windows of {old:g} s in {index.dtype}; omit these options to update "
+                           "it, or index into another folder.")  # fmt: skip
+        embedder.reader.window = old
         return index
+
+    def _new(self, described: Mapping[str, Any]) -> Index:
+        window = WINDOW_SECONDS if self.window is None else None if math.isinf(self.window) else self.window
+        model = {"source": self.source, **described}
+        settings = {"window": window, "precision": self.embedder.precision, "model": model}
+        try:
+            return Index.create(self.shown, self.embedder.dims, self.dtype or "float32", settings)
+        except ZooError:
+            if not Index.exists(self.shown):
+                raise
+            return Index.open(self.shown)  # another process, with another share, was faster
 
     def finish(self, table: Index) -> int:
         if self.described is not None:
@@ -178,23 +193,17 @@ def convert_index(old: str | os.PathLike[str], out: str | os.PathLike[str]) -> i
     model = head["model"]
     if isinstance(model, dict) and isinstance(model.get("source"), str) and model["source"].startswith("./"):
         model = model | {"source": to.source(from_.found(model["source"]))}
-    beside = out.with_name(f".{out.name[:40]}.{uuid.uuid4().hex[:8]}{UNFINISHED}")
-    try:
-        settings = {"window": head["window"], "model": model}
-        if type(head["dims"]) is not int or not isinstance(head["dtype"], str):
-            raise ZooError(f"{old} says dims {head['dims']!r} and dtype {head['dtype']!r}; make the index again.")
+    if type(head["dims"]) is not int or not isinstance(head["dtype"], str):
+        raise ZooError(f"{old} says dims {head['dims']!r} and dtype {head['dtype']!r}; make the index again.")
+    settings = {"window": head["window"], "model": model}
+    with written_folder(out) as beside:
         target = Index.create(beside, head["dims"], head["dtype"], settings)
         made_with(target)
         for records, vectors, files in read_parts(old, target.dims, target.dtype):
             moved = [record._replace(path=to.stored(from_.found(record.path))) for record in records]
             target.add(moved, vectors, [file._replace(path=to.stored(from_.found(file.path))) for file in files])
         target.optimise()
-        if out.exists():
-            out.rmdir()
-        beside.replace(out)
-        return len(Index.open(out))
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    return len(Index.open(out))
 
 
 def search(
@@ -241,10 +250,10 @@ def search(
     if isinstance(named, str) and model is None and named.startswith(("./", "/")):
         named = place.found(named)
     try:
-        source, embedder = _embedder(named, index.folder, device)
+        embedder = VideoEmbedder(named, device=device)
     except UnknownModelError as error:
         raise ZooError(f"The model of {index.folder} is not at {named}; say where it is: --model.") from error
-    name = source or f"this {type(embedder.model).__name__}"
+    name = source_of(named, place) or f"this {type(embedder.model).__name__}"
     check_weights(index.folder, made_with(index)["sha256"], describe(embedder.model)["sha256"], name)
     if queries and not embedder.compares_texts:
         raise ZooError(f"{index.folder} was made with a model that cannot compare texts with videos; search it by a "
@@ -268,11 +277,7 @@ def _vector(embedder: VideoEmbedder, path: str) -> Tensor:
 
 
 def check_queries(queries: Sequence[str]) -> None:
-    """Refuse texts that say nothing, or are not valid Unicode, which no tokenizer reads.
-
-    Raises:
-        ZooError: see above.
-    """
+    """Raise `ZooError` for texts that say nothing, or are not valid Unicode, which no tokenizer reads."""
     for query in queries:
         if not query.strip():
             raise ZooError("A text to search for is empty; say what the video shows.")
@@ -289,17 +294,16 @@ def _read_metadata(path: str | os.PathLike[str], place: Place) -> "pyarrow.Table
         ZooError: it cannot be read, or lacks paths, or has a column of the table.
     """
     import pyarrow as pa
-    from pyarrow import csv as arrow_csv
+    from pyarrow import csv
 
     path = os.path.abspath(Path(path).expanduser())
     if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe would wait for its writer
         raise ZooError(f"{path} cannot be read as CSV (it is not a regular file); write one line for each video.")
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            names = next(csv.reader(file), [])
         strings = {"path": pa.string()}
-        table = arrow_csv.read_csv(path, convert_options=arrow_csv.ConvertOptions(column_types=strings))
-    except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
+        table = csv.read_csv(path, convert_options=csv.ConvertOptions(column_types=strings))
+        names: list[str] = table.column_names
+    except (OSError, ValueError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:200].rstrip(".")
         raise ZooError(f"{path} cannot be read as CSV ({reason}); write one line for each video.") from error
     taken = [name for name in names if name in COLUMNS[:1] + COLUMNS[2:] or name.startswith("_")]
@@ -312,52 +316,12 @@ def _read_metadata(path: str | os.PathLike[str], place: Place) -> "pyarrow.Table
     if len(set(paths)) < len(paths):
         twice = next(one for number, one in enumerate(paths) if one in paths[:number])
         raise ZooError(f"{path} has two lines about {twice}; keep one of them.")
-    stored = pa.array([place.stored(one) for one in paths], pa.string())
-    columns = {"path": stored}
-    for name in table.column_names:
+    columns = {"path": pa.array([place.stored(one) for one in paths], pa.string())}
+    for name in names:
         if name != "path":  # a column without any value has no type
             column = table.column(name)
             columns[name] = column.cast(pa.string()) if pa.types.is_null(column.type) else column
     return pa.table(columns)
-
-
-def _embedder(
-    model: BaseModule | str | os.PathLike[str],
-    out: str | os.PathLike[str],
-    device: str,
-    batch_size: int = 8,
-    precision: str = "fp32",
-) -> tuple[str | None, VideoEmbedder]:
-    """Return a path or name that finds the model again, and what makes vectors with it.
-
-    Raises:
-        ZooError: it makes none.
-    """
-    source = source_of(model, Place(out))
-    return source, VideoEmbedder(model, batch_size=batch_size, precision=precision, device=device)
-
-
-def _open(out: str, source: str | None, embedder: VideoEmbedder, window: float | None, dtype: str | None) -> Index:
-    """The index that is there, if it was made in the same way, or a new one."""
-    described = describe(embedder.model)
-    if not Index.exists(out):
-        seconds = WINDOW_SECONDS if window is None else None if math.isinf(window) else window
-        settings = {"window": seconds, "precision": embedder.precision, "model": {"source": source, **described}}
-        try:
-            return Index.create(out, embedder.dims, dtype or "float32", settings)
-        except ZooError:
-            if not Index.exists(out):  # otherwise another process, with another share, was faster
-                raise
-    found = Index.open(out)
-    made = made_with(found)
-    check_weights(out, made["sha256"], described["sha256"], source or f"this {type(embedder.model).__name__}")
-    check_config(out, made["config"], described["config"])
-    check_settings(out, found.settings, {"precision": embedder.precision})
-    old = found.settings["window"] or math.inf
-    if window not in (None, old) or dtype not in (None, found.dtype):
-        raise ZooError(f"{out} was made with windows of {old:g} s in {found.dtype}; omit these options to update it, "
-                       "or index into another folder.")  # fmt: skip
-    return found
 
 
 def made_with(index: Index) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -91,11 +91,7 @@ def fill(
     shard: tuple[int, int] = (1, 1),
     on_files: Callable[[int, int], None] | None = None,
 ) -> Done:
-    """Do what is missing in a table.
-
-    Files that are in it and have not changed (size, time of change) are skipped, files that have changed are read
-    again, and files that are gone are dropped. A file that cannot be read is one warning; it is noted and tried again
-    only when it has changed.
+    """Do what is missing in a table: `zoo.index` says which files are skipped, read again and dropped.
 
     Args:
         job: what is done with each video.
@@ -163,14 +159,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
 
 
 def check_weights(shown: str, there: str, here: str, name: str) -> None:
-    """Refuse a model with other weights than those a table was made with.
-
-    Args:
-        shown: the table.
-        there: SHA-256 of the weights it was made with.
-        here: of the model.
-        name: of the model.
-    """
+    """Refuse a model with other weights, by their SHA-256, than those the table `shown` was made with."""
     if there != here:
         raise ZooError(f"{shown} was made with other weights (SHA-256 {there[:12]}...) than {name} has "
                        f"({here[:12]}...); use those, or write to another place.")  # fmt: skip
@@ -208,7 +197,6 @@ class _Readers:
     def __init__(self, number: int) -> None:
         self.number = number
         self._pipes = [multiprocessing.Pipe(duplex=False) for _ in range(number)]
-        self._waiting = set(range(number))
         self._batches: Iterator[_Given] = iter(())
 
     def __enter__(self) -> "_Readers":
@@ -231,7 +219,7 @@ class _Readers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number in sorted(self._waiting):  # nothing to do; they end
+        for number in range(self.number):  # those that still wait have nothing to do, and end
             self._send(number, (None, []))
         for connection in (end for pipe in self._pipes for end in pipe):
             connection.close()
@@ -248,11 +236,8 @@ class _Readers:
         yield from self._batches
 
     def _send(self, number: int, share: tuple[Reader | None, list[list[str]]]) -> None:
-        self._waiting.discard(number)
-        try:
+        with suppress(OSError):  # the process is dead, which the loader tells
             self._pipes[number][1].send(share)
-        except OSError:  # the process is dead, which the loader tells
-            return
 
 
 class _Files(IterableDataset[_Given]):
@@ -300,8 +285,11 @@ def _save_all(
         mine = begun.setdefault(reader, _Unsaved([], []))
         mine.rows.extend(rows)
         mine.files.extend(files)
-        if is_last:
-            _move(begun.pop(reader), whole)
+        if is_last:  # of a file that turned out to be damaged on the way, nothing but that is saved
+            del begun[reader]
+            broken = {file.path for file in mine.files if file.error is not None}
+            whole.rows.extend(row for row in mine.rows if row[0].path not in broken)
+            whole.files.extend(mine.files)
         if whole.files and time.monotonic() - saved_at >= SAVE_SECONDS:
             whole = _save(table, place, whole)
             saved_at = time.monotonic()
@@ -323,13 +311,6 @@ class _Unsaved(NamedTuple):
 
     rows: list[tuple[Record, tuple[Any, ...]]]
     files: list[File]
-
-
-def _move(some: _Unsaved, whole: _Unsaved) -> None:
-    """Add what belongs together; of a file that turned out to be damaged on the way, nothing but that."""
-    broken = {file.path for file in some.files if file.error is not None}
-    whole.rows.extend(row for row in some.rows if row[0].path not in broken)
-    whole.files.extend(some.files)
 
 
 def _save(table: VideoTable, place: Place, whole: _Unsaved) -> _Unsaved:

@@ -44,7 +44,8 @@ def list_videos(
             continue
         roots.append(source)
         if _has_shards(source):
-            found |= dict.fromkeys(_members(source))
+            opened = [shards for name in _SPLITS for shards in open_shards([source], name)]
+            found |= dict.fromkeys(path for shards in opened for path, _ in shards.samples)
         else:
             plain.append(source)
     if plain:
@@ -74,7 +75,3 @@ def _has_shards(source: str) -> bool:
     if is_url(folder) and os.path.splitext(folder)[1]:  # a file
         return False
     return any(has_index(folder, name) for name in _SPLITS)
-
-
-def _members(source: str) -> list[str]:
-    return [path for name in _SPLITS for folder in open_shards([source], name) for path, _ in folder.samples]

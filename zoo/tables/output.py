@@ -38,11 +38,7 @@ _SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012345678
 
 
 def check_output(out: str | os.PathLike[str], shard: tuple[int, int] = (1, 1)) -> str:
-    """Return the path or URL of a table that can be written, before any work.
-
-    Args:
-        out: as the user named it.
-        shard: share of this process.
+    """Return the path or URL of a table that can be written by this process's share of all, before any work.
 
     Raises:
         ZooError: another ending, a place that cannot be written, or LanceDB is not installed.

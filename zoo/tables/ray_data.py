@@ -46,11 +46,7 @@ class Answered(NamedTuple):
 
 
 def check_ray() -> None:
-    """Refuse to continue without Ray, which is not imported here.
-
-    Raises:
-        ZooError: it is not installed.
-    """
+    """Raise `ZooError` where Ray is not installed, which is not imported here."""
     if importlib.util.find_spec("ray") is None:
         raise ZooError("--ray needs Ray; install it: pip install 'video-mamba-zoo[ray]'.")
 
@@ -66,7 +62,6 @@ def answered_on_ray(job: Job, chunks: Sequence[Sequence[str]], address: str) -> 
     Raises:
         ZooError: Ray cannot be reached, or it gave up.
     """
-    check_ray()
     if not chunks:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports its use over the network otherwise
@@ -154,22 +149,16 @@ def _in_order(parts: Iterator[dict[str, Any]]) -> Iterator[Answered]:
 
 
 class _Decode:
-    """A function for Ray: chunks of paths to batches of clips."""
+    """A function for Ray: a chunk of paths to batches of clips."""
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
 
     def __call__(self, rows: Mapping[str, Any]) -> Iterator[dict[str, list[Any]]]:
-        for chunk, paths in zip(rows["chunk"], rows["paths"], strict=True):
-            paths = pickle.loads(paths)
-            batches = self.reader.read(paths)
-            before: dict[str, list[Any]] | None = None
-            for number, batch in enumerate(batches):
-                if before is not None:
-                    yield before
-                before = _row(chunk, number, False, batch)
-            if before is not None:
-                yield {**before, "is_last": [True]}
+        (chunk,), (paths,) = rows["chunk"], map(pickle.loads, rows["paths"])
+        for number, batch in enumerate(self.reader.read(paths)):
+            ends = batch.is_last and batch.files[-1].path == paths[-1]
+            yield _row(chunk, number, ends, batch)
 
 
 class _Answer:
