@@ -22,7 +22,7 @@ from zoo.inference.predict import Prediction, check_finite, rank, read_views, sc
 if TYPE_CHECKING:
     from lightning_modules.tasks.mambavl import Answer
 
-__all__ = ["Classified", "Explained", "Picture", "answers_questions", "ask", "classifies", "classify", "see"]
+__all__ = ["Classified", "Explained", "Picture", "ask", "classify", "see"]
 
 TOPK = 5
 PICTURES, HEATS = 6, 8
@@ -59,25 +59,12 @@ class Classified(NamedTuple):
 class Explained(NamedTuple):
     """What supports a class in the one clip that a model sees for that.
 
-    Attributes:
-        label: the class.
-        probability: of the class in that clip.
-        pictures: its frames in grey, orange where they support the class and blue where they speak against it.
+    The pictures are its frames in grey, orange where they support the class and blue where they speak against it.
     """
 
     label: str
     probability: float
     pictures: list[Picture]
-
-
-def classifies(model: BaseModule) -> bool:
-    """Whether a model has classes, or predicts a number."""
-    return hasattr(model, "class_names") or hasattr(model, "value_name")
-
-
-def answers_questions(model: BaseModule) -> bool:
-    """Whether a model answers questions about a video."""
-    return hasattr(model, "answer")
 
 
 def classify(
@@ -123,18 +110,7 @@ def see(
     limits: Limits,
     report: Callable[[float, str], None],
 ) -> Explained:
-    """Which places and times of a video support a class; see `zoo.explain`.
-
-    Args:
-        model: a classifier.
-        path: the video.
-        index: position of the class in the logits.
-        limits: as for `classify`.
-        report: as for `classify`.
-
-    Raises:
-        DecodeError, ZooError: as `classify`.
-    """
+    """Which places and times of a video support a class, named by its index; other arguments as for `classify`."""
     check_length(path, limits.minutes)
     found = explain(model, path, index, on_step=lambda done, total: report(done / total, "covering parts"))
     shown = np.unique(np.linspace(0, len(found.seconds) - 1, HEATS).round().astype(int))

@@ -20,22 +20,13 @@ QUEUE = 32
 
 
 class Limits(NamedTuple):
-    """The largest file and the longest video that the page takes.
+    """The largest file and the longest video that the page takes."""
 
-    Attributes:
-        megabytes: of one file, in 2^20 bytes.
-        minutes: of one video.
-    """
-
-    megabytes: int = 200
+    megabytes: int = 200  # of 2^20 bytes
     minutes: float = 10.0
 
     def check(self) -> None:
-        """Refuse limits that are out of range themselves.
-
-        Raises:
-            ZooError: see above.
-        """
+        """Raise `ZooError` for limits that are out of range themselves."""
         check_range("max_megabytes", self.megabytes, MOST_MEGABYTES)
         check_range("max_minutes", self.minutes, MOST_MINUTES)
 

@@ -19,7 +19,7 @@ from hub.errors import HubError
 from lightning_modules.base import BaseModule
 from lightning_modules.errors import ModelError
 from zoo.app import examples, markup
-from zoo.app.answers import answers_questions, ask, classifies, classify, see
+from zoo.app.answers import ask, classify, see
 from zoo.app.folder import FOLDER
 from zoo.app.limits import QUESTION, QUEUE, Limits, check_length
 from zoo.app.serving import Guard, ShownVideos
@@ -27,8 +27,9 @@ from zoo.build import load
 from zoo.errors import UnknownModelError, ZooError
 from zoo.inference.predict import to_device
 from zoo.retrieval.gallery import moving_picture
-from zoo.retrieval.search import made_with, search
+from zoo.retrieval.search import check_queries, made_with, search
 from zoo.retrieval.table import Hit, Index
+from zoo.tables.place import Place
 
 __all__ = ["SHIPPED", "web_app"]
 
@@ -73,8 +74,10 @@ def web_app(
     limits.check()
     table = None if index is None else Index.open(index)  # before the models, which take seconds
     loaded = _loaded([SHIPPED] if not models and table is None else models, device)
-    seeing = {name: model for name, model in loaded.items() if classifies(model)}
-    asked = {name: model for name, model in loaded.items() if answers_questions(model)}
+    seeing = {
+        name: model for name, model in loaded.items() if hasattr(model, "class_names") or hasattr(model, "value_name")
+    }
+    asked = {name: model for name, model in loaded.items() if hasattr(model, "answer")}
     for name in loaded.keys() - seeing.keys() - asked.keys():
         raise ZooError(f"{name} neither classifies nor answers questions; index videos with it, and pass --index.")
     searched = None if table is None else (table, _model_of(table, loaded.values(), device))
@@ -165,8 +168,8 @@ def _model_of(index: Index, loaded: Iterable[BaseModule], device: str) -> BaseMo
     source = made["source"]
     if source is None:
         raise ZooError(f"{index.folder} was made with a model without a name; name it before --index.")
-    if source.startswith("./"):  # relative to the folder that holds the index
-        source = os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(index.folder)), source))
+    if source.startswith("./"):
+        source = Place(index.folder).found(source)
     try:
         return to_device(load(source), device).eval()
     except UnknownModelError as error:
@@ -303,10 +306,8 @@ def _choice(models: dict[str, BaseModule]) -> gr.Dropdown:
 def _check_text(asked: str) -> None:
     if len(asked) > QUESTION:
         raise ZooError(f"The text has {len(asked)} characters; write up to {QUESTION}.")
-    try:
-        asked.encode()
-    except UnicodeEncodeError as error:
-        raise ZooError("The text is not valid Unicode; type it again.") from error
+    if asked:
+        check_queries([asked])
 
 
 def _rows(page: _Page, hits: Sequence[Hit]) -> list[tuple[Hit, str, bytes | None]]:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from lightning_modules.base import BaseModule
 from zoo.build import load
 from zoo.deploy.formats import check_format
-from zoo.deploy.onnx_file import remove_old_weights, run_onnx, weights_beside, write_onnx
+from zoo.deploy.onnx_file import run_onnx, weights_beside, write_onnx
 from zoo.deploy.parts import Part, part_of
 from zoo.deploy.program import run_pt2, trace, write_pt2
 from zoo.errors import ZooError
@@ -86,7 +87,9 @@ def export(
         with staged(target) as file:
             write(program, part, file)
             difference, largest = _compare(part, run(file))
-        remove_old_weights(old)
+        for weights in old:
+            with suppress(OSError):
+                weights.unlink(missing_ok=True)
     return Exported(Path(out), format, part.input, part.output, tuple(part.real.shape[1:]), difference, largest)
 
 

@@ -17,11 +17,7 @@ TOWERS = ("text", "video")
 
 
 def check_format(out: str | os.PathLike[str], format: str | None) -> str:
-    """Return the format of a file to write, before any work.
-
-    Args:
-        out: the file; its ending decides where `format` is None.
-        format: one of `FORMATS`.
+    """Return the format of a file to write, before any work; None goes by the file's ending.
 
     Raises:
         ZooError: it is none of them, a package that writes it is not installed, or the file's name is not UTF-8.

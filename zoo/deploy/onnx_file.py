@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from zoo.deploy.parts import Part
 from zoo.deploy.session import open_session
 
-__all__ = ["OPSET", "remove_old_weights", "run_onnx", "weights_beside", "write_onnx"]
+__all__ = ["OPSET", "run_onnx", "weights_beside", "write_onnx"]
 
 OPSET = 20
 """Version of ONNX's operators, of 2023: ONNX Runtime 1.17, TensorRT 10 and OpenVINO 2024 know it."""
@@ -65,13 +65,6 @@ def weights_beside(file: Path) -> set[Path]:
         names = {ExternalDataInfo(tensor).location for tensor in graph.initializer if uses_external_data(tensor)}
         return {file.parent / name for name in names if name.startswith(f"{file.stem}.") and Path(name).name == name}
     return set()
-
-
-def remove_old_weights(files: set[Path]) -> None:
-    """Remove weights whose ONNX file has been replaced."""
-    for file in files:
-        with suppress(OSError):
-            file.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -15,7 +15,6 @@ from zoo.errors import ZooError
 
 __all__ = ["OnnxModel", "open_model"]
 
-_WRITTEN_BY_US = "was not written by `zoo export` for videos; export a model to get one that tells how to read videos"
 _PREPARED = {"num_frames": int, "image_size": int, "short_side": int, "sampling": str, "frame_stride": int,
              "interpolation": str}  # fmt: skip
 
@@ -53,7 +52,8 @@ class OnnxModel(nn.Module):
             elif metadata["output"] == "value":
                 self.value_name = json.loads(metadata["value_name"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ZooError(f"{file} {_WRITTEN_BY_US}.") from error
+            raise ZooError(f"{file} was not written by `zoo export` for videos; export a model to get one that tells "
+                           "how to read videos.") from error  # fmt: skip
 
     @property
     def device(self) -> torch.device:

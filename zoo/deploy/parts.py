@@ -69,14 +69,14 @@ def part_of(
     for name, value, known in (("output", output, OUTPUTS), ("input", input, INPUTS)):
         if value not in known:
             raise ZooError(f"{name} is {value!r}; choose {' or '.join(known)}.")
-    make = _maker(model, output, tower)
+    _check_part(model, output, tower)
     if model.device.type != "cpu":
         raise ZooError(f"The model is on {model.device} and is exported from the CPU; pass model.cpu().")
     training = {module for module in model.modules() if module.training}
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval().requires_grad_(False)
     try:
-        part = make(model, output, input)
+        part = _text_part(model) if tower == "text" else _video_part(model, output, input)
         part.module.eval()
         yield part
     finally:
@@ -86,8 +86,7 @@ def part_of(
             module.training = True
 
 
-def _maker(model: BaseModule, output: str, tower: str | None) -> Callable[[BaseModule, str, str], Part]:
-    """Choose between `_video_part` and `_text_part`."""
+def _check_part(model: BaseModule, output: str, tower: str | None) -> None:
     if not isinstance(model, BaseModule):
         raise ZooError(f"{type(model).__name__} is not a model of the zoo; pass a BaseModule, or a name that zoo.load "
                        "takes.")  # fmt: skip
@@ -101,12 +100,10 @@ def _maker(model: BaseModule, output: str, tower: str | None) -> Callable[[BaseM
         if tower == "text" and not hasattr(model.net, "tokenizer"):
             raise ZooError(f"The text tower of {kind} is part of its fusion encoder and is not exported; pass tower "
                            "video.")  # fmt: skip
-        return _text_part if tower == "text" else _video_part
-    if tower is not None:
+    elif tower is not None:
         raise ZooError(f"{kind} has no tower for text; omit tower.")
-    if output == "features" and not hasattr(model, "forward_features"):
+    elif output == "features" and not hasattr(model, "forward_features"):
         raise ZooError(f"{kind} has no features; export its output.")
-    return _video_part
 
 
 class _Features(nn.Module):
@@ -184,8 +181,8 @@ def _generated_clip(prepared: dict[str, Any]) -> Tensor:
         return load_views(path, **prepared).video
 
 
-def _text_part(model: BaseModule, output: str, input: str) -> Part:
-    net: Any = model.net  # with a tokenizer and CLIP's text tower, see `_maker`
+def _text_part(model: BaseModule) -> Part:
+    net: Any = model.net  # with a tokenizer and CLIP's text tower, see `_check_part`
     tokenizer = net.tokenizer
     ids = tokenizer(list(_TEXTS[:1]))
     words, end = tokenizer.max_words, int(ids.max())
