@@ -73,10 +73,6 @@ class ProcessPool(ProcessPoolExecutor):
     A terminal sends Ctrl-C to all processes. A helper that dies of it while it starts, or while it takes a job from the
     queue, can leave the executor waiting for ever; so helpers never see it, and this process alone ends the work. Where
     this process is killed, they end too; without that they would wait for jobs for ever.
-
-    Args:
-        num_workers: how many processes.
-        context: how they are started; None is the system's default.
     """
 
     def __init__(self, num_workers: int, context: BaseContext | None = None) -> None:

@@ -64,11 +64,6 @@ class NumberedFrames(Reader):
     """Frames of one video as numbered pictures.
 
     Position i is the picture with the i-th smallest number, wherever the numbers start.
-
-    Args:
-        path: of all of them.
-        num_frames: how many there are.
-        fps: frames per second, which the pictures do not tell.
     """
 
     def __init__(self, path: str, num_frames: int, fps: float) -> None:

@@ -271,11 +271,7 @@ class LiveStream:
                 self._news.notify_all()
 
     def _find_again(self, reason: DecodeError) -> None:
-        """Open the stream anew, after waits that double until a frame comes.
-
-        Raises:
-            DecodeError: it was lost for too long.
-        """
+        """Open the stream anew, after waits that double until a frame comes, if it was not lost for too long."""
         assert self._frames is not None
         self._frames.__exit__()
         with self._news:
@@ -332,11 +328,7 @@ class _LiveFrames(Source):
             yield last, partial(self._picture, frame)
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
-        """Frames; those that cannot be decoded, as the first ones behind a gap, are left out.
-
-        Raises:
-            Ended: the stream has broken off.
-        """
+        """Frames; those that cannot be decoded, as the first ones behind a gap, are left out."""
         while True:
             try:
                 for packet in self.input.container.demux(self._stream):

@@ -78,7 +78,12 @@ class LiveInput:
         try:
             self.container = self._open(source)
         except (av.FFmpegError, OSError, http.client.HTTPException, ValueError) as error:
-            raise self._explained(error) from error
+            self._shut()
+            if isinstance(error, TimeoutError) or time.monotonic() >= self._deadline:
+                raise self.silent() from error
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
+            raise DecodeError(f"{self.name} cannot be opened as a stream of video ({reason}); check the address, and "
+                              "that it sends video, as MPEG-TS for example.") from error  # fmt: skip
         except DecodeError:
             self._shut()
             raise
@@ -118,15 +123,6 @@ class LiveInput:
     def silent(self) -> Ended:
         """What to tell where no frame has come in time."""
         return Ended(f"{self.name} has sent no frame for {self._timeout:g} s; check that it runs.")
-
-    def _explained(self, error: Exception) -> DecodeError:
-        """What to tell about an error at opening, after which all is shut."""
-        self._shut()
-        if isinstance(error, TimeoutError) or time.monotonic() >= self._deadline:
-            return self.silent()
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
-        return DecodeError(f"{self.name} cannot be opened as a stream of video ({reason}); check the address, and that "
-                           "it sends video, as MPEG-TS for example.")  # fmt: skip
 
     def _open(self, source: str) -> av.container.InputContainer:
         limits = {"max_pixels": str(MAX_PIXELS), "analyzeduration": str(_ANALYSED_SECONDS * 1_000_000)}

@@ -68,7 +68,6 @@ def open_container(
     """libav's reader of an open file, which sees that file only: no other file and no network.
 
     Args:
-        file: readable and seekable; its name is not looked at.
         format: one of `CONTAINERS`; None finds it out.
         options: more options of libav.
 

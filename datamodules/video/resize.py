@@ -83,12 +83,9 @@ def read_resized(
     Frames that are squeezed are in memory all at once in their own size before that.
 
     Args:
-        reader: an open video.
         indices: int64 (T,), positions of the frames.
         image_size: side of the model's input in pixels.
-        short_side: of the frames in pixels, where `resize` is "crop".
-        interpolation: one of `INTERPOLATIONS`.
-        resize: one of `RESIZES`.
+        short_side: of the frames in pixels, where `resize`, one of `RESIZES`, is "crop".
 
     Returns:
         uint8 (T, 3, H, W).

@@ -152,7 +152,6 @@ class FrameStream:
         Args:
             period: seconds between two samples; a frame that is on display for longer is given again.
             short_side: length in pixels of the shorter side.
-            interpolation: see `resize.resize_short_side`.
 
         Raises:
             DecodeError: not one frame can be decoded.

@@ -72,7 +72,6 @@ def load_views(
     Raises:
         DataError: the decoder is not installed, an argument is out of range, or the views take more than `MAX_BYTES`.
         DecodeError: the file cannot be read.
-        ValueError: an argument is out of range.
     """
     check(
         num_frames=(num_frames, Count(1, MAX_FRAMES)),

@@ -73,9 +73,6 @@ def classify(
     """Classify a video as `zoo predict` does, and a long one over time too.
 
     Args:
-        model: a classifier or a regressor.
-        path: the video.
-        limits: what is too long.
         report: called with the share of the work that is done (0..1) and what is being done.
 
     Raises:

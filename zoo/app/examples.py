@@ -15,11 +15,7 @@ LONG = ("move_up", "shrink", "move_right", "turn_counterclockwise")
 
 
 def write_examples(folder: Path) -> list[Path]:
-    """Write three clips of 2 s with one motion each, and one of 24 s with four; return the files.
-
-    Args:
-        folder: is made if it is missing.
-    """
+    """Write three clips of 2 s with one motion each, and one of 24 s with four; return the files."""
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for number, motion in enumerate(SHORT):

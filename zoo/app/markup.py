@@ -72,12 +72,7 @@ def answered(question: str, rows: Sequence[tuple[str, float, str]]) -> str:
 
 
 def found(query: str, rows: Sequence[tuple[Hit, str, bytes | None]]) -> str:
-    """Results of a search.
-
-    Args:
-        query: what was asked.
-        rows: hits, the address of each video, and its moving picture; None where the file cannot be read any more.
-    """
+    """Results of a search: hits, the address of each video, and its moving picture, None where it cannot be read."""
     if not rows:
         return f'<div class="zoo"><h3>{text(query)}</h3>{hint("The index is empty.")}</div>'
     figures = "".join(_moment(*row) for row in rows)

@@ -325,10 +325,9 @@ def _rows(page: _Page, hits: Sequence[Hit]) -> list[tuple[Hit, str, bytes | None
 
 
 def _told(rest: tuple[Any, ...] = ()) -> Callable[[Callable[..., tuple[Any, ...]]], Callable[..., Any]]:
-    """Turn errors of a handler into a sentence in its first output; a bug keeps its traceback, in the server's log.
+    """Turn errors of a handler into a sentence in its first output, with `rest` as the others.
 
-    Args:
-        rest: what its other outputs get then.
+    A bug keeps its traceback, in the server's log.
     """
 
     def decorated(answer: Callable[..., tuple[Any, ...]]) -> Callable[..., Any]:

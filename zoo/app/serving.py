@@ -94,7 +94,7 @@ class Guard:
     that are too large, and tells browsers to load nothing from elsewhere.
 
     Args:
-        app: what it stands before.
+        app: Gradio's.
         most_bytes: of an uploaded file.
     """
 

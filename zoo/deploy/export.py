@@ -108,11 +108,7 @@ def _traced(part: Part, model: BaseModule) -> "ExportedProgram":
 
 @torch.no_grad()
 def _compare(part: Part, run: Callable[[Tensor], Tensor]) -> tuple[float, float]:
-    """The largest difference between the file and the model, and the largest number of the model.
-
-    Raises:
-        ZooError: the first is too large.
-    """
+    """The largest difference between the file and the model, if it is not too large, and the model's largest number."""
     difference = largest = 0.0
     for given in (part.random(3), part.real):
         expected, found = part.module(given), run(given)

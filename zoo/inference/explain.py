@@ -126,7 +126,6 @@ def heat_of(
     """Heat of a clip, float32 (T, H, W) on the CPU; the other arguments are those of `explain`.
 
     Args:
-        model: a classifier.
         clip: uint8 (3, T, H, W).
         index: position of the class in the logits.
         tube: frames and pixels, each at most the clip's.

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from zoo.files import PICTURES, check_target, written
+from zoo.files import written
 from zoo.inference.explain import Explanation
 from zoo.inference.plot import MUTED, TEXT, save_figure
 from zoo.printable import printable
@@ -45,7 +45,6 @@ def shade(explanation: Explanation) -> Tensor:
 
 def plot_heat(explanation: Explanation, out: str | os.PathLike[str], title: str = "") -> Path:
     """Draw up to 8 frames and, below each, its heat; the title stands before the label."""
-    check_target(out, PICTURES)
     shown = np.unique(np.linspace(0, len(explanation.heat) - 1, _FRAMES_SHOWN).round().astype(int))
     figure = Figure(figsize=(1.75 * len(shown) + 0.5, 4.3), layout="constrained", facecolor="white")
     axes = figure.subplots(2, len(shown), squeeze=False)
@@ -70,7 +69,6 @@ def animate_heat(explanation: Explanation, out: str | os.PathLike[str]) -> Path:
 
     Frames stay for 80 ms at least and one second at most.
     """
-    check_target(out, ANIMATIONS)
     out = Path(out)
     pairs = torch.cat([explanation.frames, shade(explanation)], dim=3).permute(0, 2, 3, 1).numpy()
     factor = -(-_LEAST_HEIGHT_PX // pairs.shape[1])
@@ -88,7 +86,6 @@ def animate_heat(explanation: Explanation, out: str | os.PathLike[str]) -> Path:
 
 def save_heat(explanation: Explanation, out: str | os.PathLike[str]) -> Path:
     """Write the heat for NumPy: alone, float32 (T, H, W), as .npy; with all that belongs to it by name as .npz."""
-    check_target(out, ARRAYS)
     out = Path(out)
     heat = explanation.heat.numpy()
     with written(out, ARRAYS) as beside, beside.open("wb") as file:

@@ -14,7 +14,7 @@ from matplotlib.textpath import TextPath
 from torch import Tensor
 
 from datamodules.video.views import Views
-from zoo.files import PICTURES, check_target, written
+from zoo.files import PICTURES, written
 from zoo.inference.long_videos import Segment, Timeline
 from zoo.inference.predict import Prediction
 from zoo.printable import clock, printable
@@ -46,7 +46,6 @@ def plot_predictions(
             frames, and the right class where it is known: answers are then marked as right or wrong.
         out: picture to write; the ending chooses the format.
     """
-    check_target(out, PICTURES)
     height = 2.0 + 0.25
     figure = Figure(figsize=(15, height * len(rows)), facecolor="white")
     grid = figure.add_gridspec(
@@ -90,7 +89,6 @@ def plot_masks(views: Views, shown: Tensor, attention: Tensor | None, out: str |
         attention: (T, side, side), in any unit.
         out: picture to write; the ending chooses the format.
     """
-    check_target(out, PICTURES)
     frames = views.video[0].permute(1, 2, 3, 0).numpy()
     chosen = np.unique(np.linspace(0, len(frames) - 1, MASKS_SHOWN).round().astype(int))
     patch = frames.shape[1] // shown.shape[1]
@@ -125,7 +123,6 @@ def plot_timelines(rows: Sequence[tuple[str, Timeline]], out: str | os.PathLike[
         rows: (title, timeline), one per video.
         out: picture to write; the ending chooses the format.
     """
-    check_target(out, PICTURES)
     drawn = [_TimelineDrawing(title, timeline) for title, timeline in rows]
     height = sum(drawing.height for drawing in drawn)
     figure = Figure(figsize=(WIDE, height), facecolor="white")

@@ -242,11 +242,7 @@ def to_device(model: Module, device: str) -> Module:
 
 
 def classifier(model: BaseModule | str) -> BaseModule:
-    """The model, loaded where it is given by name.
-
-    Raises:
-        ZooError: it does not classify.
-    """
+    """The model, loaded where it is given by name; raise `ZooError` where it does not classify."""
     model = open_model(model) if isinstance(model, str | os.PathLike) else model
     if hasattr(model, "value_name"):
         raise ZooError(f"{type(model).__name__} predicts a number and no classes; use zoo.predict_value.")
@@ -256,11 +252,7 @@ def classifier(model: BaseModule | str) -> BaseModule:
 
 
 def regressor(model: BaseModule | str) -> BaseModule:
-    """The model, loaded where it is given by name.
-
-    Raises:
-        ZooError: it does not predict a number.
-    """
+    """The model, loaded where it is given by name; raise `ZooError` where it does not predict a number."""
     model = open_model(model) if isinstance(model, str | os.PathLike) else model
     if not hasattr(model, "value_name"):
         raise ZooError(f"{type(model).__name__} predicts no number; use a VideoRegressor.")

@@ -24,11 +24,7 @@ __all__ = ["VideoPredictor", "ViewReader", "predict_into"]
 
 
 class ViewReader(Reader):
-    """Reads videos, all views (V, 3, T, H, W) of one at a time.
-
-    Args:
-        views: arguments of `datamodules.video.views.load_views`.
-    """
+    """Reads videos, all views (V, 3, T, H, W) of one at a time, as `datamodules.video.views.load_views` does."""
 
     def __init__(self, views: Mapping[str, Any]) -> None:
         super().__init__(1)

@@ -18,11 +18,7 @@ __all__ = ["read_head", "read_parts"]
 
 
 def read_head(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return its dims, dtype, window and model.
-
-    Raises:
-        ZooError: it is no such index.
-    """
+    """Return its dims, dtype, window and model; raise `ZooError` for what is no such index."""
     place = Path(folder, OLD_HEAD)
     try:
         head = json.loads(place.read_text(encoding="utf-8"))

@@ -1,8 +1,4 @@
-"""Search in your own videos: `index` writes vectors of them into a table, `search` compares texts and clips with it.
-
-A model is anything with ``encode_text(texts)`` and ``forward(video)`` that give unit vectors (M, D) and (B, D), and the
-``preprocessing`` of docs/batches.md; or a classifier, whose features find videos that look like a clip.
-"""
+"""Search in your own videos: `index` writes vectors of them into a table, `search` compares texts and clips with it."""
 
 import math
 import os
@@ -162,11 +158,7 @@ class _Target:
 def optimise(out: str | os.PathLike[str]) -> int:
     """Join the files of an index, and build its approximate index anew if it is large enough to have one.
 
-    Returns:
-        The number of vectors.
-
-    Raises:
-        ZooError: there is no index, or it cannot be written.
+    Return the number of vectors; raise `ZooError` where there is no index, or it cannot be written.
     """
     target = Index.open(out)
     target.optimise(rebuild=True)
@@ -288,11 +280,7 @@ def check_queries(queries: Sequence[str]) -> None:
 
 
 def _read_metadata(path: str | os.PathLike[str], place: Place) -> "pyarrow.Table":
-    """The CSV as ``pyarrow.Table``, with paths as the index has them.
-
-    Raises:
-        ZooError: it cannot be read, or lacks paths, or has a column of the table.
-    """
+    """The CSV as ``pyarrow.Table``, with paths as the index has them."""
     import pyarrow as pa
     from pyarrow import csv
 

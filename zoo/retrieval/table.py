@@ -307,8 +307,7 @@ class Index(VideoTable):
         column = rows.column("vector")
         parts = column.chunks if hasattr(column, "chunks") else [column]
         arrays = [part.flatten().to_numpy(zero_copy_only=False).reshape(-1, self.dims) for part in parts if len(part)]
-        kind = np.float32 if self.dtype == "float32" else np.float16
-        return np.concatenate(arrays) if arrays else np.empty((0, self.dims), kind)
+        return np.concatenate(arrays) if arrays else np.empty((0, self.dims), self.dtype)
 
     def _is_indexed(self) -> bool:
         return any("vector" in index.columns for index in self._table.list_indices())

@@ -43,14 +43,9 @@ T = TypeVar("T", bound=VideoTable)
 
 
 class Target(Protocol[T]):
-    """What `fill` writes to.
+    """What `fill` writes to."""
 
-    Attributes:
-        shown: its name in messages.
-        place: where it is.
-    """
-
-    shown: str
+    shown: str  # its name in messages
     place: Place
 
     def open(self) -> T:
@@ -98,10 +93,7 @@ def fill(
         target: where the rows go.
         listing: the videos, sorted.
         roots: what of the table is dropped where it is not in the listing: all below these.
-        num_workers: processes that read videos; 0 reads in this one, None is one per core, at most 4.
-        ray: address of a Ray cluster that does it, see `zoo.tables.ray_data`; None does it here.
-        shard: (k, n): of n processes that fill the same table, this is number k, from 1.
-        on_files: called with the number of finished files and of all files, as they change.
+        num_workers: as for `zoo.index`, and so are the rest.
 
     Raises:
         ZooError: another process fills the table, or it cannot be written; or Ray is missing.

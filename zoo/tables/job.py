@@ -128,11 +128,7 @@ class Job(ABC):
 
     @abstractmethod
     def answer(self, video: Tensor) -> list[tuple[Any, ...]]:
-        """Return, for each record of a batch, the values of its row, in the order of `columns`.
-
-        Args:
-            video: uint8 (n, ...).
-        """
+        """Return, for each record of a batch, the values of its row, in the order of `columns`; video is uint8."""
 
     @property
     def order(self) -> tuple[str, ...]:
@@ -172,10 +168,6 @@ class Job(ABC):
 
 
 def state_of(path: str) -> tuple[int | None, int | None]:
-    """Bytes of a file and when it last changed, as `datamodules.storage.files.status`; a member has its shard's time.
-
-    Raises:
-        OSError: as there.
-    """
+    """Bytes of a file and when it last changed, see `storage.files.status`; a member has its shard's time."""
     member = as_member(path)
     return status(path) if member is None else (member.size, status(member.shard)[1])

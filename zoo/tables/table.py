@@ -92,12 +92,7 @@ class Where(NamedTuple):
 
 
 class VideoTable:
-    """Rows about videos; made by `make` or `read`.
-
-    Attributes:
-        where: where it is.
-        settings: plain values kept with the table, such as the model.
-    """
+    """Rows about videos, with plain values as settings, such as the model; made by `make` or `read`."""
 
     def __init__(self, where: Where, table: "lancedb.table.Table", settings: Mapping[str, Any]) -> None:
         self.where, self._table, self.settings = where, table, dict(settings)
@@ -238,11 +233,7 @@ class VideoTable:
 
 
 def head_of(schema: "pyarrow.Schema", shown: str) -> dict[str, Any]:
-    """The head of a table or of a Parquet file of ours.
-
-    Raises:
-        ZooError: it has none.
-    """
+    """The head of a table or of a Parquet file of ours; raise `ZooError` where it has none."""
     try:
         head: dict[str, Any] = json.loads((schema.metadata or {})[KEY])
         if not isinstance(head, dict) or any(name not in schema.names for name in ABOUT):
@@ -279,11 +270,7 @@ _MISSING = "A table of videos needs LanceDB; install it: pip install 'video-mamb
 
 
 def lancedb_modules() -> tuple[Any, Any]:
-    """``lancedb`` and ``pyarrow``.
-
-    Raises:
-        ZooError: they cannot be imported.
-    """
+    """``lancedb`` and ``pyarrow``; raise `ZooError` where they cannot be imported."""
     try:
         import lancedb
         import pyarrow
