@@ -16,7 +16,7 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 from lightning_modules.checks import ACTIVATIONS, check_arguments, check_choice
 from lightning_modules.errors import ModelError
 from lightning_modules.nets.bimamba import run_block
-from lightning_modules.nets.videomamba import cut_patches, patches_along, resize_frames, resize_grid
+from lightning_modules.nets.videomamba import check_shape, cut_patches, patches_along, resize_frames, resize_grid
 from lightning_modules.ops import Linear
 
 __all__ = ["AvionTower"]
@@ -105,11 +105,7 @@ class AvionTower(nn.Module):
         Raises:
             ModelError: the clip's frames or size are not the network's.
         """
-        expected = (3, self.num_frames, self.image_size, self.image_size)
-        if video.shape[1:] != expected:
-            raise ModelError(f"The network takes inputs of shape (batch, {', '.join(map(str, expected))}), this one is "
-                             f"{tuple(video.shape)}: resample the input, or build the network with other num_frames / "
-                             "image_size (zoo.load interpolates).")  # fmt: skip
+        check_shape(video, 3, self.num_frames, self.image_size, self.image_size)
         patches = cut_patches(video, 1, self.patch_size)
         tokens = self.conv1(patches) + self.positional_embedding[1:] + self.temporal_embedding[:, None]
         first = (self.class_embedding + self.positional_embedding[0]).expand(len(video), 1, -1)

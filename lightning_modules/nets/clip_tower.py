@@ -272,10 +272,9 @@ def merges_of(tokenizer: CLIPTokenizer, source: str | Path) -> Tensor:
         ModelError: its ids are not in CLIP's order.
     """
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    vocab = dict(model["vocab"])
-    pairs = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
+    vocab, pairs = model["vocab"], model["merges"]
     expected = [*_byte_tokens(), *(left + right for left, right in pairs), "<|startoftext|>", "<|endoftext|>"]
-    if [token for token, _ in sorted(vocab.items(), key=lambda item: item[1])] != expected:
+    if sorted(vocab, key=vocab.__getitem__) != expected:
         raise ModelError(f"The tokenizer of {str(source)!r} does not number its word pieces as CLIP's; take a "
                          "checkpoint with CLIP's own tokenizer.")  # fmt: skip
     return _pair_ids(pairs)

@@ -19,6 +19,7 @@ __all__ = [
     "PatchEmbed",
     "VideoMamba",
     "adapt_state_dict",
+    "check_shape",
     "cut_patches",
     "inflate_patch_embedding",
     "patches_along",
@@ -140,13 +141,7 @@ class VideoMamba(nn.Module):
     def _embed_patches(self, x: Tensor) -> Tensor:
         """Input as in `embed` -> patches with positions (B, T', H'W', D)."""
         frames = () if self.num_frames is None else (self.num_frames,)
-        expected = (3, *frames, self.image_size, self.image_size)
-        if x.shape[1:] != expected:
-            remedy = (
-                "resample the input, or build the network with other num_frames / image_size (zoo.load interpolates)"
-            )
-            raise ModelError(f"The network takes inputs of shape (batch, {', '.join(map(str, expected))}), "
-                             f"this one is {tuple(x.shape)}: {remedy}.")  # fmt: skip
+        check_shape(x, 3, *frames, self.image_size, self.image_size)
         tokens = self.patch_embed(x) + self.pos_embed[:, None, 1:]
         if self.num_frames is not None:
             tokens = tokens + self.temporal_pos_embedding[:, :, None]
@@ -239,6 +234,14 @@ class PatchEmbed(nn.Module):
             x = x.unsqueeze(2)
         patches = cut_patches(x, self.tubelet_size or 1, self.patch_size)
         return linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+
+def check_shape(x: Tensor, *expected: int) -> None:
+    """Raise `ModelError` for inputs of another shape than (batch, *expected)."""
+    if x.shape[1:] != expected:
+        raise ModelError(f"The network takes inputs of shape (batch, {', '.join(map(str, expected))}), this one is "
+                         f"{tuple(x.shape)}: resample the input, or build the network with other num_frames / "
+                         "image_size (zoo.load interpolates).")  # fmt: skip
 
 
 def patches_along(image_size: int, patch_size: int) -> int:
