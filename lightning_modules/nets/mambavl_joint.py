@@ -102,8 +102,9 @@ class JointMambaVL(OnTower):
         self.tokenizer = tokenizer
         self.vision_proj = nn.Linear(vision_dim, dim)
         self.text_proj = nn.Linear(text.config.hidden_size, dim)
-        block = CrossAttentionBlock if fusion == "cross_attention" else FusionBlock
-        self.blocks = nn.ModuleList(block(dim, fusion) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            CrossAttentionBlock(dim) if fusion == "cross_attention" else FusionBlock(dim, fusion) for _ in range(depth)
+        )
         with torch.no_grad():
             for name, weight in self.blocks.named_parameters():
                 if name.endswith("out_proj.weight"):  # of what is added to the residual streams, as in VideoMamba
@@ -315,10 +316,9 @@ class CrossAttentionBlock(nn.Module):
 
     Args:
         dim: width D; heads of 64 channels where it allows.
-        fusion: not used; the blocks are made alike.
     """
 
-    def __init__(self, dim: int, fusion: str = "cross_attention") -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
         self.layers = nn.ModuleDict(
             {name: _Attention(dim) for name in ("vision", "language", "language_to_vision", "vision_to_language")}
