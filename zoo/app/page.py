@@ -194,10 +194,8 @@ def _classify_tab(page: _Page, models: dict[str, BaseModule]) -> None:
         return markup.classified(found), gr.update(visible=bool(classes)), best, ""
 
     @_told()
-    def heat(path: str | None, name: str, index: int, progress: Report = gr.Progress()) -> tuple[str]:  # noqa: B008
-        if path is None:
-            return ("",)
-        return (markup.explained(see(models[name], path, index, page.limits, progress)),)
+    def heat(path: str | None, name: str, index: int, progress: Report = gr.Progress()) -> str:  # noqa: B008
+        return "" if path is None else markup.explained(see(models[name], path, index, page.limits, progress))
 
     with gr.Tab("Classify"), gr.Row():
         with gr.Column(scale=2, min_width=280):
@@ -235,10 +233,10 @@ def _search_tab(page: _Page, index: Index, model: BaseModule) -> None:
     reads_texts = hasattr(model, "encode_text")
 
     @_told()
-    def answer(query: str | None, path: str | None) -> tuple[str]:
+    def answer(query: str | None, path: str | None) -> str:
         query = (query or "").strip()
         if not query and path is None:
-            return (first,)
+            return first
         _check_text(query)
         if path is not None:
             check_length(path, page.limits.minutes)
@@ -246,7 +244,7 @@ def _search_tab(page: _Page, index: Index, model: BaseModule) -> None:
         results = search(index, queries, topk=HITS, like=[] if path is None else [path], model=model)
         titles = [*queries, *([] if path is None else [f"Like {os.path.basename(path)}"])]
         parts = [markup.found(title, _rows(page, hits)) for title, hits in zip(titles, results, strict=True)]
-        return ("".join(parts),)
+        return "".join(parts)
 
     ways = "Describe what happens, or add a clip" if reads_texts else "Add a clip"
     first = markup.hint(f"{ways}: the moments that fit best appear here.")
@@ -265,14 +263,14 @@ def _search_tab(page: _Page, index: Index, model: BaseModule) -> None:
 
 def _ask_tab(page: _Page, models: dict[str, BaseModule]) -> None:
     @_told()
-    def answer(path: str | None, question: str | None, name: str) -> tuple[str]:
+    def answer(path: str | None, question: str | None, name: str) -> str:
         if path is None:
-            return (first,)
+            return first
         question = (question or "").strip()
         _check_text(question)
         found = ask(models[name], path, question, page.limits)
         rows = [(one.text, one.probability, one.kind) for one in found]
-        return (markup.answered(question or models[name].default_question, rows),)
+        return markup.answered(question or models[name].default_question, rows)
 
     first = markup.hint("Add a video and ask about it: the best answers appear here.")
     with gr.Tab("Ask"), gr.Row():
@@ -324,24 +322,23 @@ def _rows(page: _Page, hits: Sequence[Hit]) -> list[tuple[Hit, str, bytes | None
 # ---- errors --------------------------------------------------------------------------------------------------------
 
 
-def _told(rest: tuple[Any, ...] = ()) -> Callable[[Callable[..., tuple[Any, ...]]], Callable[..., Any]]:
+def _told(rest: tuple[Any, ...] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Turn errors of a handler into a sentence in its first output, with `rest` as the others.
 
     A bug keeps its traceback, in the server's log.
     """
 
-    def decorated(answer: Callable[..., tuple[Any, ...]]) -> Callable[..., Any]:
+    def decorated(answer: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(answer)
         def told(*arguments: Any) -> Any:  # noqa: ANN401  # one output, or a tuple of several
-            found: tuple[Any, ...]
             try:
-                found = answer(*arguments)
+                return answer(*arguments)
             except FORESEEN as error:
-                found = markup.problem(_FOLDERS.sub("", " ".join(str(error).split()))), *rest
+                said = markup.problem(_FOLDERS.sub("", " ".join(str(error).split())))
             except Exception:
                 traceback.print_exc()
-                found = markup.problem("This did not work, and the reason is in the log of the server."), *rest
-            return found if rest else found[0]  # Gradio wants no tuple for one output
+                said = markup.problem("This did not work, and the reason is in the log of the server.")
+            return (said, *rest) if rest else said  # Gradio wants no tuple for one output
 
         return told
 
