@@ -213,10 +213,8 @@ class ClipDataModule(L.LightningDataModule, ABC, Generic[Entry, Items]):
             max_unreadable=(max_unreadable, SHARE),
             shuffle_buffer=(shuffle_buffer, Count(0, 10**9)),
         )
-        if shards is not None and not (isinstance(shards, str) or fits(shards, tuple[str, ...])):
+        if shards is not None and (not shards or not (isinstance(shards, str) or fits(shards, tuple[str, ...]))):
             raise DataError(f"shards is {shards!r}; it has to be a folder or a name of shards, or a list of these.")
-        if shards is not None and not shards:
-            raise DataError("shards is empty; name a folder of shards, or leave it out.")
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self._num_workers, self.multiprocessing_context = num_workers, multiprocessing_context
         self.drop_incomplete_step = drop_incomplete_step

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from datamodules.annotations.captions import read_lines, read_table
@@ -17,7 +16,7 @@ from datamodules.base import ClipDataset, Sample, VideoDataModule
 from datamodules.checks import Number, OrNone, check
 from datamodules.clips import ClipFormat
 from datamodules.errors import DataError, some
-from datamodules.loading import Batch, Item
+from datamodules.loading import Item
 from datamodules.storage.files import first_file, join, resolve
 
 __all__ = ["CLASSES", "LVU", "VALUES", "Film", "FilmDataset", "windows_of"]
@@ -180,6 +179,8 @@ class LVU(VideoDataModule[Film]):
             raise DataError(
                 f"eval_batch_size is {self.eval_batch_size}, but films have different numbers of windows; leave it out."
             )
+        if window_seconds is not None:
+            self.eval_batch_size = 1
         self.root = resolve(root)
         self.task = task
         self.videos = videos
@@ -326,16 +327,6 @@ class LVU(VideoDataModule[Film]):
         key = "label" if self.task in CLASSES else "value"
         windows = [self.windows(film) for film in samples]
         return FilmDataset(samples, clip, windows=windows, key=key, max_unreadable=self.max_unreadable, **options)
-
-    @override
-    def val_dataloader(self) -> DataLoader[Batch]:
-        """The videos in the order of the listing; with windows one at a time, since they differ in their number."""
-        return super().val_dataloader() if self.window_seconds is None else self._loader("val", 1)
-
-    @override
-    def test_dataloader(self) -> DataLoader[Batch]:
-        """num_clips x num_crops views of each video, or of each of its windows."""
-        return super().test_dataloader() if self.window_seconds is None else self._loader("test", 1)
 
 
 def _official_rows(path: str, header: str) -> list[tuple[int, list[str]]] | None:

@@ -31,7 +31,7 @@ from datamodules.errors import DataError
 from datamodules.storage.writing import written_folder
 from datamodules.synthetic.motion import CLASSES, COLOURS, PATTERNS, SHAPES, ClipSpec, render, sample_spec
 from datamodules.synthetic.questions import write_questions
-from datamodules.synthetic.writing import _bar, _run, _timestamp, _write_csv, write_video
+from datamodules.synthetic.writing import _timestamp, _write_csv, write_files, write_video
 
 __all__ = ["NOUNS", "VERBS", "generate_kitchen"]
 
@@ -111,11 +111,8 @@ def generate_kitchen(
         raise FileExistsError(f"{root} is there and holds something else; choose a new or an empty folder.")
     videos = list(_videos(counts, look, rules))
     with written_folder(root) as unfinished:
-        for video in videos:
-            (unfinished / video.path).parent.mkdir(parents=True, exist_ok=True)
         jobs = [(unfinished / video.path, video) for video in videos]
-        for _ in _bar(_run(_write_video, jobs, num_workers), len(jobs), f"Writing {root}", progress):
-            pass
+        write_files(_write_video, jobs, num_workers, f"Writing {root}", progress)
         _write_annotations(unfinished / "annotations", videos, fps)
         (unfinished / "metadata.json").write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
     return root

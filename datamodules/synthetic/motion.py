@@ -265,6 +265,12 @@ def trajectory(spec: ClipSpec) -> NDArray[np.float64]:
 # Shapes are signed distances (negative inside) in a square of side 2 around their centre, y downwards, tabulated once.
 TABLE_HALF_WIDTH, TABLE_CELLS = 1.25, 320
 Field: TypeAlias = NDArray[np.floating]
+Shape: TypeAlias = Callable[[Field, Field], tuple[Field, Field]]
+Corners: TypeAlias = tuple[tuple[float, float], ...]
+
+
+def _box(left: float, top: float, right: float, bottom: float) -> Corners:
+    return (left, top), (right, top), (right, bottom), (left, bottom)
 
 
 def _disc(x: Field, y: Field, cx: float, cy: float, r: float) -> Field:
@@ -284,27 +290,14 @@ def _polygon(x: Field, y: Field, *corners: tuple[float, float]) -> Field:
     return np.where(inside, -nearest, nearest)
 
 
-def _arrow(x: Field, y: Field) -> tuple[Field, Field]:
-    head = _polygon(x, y, (0.0, -0.8), (0.98, 0.0), (0.0, 0.8))
-    return np.minimum(head, _polygon(x, y, (-0.95, -0.32), (0.1, -0.32), (0.1, 0.32), (-0.95, 0.32))), head
+def _joined(second: Corners, other: Corners) -> Shape:
+    """Two polygons, the first of them in the second colour."""
 
+    def draw(x: Field, y: Field) -> tuple[Field, Field]:
+        painted = _polygon(x, y, *second)
+        return np.minimum(painted, _polygon(x, y, *other)), painted
 
-def _corner(x: Field, y: Field) -> tuple[Field, Field]:
-    foot = _polygon(x, y, (0.35, -0.8), (0.9, -0.8), (0.9, 0.7), (0.35, 0.7))
-    return np.minimum(foot, _polygon(x, y, (-0.95, 0.15), (0.9, 0.15), (0.9, 0.7), (-0.95, 0.7))), foot
-
-
-def _half_disc(x: Field, y: Field) -> tuple[Field, Field]:
-    return _disc(x, y, 0, 0, 0.88), -x
-
-
-def _triangle(x: Field, y: Field) -> tuple[Field, Field]:
-    return _polygon(x, y, (1.0, 0.0), (-0.65, 0.9), (-0.65, -0.9)), 0.1 - x
-
-
-def _hammer(x: Field, y: Field) -> tuple[Field, Field]:
-    head = _polygon(x, y, (0.3, -0.75), (0.9, -0.75), (0.9, 0.75), (0.3, 0.75))
-    return np.minimum(head, _polygon(x, y, (-1.0, -0.22), (0.5, -0.22), (0.5, 0.22), (-1.0, 0.22))), head
+    return draw
 
 
 def _moon(x: Field, y: Field) -> tuple[Field, Field]:
@@ -316,21 +309,16 @@ def _drop(x: Field, y: Field) -> tuple[Field, Field]:
     return body, -x
 
 
-def _flag(x: Field, y: Field) -> tuple[Field, Field]:
-    cloth = _polygon(x, y, (-0.55, -0.95), (0.9, -0.42), (-0.55, 0.15))
-    return np.minimum(cloth, _polygon(x, y, (-0.75, -0.95), (-0.4, -0.95), (-0.4, 0.98), (-0.75, 0.98))), cloth
-
-
 # name -> (outline, part painted in the second colour); none looks the same after a turn of less than a full one
-SHAPES: dict[str, Callable[[Field, Field], tuple[Field, Field]]] = {
-    "arrow": _arrow,
-    "corner": _corner,
-    "disc": _half_disc,
-    "triangle": _triangle,
-    "hammer": _hammer,
+SHAPES: dict[str, Shape] = {
+    "arrow": _joined(((0.0, -0.8), (0.98, 0.0), (0.0, 0.8)), _box(-0.95, -0.32, 0.1, 0.32)),
+    "corner": _joined(_box(0.35, -0.8, 0.9, 0.7), _box(-0.95, 0.15, 0.9, 0.7)),
+    "disc": lambda x, y: (_disc(x, y, 0, 0, 0.88), -x),
+    "triangle": lambda x, y: (_polygon(x, y, (1.0, 0.0), (-0.65, 0.9), (-0.65, -0.9)), 0.1 - x),
+    "hammer": _joined(_box(0.3, -0.75, 0.9, 0.75), _box(-1.0, -0.22, 0.5, 0.22)),
     "moon": _moon,
     "drop": _drop,
-    "flag": _flag,
+    "flag": _joined(((-0.55, -0.95), (0.9, -0.42), (-0.55, 0.15)), _box(-0.75, -0.95, -0.4, 0.98)),
 }
 
 

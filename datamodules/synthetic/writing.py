@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.progress import track
 
 from datamodules.errors import DataError
 from datamodules.storage.processes import ProcessPool
@@ -33,7 +34,7 @@ from datamodules.synthetic.motion import (
     render,
 )
 
-__all__ = ["generate", "plot_sheet", "write_video"]
+__all__ = ["generate", "plot_sheet", "write_files", "write_video"]
 
 # Part of metadata.json: goes up whenever the same arguments would give other frames or files.
 VERSION = 3
@@ -165,11 +166,8 @@ def generate(
         return root
 
     with written_folder(root) as unfinished:
-        for folder in sorted({(unfinished / path).parent for _, path, _ in clips}):
-            folder.mkdir(parents=True)
         jobs = [(unfinished / path, spec) for _, path, spec in clips]
-        for _ in _bar(_run(_write_clip, jobs, num_workers), len(jobs), f"Writing {root}", progress):
-            pass
+        write_files(_write_clip, jobs, num_workers, f"Writing {root}", progress)
         _write_annotations(unfinished, clips, classes)
         (unfinished / "metadata.json").write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
     return root
@@ -189,6 +187,16 @@ def _write_clip(job: tuple[Path, ClipSpec]) -> None:
     write_video(path, render(spec), spec.fps)
 
 
+def write_files(
+    function: Callable[[Any], None], jobs: Sequence[tuple[Path, Any]], num_workers: int | None, title: str, bar: bool
+) -> None:
+    """Write each file: `function` is called with its path and what it holds, in processes, and a bar shows progress."""
+    for folder in {path.parent for path, _ in jobs}:
+        folder.mkdir(parents=True, exist_ok=True)
+    for _ in track(_run(function, jobs, num_workers), title, len(jobs), disable=not bar):
+        pass
+
+
 def _run(function: Callable[[Any], None], jobs: Sequence[Any], num_workers: int | None) -> Iterator[None]:
     """Yields once for each finished job, in order."""
     num_workers = min(os.cpu_count() or 1, len(jobs) // 16) if num_workers is None else num_workers
@@ -198,16 +206,6 @@ def _run(function: Callable[[Any], None], jobs: Sequence[Any], num_workers: int 
     # "spawn": forking a process in which torch has already started threads can hang.
     with ProcessPool(num_workers, multiprocessing.get_context("spawn")) as pool:
         yield from pool.map(function, jobs, chunksize=8)
-
-
-def _bar(steps: Iterator[None], total: int, title: str, progress: bool) -> Iterator[None]:
-    if not progress:
-        yield from steps
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
-        yield from bar.track(steps, total=total, description=title)
 
 
 def _already_there(root: Path, metadata: dict[str, Any], paths: Sequence[str], overwrite: bool) -> bool:
