@@ -172,7 +172,7 @@ class PairSet(Dataset):
 
     def loader(self, seed: int) -> DataLoader:
         parts = [(0, self.num_images, 1), (self.num_images, len(self), 1)]
-        sampler = PairSampler(self, self.num_images, parts, BATCH, seed=seed)
+        sampler = PairSampler(self.num_images, parts, BATCH, seed=seed)
         return DataLoader(self, BATCH, sampler=sampler, collate_fn=collate_captions)
 
 

@@ -40,7 +40,7 @@ from datamodules.video.sampling import MAX_FRAMES
 
 __all__ = ["EpicKitchens100"]
 
-_LISTS = {"train": "EPIC_100_train.csv", "val": "EPIC_100_validation.csv"}
+_TRAIN, _VALIDATION = "EPIC_100_train.csv", "EPIC_100_validation.csv"
 _UNSEEN = "EPIC_100_unseen_participant_ids_{}.csv"
 _TAIL = {"verb": "EPIC_100_tail_verbs.csv", "noun": "EPIC_100_tail_nouns.csv"}
 _ACTIONS = "actions.csv"
@@ -183,7 +183,7 @@ class EpicKitchens100(KitchenDataModule[Segment, SegmentDataset]):
         self.num_features = num_features
         self._task = task
         self.observed_seconds, self.gap_seconds = observed_seconds, gap_seconds
-        self.lists = {"train": train, "val": val, "test": test}
+        self.lists = {"train": train or _TRAIN, "val": val or _VALIDATION, "test": test or _VALIDATION}
         self._actions = actions
         self.questions, self.question_kinds, self.neutral = questions, tuple(question_kinds), neutral
         self.question_files = None if question_files is None else tuple(question_files)
@@ -213,12 +213,12 @@ class EpicKitchens100(KitchenDataModule[Segment, SegmentDataset]):
             raise self.no_file(self._actions)
         pairs: set[tuple[int, int]] = set()
         for split in ("train", "val"):
-            path = self.find(self.lists[split] or _LISTS[split])
+            path = self.find(self.lists[split])
             if path is not None:
                 rows = read_table(path, ("verb_class", "noun_class"))
                 pairs |= {(number_of(path, row, "verb_class"), number_of(path, row, "noun_class")) for row in rows}
         if not pairs:
-            raise self.no_file(_LISTS["train"])
+            raise self.no_file(_TRAIN)
         return sorted_as_text(pairs) if as_text else sorted(pairs)
 
     @property
@@ -241,7 +241,7 @@ class EpicKitchens100(KitchenDataModule[Segment, SegmentDataset]):
     @property
     def captions(self) -> list[str]:
         """Texts to learn word pieces from: the questions, the names of the classes, and the training narrations."""
-        path = self.find(self.lists["train"] or _LISTS["train"])
+        path = self.find(self.lists["train"])
         rows = [] if path is None else read_table(path, ("narration_id",))
         narrations = [text for row in rows if (text := row.get("narration"))]
         questions = [text for texts in QUESTIONS.values() for text in texts]
@@ -250,7 +250,7 @@ class EpicKitchens100(KitchenDataModule[Segment, SegmentDataset]):
     @override
     def list_videos(self, split: str) -> list[Segment]:
         with self.folders.kept():
-            name = self.lists[split] or _LISTS["val" if split == "test" else split]
+            name = self.lists[split]
             path = self.find(name)
             if path is None:
                 raise self.no_file(name)
@@ -379,12 +379,12 @@ class EpicKitchens100(KitchenDataModule[Segment, SegmentDataset]):
 
     def _unseen(self, name: str, people: set[str]) -> set[str]:
         """Participants of a list who have no training videos."""
-        if name == (self.lists["train"] or _LISTS["train"]):
+        if name == self.lists["train"]:
             return set()
         path = self.find(_UNSEEN.format("test" if "test" in name else "validation"))
         if path is not None:
             return {row["participant_id"] for row in read_table(path, ("participant_id",))}
-        path = self.find(self.lists["train"] or _LISTS["train"])
+        path = self.find(self.lists["train"])
         return people - {row["participant_id"] for row in ([] if path is None else read_table(path, ("video_id",)))}
 
     @override

@@ -3,17 +3,16 @@
 import hashlib
 import json
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DistributedSampler
 from typing_extensions import override
 
 from datamodules.annotations.captions import Captions, are_texts, captions_in, read_json
@@ -22,7 +21,7 @@ from datamodules.augment import TrainTransform
 from datamodules.checks import SHARE, Number, check
 from datamodules.clips import ClipFormat
 from datamodules.errors import DataError
-from datamodules.loading import Draw, Item
+from datamodules.loading import Item, TrainSampler
 from datamodules.retrieval import CaptionDataset, CaptionedVideo, RetrievalDataModule, frame_positions
 from datamodules.shards.reading import open_shards, shard_order
 from datamodules.storage.files import join, read_text
@@ -168,7 +167,7 @@ class PairDataset(ListedItems):
         return {"video": video, "text": caption, "index": number, "video_index": media, "path": path}
 
 
-class PairSampler(DistributedSampler[Draw]):
+class PairSampler(TrainSampler):
     """Deals pairs out so that a batch, the same one in all processes, holds pictures or videos alone.
 
     Batches of both kinds follow each other at random, in proportion to their numbers. Pairs at the end that fill no
@@ -179,8 +178,7 @@ class PairSampler(DistributedSampler[Draw]):
         process 1 of 2     v0 v6      i9 i1      v2 v5      i3 i6
 
     Args:
-        dataset: the pairs, pictures first.
-        num_images: how many.
+        num_images: how many pairs are pictures, which come first.
         corpora: first pair, end, and ratio of each: 1 gives every pair once an epoch, 0.25 a random quarter, 2 each
             twice.
         batch_size: pairs per batch and process.
@@ -197,7 +195,6 @@ class PairSampler(DistributedSampler[Draw]):
 
     def __init__(
         self,
-        dataset: Sized,
         num_images: int,
         corpora: Sequence[tuple[int, int, float]],
         batch_size: int,
@@ -208,40 +205,32 @@ class PairSampler(DistributedSampler[Draw]):
         shards: Sequence[Sequence[int] | None] | None = None,
         buffer: int = 0,
     ) -> None:
-        super().__init__(cast(Any, dataset), num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed)
-        self.corpora, self.batch_size, self.buffer = corpora, batch_size, buffer
         sharded = list(zip(corpora, shards or [None] * len(corpora), strict=True))
         kinds = [[c for c in sharded if (c[0][0] < num_images) == is_image] for is_image in (True, False)]
-        self.kinds = [kind for kind in kinds if kind]
-        whole = batch_size * num_replicas
-        self.num_batches = [sum(_count(*corpus) for corpus, _ in kind) // whole for kind in self.kinds]
-        if not sum(self.num_batches):
+        self.kinds, self.buffer = [kind for kind in kinds if kind], buffer
+        self.step_size = batch_size * num_replicas
+        self.num_steps = [sum(_count(*corpus) for corpus, _ in kind) // self.step_size for kind in self.kinds]
+        if not sum(self.num_steps):
             raise DataError(f"{batch_size} pairs in each of {num_replicas} processes are more than there are pictures "
                             "or videos; take a smaller data.batch_size.")  # fmt: skip
-        self.num_samples = sum(self.num_batches) * batch_size
-        self.total_size = self.num_samples * num_replicas
+        epoch = range(sum(self.num_steps) * self.step_size)
+        super().__init__(epoch, num_replicas=num_replicas, rank=rank, seed=seed, order=self._order)
 
-    @override
-    def __iter__(self) -> Iterator[Draw]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        batches = []
-        for kind, count in zip(self.kinds, self.num_batches, strict=True):
+    def _order(self, generator: torch.Generator) -> Tensor:
+        steps = []
+        for kind, count in zip(self.kinds, self.num_steps, strict=True):
             drawn = [_drawn(*corpus, generator, shards, self.buffer) for corpus, shards in kind]
             lengths = [len(part) for part in drawn]
             order = (
                 _merged(lengths, generator) if _in_shards(kind) else torch.randperm(sum(lengths), generator=generator)
             )
-            order = order[: count * self.batch_size * self.num_replicas]
-            batches.append(torch.cat(drawn)[order].view(count, self.batch_size, self.num_replicas))
-        turns = torch.randperm(sum(self.num_batches), generator=generator)
-        for start, end, kind in zip(*_ranges(self.num_batches), self.kinds, strict=True):
+            steps.append(torch.cat(drawn)[order[: count * self.step_size]].view(count, self.step_size))
+        turns = torch.randperm(sum(self.num_steps), generator=generator)
+        for start, end, kind in zip(*_ranges(self.num_steps), self.kinds, strict=True):
             if _in_shards(kind):
                 own = (turns >= start) & (turns < end)
                 turns[own] = torch.arange(start, end)  # the kinds still take turns at random
-        dealt = torch.cat(batches)[turns]
-        seeds = torch.randint(2**32, dealt.shape, generator=generator)
-        mine = (..., self.rank)
-        return map(Draw, dealt[mine].flatten().tolist(), seeds[mine].flatten().tolist())
+        return torch.cat(steps)[turns].flatten()
 
 
 def _count(start: int, end: int, ratio: float) -> int:
@@ -457,9 +446,9 @@ class PairCorpora(RetrievalDataModule):
                            max_unreadable=self.max_unreadable)  # fmt: skip
 
     @override
-    def _train_sampler(self) -> PairSampler:  # type: ignore[override]  # with batches of one kind each
+    def _train_sampler(self) -> TrainSampler:
         plain = super()._train_sampler()
         return PairSampler(
-            self.datasets["train"], self._num_images, self._ranges, self.batch_size, num_replicas=plain.num_replicas,
-            rank=plain.rank, seed=plain.seed, shards=self._shards, buffer=self.shuffle_buffer,
+            self._num_images, self._ranges, self.batch_size, num_replicas=plain.num_replicas, rank=plain.rank,
+            seed=plain.seed, shards=self._shards, buffer=self.shuffle_buffer,
         )  # fmt: skip

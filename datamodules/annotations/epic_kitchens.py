@@ -54,13 +54,11 @@ def observed_span(start: float, stop: float, task: str, observed: float, gap: fl
 def read_table(path: str, columns: Sequence[str]) -> list[dict[str, str]]:
     """The rows of a CSV file; raises `DataError` where it has none, or one of them lacks a value of `columns`."""
     header, rows = read_csv(path)
-    lacking = next((name for name in columns if name not in header), None)
-    short = next(((line, name) for line, row in rows for name in columns if not row.get(name)), None)
-    if lacking or short or not rows:
-        fault = f"has no column {lacking}" if lacking else "has no rows"
-        if rows and not lacking and short:
-            fault = f"has no {short[1]} in line {short[0]}"
-        raise DataError(f"{path} {fault}; take the file of the official release ({SOURCE}).")
+    faults = [f"has no column {name}" for name in columns if name not in header]
+    faults += [] if rows else ["has no rows"]
+    faults += [f"has no {name} in line {line}" for line, row in rows for name in columns if not row.get(name)]
+    if faults:
+        raise DataError(f"{path} {faults[0]}; take the file of the official release ({SOURCE}).")
     return [row for _, row in rows]
 
 
