@@ -30,9 +30,6 @@ class ActivityNet(RetrievalDataModule):
 
     The caption of a video is one paragraph, its sentences, and the whole video counts. The test captions are not
     public: validation and testing both take val_1, as published (docs/protocol.md, section 21).
-
-    Raises:
-        DataError: from `setup`: a file is missing or has another form, or none of the videos is found.
     """
 
     title = "ActivityNet Captions"

@@ -7,7 +7,7 @@ describes.
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import KW_ONLY, dataclass, fields
 from functools import cached_property, partial
 from typing import Any, Generic, NamedTuple, cast
 
@@ -44,6 +44,7 @@ S = TypeVar("S", bound=Listed, default=Sample)
 """An entry of the listing; classes with another one than `Sample` override what reads its label."""
 
 
+@dataclass(eq=False, repr=False)
 class ClipDataset(ListedItems, Generic[S]):
     """One item per video: random clip and augmentation with `transform`, fixed views without.
 
@@ -61,25 +62,19 @@ class ClipDataset(ListedItems, Generic[S]):
         max_unreadable: see `datamodules.unreadable.UnreadableTally`, which the code that iterates has to `check`.
     """
 
-    def __init__(
-        self,
-        samples: Sequence[S],
-        clip: ClipFormat,
-        *,
-        transform: TrainTransform | None = None,
-        num_clips: int = 1,
-        num_crops: int = 1,
-        repeats: int = 1,
-        max_unreadable: float = 0.1,
-    ) -> None:
-        self.samples = samples
-        self.clip = clip
-        self.transform, self.training = transform, transform is not None
-        self.num_clips = num_clips
-        self.num_crops = num_crops
-        self.repeats = repeats
-        self.views = repeats if self.training else num_clips * num_crops
-        self.tally = UnreadableTally(samples, max_unreadable)
+    samples: Sequence[S]
+    clip: ClipFormat
+    _: KW_ONLY
+    transform: TrainTransform | None = None
+    num_clips: int = 1
+    num_crops: int = 1
+    repeats: int = 1
+    max_unreadable: float = 0.1
+
+    def __post_init__(self) -> None:
+        self.training = self.transform is not None
+        self.views = self.repeats if self.training else self.num_clips * self.num_crops
+        self.tally = UnreadableTally(self.samples, self.max_unreadable)
 
     @override
     def __getitem__(self, item: int | Draw) -> Item | list[Item]:  # type: ignore[override]  # a list of the repeats
@@ -203,6 +198,7 @@ class VideoDataModule(ClipDataModule[S, ClipDataset[S]], Generic[S]):
             )
         self.num_clips, self.num_crops = num_clips, num_crops
         self.repeats, self.repeat_mode = repeats, repeat_mode
+        self.repeats_in_sampler = repeats if repeat_mode == "sampler" else 1
         self.crop = crop
         self.crop_area, self.crop_ratio = (crop_area[0], crop_area[1]), (crop_ratio[0], crop_ratio[1])
         self.horizontal_flip = horizontal_flip
@@ -238,12 +234,6 @@ class VideoDataModule(ClipDataModule[S, ClipDataset[S]], Generic[S]):
         if names is None:
             raise DataError(f"{type(self).__name__} has no names of classes; set num_classes in its constructor.")
         return len(names)
-
-    @property
-    @override
-    def repeats_in_sampler(self) -> int:
-        """Number of times a video is drawn in a training epoch."""
-        return self.repeats if self.repeat_mode == "sampler" else 1
 
     @property
     def clips_per_batch(self) -> int:

@@ -172,6 +172,9 @@ class ClipDataModule(L.LightningDataModule, ABC, Generic[Entry, Items]):
     entry: type[NamedTuple]
     """Type of the listing's entries, which begin with `path`."""
 
+    repeats_in_sampler = 1
+    """Number of times a training item is drawn, see `datamodules.loading.TrainSampler`."""
+
     def __init__(
         self,
         *,
@@ -237,11 +240,6 @@ class ClipDataModule(L.LightningDataModule, ABC, Generic[Entry, Items]):
         if self._num_workers is not None:
             return self._num_workers
         return suitable_workers(self.trainer.num_devices if self.trainer else 1)
-
-    @property
-    def repeats_in_sampler(self) -> int:
-        """Number of times a training item is drawn, see `datamodules.loading.TrainSampler`."""
-        return 1
 
     @cached_property
     def shard_listings(self) -> ShardListings | None:

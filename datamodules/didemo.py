@@ -35,9 +35,6 @@ class DiDeMo(RetrievalDataModule):
         seconds: of each video that count; CLIP4Clip has 31, VideoMamba 30 (docs/protocol.md, section 21, and
             videomamba_multimodal.md, section 5).
         common: see `datamodules.retrieval.RetrievalDataModule`.
-
-    Raises:
-        DataError: from `setup`: a file is missing or has another form, or none of the videos is found.
     """
 
     title = "DiDeMo"

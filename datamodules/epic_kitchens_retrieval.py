@@ -5,6 +5,7 @@ The protocol is in docs/protocol.md, section 24.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,6 +87,7 @@ class Sentences:
         return self.texts[found[torch.randint(len(found), ())]]
 
 
+@dataclass(eq=False, repr=False)
 class NarratedDataset(ListedItems):
     """A segment with a sentence that fits it for training, with all of its own sentences for evaluation.
 
@@ -102,21 +104,17 @@ class NarratedDataset(ListedItems):
         max_unreadable: see `datamodules.unreadable.UnreadableTally`, which the code that iterates has to `check`.
     """
 
-    def __init__(
-        self,
-        segments: Sequence[NarratedSegment],
-        clip: ClipFormat,
-        num_nouns: int,
-        *,
-        transform: TrainTransform | None = None,
-        max_unreadable: float = 0.1,
-    ) -> None:
-        self.segments = segments
-        self.clip = clip
-        self.num_nouns = num_nouns
-        self.transform, self.training = transform, transform is not None
-        self.sentences = None if transform is None else Sentences(segments, num_nouns)
-        self.tally = UnreadableTally(segments, max_unreadable)
+    segments: Sequence[NarratedSegment]
+    clip: ClipFormat
+    num_nouns: int
+    _: KW_ONLY
+    transform: TrainTransform | None = None
+    max_unreadable: float = 0.1
+
+    def __post_init__(self) -> None:
+        self.training = self.transform is not None
+        self.sentences = Sentences(self.segments, self.num_nouns) if self.training else None
+        self.tally = UnreadableTally(self.segments, self.max_unreadable)
 
     @override
     def _read(self, number: int) -> Item:

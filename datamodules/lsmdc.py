@@ -33,9 +33,6 @@ class LSMDC(RetrievalDataModule):
     The files are LSMDC16_annos_training.csv, LSMDC16_annos_val.csv and LSMDC16_challenge_1000_publictect.csv. A clip
     may have several rows, which are its captions. The clips are files of their own and count as a whole: the times are
     those in the film.
-
-    Raises:
-        DataError: from `setup`: a file is missing or has another form, or none of the videos is found.
     """
 
     title = "LSMDC"

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -76,6 +77,7 @@ def windows_of(duration: float, length: float = 60.0, stride: float = 16.0) -> l
     return [(start, min(start + length, duration)) for start in starts if min(length, duration - start) >= length / 2]
 
 
+@dataclass(eq=False, repr=False)
 class FilmDataset(ClipDataset[Film]):
     """`ClipDataset` of windows of films.
 
@@ -83,19 +85,18 @@ class FilmDataset(ClipDataset[Film]):
     the other.
 
     Args:
-        samples: the listing.
-        clip: frames and pixels.
         windows: of each film; None is the whole.
         key: of the answers in a batch, "label" or "value".
-        options: see `ClipDataset`.
     """
 
-    def __init__(
-        self, samples: Sequence[Film], clip: ClipFormat, *, windows: Sequence[Sequence[Span]], key: str, **options: Any
-    ) -> None:
-        super().__init__(samples, clip, **options)
-        self.windows, self.key = windows, key
-        self.first_items = np.cumsum([0, *map(len, windows)])
+    _: KW_ONLY
+    windows: Sequence[Sequence[Span]]
+    key: str
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.first_items = np.cumsum([0, *map(len, self.windows)])
 
     @override
     def spans_of(self, number: int) -> Sequence[Span]:

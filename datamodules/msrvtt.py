@@ -44,9 +44,6 @@ class MSRVTT(RetrievalDataModule):
         subset: "9k", "7k" or "full".
         annotations: folder of the official files; None looks in those above.
         common: see `datamodules.retrieval.RetrievalDataModule`.
-
-    Raises:
-        DataError: from `setup`: a file is missing or has another form, or none of the videos is found.
     """
 
     title = "MSR-VTT"

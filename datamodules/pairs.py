@@ -4,6 +4,7 @@ import hashlib
 import json
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -114,6 +115,7 @@ def _encoded(text: str) -> bytes:
         raise DataError(f"{text[:80]!r} is not Unicode text (half of a pair of characters); correct it.") from error
 
 
+@dataclass(eq=False, repr=False)
 class PairDataset(ListedItems):
     """Items for training: a picture or video and its caption.
 
@@ -129,23 +131,20 @@ class PairDataset(ListedItems):
         max_unreadable: see `datamodules.unreadable.UnreadableTally`.
     """
 
-    training = True
+    pairs: PairList
+    num_images: int
+    clip: ClipFormat
+    transform: TrainTransform
+    _: KW_ONLY
+    random_frames: bool = True
+    max_unreadable: float = 0.1
 
-    def __init__(
-        self,
-        pairs: PairList,
-        num_images: int,
-        clip: ClipFormat,
-        transform: TrainTransform,
-        *,
-        random_frames: bool = True,
-        max_unreadable: float = 0.1,
-    ) -> None:
-        self.pairs, self.num_images, self.clip, self.transform = pairs, num_images, clip, transform
-        self.mode: Literal["train", "test"] = "train" if random_frames else "test"
-        kinds = [range(num_images), range(num_images, len(pairs))]
-        self.tally = UnreadableTally(pairs, max_unreadable, [kind for kind in kinds if kind])
-        self.media = pairs.media  # counted once, before loader processes are forked
+    def __post_init__(self) -> None:
+        self.training = True
+        self.mode: Literal["train", "test"] = "train" if self.random_frames else "test"
+        kinds = [range(self.num_images), range(self.num_images, len(self.pairs))]
+        self.tally = UnreadableTally(self.pairs, self.max_unreadable, [kind for kind in kinds if kind])
+        self.media = self.pairs.media  # counted once, before loader processes are forked
 
     @override
     def _read(self, number: int) -> Item:

@@ -6,7 +6,9 @@ docs/batches.md describes.
 
 import warnings
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -100,6 +102,7 @@ def frame_positions(
     return kept[np.linspace(0, len(kept) - 1, clip.num_frames).astype(np.int64)]
 
 
+@dataclass(eq=False, repr=False)
 class CaptionDataset(ListedItems):
     """Pairs of a video and a caption for training, videos with all their captions for evaluation.
 
@@ -121,27 +124,21 @@ class CaptionDataset(ListedItems):
         max_unreadable: see `datamodules.unreadable.UnreadableTally`, which the code that iterates has to `check`.
     """
 
-    def __init__(
-        self,
-        videos: Sequence[CaptionedVideo],
-        clip: ClipFormat,
-        *,
-        training: bool = False,
-        every_caption: bool = True,
-        random_frames: bool = False,
-        transform: TrainTransform | None = None,
-        fps: float | None = None,
-        max_unreadable: float = 0.1,
-    ) -> None:
-        self.videos = videos
-        self.clip = clip
-        self.training = training
-        self.mode: Literal["train", "test"] = "train" if training and random_frames else "test"
-        self.transform = transform
-        self.fps = fps
-        self.tally = UnreadableTally(videos, max_unreadable)
-        self.first_pairs = np.cumsum([0, *(len(video.captions) for video in videos)])
-        self.first_items = self.first_pairs if every_caption else None
+    videos: Sequence[CaptionedVideo]
+    clip: ClipFormat
+    _: KW_ONLY
+    training: bool = False
+    every_caption: bool = True
+    random_frames: bool = False
+    transform: TrainTransform | None = None
+    fps: float | None = None
+    max_unreadable: float = 0.1
+
+    def __post_init__(self) -> None:
+        self.mode: Literal["train", "test"] = "train" if self.training and self.random_frames else "test"
+        self.tally = UnreadableTally(self.videos, self.max_unreadable)
+        self.first_pairs = np.cumsum([0, *(len(video.captions) for video in self.videos)])
+        self.first_items = self.first_pairs if self.every_caption else None
 
     @override
     def _drawn(self, draw: Draw) -> Item:
@@ -212,6 +209,9 @@ class RetrievalDataModule(ClipDataModule[CaptionedVideo, CaptionDataset]):
         fps: take one frame every 1 / fps seconds before choosing, and pad shorter videos, see `frame_positions`;
             published training has 1. None fills the clip by the rule of `sampling`.
         common: see `datamodules.clips.ClipDataModule`.
+
+    Raises:
+        DataError: from `setup`: a file is missing or has another form, or none of the videos is found.
     """
 
     title = "The data set"
@@ -315,12 +315,8 @@ class RetrievalDataModule(ClipDataModule[CaptionedVideo, CaptionDataset]):
     def check_listings(self, listings: Mapping[str, Sequence[CaptionedVideo]]) -> None:
         """Warn of videos listed twice and of empty captions."""
         for split, videos in listings.items():
-            paths: set[str] = set()
-            doubles = []
-            for video in videos:
-                if video.path in paths:
-                    doubles.append(video.path)
-                paths.add(video.path)
+            counts = Counter(video.path for video in videos)
+            doubles = list((counts - Counter(counts.keys())).elements())
             if doubles:
                 warnings.warn(
                     f"{len(doubles)} of the {len(videos)} {split} videos are listed again: {some(doubles)}; in the "

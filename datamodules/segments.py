@@ -1,6 +1,7 @@
 """Short actions in long videos: what an item of a listed segment is, as a clip or as extracted features."""
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
 import numpy as np
@@ -22,6 +23,7 @@ from datamodules.video.sampling import range_in
 __all__ = ["SegmentDataset", "read_segment"]
 
 
+@dataclass(eq=False, repr=False)
 class SegmentDataset(ListedItems):
     """One item per action: `video` or `features`, labels, what is asked for verb and noun, and in training a question.
 
@@ -45,35 +47,25 @@ class SegmentDataset(ListedItems):
         max_unreadable: see `datamodules.unreadable.UnreadableTally`.
     """
 
-    def __init__(
-        self,
-        samples: Sequence[Segment],
-        clip: ClipFormat | None,
-        *,
-        features: int | None = None,
-        table: FeatureTable | None = None,
-        ends: bool = False,
-        training: bool = False,
-        transform: TrainTransform | None = None,
-        kinds: Sequence[str] = KINDS,
-        neutral: float = 0.5,
-        num_verbs: int = 97,
-        num_nouns: int = 300,
-        num_clips: int = 1,
-        num_crops: int = 1,
-        max_unreadable: float = 0.1,
-    ) -> None:
-        self.samples = samples
-        self.clip = clip
-        self.features, self.table = features, table
-        self.ends = ends
-        self.training = training
-        self.transform = transform
-        self.kinds, self.neutral = tuple(kinds), neutral
-        self.num_verbs, self.num_nouns = num_verbs, num_nouns
-        self.num_clips, self.num_crops = num_clips, num_crops
-        self.views = 1 if training else num_clips * num_crops
-        self.tally = UnreadableTally(samples, max_unreadable)
+    samples: Sequence[Segment]
+    clip: ClipFormat | None
+    _: KW_ONLY
+    features: int | None = None
+    table: FeatureTable | None = None
+    ends: bool = False
+    training: bool = False
+    transform: TrainTransform | None = None
+    kinds: Sequence[str] = KINDS
+    neutral: float = 0.5
+    num_verbs: int = 97
+    num_nouns: int = 300
+    num_clips: int = 1
+    num_crops: int = 1
+    max_unreadable: float = 0.1
+
+    def __post_init__(self) -> None:
+        self.views = 1 if self.training else self.num_clips * self.num_crops
+        self.tally = UnreadableTally(self.samples, self.max_unreadable)
         self._width: int | None = None
 
     @override
