@@ -125,10 +125,9 @@ class TrainTransform:
 
     def __call__(self, video: Tensor) -> Tensor:
         """Return an augmented clip, uint8 (T, 3, size, size), of one in uint8 (T, 3, H, W)."""
-        steps = [self._crop_and_flip, self._augment] if self.crop_first else [self._augment, self._crop_and_flip]
-        for step in steps:
-            video = step(video)
-        return video
+        if self.crop_first:
+            return self._augment(self._crop_and_flip(video))
+        return self._crop_and_flip(self._augment(video))
 
     def _augment(self, video: Tensor) -> Tensor:
         video = auto_augment(video, self.policy) if self.policy else video

@@ -172,14 +172,12 @@ def _write_annotations(folder: Path, videos: Sequence[_Video], fps: float) -> No
                 stop = start + (spec.num_frames - 1) / spec.fps
                 at = [max(1, int(seconds * rate)) for seconds in (start, stop)]
                 row: list[object] = [f"{video.name}_{number}", video.participant, video.name]
-                row += map(_timestamp, (start, start, stop))
+                row += [*map(_timestamp, (start, start, stop)), *at]
                 if split != "test":
                     verb, nouns = CLASSES.index(spec.motion), [spec.shape, PATTERNS[spec.background]]
                     text = f"{VERBS[verb]} {nouns[0]} over {nouns[1]}"
                     classes = [NOUNS.index(noun) for noun in nouns]
-                    row += [*at, text, VERBS[verb], verb, nouns[0], classes[0], nouns, classes]
-                else:
-                    row += at
+                    row += [text, VERBS[verb], verb, nouns[0], classes[0], nouns, classes]
                 rows.append(row)
                 start += spec.num_frames / spec.fps + round(video.pause_seconds * spec.fps) / spec.fps
         header = ("narration_id", "participant_id", "video_id", *times, *(labels if split != "test" else ()))
