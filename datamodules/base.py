@@ -210,7 +210,8 @@ class VideoDataModule(ClipDataModule[S, ClipDataset[S]], Generic[S]):
     def class_names(self) -> list[str] | None:
         """Names of the classes in the order of the labels; None where the files have numbers only."""
         if self.shard_listings is None:
-            return self.list_classes()
+            with self.folders.kept():
+                return self.list_classes()
         found, expected = self.shard_listings.class_names, vars(self).get("num_classes")
         if found is not None and expected not in (None, len(found)):
             raise DataError(

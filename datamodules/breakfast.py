@@ -88,15 +88,14 @@ class Breakfast(VideoDataModule):
     @override
     def list_videos(self, split: str) -> list[Sample]:
         as_published = split == "test" and self.published_test
-        with self.folders.kept():
-            source = find_list(self.folders, self.root, self.lists, split)
-            self.origins[split] = source or f"persons {_persons(split)}"
-            if source is None:
-                samples = self._from_folders(split, channels=("0", "1") if as_published else ("0",))
-            elif read_text(source).startswith(_COLUMNS[0]):
-                samples = self._from_table(source)
-            else:
-                samples = [Sample(*row) for row in read_numbered(source, self.delimiter, self.root)]
+        source = find_list(self.folders, self.root, self.lists, split)
+        self.origins[split] = source or f"persons {_persons(split)}"
+        if source is None:
+            samples = self._from_folders(split, channels=("0", "1") if as_published else ("0",))
+        elif read_text(source).startswith(_COLUMNS[0]):
+            samples = self._from_table(source)
+        else:
+            samples = [Sample(*row) for row in read_numbered(source, self.delimiter, self.root)]
         if not as_published:
             return samples
         first: dict[str, Sample] = {}

@@ -257,7 +257,8 @@ class ClipDataModule(L.LightningDataModule, ABC, Generic[Entry, Items]):
     def listing(self, split: str) -> Sequence[Entry]:
         """The videos of "train", "val" or "test", in a fixed order: those of the shards, or else `list_videos`."""
         if self.shard_listings is None:
-            return self.list_videos(split)
+            with self.folders.kept():
+                return self.list_videos(split)
         self.origins[split] = f"shards of {', '.join(self.shard_listings.sources)}"
         return cast("list[Entry]", self.shard_listings.split(split).entries)
 

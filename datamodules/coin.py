@@ -112,26 +112,25 @@ class COIN(VideoDataModule):
 
     @override
     def list_videos(self, split: str) -> list[Sample]:
-        with self.folders.kept():
-            source = find_list(self.folders, self.root, self.lists, split)
-            self.origins[split] = source or self._annotations or ""
-            if source is not None:
-                return [Sample(*row) for row in read_numbered(source, self.delimiter, self.root)]
-            if self.class_names is None:
-                raise DataError(
-                    f"{self.root} has no annotations of COIN: there is neither {self.annotations} (nor in its folder "
-                    f"annotations) nor the list {self.lists[split]}; check data.root, or get the file from {_SOURCE}."
-                )
-            kept = "train" if split == "train" else "test"
-            labels = {video: number for video, (_, number, subset) in self._entries.items()
-                      if _SUBSETS.get(subset) == kept}  # fmt: skip
-            if not labels:
-                raise DataError(
-                    f"{self._annotations} has no video for the {split} split: no subset is "
-                    f"{' or '.join(name for name in _SUBSETS if _SUBSETS[name] == kept)}; download it again."
-                )
-            paths = locate_videos(
-                self.folders, self.root, list(labels), videos=self.videos, search=self.check_files,
-                what=f"{split} videos of COIN", source=_SOURCE,
-            )  # fmt: skip
+        source = find_list(self.folders, self.root, self.lists, split)
+        self.origins[split] = source or self._annotations or ""
+        if source is not None:
+            return [Sample(*row) for row in read_numbered(source, self.delimiter, self.root)]
+        if self.class_names is None:
+            raise DataError(
+                f"{self.root} has no annotations of COIN: there is neither {self.annotations} (nor in its folder "
+                f"annotations) nor the list {self.lists[split]}; check data.root, or get the file from {_SOURCE}."
+            )
+        kept = "train" if split == "train" else "test"
+        labels = {video: number for video, (_, number, subset) in self._entries.items()
+                  if _SUBSETS.get(subset) == kept}  # fmt: skip
+        if not labels:
+            raise DataError(
+                f"{self._annotations} has no video for the {split} split: no subset is "
+                f"{' or '.join(name for name in _SUBSETS if _SUBSETS[name] == kept)}; download it again."
+            )
+        paths = locate_videos(
+            self.folders, self.root, list(labels), videos=self.videos, search=self.check_files,
+            what=f"{split} videos of COIN", source=_SOURCE,
+        )  # fmt: skip
         return [Sample(path, label) for path, label in zip(paths, labels.values(), strict=True)]

@@ -249,31 +249,30 @@ class EpicKitchens100(KitchenDataModule[Segment, SegmentDataset]):
 
     @override
     def list_videos(self, split: str) -> list[Segment]:
-        with self.folders.kept():
-            name = self.lists[split]
-            path = self.find(name)
-            if path is None:
-                raise self.no_file(name)
-            self.origins[split] = path
-            rows = read_table(path, ("narration_id", "participant_id", "video_id", "start_timestamp", "stop_timestamp"))
-            place = {pair: number for number, pair in enumerate(self.actions)}
-            unseen = self._unseen(name, {row["participant_id"] for row in rows})
-            rare = {kind: self._rare(kind) for kind in _TAIL}
-            where = self.locate({row["video_id"]: row["participant_id"] for row in rows}, split)
-            asked = self._asked(path, rows, split)
-            segments = []
-            for row in rows:
-                start, stop = (seconds_of(path, row, f"{end}_timestamp") for end in ("start", "stop"))
-                verb, nouns = labels_of(path, row)
-                noun = nouns[0] if nouns else -1
-                span = observed_span(start, stop, self.task, self.observed_seconds, self.gap_seconds)
-                tail = (verb in rare["verb"], noun in rare["noun"])
-                path_of, is_unseen = where[row["video_id"]], row["participant_id"] in unseen
-                action = place.get((verb, noun), -1)
-                pair = asked.get(row["narration_id"], GENERIC)
-                known = (verb, nouns, action, is_unseen, tail)
-                segments.append(Segment(path_of, row["narration_id"], span, *known, *pair))
-            return segments
+        name = self.lists[split]
+        path = self.find(name)
+        if path is None:
+            raise self.no_file(name)
+        self.origins[split] = path
+        rows = read_table(path, ("narration_id", "participant_id", "video_id", "start_timestamp", "stop_timestamp"))
+        place = {pair: number for number, pair in enumerate(self.actions)}
+        unseen = self._unseen(name, {row["participant_id"] for row in rows})
+        rare = {kind: self._rare(kind) for kind in _TAIL}
+        where = self.locate({row["video_id"]: row["participant_id"] for row in rows}, split)
+        asked = self._asked(path, rows, split)
+        segments = []
+        for row in rows:
+            start, stop = (seconds_of(path, row, f"{end}_timestamp") for end in ("start", "stop"))
+            verb, nouns = labels_of(path, row)
+            noun = nouns[0] if nouns else -1
+            span = observed_span(start, stop, self.task, self.observed_seconds, self.gap_seconds)
+            tail = (verb in rare["verb"], noun in rare["noun"])
+            path_of, is_unseen = where[row["video_id"]], row["participant_id"] in unseen
+            action = place.get((verb, noun), -1)
+            pair = asked.get(row["narration_id"], GENERIC)
+            known = (verb, nouns, action, is_unseen, tail)
+            segments.append(Segment(path_of, row["narration_id"], span, *known, *pair))
+        return segments
 
     @override
     def classes_in(self, dataset: SegmentDataset) -> int:

@@ -195,28 +195,27 @@ class EpicKitchensRetrieval(KitchenDataModule[NarratedSegment, NarratedDataset])
 
     @override
     def list_videos(self, split: str) -> list[NarratedSegment]:
-        with self.folders.kept():
-            path, written = (self._needed(f"{_LISTS[split]}{end}.csv") for end in ("", "_sentence"))
-            self.origins[split] = path
-            rows = read_table(path, _COLUMNS)
-            counts = Counter(row["narration_id"] for row in rows)
-            twice = [name for name, count in counts.items() if count > 1]
-            if twice:
-                raise DataError(f"{path} has {len(twice)} narration_ids twice: {some(twice)}; take the file of the "
-                                f"official release ({SOURCE}).")  # fmt: skip
-            sentences = Counter(row["narration_id"] for row in read_table(written, ("narration_id",)))
-            strange = [name for name in sentences if name not in counts]
-            if strange:
-                raise DataError(f"{written} has {len(strange)} sentences of segments that {path} does not list: "
-                                f"{some(strange)}; take both files of the same release.")  # fmt: skip
-            where = self.locate({row["video_id"]: row["participant_id"] for row in rows}, split)
-            segments = []
-            for row in rows:
-                span = (seconds_of(path, row, "start_timestamp"), seconds_of(path, row, "stop_timestamp"))
-                texts = (row["narration"],) * sentences[row["narration_id"]]
-                known = labels_of(path, row)
-                segments.append(NarratedSegment(where[row["video_id"]], row["narration_id"], span, *known, texts))
-            return segments
+        path, written = (self._needed(f"{_LISTS[split]}{end}.csv") for end in ("", "_sentence"))
+        self.origins[split] = path
+        rows = read_table(path, _COLUMNS)
+        counts = Counter(row["narration_id"] for row in rows)
+        twice = [name for name, count in counts.items() if count > 1]
+        if twice:
+            raise DataError(f"{path} has {len(twice)} narration_ids twice: {some(twice)}; take the file of the "
+                            f"official release ({SOURCE}).")  # fmt: skip
+        sentences = Counter(row["narration_id"] for row in read_table(written, ("narration_id",)))
+        strange = [name for name in sentences if name not in counts]
+        if strange:
+            raise DataError(f"{written} has {len(strange)} sentences of segments that {path} does not list: "
+                            f"{some(strange)}; take both files of the same release.")  # fmt: skip
+        where = self.locate({row["video_id"]: row["participant_id"] for row in rows}, split)
+        segments = []
+        for row in rows:
+            span = (seconds_of(path, row, "start_timestamp"), seconds_of(path, row, "stop_timestamp"))
+            texts = (row["narration"],) * sentences[row["narration_id"]]
+            known = labels_of(path, row)
+            segments.append(NarratedSegment(where[row["video_id"]], row["narration_id"], span, *known, texts))
+        return segments
 
     @override
     def check_listings(self, listings: Mapping[str, Sequence[NarratedSegment]]) -> None:

@@ -90,20 +90,19 @@ class ImageNet(VideoDataModule):
     def list_videos(self, split: str) -> list[Sample]:
         split = "val" if split == "test" else split
         folder = join(self.root, split)
-        with self.folders.kept():
-            source = first_file(self.folders, self.root, (f"{split}.txt", f"meta/{split}.txt"))
-            self.origins[split] = source or folder
-            if source is not None:
-                return [Sample(*row) for row in read_numbered(source, " ", folder)]
-            if self.folders.subfolders(folder):
-                return self._from_folders(folder)
-            flat = self.folders.files(folder, IMAGE_SUFFIXES)
-            if flat:
-                raise DataError(
-                    f"{folder} has {len(flat)} pictures without a folder per class, and no list says which class they "
-                    f"have; write {join(self.root, 'meta', split)}.txt with a row such as '{flat[0]} 0' for each, or "
-                    "move each picture into the folder of its class."
-                )
+        source = first_file(self.folders, self.root, (f"{split}.txt", f"meta/{split}.txt"))
+        self.origins[split] = source or folder
+        if source is not None:
+            return [Sample(*row) for row in read_numbered(source, " ", folder)]
+        if self.folders.subfolders(folder):
+            return self._from_folders(folder)
+        flat = self.folders.files(folder, IMAGE_SUFFIXES)
+        if flat:
+            raise DataError(
+                f"{folder} has {len(flat)} pictures without a folder per class, and no list says which class they "
+                f"have; write {join(self.root, 'meta', split)}.txt with a row such as '{flat[0]} 0' for each, or "
+                "move each picture into the folder of its class."
+            )
         raise DataError(
             f"{self.root} has no ImageNet {split} split: there is neither a folder {folder} with a folder per class "
             f"nor a list {split}.txt or meta/{split}.txt; check data.root, or get the data from {_SOURCE}."

@@ -92,8 +92,7 @@ class Kinetics(VideoDataModule):
 
     def list_classes(self) -> list[str] | None:
         """Sorted names; None where there are numbers only."""
-        with self.folders.kept():
-            names = self._names_of(self._class_source)
+        names = self._names_of(self._class_source)
         if names is not None and len(names) != self.num_classes:
             raise DataError(
                 f"{self._class_source} has {len(names)} classes, but num_classes is {self.num_classes}; "
@@ -117,15 +116,14 @@ class Kinetics(VideoDataModule):
 
     @override
     def list_videos(self, split: str) -> list[Sample]:
-        with self.folders.kept():
-            source = self.origins[split] = self._source(split)
-            if split == "test" and self._existing("test") is None:
-                warnings.warn(f"{join(self.root, self.lists['test'])} does not exist: {source} is tested on.")
-                split = "val"
-            if not self.folders.is_file(source):
-                return self._from_folders(source)
-            videos = _official_rows(source)
-            return self._from_paths(source, split) if videos is None else self._from_official(source, videos, split)
+        source = self.origins[split] = self._source(split)
+        if split == "test" and self._existing("test") is None:
+            warnings.warn(f"{join(self.root, self.lists['test'])} does not exist: {source} is tested on.")
+            split = "val"
+        if not self.folders.is_file(source):
+            return self._from_folders(source)
+        videos = _official_rows(source)
+        return self._from_paths(source, split) if videos is None else self._from_official(source, videos, split)
 
     @property
     def _numbers(self) -> dict[str, int]:

@@ -202,24 +202,22 @@ class LVU(VideoDataModule[Film]):
         if self.task in VALUES:
             return None
         names: dict[int, str] = {}
-        with self.folders.kept():
-            for split in self.lists:
-                source = self._source(split) if split == "train" else self._list(split)
-                for line, fields in [] if source is None else _official_rows(source, _HEADERS[self.task]) or ():
-                    number, name = int(fields[0]), " ".join(fields[1:-2])
-                    if names.setdefault(number, name) != name:
-                        raise DataError(
-                            f"{source}, line {line}: class_id {number} is called {name!r}, and elsewhere "
-                            f"{names[number]!r}; take all lists from {_SOURCE}."
-                        )
+        for split in self.lists:
+            source = self._source(split) if split == "train" else self._list(split)
+            for line, fields in [] if source is None else _official_rows(source, _HEADERS[self.task]) or ():
+                number, name = int(fields[0]), " ".join(fields[1:-2])
+                if names.setdefault(number, name) != name:
+                    raise DataError(
+                        f"{source}, line {line}: class_id {number} is called {name!r}, and elsewhere "
+                        f"{names[number]!r}; take all lists from {_SOURCE}."
+                    )
         return [names.get(number, f"class {number}") for number in range(self.num_classes)] if names else None
 
     @override
     def list_videos(self, split: str) -> list[Film]:
-        with self.folders.kept():
-            source = self.origins[split] = self._source(split)
-            rows = _official_rows(source, _HEADERS[self.task])
-            return self._from_paths(source) if rows is None else self._from_official(source, rows, split)
+        source = self.origins[split] = self._source(split)
+        rows = _official_rows(source, _HEADERS[self.task])
+        return self._from_paths(source) if rows is None else self._from_official(source, rows, split)
 
     def _list(self, split: str) -> str | None:
         return first_file(self.folders, self.root, self._places(split))

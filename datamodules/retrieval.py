@@ -265,16 +265,15 @@ class RetrievalDataModule(ClipDataModule[CaptionedVideo, CaptionDataset]):
 
     @override
     def list_videos(self, split: str) -> Sequence[CaptionedVideo]:
-        with self.folders.kept():
-            own = self.lists[split]
-            if own is not None:
-                self.origins[split] = join(self.root, own)
-            entries = self.entries(split) if own is None else read_captions(join(self.root, own))
-            if self.paragraphs:
-                entries = [e._replace(captions=(" ".join(text.strip() for text in e.captions),)) for e in entries]
-            paths = self.locate(entries, split)
-            found = zip(paths, entries, strict=True)
-            return [CaptionedVideo(path, entry.captions, entry.span or self.span) for path, entry in found]
+        own = self.lists[split]
+        if own is not None:
+            self.origins[split] = join(self.root, own)
+        entries = self.entries(split) if own is None else read_captions(join(self.root, own))
+        if self.paragraphs:
+            entries = [e._replace(captions=(" ".join(text.strip() for text in e.captions),)) for e in entries]
+        paths = self.locate(entries, split)
+        found = zip(paths, entries, strict=True)
+        return [CaptionedVideo(path, entry.captions, entry.span or self.span) for path, entry in found]
 
     def find(self, name: str) -> str | None:
         """Path of an annotation file, in the first of `annotation_folders` that has it; None without one."""

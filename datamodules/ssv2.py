@@ -91,8 +91,7 @@ class SomethingSomethingV2(VideoDataModule):
 
     def list_classes(self) -> list[str] | None:
         """Templates without brackets, in the order of the labels; None for lists without labels.json."""
-        with self.folders.kept():
-            path = self._find(*self.labels)
+        path = self._find(*self.labels)
         if path is None:
             return None
         names = _names(path)
@@ -105,11 +104,10 @@ class SomethingSomethingV2(VideoDataModule):
 
     @override
     def list_videos(self, split: str) -> list[Sample]:
-        with self.folders.kept():
-            source = self.origins[split] = self._source(split)
-            if source.endswith(".json"):
-                return self._from_annotations(source)
-            return self._from_list(source)
+        source = self.origins[split] = self._source(split)
+        if source.endswith(".json"):
+            return self._from_annotations(source)
+        return self._from_list(source)
 
     def _find(self, *names: str) -> str | None:
         return first_file(self.folders, self.root, [*names, *(join("labels", name) for name in names)])
