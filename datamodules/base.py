@@ -212,13 +212,19 @@ class VideoDataModule(ClipDataModule[S, ClipDataset[S]], Generic[S]):
         if self.shard_listings is None:
             with self.folders.kept():
                 return self.list_classes()
-        found, expected = self.shard_listings.class_names, vars(self).get("num_classes")
-        if found is not None and expected not in (None, len(found)):
-            raise DataError(
-                f"{self.shard_listings.sources[0]} has {len(found)} classes, but num_classes is {expected}; set "
-                "data.num_classes."
-            )
+        found = self.shard_listings.class_names
+        if found is not None:
+            self.expect_classes(len(found), self.shard_listings.sources[0])
         return found
+
+    def expect_classes(self, count: int, source: str, what: str = "classes") -> None:
+        """Raise `DataError` where `source` has another number of classes than `num_classes` says."""
+        expected = vars(self).get("num_classes")
+        if expected not in (None, count):
+            raise DataError(
+                f"{source} has {count} {what}, but num_classes is {expected}; set data.num_classes, or complete the "
+                "data."
+            )
 
     @abstractmethod
     def list_classes(self) -> list[str] | None:

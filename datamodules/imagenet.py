@@ -77,12 +77,8 @@ class ImageNet(VideoDataModule):
         """The class folders, sorted; empty where pictures lie flat."""
         for folder in (join(self.root, "train"), join(self.root, "val")):
             names = self.folders.subfolders(folder)
-            if names and len(names) != self.num_classes:
-                raise DataError(
-                    f"{folder} has {len(names)} class folders, but num_classes is {self.num_classes}; set "
-                    "data.num_classes, or complete the data."
-                )
             if names:
+                self.expect_classes(len(names), folder, "class folders")
                 return names
         return []
 

@@ -92,12 +92,10 @@ class Kinetics(VideoDataModule):
 
     def list_classes(self) -> list[str] | None:
         """Sorted names; None where there are numbers only."""
-        names = self._names_of(self._class_source)
-        if names is not None and len(names) != self.num_classes:
-            raise DataError(
-                f"{self._class_source} has {len(names)} classes, but num_classes is {self.num_classes}; "
-                "set data.num_classes, or complete the data."
-            )
+        source = self._class_source
+        names = self._names_of(source)
+        if names is not None:
+            self.expect_classes(len(names), source)
         return names
 
     @property

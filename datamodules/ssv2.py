@@ -95,11 +95,7 @@ class SomethingSomethingV2(VideoDataModule):
         if path is None:
             return None
         names = _names(path)
-        if len(names) != self.num_classes:
-            raise DataError(
-                f"{path} has {len(names)} classes, but num_classes is {self.num_classes}; set data.num_classes or take "
-                "the complete file."
-            )
+        self.expect_classes(len(names), path)
         return names
 
     @override
