@@ -104,7 +104,6 @@ class MaskedPretraining(TaughtByClip):
         if norm == "none" and loss == "l2":
             raise ModelError("loss 'l2' is 2 - 2 cos, which needs unit vectors; set norm: l2, or loss: mse.")
         self.set_normalisation(mean, std)
-        self.adopt_teacher(target_dim)
         self.mean_loss = SampleMean()
 
     def setup(self, stage: str) -> None:

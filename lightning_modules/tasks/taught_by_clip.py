@@ -13,8 +13,8 @@ __all__ = ["TaughtByClip"]
 class TaughtByClip(BaseModule):
     """Abstract base of modules that learn from CLIP, which sees all of a clip of which they see a part.
 
-    A subclass passes these arguments on, as ``**taught``, and calls `adopt_teacher` in its constructor. None of them is
-    saved.
+    A subclass passes these arguments on, as ``**taught``; none of them is saved. It has an argument ``target_dim``, the
+    width of the teacher's features.
 
     Args:
         init_from: weights that the ``lightning`` command starts from: a registered name, a model folder, a ``.ckpt`` or
@@ -45,19 +45,14 @@ class TaughtByClip(BaseModule):
     ) -> None:
         super().__init__()
         self.save_config(locals())
-
-    def adopt_teacher(self, target_dim: int) -> None:
-        """Remember the teacher, whose features are `target_dim` wide; one given by its name is fetched on first use."""
-        teacher = self.training_arguments["teacher"]
         # In a list, and so neither among the parameters nor in the checkpoints.
         self._teacher = [teacher] if isinstance(teacher, ClipTeacher) else []
-        self._target_dim = target_dim
         for name, values in (("clip_mean", CLIP_MEAN), ("clip_std", CLIP_STD)):
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1, 1), persistent=False)
 
     @property
     def teacher(self) -> ClipTeacher:
-        """The teacher, on the module's device.
+        """The teacher, on the module's device; one given by its name is fetched on first use.
 
         Raises:
             ModelError: there is none, it cannot be fetched, or is of another width than is asked for.
@@ -69,9 +64,10 @@ class TaughtByClip(BaseModule):
                                  "as openai/clip-vit-base-patch16.")  # fmt: skip
             self._teacher.append(ClipTeacher(source))
         teacher = self._teacher[0]
-        if teacher.output_dim != self._target_dim:
+        target_dim = {**self.hparams, **self.training_arguments}["target_dim"]
+        if teacher.output_dim != target_dim:
             raise ModelError(f"The teacher's features have {teacher.output_dim} channels and target_dim is "
-                             f"{self._target_dim}; set model.target_dim to {teacher.output_dim}.")  # fmt: skip
+                             f"{target_dim}; set model.target_dim to {teacher.output_dim}.")  # fmt: skip
         return teacher.to(self.device)
 
     def clip_pixels(self, x: Tensor) -> Tensor:

@@ -142,7 +142,6 @@ class VideoTextPretraining(TaughtByClip):
             num_visible(args["mask_type"], ratio, frames, tower.grid_size)
         self.net = VideoTextNet(tower, bert, words, dim, checkpoint_text)
         self.set_normalisation(mean, std)
-        self.adopt_teacher(target_dim)
         self.scores = RetrievalScores()
         self.reranker = Reranker(rerank)
 
