@@ -195,7 +195,7 @@ def check_constructor(constructor: Callable[..., object], arguments: Mapping[str
     except (NameError, TypeError):  # types that exist for type checkers only
         return
     checked, optional = {}, set()
-    for name in arguments.keys() & hints.keys():
+    for name in (name for name in arguments if name in hints):
         value, kinds = arguments[name], _kinds(hints[name])
         several = name in _RANGES and _RANGES[name].count is not None
         if kinds - {None} <= ({Sequence} if several else {int, float, str}):
