@@ -1,6 +1,7 @@
 """Pictures of results."""
 
 import os
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -261,11 +262,8 @@ def _cut(text: str, size: float, room: float, weight: str = "normal") -> str:
     text = text[:400]
     if _inches(text, size, weight) <= room:
         return text
-    low, high = 0, len(text)  # the longest beginning that fits has from `low` to `high` letters
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if _inches(f"{text[:middle]}…", size, weight) <= room else (low, middle - 1)
-    return f"{text[:low]}…"
+    fitting = bisect_right(range(len(text)), room, key=lambda kept: _inches(f"{text[:kept]}…", size, weight))
+    return f"{text[: max(fitting - 1, 0)]}…"  # one of those that fit has no letter
 
 
 def _longest(timeline: Timeline) -> list[int]:
