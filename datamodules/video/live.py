@@ -346,7 +346,7 @@ class _LiveFrames(Source):
     def _picture(self, frame: av.VideoFrame, short_side: int, interpolation: str) -> Tensor:
         self._size = self._size or (frame.width, frame.height)
         painter = Painter(*self._size, short_side=short_side, interpolation=interpolation)
-        check_size(self.input.name, *painter.size)
+        check_size(self.input.name, *painter.size[::-1])
         try:
             return painter.paint(frame).permute(2, 0, 1)
         except (av.FFmpegError, ValueError) as error:

@@ -253,8 +253,10 @@ def _place_names(timeline: Timeline, width: float) -> tuple[list[tuple[Segment, 
 @lru_cache(maxsize=10_000)
 def _inches(text: str, size: float, weight: str = "normal") -> float:
     """Width of a text, with some room for how letters are fitted to pixels."""
+    if not text.strip():  # matplotlib finds no extent in blanks, and fails on nothing
+        return 0.0
     extents = TextPath((0, 0), _literal(text), size=size, prop=FontProperties(weight=weight)).get_extents()
-    return max(1.05 * extents.width, 0.0) / 72  # blanks have no extent
+    return 1.05 * extents.width / 72
 
 
 def _cut(text: str, size: float, room: float, weight: str = "normal") -> str:

@@ -67,6 +67,12 @@ def test_every_segment_has_its_name():
         assert not any(a.overlaps(b) for b in drawn[:i])
 
 
+@pytest.mark.parametrize("name", ["", " "])
+def test_names_may_be_blank(name):
+    timeline = timeline_of(np.eye(2, dtype=np.float32)[[0, 0, 1]], [name, "b"])
+    assert_inside(plot.plot_timelines([(name, timeline)], "a.png"))
+
+
 def test_a_name_stands_in_its_segment_or_over_its_middle():
     timeline = timeline_of(np.eye(4, dtype=np.float32)[[0] * 9 + [1] + [2] * 9 + [3]], ["a", LONG, "c", "last"])
     placed, lanes, nameless = plot._place_names(timeline, 12.0)
