@@ -204,21 +204,20 @@ class EpicKitchens100(KitchenDataModule[Segment, SegmentDataset]):
     def actions(self) -> list[tuple[int, int]]:
         """Verb and noun of each action."""
         as_text = self._actions == _AS_TEXT
-        path = None if as_text else self.find(self._actions or _ACTIONS)
+        path = None
+        if self._actions is None:
+            path = self.find(_ACTIONS)
+        elif not as_text:
+            path = self.annotation(self._actions)
         if path is not None:
             table = [(number_of(path, row, "id"), row) for row in read_table(path, ("id", "verb", "noun"))]
             rows = [row for _, row in sorted(table, key=itemgetter(0))]
             return [(number_of(path, row, "verb"), number_of(path, row, "noun")) for row in rows]
-        if self._actions is not None and not as_text:
-            raise self.no_file(self._actions)
+        there = [path for split in ("train", "val") if (path := self.find(self.lists[split]))]
         pairs: set[tuple[int, int]] = set()
-        for split in ("train", "val"):
-            path = self.find(self.lists[split])
-            if path is not None:
-                rows = read_table(path, ("verb_class", "noun_class"))
-                pairs |= {(number_of(path, row, "verb_class"), number_of(path, row, "noun_class")) for row in rows}
-        if not pairs:
-            raise self.no_file(_TRAIN)
+        for path in there or [self.annotation(self.lists["train"])]:
+            rows = read_table(path, ("verb_class", "noun_class"))
+            pairs |= {(number_of(path, row, "verb_class"), number_of(path, row, "noun_class")) for row in rows}
         return sorted_as_text(pairs) if as_text else sorted(pairs)
 
     @property
@@ -250,10 +249,7 @@ class EpicKitchens100(KitchenDataModule[Segment, SegmentDataset]):
     @override
     def list_videos(self, split: str) -> list[Segment]:
         name = self.lists[split]
-        path = self.find(name)
-        if path is None:
-            raise self.no_file(name)
-        self.origins[split] = path
+        path = self.origins[split] = self.annotation(name)
         rows = read_table(path, ("narration_id", "participant_id", "video_id", "start_timestamp", "stop_timestamp"))
         place = {pair: number for number, pair in enumerate(self.actions)}
         unseen = self._unseen(name, {row["participant_id"] for row in rows})

@@ -247,7 +247,4 @@ class EpicKitchensRetrieval(KitchenDataModule[NarratedSegment, NarratedDataset])
                                max_unreadable=self.max_unreadable)  # fmt: skip
 
     def _needed(self, name: str) -> str:
-        path = self.find(join(_FOLDER, name)) or self.find(name)
-        if path is None:
-            raise self.no_file(join(_FOLDER, name))
-        return path
+        return self.find(join(_FOLDER, name)) or self.find(name) or self.annotation(join(_FOLDER, name))

@@ -67,13 +67,16 @@ class KitchenDataModule(ClipDataModule[Entry, Items], ABC, Generic[Entry, Items]
         folders = _FOLDERS if self._annotations is None else (self._annotations,)
         return first_file(self.folders, self.root, [join(folder, name) for folder in folders])
 
-    def no_file(self, name: str) -> DataError:
-        """The error of an annotation file that is missing."""
-        where = join(self.root, self._annotations or "annotations")
-        return DataError(
-            f"There is no {name} in {where}; name the folder with data.annotations, or get the annotations from "
-            f"{SOURCE}."
-        )
+    def annotation(self, name: str) -> str:
+        """Path of an annotation file that is needed; raise `DataError` without one."""
+        found = self.find(name)
+        if found is None:
+            where = join(self.root, self._annotations or "annotations")
+            raise DataError(
+                f"There is no {name} in {where}; name the folder with data.annotations, or get the annotations from "
+                f"{SOURCE}."
+            )
+        return found
 
     def locate(self, participant_of: dict[str, str], split: str) -> dict[str, str]:
         """video_id -> path of the video, tar or folder of frames; of those that are nowhere, where they would be.
@@ -101,9 +104,7 @@ class KitchenDataModule(ClipDataModule[Entry, Items], ABC, Generic[Entry, Items]
         return {name: path or expected[name] for name, path in where.items()}
 
     def _class_keys(self, kind: str) -> list[str]:
-        path = self.find(_NAMES[kind])
-        if path is None:
-            raise self.no_file(_NAMES[kind])
+        path = self.annotation(_NAMES[kind])
         keys = {number_of(path, row, "id"): row["key"] for row in read_table(path, ("id", "key"))}
         if sorted(keys) != list(range(len(keys))):
             raise DataError(f"{path} does not number its classes from 0 on; take the file of the official release.")
