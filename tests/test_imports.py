@@ -46,7 +46,7 @@ FLOORS = {
     ),
     "zoo": (
         ("datasets", "errors", "printable", "shadows"),
-        ("files",),
+        ("extras", "files"),
         ("checks", "limits", "plain_yaml", "registry", "runs", "sources"),
         ("recipe", "configs"),
         ("fetch",),

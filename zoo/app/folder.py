@@ -5,17 +5,15 @@ for uploads.
 """
 
 import atexit
-import importlib.util
 import os
 import shutil
 import tempfile
 
-from zoo.errors import ZooError
+from zoo.extras import need
 
 __all__ = ["FOLDER"]
 
-if importlib.util.find_spec("gradio") is None:
-    raise ZooError("The page needs Gradio; install it: pip install 'video-mamba-zoo[app]'.")
+need("gradio", "app", "The page needs Gradio")
 
 FOLDER = tempfile.mkdtemp(prefix="zoo-app-")
 atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)

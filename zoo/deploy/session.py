@@ -1,11 +1,11 @@
 """ONNX Runtime: whether it is installed, and a session of a file."""
 
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoo.errors import ZooError
+from zoo.extras import need
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -15,9 +15,8 @@ __all__ = ["check_packages", "open_session"]
 
 def check_packages(*names: str) -> None:
     """Raise `ZooError` where one of the packages for ONNX is not installed."""
-    missing = [name for name in names if find_spec(name) is None]
-    if missing:
-        raise ZooError(f"ONNX files need {missing[0]}; install it: pip install 'video-mamba-zoo[onnx]'.")
+    for name in names:
+        need(name, "onnx", f"ONNX files need {name}")
 
 
 def open_session(file: str | os.PathLike[str]) -> "InferenceSession":

@@ -27,6 +27,7 @@ from torch import Tensor
 from lightning_modules.base import BaseModule
 from zoo.build import load
 from zoo.errors import ZooError, hint
+from zoo.extras import need
 from zoo.inference.predict import check_finite, classifier, evaluating, read_views
 from zoo.limits import check_range
 
@@ -245,11 +246,8 @@ def _index_of(target: str | int, names: list[str]) -> int:
 
 
 def _captum() -> "type[IntegratedGradients]":
-    try:
-        from captum.attr import IntegratedGradients
-    except ImportError as error:
-        raise ZooError(
-            "Integrated gradients need Captum; install it: pip install 'video-mamba-zoo[explain]'."
-        ) from error
+    need("captum", "explain", "Integrated gradients need Captum")
+    from captum.attr import IntegratedGradients
+
     found: type[IntegratedGradients] = IntegratedGradients
     return found

@@ -8,7 +8,6 @@ Ray repeats what was lost with a worker or a node. Rows reach the table in the d
 so each is there once.
 """
 
-import importlib.util
 import os
 import pickle
 import sys
@@ -17,6 +16,7 @@ from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.errors import ZooError
+from zoo.extras import need
 from zoo.tables.job import Job, Reader
 from zoo.tables.table import File, Record
 
@@ -47,8 +47,7 @@ class Answered(NamedTuple):
 
 def check_ray() -> None:
     """Raise `ZooError` where Ray is not installed, which is not imported here."""
-    if importlib.util.find_spec("ray") is None:
-        raise ZooError("--ray needs Ray; install it: pip install 'video-mamba-zoo[ray]'.")
+    need("ray", "ray", "--ray needs Ray")
 
 
 def answered_on_ray(job: Job, chunks: Sequence[Sequence[str]], address: str) -> Iterator[Answered]:

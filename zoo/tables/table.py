@@ -4,7 +4,6 @@ A change is one commit: it is there or not, wherever a process is killed. Those 
 the other, under a lock, since file systems over a network lose commits that are made at once.
 """
 
-import importlib.util
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ import numpy as np
 from datamodules.storage.files import is_url
 from datamodules.storage.processes import lock
 from zoo.errors import ZooError
+from zoo.extras import need
 
 if TYPE_CHECKING:
     import lancedb
@@ -259,24 +259,22 @@ def _array(values: list[Any], kind: "pyarrow.DataType", paths: list[str]) -> "py
 
 def check_place(folder: str) -> None:
     """Raise `ZooError`, before any work, at a URL of no store, or without LanceDB, which is not yet imported here."""
-    if importlib.util.find_spec("lancedb") is None:
-        raise ZooError(_MISSING)
+    need(*_LANCEDB)
     if is_url(folder) and folder.partition("://")[0] not in STORES:
         raise ZooError(f"{folder} is no place for a table; name a local folder, or a URL of "
                        f"{', '.join(f'{store}://' for store in STORES)}.")  # fmt: skip
 
 
-_MISSING = "A table of videos needs LanceDB; install it: pip install 'video-mamba-zoo[search]'."
+_LANCEDB = ("lancedb", "search", "A table of videos needs LanceDB")
 
 
 def lancedb_modules() -> tuple[Any, Any]:
     """``lancedb`` and ``pyarrow``; raise `ZooError` where they cannot be imported."""
+    need(*_LANCEDB)
     try:
         import lancedb
         import pyarrow
     except ImportError as error:
-        if importlib.util.find_spec("lancedb") is None:
-            raise ZooError(_MISSING) from error
         reason = str(error).partition("\n")[0].rstrip(".")
         raise ZooError(f"LanceDB cannot be imported ({reason}); install what it needs, or update it: "
                        "pip install -U lancedb pyarrow numpy.") from error  # fmt: skip

@@ -1,11 +1,11 @@
 """`zoo.export`: every kind of model as an ONNX file and in ONNX Runtime, what the file says, and what is refused."""
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 from functools import cache
-from importlib.util import find_spec
 
 import numpy as np
 import onnx
@@ -27,7 +27,7 @@ from lightning_modules import (
 )
 from zoo.commands.main import main
 from zoo.deploy import export as under_test
-from zoo.deploy import onnx_file, session
+from zoo.deploy import onnx_file
 from zoo.deploy.onnx_file import OPSET
 from zoo.deploy.parts import part_of
 from zoo.errors import ZooError
@@ -332,7 +332,8 @@ def test_a_full_disk_leaves_nothing(tmp_path, name, inline):
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(session, "find_spec", lambda name: None if name == "onnxscript" else find_spec(name))
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else found(name))
     with pytest.raises(SystemExit) as caught:
         main(["export", "gone", str(tmp_path / "model.onnx")])  # said before the model is looked for
     error = capsys.readouterr().err

@@ -156,7 +156,7 @@ def test_a_regressor_has_no_classes(clips):
 
 
 def test_without_captum_the_pip_line(model, clips, monkeypatch):
-    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    monkeypatch.setitem(sys.modules, "captum", None)
     with pytest.raises(ZooError, match=r"pip install 'video-mamba-zoo\[explain\]'"):
         zoo.explain(model, clips[0][0], method="integrated-gradients")
     assert zoo.explain(model, clips[0][0], tube=(8, 48)).heat.shape == (8, 48, 48)

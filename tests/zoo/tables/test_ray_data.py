@@ -1,5 +1,6 @@
 """`--ray`: two nodes of a cluster on this machine do the work of one process, and one of them dies in the middle."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -151,7 +152,7 @@ def test_labels_and_features_are_those_of_one_process(workspace, tmp_path, clust
 
 @pytest.mark.slow
 def test_without_ray_one_sentence_says_how_to_install_it(workspace, tmp_path, monkeypatch):
-    monkeypatch.setattr(ray_data.importlib.util, "find_spec", lambda name: None if name == "ray" else True)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ray" else True)
     with pytest.raises(zoo.ZooError, match=r"--ray needs Ray; install it: pip install 'video-mamba-zoo\[ray\]'\."):
         zoo.index(str(workspace / "model"), workspace / "videos", tmp_path / "i", ray="auto")
     assert not (tmp_path / "i").exists()
