@@ -12,7 +12,7 @@ Legend of shapes: M texts, L words, D width of BERT, K tokens of a context, C th
 import copy
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -91,8 +91,7 @@ def load_bert(bert: BertForMaskedLM, source: str) -> list[str]:
         ModelError: it cannot be fetched, or holds something else.
     """
     with pretrained_folder("BERT", source) as folder:
-        loaded: Any = BertForMaskedLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-        donor, found = loaded
+        donor, found = BertForMaskedLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
         if found["missing_keys"]:
             raise KeyError(f"it has no {min(found['missing_keys'])}")
         vocabulary = BertTokenizer.from_pretrained(folder).get_vocab()

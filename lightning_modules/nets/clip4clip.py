@@ -49,8 +49,7 @@ class TextVideoNet(nn.Module):
     @property
     def dim(self) -> int:
         """Width of the shared space."""
-        width: int = self.clip.visual_projection.out_features
-        return width
+        return self.clip.visual_projection.out_features
 
     def encode_frames(self, video: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """Normalised video (B, 3, T, H, W) -> features of the frames (B, T, D), not normalised."""

@@ -145,11 +145,9 @@ def load_image_tower(source: str) -> CLIPVisionModelWithProjection:
         # Some checkpoints note the width of the projection for both towers together only.
         with pretrained_folder("CLIP", source) as folder:
             width = AutoConfig.from_pretrained(folder, trust_remote_code=False).projection_dim
-            loaded: Any = CLIPVisionModelWithProjection.from_pretrained(
+            tower, found = CLIPVisionModelWithProjection.from_pretrained(
                 folder, dtype=torch.float32, projection_dim=width, output_loading_info=True
             )
-            tower: CLIPVisionModelWithProjection
-            tower, found = loaded
             if found["missing_keys"]:
                 raise KeyError(f"it has no {min(found['missing_keys'])}")
     finally:

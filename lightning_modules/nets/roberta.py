@@ -68,10 +68,9 @@ def load_roberta(roberta: RobertaModel, source: str, weights: bool = True) -> tu
         pieces = read_words(Path(folder, "vocab.json"), Path(folder, "merges.txt"))
         if not weights:
             return pieces
-        loaded: Any = RobertaModel.from_pretrained(
+        donor, found = RobertaModel.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True, add_pooling_layer=False
         )
-        donor, found = loaded
         if found["missing_keys"]:
             raise KeyError(f"it has no {min(found['missing_keys'])}")
     own, theirs = roberta.state_dict(), donor.state_dict()

@@ -92,10 +92,9 @@ class OnTower(nn.Module):
 
     def layer_id(self, name: str) -> int:
         """Depth of a parameter for layer-wise decay: the vision tower's own, and everything else on top."""
-        prefix = "vision."
-        if self.vision is None or not name.startswith(prefix):
+        if self.vision is None or not name.startswith("vision."):
             return self.depth + 1
-        return self.vision.layer_id(name.removeprefix(prefix))
+        return self.vision.layer_id(name.removeprefix("vision."))
 
 
 class TowerClassifier(OnTower):

@@ -91,9 +91,7 @@ def _forward(
     # What lies behind the last channel is not written, and results of an operator should not depend on the allocator.
     checkpoints = (u.new_zeros if channels % 32 else u.new_empty)(size, dtype=torch.float32)
     scratch = u.new_empty(u.shape, dtype=torch.float32) if two else None
-    entry = None
-    if segments > 1:
-        entry = _entries(one, other, None, BC, u, A, segment, softplus, reverse)
+    entry = _entries(one, other, None, BC, u, A, segment, softplus, reverse) if segments > 1 else None
     launch(
         scan_forward, (_pieces(channels, _block(N)) * batch * segments,), u,
         *one.u, *one.delta, one.A, one.D, one.bias, *other.u, *other.delta, other.A, other.D, other.bias,
@@ -147,9 +145,7 @@ def _backward(
     blocks = _pieces(channels, groups * _LANES)
     segment = _segment(u, N, two, per_direction=True)
     segments = _pieces(length, segment)
-    entry = None
-    if segments > 1:
-        entry = _entries(one, other, dy, BC, u, A, segment, softplus, reverse)
+    entry = _entries(one, other, dy, BC, u, A, segment, softplus, reverse) if segments > 1 else None
     dBC = u.new_empty(blocks, count, batch, length, 2, N, dtype=torch.float32)
     dA = u.new_empty(_state_shape(u, A, count, segments), dtype=torch.float32)
     dchannels = u.new_empty(count, batch, segments, 2, channels, dtype=torch.float32)
