@@ -149,6 +149,7 @@ class AvionTower(nn.Module):
                 weights[name] = found[theirs].flatten(1) if name == "conv1.weight" else found[theirs]
         weights = self.adapt_state_dict(weights)
         wrong = [name for name in own if name not in weights or weights[name].shape != own[name].shape]
+        wrong += [name for name in found if name.startswith(f"encoder.layers.{self.depth}.")]  # it is deeper
         if wrong:
             raise ModelError(f"vision and {source!r} have different sizes ({wrong[0]}); name a CLIP of width "
                              f"{self.embed_dim}, {self.depth} blocks and patches of {self.patch_size} px.")  # fmt: skip

@@ -47,8 +47,9 @@ def test_one_frame_is_clips_tower():
     with torch.no_grad():
         expected = clip.vision_model.post_layernorm(clip.vision_model(pixel_values=image).last_hidden_state)
         torch.testing.assert_close(tower.forward_tokens(image[:, :, None]), expected, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ModelError, match="have different sizes"):
-        AvionTower(**{**SIZES, "embed_dim": 32}).start_from_clip(clip, "tiny")
+    for other in ({"embed_dim": 32}, {"depth": 3}, {"depth": 1}):
+        with pytest.raises(ModelError, match="have different sizes"):
+            AvionTower(**{**SIZES, **other}).start_from_clip(clip, "tiny")
 
 
 def test_drop_path_is_the_same_in_every_block_and_off_in_evaluation():
