@@ -217,6 +217,7 @@ def test_importing_a_package_stays_light(package, absent):
 
 LAZY = [
     "datamodules",
+    "datamodules.synthetic",
     "hub",
     "zoo",
     "lightning_modules",

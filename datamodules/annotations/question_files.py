@@ -7,7 +7,7 @@ answer (docs/protocol.md, section 22).
 from typing import NamedTuple
 
 from datamodules.annotations.lists import read_csv
-from datamodules.annotations.pickles import read_frame
+from datamodules.annotations.pandas_pickles import read_frame
 from datamodules.errors import DataError, some
 
 __all__ = ["GENERIC", "QuestionPair", "read_questions"]

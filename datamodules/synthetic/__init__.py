@@ -3,3 +3,7 @@
 `motion` draws clips of moving shapes, `writing` makes files and a data set of them, and `kitchen` long videos in the
 format of EPIC-KITCHENS.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

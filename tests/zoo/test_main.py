@@ -23,6 +23,7 @@ BUILTIN = {
     "lightning_modules/ops/norm/interface.py",
     "lightning_modules/ops/scan/interface.py",
     # Caught where they are raised, and passed on as sentences about the file.
+    "datamodules/annotations/pandas_pickles.py",
     "datamodules/annotations/pickles.py",
     "zoo/retrieval/old_index.py",
     "zoo/retrieval/table.py",

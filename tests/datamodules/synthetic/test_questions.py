@@ -7,7 +7,7 @@ import pytest
 
 from datamodules import EpicKitchens100
 from datamodules.annotations.masking import label_words, mask_words
-from datamodules.annotations.pickles import read_frame
+from datamodules.annotations.pandas_pickles import read_frame
 from datamodules.annotations.question_files import GENERIC, read_questions
 from datamodules.synthetic.kitchen import VERBS, generate_kitchen
 from datamodules.synthetic.motion import SHAPES

@@ -17,6 +17,7 @@ import av
 import numpy as np
 import pytest
 
+import datamodules.synthetic
 from datamodules.synthetic import motion as synthetic
 from datamodules.synthetic import writing
 from datamodules.synthetic.motion import CLASSES, SHAPES, clip_spec, render
@@ -248,3 +249,8 @@ def test_interrupted_generation_leaves_nothing(tmp_path: Path, number: int) -> N
         return
     assert process.returncode == (130 if number == signal.SIGINT else 143)
     assert not list(tmp_path.iterdir())
+
+
+def test_names_of_the_package() -> None:
+    assert all(getattr(datamodules.synthetic, name).__module__ for name in ("generate", "generate_kitchen", "ClipSpec"))
+    assert datamodules.synthetic.generate is generate and not hasattr(datamodules.synthetic, "other")
