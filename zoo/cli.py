@@ -360,8 +360,9 @@ def limit_jsonargparse() -> None:
         return load(text)
 
     jsonargparse.set_loader("yaml", limited, (yaml.YAMLError,))  # a text that is no YAML is a text
-    # The empty list of what may not be imported switches jsonargparse's own on: os, subprocess, ...
-    jsonargparse.set_parsing_settings(config_read_mode_fsspec_enabled=False, import_path_denylist=[])
+    jsonargparse.set_parsing_settings(config_read_mode_fsspec_enabled=False)
+    with suppress(TypeError):  # 4.51 lacks it; an empty list switches jsonargparse's own on: os, subprocess, ...
+        jsonargparse.set_parsing_settings(import_path_denylist=[])
 
 
 class _Running(Callback):
