@@ -19,6 +19,7 @@ from datamodules.annotations.question_files import GENERIC
 from datamodules.clips import ClipFormat
 from datamodules.segments import SegmentDataset
 from datamodules.synthetic.writing import write_video
+from zoo.tables.parquet import write_parquet
 
 CLIP = dict(num_frames=4, image_size=32, short_side=32, sampling="sparse", frame_stride=2, interpolation="bilinear",
             num_workers=0, batch_size=4)  # fmt: skip
@@ -417,7 +418,7 @@ def write_features(folder: Path, kind: str, names=("P01_11", "P02_101", "P01_12"
     table = pa.table([pa.array(column, kind) for column, kind in zip(columns, types, strict=True)],
                      names=["path", "start", "end", "features", "error"])  # fmt: skip
     if kind == "parquet":
-        pytest.importorskip("pyarrow.parquet").write_table(table, folder / "features.parquet")
+        write_parquet(table, folder / "features.parquet")
     else:
         pytest.importorskip("lancedb").connect(folder).create_table("features", table)
     return folder / f"features.{kind}"

@@ -271,6 +271,8 @@ def test_every_command_is_tried():
 
 @pytest.mark.parametrize("name", [name for name in WORKING if name not in FAILS_ANYWAY])
 def test_the_working_command_works(folder, name):
+    if name == "export" and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9):
+        pytest.skip("PyTorch before 2.9 does not export")
     status, _, err = call([name, *WORKING[name].positional, *WORKING[name].more])
     assert status == 0, err
 

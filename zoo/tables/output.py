@@ -22,6 +22,7 @@ from zoo.errors import ZooError
 from zoo.files import UNFINISHED, check_folder, check_target, written
 from zoo.tables.fill import check_config, check_settings, check_weights, describe, source_of
 from zoo.tables.job import Job
+from zoo.tables.parquet import read_parquet, write_parquet
 from zoo.tables.place import Place, absolute
 from zoo.tables.table import VideoTable, Where, check_place, head_of, lancedb_modules, retold
 
@@ -102,10 +103,8 @@ class Output:
         table.optimise()
         rows = table.count_rows()
         if self.is_file:
-            from pyarrow import parquet
-
             with written(self.shown) as beside:
-                parquet.write_table(table.to_arrow(), beside, compression="zstd")
+                write_parquet(table.to_arrow(), beside)
             # In one step, so that a killed process never leaves half a table to resume from.
             os.rename(self.where.database, f"{self.where.database}.{uuid.uuid4().hex[:8]}")
             self._tidy()
@@ -132,11 +131,11 @@ class Output:
 
     def _again(self) -> VideoTable:
         """A table with the rows of a file that an earlier run has completed."""
-        from pyarrow import ArrowException, parquet
+        from pyarrow import ArrowException
 
         try:
-            rows = parquet.read_table(self.shown)
-        except (ArrowException, OSError) as error:
+            rows = read_parquet(self.shown, self.job.types())
+        except (ArrowException, OSError, ValueError) as error:
             raise ZooError(f"{self.shown} is there and cannot be read as Parquet; choose another name.") from error
         head = head_of(rows.schema, self.shown)
         return self._begin({field.name: field.type for field in rows.schema}, head, rows)
