@@ -23,6 +23,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "docstrings",
+    "public_names",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
 ]

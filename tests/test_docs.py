@@ -89,9 +89,23 @@ def test_the_site_has_every_page():
     "package", ["zoo", "hub", "datamodules", "lightning_modules", "lightning_modules.nets", "lightning_modules.ops"]
 )
 def test_the_api_reference_has_every_public_name(package):
-    page = ROOT / "docs" / "api" / f"{package.rpartition('.')[2]}.md"
-    named = re.findall(rf"^\.\. auto\w+:: {package}\.(\w+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    names = _module("docs/extensions/public_names.py")
+    page = (ROOT / "docs" / "api" / f"{package.rpartition('.')[2]}.md").read_text(encoding="utf-8")
+    named = names.named_on(page + names.rest_of(page, package), package)
     assert sorted(named) == sorted(importlib.import_module(package).__all__)
+
+
+def test_a_new_public_name_stands_at_the_end_of_its_page():
+    names = _module("docs/extensions/public_names.py")
+    page = (ROOT / "docs" / "api" / "datamodules.md").read_text(encoding="utf-8")
+    short = page.replace(".. autoclass:: datamodules.COIN\n", "").replace(
+        ".. autoexception:: datamodules.DataError\n", ""
+    )
+    assert names.rest_of(page, "datamodules") == ""
+    assert names.rest_of(short, "datamodules") == (
+        "\n## More\n\n```{eval-rst}\n.. autoclass:: datamodules.COIN\n\n"
+        ".. autoexception:: datamodules.DataError\n\n```\n"
+    )
 
 
 def test_notebooks_for_colab_are_those_of_the_site():
