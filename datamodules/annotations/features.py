@@ -54,7 +54,7 @@ class FeatureTable:
         rows = _read(path)
         try:
             paths, vectors = rows.column("path").to_pylist(), rows.column("features").combine_chunks()
-            features = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(vectors), _width_of(vectors))
+            features = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(vectors), _width_of(vectors, path))
             seconds = np.stack([rows.column(name).to_numpy() for name in ("start", "end")], axis=1)
         except (AttributeError, KeyError, ValueError) as error:
             raise _other(path) from error
@@ -153,17 +153,16 @@ def _read(path: str) -> "pyarrow.Table":
     return rows.filter(pc.is_valid(rows.column("features")))
 
 
-def _width_of(vectors: "pyarrow.Array") -> int:
-    """Length of the vectors; raise ValueError for what is none: `zoo extract` writes them as lists into Parquet."""
+def _width_of(vectors: "pyarrow.Array", path: str) -> int:
+    """Length of the vectors of a table, which Parquet has as lists; 0 where they differ."""
     import pyarrow as pa
 
     if pa.types.is_large_list(vectors.type):
         widths: list[int] = vectors.value_lengths().unique().to_pylist()
-        width = widths[0] if len(widths) == 1 else 0
-    elif pa.types.is_fixed_size_list(vectors.type):
-        width = vectors.type.list_size
-    else:
-        raise ValueError("no vectors")
+        return widths[0] if len(widths) == 1 else 0
+    if not pa.types.is_fixed_size_list(vectors.type):
+        raise _other(path)
+    width: int = vectors.type.list_size
     return width
 
 

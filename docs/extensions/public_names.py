@@ -21,7 +21,7 @@ def named_on(page: str, package: str) -> list[str]:
 
 
 def rest_of(page: str, package: str) -> str:
-    """Return the last section of a page: the package's other public names. Empty where there are none."""
+    """Return the last section of a page, with the other public names of the package; empty without any."""
     module = importlib.import_module(package)
     entries = []
     for name in sorted(set(module.__all__) - set(named_on(page, package))):
