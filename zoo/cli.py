@@ -82,7 +82,7 @@ class ZooCLI(LightningCLI):
                     **{name: {**strict, "description": _DESCRIPTION.format(name=name)} for name in self.subcommands()},
                 },
             )
-        except Exception as error:
+        except Exception as error:  # parsing, building and training call code of others
             raise self._explained(error) from error
 
     def _explained(self, error: Exception) -> Exception:
@@ -116,7 +116,7 @@ class ZooCLI(LightningCLI):
                 self.config = parser.parse_args(rewritten.arguments)
             except ZooError:
                 raise
-            except Exception as error:
+            except Exception as error:  # jsonargparse passes on what types of others raise
                 raise concise(error) from error
         if "subcommand" in self.config:
             check_built(self.config[self.config.subcommand])

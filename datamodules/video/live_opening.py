@@ -180,7 +180,7 @@ class _Datagrams:
                 self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group.packed + bytes(4))
             elif group.is_multicast:
                 self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group.packed + bytes(4))
-        except BaseException:
+        except BaseException:  # Ctrl-C too
             self._socket.close()
             raise
 
@@ -210,7 +210,7 @@ class _Response:
             self._connection.connect()
             self._socket = self._connection.sock  # which the connection gives away with a last answer
             self._answer = self._ask(url)
-        except BaseException:
+        except BaseException:  # Ctrl-C too
             self._connection.close()
             raise
         parts = self._answer.headers.get_content_type() == "multipart/x-mixed-replace"

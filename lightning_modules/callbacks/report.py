@@ -97,7 +97,7 @@ class Report(Callback):
             found = rows.join([part for part in parts if part is not None])
             if found is not None:
                 self._write(trainer, pl_module, found, self.folder)
-        except Exception as error:
+        except Exception as error:  # a report is not worth a failed test
             rank_zero_warn(f"{self.folder / PAGE} could not be written: {_reason(error)}")
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, found: "Answers | Matches", folder: Path) -> None:

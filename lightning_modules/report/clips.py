@@ -30,7 +30,7 @@ def clip_of(loader: "DataLoader[Any]", index: int) -> bytes | None:
         video = video[len(video) // 2] if video.ndim == 5 else video
         mask = item.get("frame_mask")
         return animated(video if mask is None else video[:, mask])
-    except Exception:
+    except Exception:  # see above
         return None
 
 

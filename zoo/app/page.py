@@ -335,7 +335,7 @@ def _told(rest: tuple[Any, ...] = ()) -> Callable[[Callable[..., Any]], Callable
                 return answer(*arguments)
             except FORESEEN as error:
                 said = markup.problem(_FOLDERS.sub("", " ".join(str(error).split())))
-            except Exception:
+            except Exception:  # a bug, which does not end the page
                 traceback.print_exc()
                 said = markup.problem("This did not work, and the reason is in the log of the server.")
             return (said, *rest) if rest else said  # Gradio wants no tuple for one output

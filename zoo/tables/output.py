@@ -149,7 +149,7 @@ class Output:
                 begun.append_rows(rows)
             with retold(self.shown):
                 os.rename(beside, self.where.database)
-        except BaseException:
+        except BaseException:  # Ctrl-C too
             shutil.rmtree(beside, ignore_errors=True)
             raise
         return VideoTable.read(self.where)
