@@ -34,7 +34,8 @@ def read_parquet(path: str, types: Mapping[str, Any]) -> "pyarrow.Table":
 
     Args:
         path: the file.
-        types: columns with types of PyArrow; vectors among them get their fixed length back, whichever it is.
+        types: columns with types of PyArrow; vectors among them get their fixed length back, whichever it is. Columns
+            of other names stay as they are.
 
     Raises:
         ArrowException, OSError, ValueError: it cannot be read, or the vectors of a column have different lengths.
@@ -44,13 +45,14 @@ def read_parquet(path: str, types: Mapping[str, Any]) -> "pyarrow.Table":
 
     rows = parquet.read_table(path)
     for place, field in enumerate(rows.schema):
-        if pa.types.is_large_list(field.type) and pa.types.is_fixed_size_list(types.get(field.name)):
+        if pa.types.is_large_list(field.type) and pa.types.is_fixed_size_list(types.get(field.name, field.type)):
             column = rows.column(place).combine_chunks()
             there = column.is_valid().to_numpy(zero_copy_only=False)
             values = column.flatten().to_numpy(zero_copy_only=False)
-            width = len(values) // there.sum() if there.any() else types[field.name].list_size
+            count = there.sum()
+            width = len(values) // count if count else types[field.name].list_size
             filled = np.zeros((len(there), width), values.dtype)
-            filled[there] = values.reshape(there.sum(), width)
+            filled[there] = values.reshape(count, width)
             vectors = pa.FixedSizeListArray.from_arrays(pa.array(filled.ravel()), width, mask=pa.array(~there))
             rows = rows.set_column(place, field.with_type(vectors.type), vectors)
     return rows

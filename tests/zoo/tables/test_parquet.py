@@ -40,3 +40,9 @@ def test_vectors_of_different_lengths_are_refused(tmp_path):
     parquet.write_table(pa.table({"features": lists}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="reshape"):
         read_parquet(str(tmp_path / "a.parquet"), {"features": VECTOR})
+
+
+def test_lists_of_other_names_stay_as_they_are(tmp_path):
+    table = pa.table({"captions": pa.array([["a", "b"], ["c"], None], pa.large_list(pa.string()))})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    assert read_parquet(str(tmp_path / "a.parquet"), {"features": VECTOR}).equals(table)
