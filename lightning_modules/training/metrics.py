@@ -76,7 +76,8 @@ class SampleAccuracy(KeptRows):
     def compute(self) -> dict[str, Tensor]:
         """top1 and top5 in [0, 1], loss and samples (how many were counted); without top5 for up to five classes."""
         index, *rows = self.all_kept()
-        label, best, loss = (values[distinct(index)] for values in rows)
+        counted = distinct(index)
+        label, best, loss = (values[counted] for values in rows)
         hits = best == label.unsqueeze(1)
         ranks = (1, 5) if self.num_classes > 5 else (1,)
         accuracy = {f"top{k}": hits[:, :k].any(dim=1).float().mean() for k in ranks}
